@@ -1,0 +1,1 @@
+"""Lazy training, linearized networks and infinite-width kernels in JAX, from one model definition."""

@@ -1,0 +1,35 @@
+"""Settings that hold for every test: float64 available, no implicit promotion, no display, and the oracle's terms."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# neural-tangents imports TensorFlow only through this module, which none of the comparisons use.
+sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))
+
+
+@pytest.fixture(autouse=True)
+def _oracle_terms(request):
+    """Fails an oracle test on a jax that neural-tangents cannot be imported on, and relaxes promotion inside it."""
+    if request.node.get_closest_marker("oracle") is None:
+        yield
+        return
+    if tuple(int(part) for part in jax.__version__.split(".")[:2]) >= (0, 6):
+        pytest.fail(
+            f"oracle tests compare with neural-tangents 0.6.5, which imports on jax < 0.6; this is jax "
+            f"{jax.__version__}: run `make oracle`, which builds an environment for them",
+            pytrace=False,
+        )
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
