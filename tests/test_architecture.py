@@ -1,0 +1,143 @@
+"""Rules about the source that no single module's test can see: what may import what, and what the text may say."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lazynet
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = (
+    {"_compat", "typing"},
+    {"trees", "linalg", "records"},
+    {"model", "losses", "lazy"},
+    {"layers", "activations", "covariance", "scattering"},
+    {"zoo", "kernels", "empirical", "stax", "interop", "train", "flow", "predict", "datasets"},
+    {"diagnostics", "plots"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+HEAVY = ["diffrax", "flax", "matplotlib", "orbax", "rich", "scipy.integrate", "sklearn", "tyro"]
+PRIVATE_JAX = ("jax._src", "jax.core", "jax.interpreters", "jax.util")
+LIBRARY = sorted((ROOT / "lazynet").rglob("*.py"))
+SOURCES = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
+TEXT_SUFFIXES = {".cff", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yml", ""}
+
+
+def _label(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _module(path: Path) -> str:
+    """The name of the design's module that a library file belongs to: `covariance` for `covariance/duals.py`."""
+    return path.relative_to(ROOT / "lazynet").parts[0].removesuffix(".py")
+
+
+def _absolute(node: ast.ImportFrom, path: Path) -> str:
+    if node.level == 0:
+        return node.module or ""
+    package = path.relative_to(ROOT).with_suffix("").parts[: -node.level]
+    return ".".join((*package, *([node.module] if node.module else [])))
+
+
+def _imports(path: Path) -> set[str]:
+    """Full dotted names of everything imported anywhere in a file, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{_absolute(node, path)}.{alias.name}" for alias in node.names}
+    return names
+
+
+def _attributes(path: Path) -> set[str]:
+    """Dotted names `a.b` of every attribute of a plain name."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {f"{n.value.id}.{n.attr}" for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)}
+
+
+def _dependencies(path: Path) -> set[str]:
+    names = {name.split(".")[1] for name in _imports(path) if name.startswith("lazynet.")}
+    return names - {_module(path)}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_label)
+def test_every_module_stands_in_the_import_order(path):
+    assert _module(path) == "__init__" or _module(path) in LEVEL
+
+
+@pytest.mark.parametrize("path", [p for p in LIBRARY if _module(p) != "__init__"], ids=_label)
+def test_imports_point_downwards(path):
+    upwards = {name for name in _dependencies(path) if LEVEL.get(name, len(LAYERS)) > LEVEL[_module(path)]}
+    assert not upwards
+
+
+def test_modules_do_not_import_each_other_in_a_circle():
+    graph: dict[str, set[str]] = {}
+    for path in LIBRARY:
+        graph.setdefault(_module(path), set()).update(_dependencies(path) & LEVEL.keys())
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_label)
+def test_the_library_does_not_import_the_experiments(path):
+    assert not any(name.split(".")[0] in {"experiments", "benchmarks", "tests"} for name in _imports(path))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_label)
+def test_no_private_name_of_jax_is_used(path):
+    used = {name for name in _imports(path) | _attributes(path) if f"{name}.".startswith(tuple(p + "." for p in PRIVATE_JAX))}
+    assert not used
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_label)
+def test_the_library_does_not_touch_the_global_settings_of_jax(path):
+    assert not {"jax.config", "jax.config.config"} & (_imports(path) | _attributes(path))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_label)
+def test_users_mistakes_do_not_meet_an_assert(path):
+    assert not [node.lineno for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_label)
+def test_no_file_is_longer_than_450_lines(path):
+    assert len(path.read_text().splitlines()) <= 450
+
+
+def test_importing_lazynet_leaves_the_heavy_packages_unloaded():
+    code = "import sys, lazynet; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(HEAVY) & set(done.stdout.split())
+
+
+def _public_names() -> list[str]:
+    """Public names that can carry a docstring: type aliases cannot."""
+    aliases = set(importlib.import_module("lazynet.typing").__all__)
+    return sorted(set(lazynet.__all__) - aliases - {"__version__"})
+
+
+@pytest.mark.parametrize("name", _public_names())
+def test_every_public_name_is_documented_with_an_example(name):
+    documentation = getattr(lazynet, name).__doc__ or ""
+    assert ">>>" in documentation
+
+
+def _texts() -> list[Path]:
+    folders = [ROOT / name for name in ("lazynet", "experiments", "tests", "benchmarks", "notebooks", ".ci")]
+    files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*"))
+    return sorted(p for p in files if p.is_file() and p.suffix in TEXT_SUFFIXES and "__pycache__" not in p.parts)
+
+
+def test_no_file_names_a_folder_of_somebodys_machine():
+    pattern = re.compile(r"(?<![\w.:/~}-])/(?:home|root|Users|work|tmp)/[\w.]")
+    named = {_label(path): found.group() for path in _texts() if (found := pattern.search(path.read_text()))}
+    assert not named
