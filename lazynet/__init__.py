@@ -1,3 +1,4 @@
-"""Lazy training, linearized networks and infinite-width kernels in JAX, from one model definition."""
+"""Is my network lazy, what is its kernel, what would the linearized model do?"""
 
-__all__: list[str] = []
+from lazynet.layers import *
+from lazynet.model import *

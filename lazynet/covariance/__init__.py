@@ -1,0 +1,1 @@
+"""The infinite-width engine: covariances of activations, layer by layer."""

@@ -1,0 +1,63 @@
+"""Class-balanced draws."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int
+
+from lazynet.records import Data
+
+__all__ = ["balanced_subset"]
+
+
+def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
+    """n examples drawn without replacement so that class counts differ by at most 1.
+
+    Small training sets drawn without balance differ by their class counts as much as by anything else. For one
+    seed the draws are nested: the 100 examples of `n=100` are the first 100 of `n=1000`.
+
+    Args:
+        data: Examples with one target column per class; the class of a row is its largest target.
+        n: Number of examples.
+        seed: Of the draw.
+
+    Raises:
+        ValueError: n is not positive, there is one target column, or a class has too few examples.
+
+    Example:
+        >>> data = Data(np.arange(6.0)[:, None], np.eye(2)[[0, 0, 0, 0, 1, 1]])
+        >>> balanced_subset(data, 4, seed=0).y.sum(axis=0).tolist()
+        [2.0, 2.0]
+    """
+    y = np.asarray(data.y)
+    if y.ndim != 2 or y.shape[1] < 2:
+        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2 classes: use one_hot(labels, classes)")
+    kept = balanced_indices(y.argmax(axis=1), y.shape[1], n, seed=seed)
+    return Data(np.asarray(data.x)[kept], y[kept])
+
+
+def balanced_indices(labels: Int[np.ndarray, " n"], classes: int, n: int, *, seed: int) -> Int[np.ndarray, " m"]:
+    """Indices of `n` examples whose class counts differ by at most 1, in a random order of rounds over the classes."""
+    if n < 1:
+        raise ValueError(f"n = {n} examples asked for, expected at least 1")
+    kept = round_robin(labels, classes, seed=seed)[:n]
+    counts = np.bincount(labels[kept], minlength=classes)
+    if len(kept) < n or counts.max() - counts.min() > 1:
+        available = np.bincount(labels, minlength=classes)
+        raise ValueError(
+            f"n = {n} balanced examples asked for, but class {available.argmin()} has only {available.min()} of "
+            f"{len(labels)}: ask for at most {classes * available.min()}"
+        )
+    return kept
+
+
+def round_robin(labels: Int[np.ndarray, " n"], classes: int, *, seed: int) -> Int[np.ndarray, " n"]:
+    """All indices, one of each class per round, so that any contiguous part is balanced until a class has run out."""
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    turn = rng.permutation(classes)[labels[shuffled]]
+    by_class = np.argsort(turn, kind="stable")
+    starts = np.searchsorted(turn[by_class], turn[by_class])
+    rounds = np.empty_like(shuffled)
+    rounds[by_class] = np.arange(len(labels)) - starts
+    return shuffled[np.lexsort((turn, rounds))]

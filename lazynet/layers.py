@@ -1,0 +1,363 @@
+"""Linear and pooling layers. Nonlinearities are in `activations.py`.
+
+Parameterizations, with fan-in `n` (kernel entries times input channels) and neural-tangents' meaning of `s`:
+
+- `"ntk"`: `z = W_std / sqrt(n) W x + b_std b`, all of W and b drawn from N(0, 1).
+- `"standard"`: `z = W x / sqrt(s_in) + b`, W drawn from N(0, W_std^2 s_in / n) and b from N(0, b_std^2); the layer
+  has `s_out` times as many features, and its width is `s` times a base width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lazynet.model import Model, layer
+from lazynet.typing import Array
+
+__all__ = [
+    "AvgPool", "Conv", "Dense", "Flatten", "GlobalAvgPool", "GlobalSumPool", "Identity", "LayerNorm", "MaxPool", "SumPool",
+]
+
+Parameterization = Literal["ntk", "standard"]
+Padding = Literal["SAME", "VALID", "CIRCULAR"]
+Pair = tuple[int, int]
+
+
+def Dense(
+    features: int,
+    W_std: float = 1.0,
+    b_std: float | None = None,
+    *,
+    parameterization: Parameterization = "ntk",
+    s: Pair = (1, 1),
+) -> Model:
+    """Fully connected layer `z = W_std/sqrt(n) W x + b_std b` (NTK parameterization) on `[n, features]`.
+
+    Args:
+        features: Number of outputs (times `s[1]` in the standard parameterization).
+        W_std: Standard deviation of the rescaled weights; sqrt 2 keeps variances through ReLU layers.
+        b_std: Standard deviation of the biases; None for a layer without biases.
+        parameterization: `"ntk"` or `"standard"`, see the module docstring.
+        s: Width factors of input and output; only with `parameterization="standard"`.
+
+    Raises:
+        ValueError: For a bad width, parameterization or `s`; on inputs that are not `[n, features]`.
+        TypeError: On integer inputs.
+
+    Example:
+        >>> model = Dense(2, W_std=2**0.5, b_std=0.1)
+        >>> x = jnp.ones((4, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (4, 2)
+
+    Source: Jacot, Gabriel and Hongler (2018), section 2.1; Lee et al. (2019), equation 1.
+    """
+    features, scheme = _check_affine("Dense", features, parameterization, s)
+
+    def init(key, x):
+        _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
+        return _draw(key, (x.shape[-1], features), x.shape[-1], x.dtype, W_std, b_std, scheme)
+
+    def apply(params, x):
+        _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
+        _check_channels("Dense", x, params["W"].shape[0])
+        z = (x @ params["W"]) * _multiplier(x.shape[-1], W_std, scheme)
+        return _add_bias(z, params, b_std, scheme)
+
+    return layer("Dense", apply, init=init, record=_preactivation)
+
+
+def Conv(
+    features: int,
+    kernel_size: Pair = (3, 3),
+    strides: Pair = (1, 1),
+    padding: Padding = "VALID",
+    W_std: float = 1.0,
+    b_std: float | None = None,
+    *,
+    parameterization: Parameterization = "ntk",
+    s: Pair = (1, 1),
+) -> Model:
+    """Convolution `z_p = W_std/sqrt(k^2 c) sum_d W_d x_{p+d} + b_std b` on images `[n, h, w, c]`.
+
+    Args:
+        features: Number of output channels (times `s[1]` in the standard parameterization).
+        kernel_size: Height and width of the filters.
+        strides: Vertical and horizontal strides.
+        padding: `"SAME"` (zeros), `"VALID"` or `"CIRCULAR"` (periodic images).
+        W_std: Standard deviation of the rescaled weights.
+        b_std: Standard deviation of the biases; None for a layer without biases.
+        parameterization: `"ntk"` or `"standard"`, see the module docstring.
+        s: Width factors of input and output; only with `parameterization="standard"`.
+
+    Raises:
+        ValueError: For a bad width, padding, parameterization or `s`; on inputs that are not `[n, h, w, c]`.
+        TypeError: On integer inputs.
+
+    Example:
+        >>> model = Conv(8, (3, 3), strides=(2, 2), padding="SAME")
+        >>> x = jnp.ones((1, 32, 32, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (1, 16, 16, 8)
+
+    Source: Arora et al. (2019), section 4 (CNTK), without its fixed layers.
+    """
+    features, scheme = _check_affine("Conv", features, parameterization, s)
+    _check_padding("Conv", padding)
+    kernel_size, strides = _pair("Conv", "kernel_size", kernel_size), _pair("Conv", "strides", strides)
+
+    def fan_in(channels):
+        return math.prod(kernel_size) * channels
+
+    def init(key, x):
+        _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
+        return _draw(key, (*kernel_size, x.shape[-1], features), fan_in(x.shape[-1]), x.dtype, W_std, b_std, scheme)
+
+    def apply(params, x):
+        _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
+        _check_channels("Conv", x, params["W"].shape[2])
+        image, pads = pad_image(x, kernel_size, strides, padding)
+        z = lax.conv_general_dilated(image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
+
+    return layer("Conv", apply, init=init, record=_preactivation)
+
+
+def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
+    """Mean over windows `y_p = 1/|window| sum_d x_{p+d}`; padded entries count as zeros.
+
+    Args:
+        window: Height and width of the window.
+        strides: Strides; (1, 1) by default, as in neural-tangents and flax.
+        padding: `"SAME"`, `"VALID"` or `"CIRCULAR"`.
+
+    Example:
+        >>> AvgPool((2, 2), (2, 2)).apply({}, jnp.ones((1, 4, 4, 1))).shape
+        (1, 2, 2, 1)
+    """
+    return _pool("AvgPool", window, strides, padding, math.prod(window))
+
+
+def SumPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
+    """Sum over windows `y_p = sum_d x_{p+d}`.
+
+    Args:
+        window: Height and width of the window.
+        strides: Strides; (1, 1) by default.
+        padding: `"SAME"`, `"VALID"` or `"CIRCULAR"`.
+
+    Example:
+        >>> float(SumPool((2, 2), (2, 2)).apply({}, jnp.ones((1, 4, 4, 1)))[0, 0, 0, 0])
+        4.0
+    """
+    return _pool("SumPool", window, strides, padding, 1)
+
+
+def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", "VALID"] = "VALID") -> Model:
+    """Maximum over windows `y_p = max_d x_{p+d}`. It has no infinite-width limit in closed form.
+
+    Args:
+        window: Height and width of the window.
+        strides: Strides; (1, 1) by default.
+        padding: `"SAME"` (padded entries never win) or `"VALID"`.
+
+    Example:
+        >>> MaxPool((2, 2), (2, 2)).apply({}, jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
+        [[5.0, 7.0], [13.0, 15.0]]
+    """
+    window = _pair("MaxPool", "window", window)
+    strides = (1, 1) if strides is None else _pair("MaxPool", "strides", strides)
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"MaxPool got padding={padding!r}, expected 'SAME' or 'VALID'.")
+
+    def patches(x):
+        _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
+        return _windows(x, window, strides, padding, fill=-jnp.inf)
+
+    def apply(params, x):
+        return jnp.max(patches(x), axis=3)
+
+    return layer("MaxPool", apply, record=lambda x, outputs: (x, patches(x)))
+
+
+def GlobalAvgPool() -> Model:
+    """Mean over positions `y = 1/(hw) sum_p x_p`, from `[n, h, w, c]` to `[n, c]`.
+
+    Example:
+        >>> GlobalAvgPool().apply({}, jnp.ones((2, 4, 4, 3))).shape
+        (2, 3)
+    """
+    return _global("GlobalAvgPool", jnp.mean)
+
+
+def GlobalSumPool() -> Model:
+    """Sum over positions `y = sum_p x_p`, from `[n, h, w, c]` to `[n, c]`.
+
+    Example:
+        >>> float(GlobalSumPool().apply({}, jnp.ones((1, 4, 4, 1)))[0, 0])
+        16.0
+    """
+    return _global("GlobalSumPool", jnp.sum)
+
+
+def Flatten() -> Model:
+    """All positions and channels as one vector, from `[n, h, w, c]` to `[n, h w c]`.
+
+    A head on Flatten needs covariances at equal positions only, which makes its kernels about 600 times cheaper than
+    those of a pooled head, and blind to translations.
+
+    Example:
+        >>> Flatten().apply({}, jnp.ones((2, 4, 4, 3))).shape
+        (2, 48)
+    """
+    return layer("Flatten", lambda params, x: x.reshape(x.shape[0], -1))
+
+
+def LayerNorm(eps: float = 1e-12) -> Model:
+    """Normalization over features `y = (x - mean(x)) / sqrt(var(x) + eps)`, without learned gain and bias.
+
+    Args:
+        eps: Added to the variance.
+
+    Example:
+        >>> y = LayerNorm().apply({}, jnp.array([[1.0, 3.0]]))
+        >>> [round(v, 6) for v in y[0].tolist()]
+        [-1.0, 1.0]
+
+    Source: Ba, Kiros and Hinton (2016), equation 3.
+    """
+
+    def apply(params, x):
+        centered = x - jnp.mean(x, axis=-1, keepdims=True)
+        return centered * lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + eps)
+
+    return layer("LayerNorm", apply)
+
+
+def Identity() -> Model:
+    """`y = x`: the shortcut of a residual block.
+
+    Example:
+        >>> Identity().apply({}, jnp.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+    return layer("Identity", lambda params, x: x, kernel=lambda k: k)
+
+
+def pad_image(x: Array, window: Pair, strides: Pair, padding: Padding) -> tuple[Array, Sequence[Pair]]:
+    """The image and the zero padding left to do: periodic images are wrapped here, the others are returned as they are.
+
+    Example:
+        >>> image, pads = pad_image(jnp.ones((1, 4, 4, 1)), (3, 3), (1, 1), "CIRCULAR")
+        >>> image.shape, pads
+        ((1, 6, 6, 1), [(0, 0), (0, 0)])
+    """
+    if padding == "VALID":
+        return x, [(0, 0), (0, 0)]
+    pads = lax.padtype_to_pads(x.shape[1:3], window, strides, "SAME")
+    if padding == "SAME":
+        return x, pads
+    return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), [(0, 0), (0, 0)]
+
+
+def _preactivation(x, outputs):
+    return x, outputs
+
+
+def _draw(key, shape, fan_in, dtype, W_std, b_std, scheme):
+    """Weights and biases of either parameterization; N(0, 1) in the NTK one."""
+    key_W, key_b = jax.random.split(key)
+    W = jax.random.normal(key_W, shape, dtype)
+    params = {"W": W if scheme is None else W * (W_std * math.sqrt(scheme[0] / fan_in))}
+    if b_std is not None:
+        b = jax.random.normal(key_b, shape[-1:], dtype)
+        params["b"] = b if scheme is None else b * b_std
+    return params
+
+
+def _multiplier(fan_in, W_std, scheme):
+    return W_std / math.sqrt(fan_in) if scheme is None else 1 / math.sqrt(scheme[0])
+
+
+def _add_bias(z, params, b_std, scheme):
+    if b_std is None:
+        return z
+    b = params["b"] if scheme is not None else params["b"] * b_std
+    return z + b.reshape((1,) * (z.ndim - 1) + b.shape)
+
+
+def _pool(name, window, strides, padding, divisor):
+    _check_padding(name, padding)
+    window = _pair(name, "window", window)
+    strides = (1, 1) if strides is None else _pair(name, "strides", strides)
+
+    def apply(params, x):
+        _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
+        return jnp.sum(_windows(x, window, strides, padding, fill=0.0), axis=3) / divisor
+
+    return layer(name, apply)
+
+
+def _global(name, reduce):
+    def apply(params, x):
+        _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
+        return reduce(x, axis=(1, 2))
+
+    return layer(name, apply)
+
+
+def _windows(x, window, strides, padding, fill):
+    """Entries of each pooling window, `[n, h', w', window, c]`: strided slices, which differentiate to any order."""
+    image, pads = pad_image(x, window, strides, padding)
+    image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
+    h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
+    if h < 1 or w < 1:
+        raise ValueError(f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with padding={padding!r}: "
+                         "use a smaller window, or fewer pooling layers before it.")
+    offsets = product(range(window[0]), range(window[1]))
+    rows, columns = strides
+    slices = [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
+    return jnp.stack(slices, axis=3)
+
+
+def _check_affine(name, features, parameterization, s):
+    """The number of features of the layer and, for the standard parameterization, its width factors."""
+    if not isinstance(features, int) or features < 1:
+        raise ValueError(f"{name} got features={features!r}, expected an integer >= 1.")
+    if parameterization not in ("ntk", "standard"):
+        raise ValueError(f"{name} got parameterization={parameterization!r}, expected 'ntk' or 'standard'.")
+    if parameterization == "ntk" and tuple(s) != (1, 1):
+        raise ValueError(f"{name} got s={s} with parameterization='ntk', expected (1, 1): width factors only change "
+                         "the 'standard' parameterization.")
+    return (features, None) if parameterization == "ntk" else (features * s[1], tuple(s))
+
+
+def _check_padding(name, padding):
+    if padding not in ("SAME", "VALID", "CIRCULAR"):
+        raise ValueError(f"{name} got padding={padding!r}, expected 'SAME', 'VALID' or 'CIRCULAR'.")
+
+
+def _pair(name, argument, value):
+    if len(tuple(value)) != 2 or any(not isinstance(v, int) or v < 1 for v in value):
+        raise ValueError(f"{name} got {argument}={value!r}, expected two integers >= 1 (height, width).")
+    return tuple(value)
+
+
+def _check_rank(name, x, rank, expected, fix):
+    if len(x.shape) != rank:
+        raise ValueError(f"{name} got an input of shape {tuple(x.shape)}, expected {expected}: {fix}.")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} got {x.dtype} inputs, expected floating point: convert images by x.astype(float) / 255.")
+
+
+def _check_channels(name, x, expected):
+    if x.shape[-1] != expected:
+        raise ValueError(f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), but its weights expect {expected}: "
+                         "initialize with a batch of this shape, or fix the input.")

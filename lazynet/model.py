@@ -1,0 +1,311 @@
+"""A network is a `Model`: five pure functions of the same architecture, and combinators that make models of models.
+
+There is no layer class: a layer is a model, and a network is a layer made of layers. Parameters are nested
+dictionaries whose keys are positions and names (`{"0_Dense": {"W": ..., "b": ...}, "2_Dense": ...}`); the same
+names, joined by slashes, are the paths of `Model.trace`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lazynet.covariance.state import Kernel
+from lazynet.typing import Array, Params
+
+__all__ = ["Model", "child_path", "layer", "parallel", "propagate", "repeat", "residual", "serial", "symmetrize"]
+
+Rule = Callable[[Kernel], Kernel]
+
+
+class Model(NamedTuple):
+    """An architecture: how to draw its weights, evaluate it, look inside it and take its infinite-width limit.
+
+    Attributes:
+        init: `init(key, x) -> params`; `x` is an example batch or its `jax.ShapeDtypeStruct` (only shape and dtype
+            are used, and the parameters get the dtype of `x`).
+        apply: `apply(params, x) -> outputs`, pure, batch first, channels last.
+        trace: `trace(params, x) -> (outputs, {path: (layer input, pre-activation)})`. Dense and Conv record their
+            input and their output; an activation records its input twice; MaxPool records its input and the
+            window entries `[n, h, w, window, c]` over which it takes the maximum.
+        kernel: The infinite-width rule, from the covariances of the layer's input to those of its output; None for a
+            layer that has no such limit.
+        name: Name of the layer in paths and messages.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = ln.serial(ln.Dense(32), ln.Relu(), ln.Dense(1))
+        >>> x = jnp.ones((4, 3))
+        >>> params = model.init(jax.random.key(0), x)
+        >>> model.apply(params, x).shape, sorted(params)
+        ((4, 1), ['0_Dense', '2_Dense'])
+        >>> outputs, inside = model.trace(params, x)
+        >>> sorted(inside)
+        ['0_Dense', '1_Relu', '2_Dense']
+    """
+
+    init: Callable[[Any, Any], Params]
+    apply: Callable[[Params, Any], Array]
+    trace: Callable[[Params, Any], tuple[Array, dict[str, tuple[Array, Array]]]]
+    kernel: Rule | None
+    name: str
+
+
+def layer(
+    name: str,
+    apply: Callable[[Params, Any], Array],
+    *,
+    init: Callable[[Any, Any], Params] | None = None,
+    record: Callable[[Any, Array], tuple[Array, Array]] | None = None,
+    kernel: Rule | None = None,
+) -> Model:
+    """A model from a single function: how every layer of lazynet is made, and how to add your own.
+
+    Args:
+        name: Name in paths and messages.
+        apply: `apply(params, x) -> outputs`.
+        init: `init(key, x) -> params`; None for a layer without parameters.
+        record: `record(x, outputs) -> (layer input, pre-activation)`; None for a layer that `trace` passes over.
+        kernel: Infinite-width rule, None if there is none.
+
+    Example:
+        >>> double = layer("Double", lambda params, x: 2.0 * x)
+        >>> double.apply({}, jnp.ones((1, 2))).tolist()
+        [[2.0, 2.0]]
+    """
+
+    def trace(params: Params, x: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
+        outputs = apply(params, x)
+        return outputs, {} if record is None else {"": record(x, outputs)}
+
+    return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
+
+
+def serial(*layers: Model, name: str = "serial") -> Model:
+    """Composition `h = h_L o ... o h_1`.
+
+    Shapes come from `jax.eval_shape` and layer i draws with `fold_in(key, i)`: appending a layer does not change the
+    weights of the earlier ones.
+
+    Args:
+        *layers: Models applied from left to right.
+        name: Name in paths and messages.
+
+    Raises:
+        TypeError: If something that is not a `Model` is passed, for instance a layer constructor without its call.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = serial(ln.Dense(8), ln.Erf(), ln.Dense(2))
+        >>> jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 3)))["0_Dense"]["W"].shape
+        (3, 8)
+    """
+    _check_models(layers, "serial")
+
+    def init(key, x):
+        params = {}
+        for i, member in enumerate(layers):
+            own = member.init(jax.random.fold_in(key, i), x)
+            if own:
+                params[child_path(i, member)] = own
+            x = jax.eval_shape(member.apply, own, x)
+        return params
+
+    def apply(params, x):
+        for i, member in enumerate(layers):
+            x = member.apply(params.get(child_path(i, member), {}), x)
+        return x
+
+    def trace(params, x):
+        inside = {}
+        for i, member in enumerate(layers):
+            path = child_path(i, member)
+            x, below = member.trace(params.get(path, {}), x)
+            inside |= _nested(path, below)
+        return x, inside
+
+    def kernel(k):
+        for i, member in enumerate(layers):
+            k = propagate(member, k, child_path(i, member))
+        return k
+
+    return Model(init, apply, trace, kernel, name)
+
+
+def parallel(*branches: Model, name: str = "parallel") -> Model:
+    """Sum of branches `h(x) = h_1(x) + ... + h_B(x)`, each with its own weights.
+
+    In the infinite-width limit the covariances of independent branches add, which needs every branch to end in a
+    fresh Dense or Conv; at most one may be a shortcut that passes a Gaussian pre-activation through.
+
+    Args:
+        *branches: Models of the same output shape.
+        name: Name in paths and messages.
+
+    Raises:
+        TypeError: If something that is not a `Model` is passed.
+        ValueError: When evaluated, if the output shapes differ; in the limit, if branches are dependent.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = parallel(ln.Dense(4), ln.Dense(4))
+        >>> x = jnp.ones((2, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (2, 4)
+    """
+    _check_models(branches, "parallel")
+    paths = [child_path(i, branch) for i, branch in enumerate(branches)]
+
+    def init(key, x):
+        drawn = {p: b.init(jax.random.fold_in(key, i), x) for i, (p, b) in enumerate(zip(paths, branches, strict=True))}
+        return {path: own for path, own in drawn.items() if own}
+
+    def apply(params, x):
+        return _sum([b.apply(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)], paths)
+
+    def trace(params, x):
+        traced = [b.trace(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)]
+        inside = {}
+        for path, (_, below) in zip(paths, traced, strict=True):
+            inside |= _nested(path, below)
+        return _sum([outputs for outputs, _ in traced], paths), inside
+
+    def kernel(k):
+        start = k.replace(fresh=False)
+        return Kernel.sum_independent([propagate(b, start, p) for p, b in zip(paths, branches, strict=True)], paths)
+
+    return Model(init, apply, trace, kernel, name)
+
+
+def residual(*layers: Model, shortcut: Model | None = None) -> Model:
+    """Residual block `h(x) = s(x) + h_L o ... o h_1(x)`, with `s` the identity by default.
+
+    Args:
+        *layers: The body; it must end in a Dense or Conv for the infinite-width limit to exist.
+        shortcut: Model of the other branch, for instance a strided 1x1 Conv.
+
+    Example:
+        >>> import lazynet as ln
+        >>> block = residual(ln.Relu(), ln.Dense(3))
+        >>> x = jnp.ones((2, 3))
+        >>> block.apply(block.init(jax.random.key(0), x), x).shape
+        (2, 3)
+    """
+    identity = layer("Identity", lambda params, x: x, kernel=lambda k: k)
+    return parallel(identity if shortcut is None else shortcut, serial(*layers), name="residual")
+
+
+def repeat(block: Model, n: int) -> Model:
+    """`n` copies of a block in a row, each with its own weights.
+
+    Args:
+        block: Model whose output can be its input.
+        n: Number of copies, at least 0.
+
+    Raises:
+        ValueError: If `n` is negative.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = repeat(serial(ln.Dense(3), ln.Relu()), 2)
+        >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 3))))
+        ['0_serial', '1_serial']
+    """
+    if n < 0:
+        raise ValueError(f"repeat got n={n}, expected n >= 0 copies.")
+    return serial(*[block] * n, name="repeat")
+
+
+def symmetrize(model: Model) -> Model:
+    """Doubling trick `h(w1, w2; x) = (h(w1; x) - h(w2; x)) / sqrt 2`, with w1 = w2 at initialization.
+
+    The output is exactly zero at initialization while the tangent kernel is that of `model`; the second-order term
+    of the expansion cancels too, which is why output gap and kernel change then decay like 1/alpha^2.
+
+    Args:
+        model: The model to double.
+
+    Example:
+        >>> import lazynet as ln
+        >>> doubled = symmetrize(ln.serial(ln.Dense(8), ln.Erf(), ln.Dense(1)))
+        >>> x = jnp.ones((2, 3))
+        >>> doubled.apply(doubled.init(jax.random.key(0), x), x).tolist()
+        [[0.0], [0.0]]
+
+    Source: Chizat, Oyallon and Bach (2019), section 1.2 ("unbiased initialization" by doubling).
+    """
+    _check_models((model,), "symmetrize")
+
+    def init(key, x):
+        params = model.init(key, x)
+        return {"minus": params, "plus": jax.tree.map(jnp.copy, params)}
+
+    def apply(params, x):
+        return (model.apply(params["plus"], x) - model.apply(params["minus"], x)) / math.sqrt(2.0)
+
+    def trace(params, x):
+        plus, inside_plus = model.trace(params["plus"], x)
+        minus, inside_minus = model.trace(params["minus"], x)
+        inside = _nested("plus", inside_plus) | _nested("minus", inside_minus)
+        return (plus - minus) / math.sqrt(2.0), inside
+
+    def kernel(k):
+        return propagate(model, k, model.name).without_nngp()
+
+    return Model(init, apply, trace, kernel, f"symmetrize({model.name})")
+
+
+def propagate(member: Model, k: Kernel, path: str) -> Kernel:
+    """Covariances after `member`; raises, naming the layer and the way out, if it has no infinite-width rule.
+
+    Example:
+        >>> import lazynet as ln
+        >>> from lazynet.covariance.state import input_kernel
+        >>> propagate(ln.Dense(1), input_kernel(jnp.eye(2), jnp.eye(2)), "0_Dense").nngp.shape
+        (2, 2)
+    """
+    if member.kernel is None:
+        raise ValueError(
+            f"layer {path} ({member.name}) has no infinite-width limit: replace it (AvgPool instead of MaxPool) or "
+            "use empirical_ntk at finite width, averaged over initializations by monte_carlo_kernel."
+        )
+    return member.kernel(k)
+
+
+def child_path(i: int, member: Model) -> str:
+    """Key of member `i` in parameters and traces: its position and its name.
+
+    Example:
+        >>> import lazynet as ln
+        >>> child_path(2, ln.Dense(10))
+        '2_Dense'
+    """
+    return f"{i}_{member.name}"
+
+
+def _nested(path: str, below: dict) -> dict:
+    return {f"{path}/{sub}" if sub else path: entry for sub, entry in below.items()}
+
+
+def _sum(outputs: list[Array], paths: list[str]) -> Array:
+    shapes = {path: value.shape for path, value in zip(paths, outputs, strict=True)}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"parallel adds its branches, but their output shapes differ: {shapes}; "
+                         "give each branch the same number of features (and strides).")
+    total = outputs[0]
+    for value in outputs[1:]:
+        total = total + value
+    return total
+
+
+def _check_models(members: tuple, where: str) -> None:
+    if where == "parallel" and not members:
+        raise TypeError("parallel got no branches, expected at least one model.")
+    for i, member in enumerate(members):
+        if not isinstance(member, Model):
+            raise TypeError(f"{where} got {member!r} at position {i}, expected a Model: "
+                            "call the layer's constructor, for instance Relu() and not Relu.")

@@ -1,0 +1,112 @@
+"""Vector-space operations on pytrees: what optimizers, drifts and power iterations need, no more."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lazynet.typing import Array, Params
+
+__all__ = ["add", "add_scaled", "check_same_structure", "divide", "dot", "norm", "subtract", "zeros_like"]
+
+
+def add(a: Params, b: Params) -> Params:
+    """`a + b`, leaf by leaf.
+
+    Example:
+        >>> add({"w": jnp.ones(2)}, {"w": jnp.ones(2)})["w"].tolist()
+        [2.0, 2.0]
+    """
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: Params, b: Params) -> Params:
+    """`a - b`, leaf by leaf: the displacement from `b` to `a`.
+
+    Example:
+        >>> subtract({"w": jnp.ones(2)}, {"w": jnp.ones(2)})["w"].tolist()
+        [0.0, 0.0]
+    """
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def add_scaled(a: Params, scale: Array | float, b: Params) -> Params:
+    """`a + scale b`, each leaf in the dtype of `a`.
+
+    Example:
+        >>> add_scaled({"w": jnp.ones(2)}, 3.0, {"w": jnp.ones(2)})["w"].tolist()
+        [4.0, 4.0]
+    """
+    return jax.tree.map(lambda x, y: x + jnp.asarray(scale).astype(x.dtype) * y, a, b)
+
+
+def divide(a: Params, scale: Array | float) -> Params:
+    """`a / scale`, each leaf in its own dtype.
+
+    Example:
+        >>> divide({"w": jnp.ones(2)}, 2.0)["w"].tolist()
+        [0.5, 0.5]
+    """
+    return jax.tree.map(lambda x: x / jnp.asarray(scale).astype(x.dtype), a)
+
+
+def dot(a: Params, b: Params) -> Array:
+    """Inner product `<a, b>`, the sum over leaves of the leaves' inner products.
+
+    Example:
+        >>> float(dot({"w": jnp.ones(3)}, {"w": jnp.ones(3)}))
+        3.0
+    """
+    products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision="highest"), a, b)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def norm(a: Params) -> Array:
+    """Euclidean norm `sqrt(<a, a>)` over all leaves.
+
+    Example:
+        >>> float(norm({"w": jnp.array([3.0, 4.0])}))
+        5.0
+    """
+    return jnp.sqrt(dot(a, a))
+
+
+def zeros_like(a: Params) -> Params:
+    """The zero of the space of `a`: the start of a lazy function's variable u = alpha (w - w0).
+
+    Example:
+        >>> zeros_like({"w": jnp.ones(2)})["w"].tolist()
+        [0.0, 0.0]
+    """
+    return jax.tree.map(jnp.zeros_like, a)
+
+
+def check_same_structure(params: Params, reference: Params, *, name: str, expected: str) -> None:
+    """Raises a ValueError unless `params` has the structure and the shapes of `reference`.
+
+    Only static facts are compared, so the check also works on traced arrays.
+
+    Args:
+        params: The tree to check.
+        reference: The tree whose structure and shapes are expected.
+        name: What `params` is called in the message.
+        expected: What `reference` is called in the message.
+
+    Raises:
+        ValueError: Naming the first leaf that differs.
+
+    Example:
+        >>> check_same_structure({"w": jnp.ones(2)}, {"w": jnp.ones(3)}, name="u", expected="params0")
+        Traceback (most recent call last):
+        ...
+        ValueError: u['w'] has shape (2,), expected (3,) as in params0: build both from the same model.
+    """
+    paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves, expected_treedef = jax.tree.flatten(reference)
+    if treedef != expected_treedef:
+        raise ValueError(f"{name} has the structure {treedef}, expected {expected_treedef} as in {expected}: "
+                         "build both from the same model.")
+    for (path, leaf), other in zip(paths, leaves, strict=True):
+        if jnp.shape(leaf) != jnp.shape(other):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, expected "
+                             f"{jnp.shape(other)} as in {expected}: build both from the same model.")
