@@ -1,4 +1,85 @@
-"""Is my network lazy, what is its kernel, what would the linearized model do?"""
+"""lazynet: is my network lazy, what is its kernel, what would the linearized model do?
 
-from lazynet.layers import *
-from lazynet.model import *
+Every object of study is a point in the plane (alpha, width): one model definition (`Model`: init, apply, trace,
+kernel), one transform (`lazy(apply, params0, alpha)`, alpha in (0, inf]) and one record (`Trajectory`) that finite
+training and infinite-width kernel flow both return. Names load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+# A function that shares its module's name is bound here, after the import that bound the module.
+from lazynet.lazy import lazy as lazy
+from lazynet.train import train as train
+
+_PUBLIC = {
+    "model": ("Model", "layer", "serial", "parallel", "residual", "repeat", "symmetrize"),
+    "layers": (
+        "Dense",
+        "Conv",
+        "AvgPool",
+        "SumPool",
+        "MaxPool",
+        "GlobalAvgPool",
+        "GlobalSumPool",
+        "Flatten",
+        "LayerNorm",
+        "Identity",
+    ),
+    "activations": (
+        "Relu",
+        "LeakyRelu",
+        "Abs",
+        "ABRelu",
+        "Erf",
+        "Gelu",
+        "Sin",
+        "Cos",
+        "Rbf",
+        "Sigmoid_like",
+        "elementwise",
+    ),
+    "lazy": ("linearize", "taylor_expand", "center", "scale", "lazy", "weights"),
+    "losses": ("mse", "cross_entropy", "logistic", "accuracy", "Objective", "objective"),
+    "records": ("Data", "Gram", "Trajectory"),
+    "train": ("train", "snapshots", "evaluate", "sgd", "log_spaced", "TrainState"),
+}
+_MODULES = (
+    "activations",
+    "covariance",
+    "datasets",
+    "diagnostics",
+    "empirical",
+    "flow",
+    "interop",
+    "kernels",
+    "layers",
+    "linalg",
+    "losses",
+    "model",
+    "plots",
+    "records",
+    "scattering",
+    "trees",
+    "typing",
+)
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    """Loads a public name or a module when it is first asked for."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"lazynet.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _MODULES:
+        return importlib.import_module(f"lazynet.{name}")
+    raise AttributeError(f"module 'lazynet' has no attribute {name!r}; public names: {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    """Public names and modules."""
+    return sorted([*__all__, *_MODULES])

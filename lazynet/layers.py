@@ -319,7 +319,7 @@ def _windows(x, window, strides, padding, fill):
     image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
     if h < 1 or w < 1:
-        raise ValueError(f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with padding={padding!r}: "
+        raise ValueError(f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with {padding!r} padding: "
                          "use a smaller window, or fewer pooling layers before it.")
     offsets = product(range(window[0]), range(window[1]))
     rows, columns = strides
@@ -354,10 +354,10 @@ def _check_rank(name, x, rank, expected, fix):
     if len(x.shape) != rank:
         raise ValueError(f"{name} got an input of shape {tuple(x.shape)}, expected {expected}: {fix}.")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} got {x.dtype} inputs, expected floating point: convert images by x.astype(float) / 255.")
+        raise TypeError(f"{name} got {x.dtype} inputs, expected floating point: use x.astype(float) / 255 for images.")
 
 
 def _check_channels(name, x, expected):
     if x.shape[-1] != expected:
-        raise ValueError(f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), but its weights expect {expected}: "
+        raise ValueError(f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), its weights expect {expected}: "
                          "initialize with a batch of this shape, or fix the input.")

@@ -294,8 +294,10 @@ def _nested(path: str, below: dict) -> dict:
 def _sum(outputs: list[Array], paths: list[str]) -> Array:
     shapes = {path: value.shape for path, value in zip(paths, outputs, strict=True)}
     if len(set(shapes.values())) != 1:
-        raise ValueError(f"parallel adds its branches, but their output shapes differ: {shapes}; "
-                         "give each branch the same number of features (and strides).")
+        raise ValueError(
+            f"parallel adds its branches, but their output shapes differ: {shapes}; "
+            "give each branch the same number of features (and strides)."
+        )
     total = outputs[0]
     for value in outputs[1:]:
         total = total + value
@@ -307,5 +309,7 @@ def _check_models(members: tuple, where: str) -> None:
         raise TypeError("parallel got no branches, expected at least one model.")
     for i, member in enumerate(members):
         if not isinstance(member, Model):
-            raise TypeError(f"{where} got {member!r} at position {i}, expected a Model: "
-                            "call the layer's constructor, for instance Relu() and not Relu.")
+            raise TypeError(
+                f"{where} got {member!r} at position {i}, expected a Model: "
+                "call the layer's constructor, for instance Relu() and not Relu."
+            )

@@ -104,9 +104,13 @@ def check_same_structure(params: Params, reference: Params, *, name: str, expect
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     leaves, expected_treedef = jax.tree.flatten(reference)
     if treedef != expected_treedef:
-        raise ValueError(f"{name} has the structure {treedef}, expected {expected_treedef} as in {expected}: "
-                         "build both from the same model.")
+        raise ValueError(
+            f"{name} has the structure {treedef}, expected {expected_treedef} as in {expected}: "
+            "build both from the same model."
+        )
     for (path, leaf), other in zip(paths, leaves, strict=True):
         if jnp.shape(leaf) != jnp.shape(other):
-            raise ValueError(f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, expected "
-                             f"{jnp.shape(other)} as in {expected}: build both from the same model.")
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, expected "
+                f"{jnp.shape(other)} as in {expected}: build both from the same model."
+            )

@@ -1,0 +1,245 @@
+"""The plane's horizontal axis: from the standard model (alpha = 1) to the tangent model (alpha = inf).
+
+Each transform returns a `jax.tree_util.Partial` around a module-level function, with the initialization and the
+scale as leaves. Passed as an argument to a compiled step, all finite alphas and all initializations share one
+compilation; captured by a closure, each would become a constant of its own program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from lazynet import trees
+from lazynet.losses import as_partial
+from lazynet.typing import Apply, Array, Params
+
+__all__ = ["center", "is_lazy_function", "lazy", "linearize", "scale", "taylor_expand", "weights"]
+
+
+def linearize(apply: Apply, params0: Params) -> Partial:
+    """Tangent model `hbar(w) = h(w0) + Dh(w0) (w - w0)`, by one `jax.jvp` per evaluation.
+
+    Args:
+        apply: Model h.
+        params0: w0, where the tangent is taken.
+
+    Returns:
+        A function of (params, x), linear in params up to a constant.
+
+    Example:
+        >>> tangent = linearize(lambda w, x: x @ w**2, jnp.ones((1, 1)))
+        >>> tangent(3.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
+        [[5.0]]
+
+    Source: Chizat, Oyallon and Bach (2019), equation 4; Lee et al. (2019), equation 5.
+    """
+    return Partial(_linearized, as_partial(apply), params0)
+
+
+def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
+    """Taylor polynomial `sum_{j <= degree} D^j h(w0) (w - w0)^j / j!`, by nested `jax.jvp`.
+
+    Args:
+        apply: Model h.
+        params0: w0, where the expansion is taken.
+        degree: Highest order, at least 0; 1 is `linearize`.
+
+    Raises:
+        ValueError: If `degree` is negative or not an integer.
+
+    Example:
+        >>> quadratic = taylor_expand(lambda w, x: x @ w**3, jnp.zeros((1, 1)), 3)
+        >>> quadratic(2.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
+        [[8.0]]
+    """
+    if not isinstance(degree, int) or degree < 0:
+        raise ValueError(f"taylor_expand got degree={degree!r}, expected an integer >= 0.")
+    return Partial(_Taylor(degree), as_partial(apply), params0)
+
+
+def center(apply: Apply, params0: Params) -> Partial:
+    """Centered model `h(w) - h(w0)`: zero at initialization, which laziness needs.
+
+    Args:
+        apply: Model h.
+        params0: w0.
+
+    Example:
+        >>> centered = center(lambda w, x: x @ w, jnp.ones((1, 1)))
+        >>> centered(jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
+        [[0.0]]
+
+    Source: Chizat, Oyallon and Bach (2019), section 1.2.
+    """
+    return Partial(_centered, as_partial(apply), params0)
+
+
+def scale(apply: Apply, alpha: float | Array) -> Partial:
+    """Scaled model `alpha h(w)`, a function of the weights w themselves.
+
+    Trained on the loss times 1/alpha^2 it is the paper's definition of lazy training. In float32 it loses all digits
+    of w - w0 for large alpha: train `lazy` instead, which is the same dynamics in the variable u = alpha (w - w0).
+
+    Args:
+        apply: Model h.
+        alpha: Scale, positive and finite.
+
+    Raises:
+        ValueError: If alpha is not in (0, inf).
+
+    Example:
+        >>> scale(lambda w, x: x @ w, 3.0)(jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
+        [[3.0]]
+
+    Source: Chizat, Oyallon and Bach (2019), equation 2.
+    """
+    return Partial(_scaled, as_partial(apply), _checked_alpha(alpha, allow_inf=False))
+
+
+def lazy(apply: Apply, params0: Params, alpha: float | Array) -> Partial:
+    """Lazy function `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
+
+    Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by itself). SGD with
+    momentum on the plain loss of f is SGD with momentum on the paper's objective (1/alpha^2) R(alpha (h(w) - h(w0))),
+    so one learning rate serves every alpha and float32 stays usable. `weights` maps u back to w.
+
+    Args:
+        apply: Model h.
+        params0: w0, the initialization.
+        alpha: Scale in (0, inf]; 1 is standard (centered) training, inf the tangent model.
+
+    Returns:
+        A function of (u, x) as a pytree with `params0` and `alpha` as leaves: passed as an argument to a compiled
+        function, all finite alphas share one compilation and inf has another.
+
+    Raises:
+        ValueError: If alpha is not in (0, inf]; when evaluated, if u does not have the shapes of `params0`, or is
+            `params0` itself.
+
+    Example:
+        >>> h = lambda w, x: x @ w**2
+        >>> w0 = jnp.ones((1, 1))
+        >>> u = jnp.ones((1, 1))
+        >>> [round(float(lazy(h, w0, alpha)(u, w0)[0, 0]), 3) for alpha in (1.0, 10.0, float("inf"))]
+        [3.0, 2.1, 2.0]
+
+    Source: Chizat, Oyallon and Bach (2019), equations 2 and 4, in the variable u.
+    """
+    alpha = _checked_alpha(alpha, allow_inf=True)
+    if isinstance(alpha, float) and math.isinf(alpha):
+        return Partial(_tangent, as_partial(apply), params0)
+    return Partial(_displaced, as_partial(apply), params0, alpha)
+
+
+def weights(lazy_apply: Partial, u: Params) -> Params:
+    """Weights `w = w0 + u / alpha` of a lazy function at u; w0 at alpha = inf.
+
+    Args:
+        lazy_apply: What `lazy` returned.
+        u: Displacement.
+
+    Raises:
+        TypeError: If `lazy_apply` was not made by `lazy`.
+
+    Example:
+        >>> f = lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 10.0)
+        >>> weights(f, jnp.ones((1, 1))).tolist()
+        [[1.1]]
+    """
+    if not is_lazy_function(lazy_apply):
+        raise TypeError(f"weights got {lazy_apply!r}, expected what lazy(apply, params0, alpha) returned.")
+    params0 = lazy_apply.args[1]
+    return params0 if lazy_apply.func is _tangent else _move(params0, lazy_apply.args[2], u)
+
+
+def is_lazy_function(function: object) -> bool:
+    """Whether `function` was made by `lazy`, so that its variable is the displacement u and not the weights.
+
+    Example:
+        >>> is_lazy_function(lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 2.0)), is_lazy_function(jnp.sin)
+        (True, False)
+    """
+    return isinstance(function, Partial) and function.func in (_displaced, _tangent)
+
+
+def _linearized(apply, params0, params, x):
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    outputs, change = jax.jvp(lambda w: apply(w, x), (params0,), (trees.subtract(params, params0),))
+    return outputs + change
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taylor:
+    """The expansion of a static degree; equal degrees compare equal, so that they share compilations."""
+
+    degree: int
+
+    def __call__(self, apply, params0, params, x):
+        trees.check_same_structure(params, params0, name="params", expected="params0")
+        direction = trees.subtract(params, params0)
+
+        def derivative(order):
+            if order == 0:
+                return lambda w: apply(w, x)
+            return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
+
+        return sum(derivative(j)(params0) / math.factorial(j) for j in range(1, self.degree + 1)) + apply(params0, x)
+
+
+def _centered(apply, params0, params, x):
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    return apply(params, x) - apply(params0, x)
+
+
+def _scaled(apply, alpha, params, x):
+    outputs = apply(params, x)
+    return _as(alpha, outputs) * outputs
+
+
+def _displaced(apply, params0, alpha, u, x):
+    _check_displacement(u, params0)
+    change = apply(_move(params0, alpha, u), x) - apply(params0, x)
+    return _as(alpha, change) * change
+
+
+def _tangent(apply, params0, u, x):
+    _check_displacement(u, params0)
+    return jax.jvp(lambda w: apply(w, x), (params0,), (u,))[1]
+
+
+def _move(params0, alpha, u):
+    return jax.tree.map(lambda w, v: w + v / _as(alpha, w), params0, u)
+
+
+def _as(alpha, array):
+    return jnp.asarray(alpha, array.dtype)
+
+
+def _check_displacement(u, params0):
+    """Shapes agree and u is not the very arrays of params0, the one mistake everybody makes once."""
+    trees.check_same_structure(u, params0, name="u", expected="params0")
+    pairs = list(zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True))
+    if pairs and all(a is b for a, b in pairs):
+        raise ValueError(
+            "u is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts "
+            "at zero: pass trees.zeros_like(params0), and get the weights by weights(lazy_apply, u)."
+        )
+
+
+def _checked_alpha(alpha, *, allow_inf):
+    """The value of a concrete alpha, checked; a traced alpha cannot be checked and counts as finite."""
+    try:
+        value = float(alpha)
+    except jax.errors.ConcretizationTypeError:
+        return alpha
+    if not value > 0 or (math.isinf(value) and not allow_inf):
+        raise ValueError(
+            f"alpha={value}, expected a scale in (0, {'inf]' if allow_inf else 'inf)'}: "
+            "alpha = 1 is standard training, large alpha is lazy."
+        )
+    return value

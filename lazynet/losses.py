@@ -1,0 +1,167 @@
+"""Losses `loss(outputs, targets)`, averaged over examples, and the objective they make with a model.
+
+Every loss refuses shapes that differ: `[n]` against `[n, 1]` would broadcast to `[n, n]` and train nonsense silently.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from lazynet.records import Data
+from lazynet.typing import Apply, Array, ArrayLike, LossFn, Params, Scalar
+
+__all__ = ["Objective", "accuracy", "cross_entropy", "logistic", "mse", "objective"]
+
+
+def mse(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+    """Square loss `1/(2n) sum_i |f_i - y_i|^2`, n the number of examples.
+
+    With this normalization the gradient flow in function space is `df/dt = -Theta (f - y) / n`, and the largest
+    stable full-batch learning rate is `2 n / lambda_max(Theta)`.
+
+    Args:
+        outputs: f, `[n, k]`.
+        targets: y, `[n, k]`.
+
+    Raises:
+        ValueError: If the shapes differ or are not `[n, k]`.
+
+    Example:
+        >>> float(mse(jnp.array([[1.0], [3.0]]), jnp.array([[0.0], [0.0]])))
+        2.5
+    """
+    _check_shapes("mse", outputs, targets)
+    return jnp.sum((outputs - targets) ** 2) / (2 * outputs.shape[0])
+
+
+def cross_entropy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+    """Cross-entropy `-1/n sum_i sum_c y_ic log softmax(f_i)_c`; the targets are one-hot rows or probabilities.
+
+    Args:
+        outputs: Logits f, `[n, k]` with k >= 2.
+        targets: y, `[n, k]`.
+
+    Raises:
+        ValueError: If the shapes differ, are not `[n, k]`, or k = 1 (use `logistic`).
+
+    Example:
+        >>> round(float(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))), 6)
+        0.693147
+    """
+    _check_shapes("cross_entropy", outputs, targets)
+    if outputs.shape[1] < 2:
+        raise ValueError("cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1.")
+    return -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=-1)) / outputs.shape[0]
+
+
+def logistic(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+    """Logistic loss `1/n sum_i log(1 + exp(-y_i f_i))` for targets -1 and 1.
+
+    Args:
+        outputs: f, `[n, 1]`.
+        targets: y, `[n, 1]`, each -1 or 1.
+
+    Raises:
+        ValueError: If the shapes differ or are not `[n, 1]`.
+
+    Example:
+        >>> round(float(logistic(jnp.zeros((1, 1)), jnp.ones((1, 1)))), 6)
+        0.693147
+    """
+    _check_shapes("logistic", outputs, targets)
+    if outputs.shape[1] != 1:
+        raise ValueError(f"logistic got k={outputs.shape[1]} outputs, expected 1: use cross_entropy for classes.")
+    return jnp.sum(jax.nn.softplus(-targets * outputs)) / outputs.shape[0]
+
+
+def accuracy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+    """Fraction of examples with `argmax f = argmax y`, or `sign f = sign y` for a single output.
+
+    Args:
+        outputs: f, `[n, k]`.
+        targets: y, `[n, k]`: one-hot, centered one-hot, or signs.
+
+    Raises:
+        ValueError: If the shapes differ or are not `[n, k]`.
+
+    Example:
+        >>> float(accuracy(jnp.array([[0.2, 0.1], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])))
+        0.5
+    """
+    _check_shapes("accuracy", outputs, targets)
+    hit = (outputs > 0) == (targets > 0) if outputs.shape[1] == 1 else outputs.argmax(-1) == targets.argmax(-1)
+    return jnp.mean(hit, dtype=outputs.dtype)
+
+
+class Objective(NamedTuple):
+    """`weight * loss(apply(params, x), y)`: a pytree, so that it is an argument of a compiled step, not a constant.
+
+    Attributes:
+        apply: The model, as a `jax.tree_util.Partial`.
+        loss: The loss, as a `jax.tree_util.Partial`.
+        weight: Factor of the loss, for instance 1/alpha^2.
+
+    Example:
+        >>> goal = objective(lambda params, x: x * params, mse)
+        >>> float(goal.value(jnp.asarray(2.0), Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))))
+        2.0
+    """
+
+    apply: jax.tree_util.Partial
+    loss: jax.tree_util.Partial
+    weight: float | Array
+
+    def value(self, params: Params, data: Data) -> Float[Scalar, ""]:
+        """The objective at `params` on `data`."""
+        return self.loss(self.apply(params, data.x), data.y) * self.weight
+
+
+def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Objective:
+    """The objective `R(w) = weight * loss(apply(w, x), y)`.
+
+    For a function scaled by alpha, weight = 1/alpha^2 gives the objective of Chizat, Oyallon and Bach (2019),
+    equation 2; with `lazy` the same dynamics need weight 1.
+
+    Args:
+        apply: Model `apply(params, x)`.
+        loss: Loss averaged over examples, such as `mse`.
+        weight: Factor of the loss.
+
+    Raises:
+        TypeError: If `apply` or `loss` cannot be called.
+
+    Example:
+        >>> objective(lambda params, x: x, mse, 0.25).weight
+        0.25
+    """
+    return Objective(as_partial(apply, "apply"), as_partial(loss, "loss"), weight)
+
+
+def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
+    """The function as a pytree: arrays it carries in a `Partial` stay arguments of a compiled function.
+
+    Example:
+        >>> as_partial(mse, "loss").func is mse
+        True
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    if not callable(function):
+        raise TypeError(
+            f"{name} got {function!r}, expected a function of (params, x) or a jax.tree_util.Partial; "
+            "of a Model pass model.apply."
+        )
+    return jax.tree_util.Partial(function)
+
+
+def _check_shapes(name, outputs, targets):
+    if outputs.shape != targets.shape or outputs.ndim != 2:
+        raise ValueError(
+            f"{name} got outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}, expected the same [n, k] for both: "
+            "reshape scalar targets by y[:, None], or give the model the targets' number of outputs."
+        )

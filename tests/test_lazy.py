@@ -1,0 +1,113 @@
+"""Facts about the alpha axis: limits, equivalences, rates of the expansion, and the misuse that must be refused."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lazynet as ln
+from lazynet import trees
+
+X = jax.random.normal(jax.random.key(1), (7, 5))
+MODEL = ln.serial(ln.Dense(16, 1.5, 0.1), ln.Erf(), ln.Dense(3))
+PARAMS = MODEL.init(jax.random.key(0), X)
+
+
+def _direction(seed, scale=1.0):
+    leaves, treedef = jax.tree.flatten(PARAMS)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return treedef.unflatten([scale * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+
+
+def test_alpha_infinity_is_exactly_jvp():
+    u = _direction(2)
+    expected = jax.jvp(lambda w: MODEL.apply(w, X), (PARAMS,), (u,))[1]
+    assert jnp.array_equal(ln.lazy(MODEL.apply, PARAMS, math.inf)(u, X), expected)
+
+
+def test_alpha_one_is_the_centered_model():
+    u = _direction(3)
+    expected = MODEL.apply(trees.add(PARAMS, u), X) - MODEL.apply(PARAMS, X)
+    np.testing.assert_allclose(ln.lazy(MODEL.apply, PARAMS, 1.0)(u, X), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
+def test_displacement_form_equals_the_scaled_centered_model_of_the_weights(alpha):
+    u = _direction(4)
+    f = ln.lazy(MODEL.apply, PARAMS, alpha)
+    expected = ln.scale(ln.center(MODEL.apply, PARAMS), alpha)(ln.weights(f, u), X)
+    np.testing.assert_allclose(f(u, X), expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_gap_to_the_tangent_model_falls_like_one_over_alpha():
+    u = _direction(5)
+    tangent = ln.lazy(MODEL.apply, PARAMS, math.inf)(u, X)
+    gaps = [float(jnp.linalg.norm(ln.lazy(MODEL.apply, PARAMS, a)(u, X) - tangent)) for a in (1e2, 1e3, 1e4)]
+    np.testing.assert_allclose(np.diff(np.log10(gaps)), -1.0, atol=0.02)
+
+
+def test_a_doubled_model_is_zero_at_initialization_and_its_gap_falls_like_one_over_alpha_squared():
+    doubled = ln.symmetrize(MODEL)
+    params = doubled.init(jax.random.key(0), X)
+    assert float(jnp.abs(doubled.apply(params, X)).max()) == 0.0
+    half = _direction(5)
+    u = {"plus": half, "minus": jax.tree.map(jnp.negative, half)}
+    tangent = ln.lazy(doubled.apply, params, math.inf)(u, X)
+    gaps = [float(jnp.linalg.norm(ln.lazy(doubled.apply, params, a)(u, X) - tangent)) for a in (10.0, 100.0, 1000.0)]
+    np.testing.assert_allclose(np.diff(np.log10(gaps)), -2.0, atol=0.05)
+
+
+def test_linearize_is_affine_in_the_weights_and_tangent_at_the_start():
+    tangent = ln.linearize(MODEL.apply, PARAMS)
+    a, b = trees.add(PARAMS, _direction(6)), trees.add(PARAMS, _direction(7))
+    middle = trees.divide(trees.add(a, b), 2.0)
+    np.testing.assert_allclose(tangent(middle, X), (tangent(a, X) + tangent(b, X)) / 2, rtol=1e-11, atol=1e-12)
+    np.testing.assert_array_equal(tangent(PARAMS, X), MODEL.apply(PARAMS, X))
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_taylor_expansion_error_has_the_order_after_its_degree(degree):
+    def error(size):
+        params = trees.add_scaled(PARAMS, size, _direction(8))
+        return float(jnp.abs(ln.taylor_expand(MODEL.apply, PARAMS, degree)(params, X) - MODEL.apply(params, X)).max())
+
+    order = math.log2(error(2e-2) / error(1e-2))
+    assert abs(order - (degree + 1)) < 0.25
+
+
+def test_first_order_taylor_expansion_is_linearize():
+    params = trees.add(PARAMS, _direction(9))
+    a, b = ln.taylor_expand(MODEL.apply, PARAMS, 1)(params, X), ln.linearize(MODEL.apply, PARAMS)(params, X)
+    np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(("alpha", "expected"), [(10.0, 0.1), (math.inf, 0.0)])
+def test_weights_move_by_u_over_alpha(alpha, expected):
+    u = _direction(10)
+    moved = trees.subtract(ln.weights(ln.lazy(MODEL.apply, PARAMS, alpha), u), PARAMS)
+    np.testing.assert_allclose(trees.norm(moved), expected * trees.norm(u), rtol=1e-12)
+
+
+def test_float32_displacement_keeps_its_digits_where_the_scaled_weights_lose_them():
+    single = jax.tree.map(lambda p: p.astype(jnp.float32), PARAMS)
+    u = jax.tree.map(lambda p: p.astype(jnp.float32), _direction(11))
+    x = X.astype(jnp.float32)
+    exact = ln.lazy(MODEL.apply, PARAMS, math.inf)(_direction(11), X)
+    tangent = ln.lazy(MODEL.apply, single, math.inf)(u, x)
+    assert tangent.dtype == jnp.float32
+    np.testing.assert_allclose(tangent, exact, atol=2e-5)
+
+
+def test_params0_as_u_is_refused():
+    with pytest.raises(ValueError, match="u is params0.*starts at zero"):
+        ln.lazy(MODEL.apply, PARAMS, 10.0)(PARAMS, X)
+
+
+def test_alpha_may_be_traced():
+    u = _direction(12)
+    values = jax.vmap(lambda alpha: ln.lazy(MODEL.apply, PARAMS, alpha)(u, X))(jnp.array([1.0, 5.0]))
+    np.testing.assert_allclose(values[1], ln.lazy(MODEL.apply, PARAMS, 5.0)(u, X), rtol=1e-12)
