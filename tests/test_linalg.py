@@ -1,0 +1,131 @@
+"""Oracles: NumPy's general solvers, matrices with known spectra, and the documented refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lazynet import linalg
+
+
+def _psd(m, rank=None, seed=0):
+    factor = np.random.default_rng(seed).normal(size=(m, rank or m))
+    return factor @ factor.T
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_decomposition_reproduces_the_matrix_in_float64(dtype):
+    matrix = _psd(6).astype(dtype)
+    values, vectors, _ = linalg.eigh(matrix)
+    assert values.dtype == vectors.dtype == np.float64
+    np.testing.assert_allclose((vectors * values) @ vectors.T, matrix, atol=1e-6 if dtype == np.float32 else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_the_rank_tolerance_is_that_of_the_input_dtype(dtype):
+    eigen = linalg.eigh(jnp.diag(jnp.array([4.0, 1.0], dtype)))
+    assert eigen.tolerance == 2 * float(jnp.finfo(dtype).eps) * 4.0
+
+
+def test_the_decomposition_is_in_float64_when_x64_is_off():
+    code = ("import numpy as np, jax.numpy as jnp; from lazynet import linalg;"
+            "a = np.diag([1.0, 1e-12]); assert jnp.asarray(a).dtype == 'float32';"
+            "e = linalg.eigh(a); assert e.values.dtype == np.float64 and abs(e.values[0] / 1e-12 - 1) < 1e-9;"
+            "assert linalg.largest_eigenvalue(jnp.asarray(a)) == 1.0")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_slightly_negative_eigenvalue_becomes_zero_and_keeps_its_direction():
+    vectors = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
+    eigen = linalg.psd_eigh((vectors * np.array([-1e-6, 1.0, 2.0])) @ vectors.T)
+    assert eigen.values[0] == 0.0
+    assert abs(eigen.vectors[:, 0] @ vectors[:, 0]) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_inverse_values_make_the_pseudo_inverse_of_a_singular_matrix():
+    matrix = _psd(5, rank=3)
+    eigen = linalg.psd_eigh(matrix)
+    inverse = (eigen.vectors * eigen.inverse_values()) @ eigen.vectors.T
+    np.testing.assert_allclose(inverse, np.linalg.pinv(matrix, hermitian=True), rtol=1e-10, atol=1e-12)
+
+
+def test_inverse_values_with_a_ridge_make_the_inverse():
+    matrix = _psd(5, rank=3)
+    eigen = linalg.psd_eigh(matrix)
+    inverse = (eigen.vectors * eigen.inverse_values(0.5)) @ eigen.vectors.T
+    np.testing.assert_allclose(inverse, np.linalg.inv(matrix + 0.5 * np.eye(5)), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [(), (1,), (3,)])
+def test_solve_psd_agrees_with_a_general_solver(columns):
+    matrix, rhs = _psd(6), np.random.default_rng(1).normal(size=(6, *columns))
+    expected = np.linalg.solve(matrix + 0.1 * np.eye(6), rhs)
+    np.testing.assert_allclose(linalg.solve_psd(matrix, rhs, ridge=0.1), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_solve_psd_refuses_duplicate_rows_even_when_rounding_lets_cholesky_pass(dtype):
+    matrix = _psd(5)[np.ix_([0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 4])].astype(dtype)
+    with pytest.raises(ValueError, match=r"lambda_min = .* with ridge = 0.* larger ridge"):
+        linalg.solve_psd(matrix, np.ones(6), ridge=0.0)
+
+
+def test_the_full_kernel_of_decoupled_outputs_is_a_kronecker_product():
+    gram, outputs = _psd(3)[:, :2], _psd(4, seed=1)
+    full = gram[:, :, None, None] * outputs
+    np.testing.assert_array_equal(linalg.kernel_matrix(full), np.kron(gram, outputs))
+
+
+def test_the_largest_eigenvalue_is_that_of_the_decomposition():
+    matrix = _psd(6)
+    assert linalg.largest_eigenvalue(matrix) == pytest.approx(linalg.eigh(matrix).values[-1], rel=1e-12)
+
+
+def test_rounding_asymmetry_of_float32_is_averaged_away():
+    matrix = _psd(6) * (1 + 1e-6 * np.random.default_rng(1).normal(size=(6, 6)))
+    symmetric = linalg.symmetric(matrix)
+    np.testing.assert_array_equal(symmetric, symmetric.T)
+
+
+@pytest.mark.parametrize(("matrix", "message"), [
+    (np.ones((2, 3)), r"shape \(2, 3\), expected \[m, m\]"),
+    (np.ones((0, 0)), "m >= 1"),
+    (np.array([[1.0, np.nan], [np.nan, 1.0]]), "2 entries that are not finite"),
+    (np.array([[1.0, 0.5], [0.0, 1.0]]), "largest asymmetry is 0.5"),
+])
+@pytest.mark.parametrize("function", [linalg.eigh, linalg.psd_eigh, linalg.largest_eigenvalue])
+def test_a_matrix_that_is_not_symmetric_and_finite_is_refused(function, matrix, message):
+    with pytest.raises(ValueError, match=message):
+        function(matrix)
+
+
+@pytest.mark.parametrize("matrix", [np.diag([1.0, -0.1]), -np.eye(2)])
+def test_a_matrix_that_is_no_kernel_is_refused(matrix):
+    with pytest.raises(ValueError, match=r"not positive semi-definite: lambda_min = -.*float64"):
+        linalg.psd_eigh(matrix)
+
+
+@pytest.mark.parametrize("ridge", [-1e-3, np.nan, np.inf])
+def test_a_ridge_that_is_not_a_number_from_zero_on_is_refused(ridge):
+    with pytest.raises(ValueError, match=r"ridge = .*, expected a finite number >= 0"):
+        linalg.solve_psd(np.eye(2), np.ones(2), ridge=ridge)
+
+
+def test_a_right_hand_side_of_the_wrong_length_is_refused():
+    with pytest.raises(ValueError, match=r"rhs of shape \(3,\), expected 2 rows"):
+        linalg.solve_psd(np.eye(2), np.ones(3), ridge=0.0)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3), (2, 2, 3, 4)])
+def test_a_kernel_with_other_axes_is_refused(shape):
+    with pytest.raises(ValueError, match=r"expected \[n1, n2\], or \[n1, n2, k, k\]"):
+        linalg.kernel_matrix(np.ones(shape))
+
+
+def test_decomposition_runs_on_device_arrays():
+    assert linalg.eigh(jax.device_put(jnp.eye(3))).values.tolist() == [1.0, 1.0, 1.0]
