@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+import jax.numpy as jnp
 import numpy as np
 
 from lazynet.records import Data
 
 __all__ = ["check_data"]
 
-BYTE_MAX = 255
-
 
 def check_data(data: Data, name: str = "data") -> None:
-    """Refuses data unless x is `[n, *inputs]`, y is `[n, k]`, both floating point and `isfinite` everywhere.
+    """Refuses data unless x is `[n, *inputs]`, y is `[n, k]`, both floating point and finite everywhere.
 
-    A NaN in one image makes every weight NaN one step later, and integer images make every kernel integer: the cause
-    is far from the symptom, so it is looked for before the first step. Reads all values: not for use inside `jax.jit`.
+    A NaN in one image makes every weight NaN one step later: the cause is far from the symptom, so it is looked for
+    before the first step. Reads all values, so it is not for use inside `jax.jit`.
 
     Args:
         data: Inputs and targets.
@@ -36,37 +33,28 @@ def check_data(data: Data, name: str = "data") -> None:
     """
     x, y = np.asarray(data.x), np.asarray(data.y)
     _check_shapes(x, y, name)
-    _check_floating(x, f"{name}.x", _input_fix(x))
-    _check_floating(y, f"{name}.y", "one_hot(labels, classes) for classes, y.astype(float) for a regression")
+    check_floating(x, f"{name}.x")
+    check_floating(y, f"{name}.y", "one_hot(labels, classes) for classes, y.astype(float) for a regression")
     _check_finite(x, name, "x")
     _check_finite(y, name, "y")
 
 
+def check_floating(values: np.ndarray, label: str, fix: str | None = None) -> None:
+    """Refuses integer, boolean, complex and object arrays, with the conversion that was forgotten."""
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        is_image = values.ndim == 4 or values.dtype == np.uint8
+        forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
+        raise TypeError(f"{label} has dtype {values.dtype}, expected floating point: use {fix or forgotten}")
+
+
 def _check_shapes(x: np.ndarray, y: np.ndarray, name: str) -> None:
     if x.ndim < 2:
-        raise ValueError(f"{name}.x has shape {x.shape}, expected [n, *inputs] with at least one input axis: use x[:, None]")
+        raise ValueError(f"{name}.x has shape {x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs")
     if y.ndim != 2:
         fix = "use y[:, None] for a scalar regression, one_hot(labels, classes) for classes"
         raise ValueError(f"{name}.y has shape {y.shape}, expected [n, k]: {fix}")
     if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{name} has {len(x)} inputs and {len(y)} targets, expected the same positive number of both")
-
-
-def _input_fix(x: np.ndarray) -> str:
-    is_image = x.ndim == 4 or (x.size > 0 and x.dtype == np.uint8)
-    return f"x.astype(float) / {BYTE_MAX}" if is_image else "x.astype(float)"
-
-
-def _check_floating(values: np.ndarray, label: str, fix: str) -> None:
-    # JAX's bfloat16 and float8 are no NumPy floats, but kind "V" with a float's finfo.
-    if not _is_floating(values.dtype):
-        raise TypeError(f"{label} has dtype {values.dtype}, expected floating point: use {fix}")
-
-
-def _is_floating(dtype: Any) -> bool:
-    import jax.numpy as jnp
-
-    return bool(jnp.issubdtype(dtype, np.floating))
+        raise ValueError(f"{name} has {len(x)} inputs and {len(y)} targets, expected the same number, at least one")
 
 
 def _check_finite(values: np.ndarray, name: str, field: str) -> None:

@@ -36,7 +36,9 @@ def one_hot(labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: A
     return np.eye(classes, dtype=jnp.result_type(float) if dtype is None else dtype)[checked]
 
 
-def one_hot_centered(labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: Any = None) -> Float[np.ndarray, "n k"]:
+def one_hot_centered(
+    labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: Any = None
+) -> Float[np.ndarray, "n k"]:
     """Targets `y[i, c] = 1 - 1/k` where `c = labels[i]` and `-1/k` elsewhere.
 
     A network whose output starts at zero then starts at the mean of the targets, as kernel regression without an

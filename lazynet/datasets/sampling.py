@@ -11,7 +11,7 @@ __all__ = ["balanced_subset"]
 
 
 def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
-    """n examples drawn without replacement so that class counts differ by at most 1.
+    """Draws n examples without replacement, `|count(class a) - count(class b)| <= 1` for all classes a and b.
 
     Small training sets drawn without balance differ by their class counts as much as by anything else. For one
     seed the draws are nested: the 100 examples of `n=100` are the first 100 of `n=1000`.
@@ -31,7 +31,7 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
     """
     y = np.asarray(data.y)
     if y.ndim != 2 or y.shape[1] < 2:
-        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2 classes: use one_hot(labels, classes)")
+        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")
     kept = balanced_indices(y.argmax(axis=1), y.shape[1], n, seed=seed)
     return Data(np.asarray(data.x)[kept], y[kept])
 

@@ -1,0 +1,184 @@
+"""Fetching a published archive: resumed, checked before use, unpacked safely and all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import re
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+__all__ = ["Archive", "CIFAR10_ARCHIVE", "fetch", "unpack"]
+
+Progress = Callable[[int, int], Any]
+
+CHUNK = 2**16
+ATTEMPTS = 3
+TIMEOUT = 30.0
+RANGE_NOT_SATISFIABLE = 416
+
+
+class Archive(NamedTuple):
+    """A published file and what is known of it before it is opened.
+
+    Attributes:
+        url: Where it is.
+        size: Number of bytes.
+        md5: Hexadecimal MD5 digest, as its authors publish it.
+
+    Example:
+        >>> CIFAR10_ARCHIVE.size
+        170052171
+    """
+
+    url: str
+    size: int
+    md5: str
+
+
+CIFAR10_ARCHIVE = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    size=170_052_171,
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+)
+"""The binary version of CIFAR-10 on its authors' page, https://www.cs.toronto.edu/~kriz/cifar.html."""
+
+
+def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> Path:
+    """The archive in `folder` under a name ending in `.part`, its size and MD5 equal to the published ones.
+
+    What a broken download left is continued, or started anew where the server cannot continue.
+
+    Raises:
+        ConnectionError: The server cannot be reached or keeps breaking off; what has arrived is kept.
+        ValueError: What arrived has another size or MD5; it is deleted.
+    """
+    part = folder / (PurePosixPath(archive.url).name + ".part")
+    with _bar(archive) if progress is None else contextlib.nullcontext(progress) as report:
+        for _ in range(ATTEMPTS):
+            if _size(part) < archive.size:
+                _receive(archive, part, report)
+    if _size(part) < archive.size:
+        raise ConnectionError(
+            f"{archive.url} broke off after {_size(part)} of {archive.size} bytes, kept in {part}: "
+            "call again to continue"
+        )
+    _verify(archive, part)
+    return part
+
+
+def unpack(archive_file: Path, folder: Path, name: str) -> None:
+    """Moves the archive's folder `name` to `folder/name`, complete or not at all, and deletes the archive.
+
+    Raises:
+        ValueError: A member is anything but a plain file or folder below `name`, or the archive is damaged.
+    """
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:
+            with tarfile.open(archive_file) as tar:
+                tar.extractall(temporary, members=_checked(tar, name), filter="data")
+            os.replace(Path(temporary, name), folder / name)
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, FileNotFoundError) as error:
+        archive_file.unlink()
+        raise ValueError(f"no archive of {name}/ ({error}): it was deleted, check its address and MD5") from error
+    archive_file.unlink()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _receive(archive: Archive, part: Path, report: Progress) -> None:
+    """Appends to `part` what one connection yields; returns where it breaks off."""
+    start = _size(part)
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            begin = _begin(response, archive)
+            if begin > start:
+                raise http.client.HTTPException(f"the server continues at byte {begin}, {start} are here")
+            _write(response, part, begin, archive, report)
+    except urllib.error.HTTPError as error:
+        if error.code != RANGE_NOT_SATISFIABLE:
+            raise ConnectionError(_unreachable(archive, error)) from error
+        part.unlink()
+    except urllib.error.URLError as error:
+        raise ConnectionError(_unreachable(archive, error.reason)) from error
+    except (ConnectionError, TimeoutError, http.client.HTTPException):
+        return
+
+
+def _begin(response: Any, archive: Archive) -> int:
+    """First byte that the server sends, once the size it announces is known to be the published one."""
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    begin, total = content_range.groups() if content_range else (0, response.headers.get("Content-Length"))
+    if total is not None and int(total) != archive.size:
+        raise ValueError(
+            f"{archive.url} has {total} bytes, expected {archive.size}: it is not the published file, get it elsewhere"
+        )
+    return int(begin)
+
+
+def _write(response: Any, part: Path, begin: int, archive: Archive, report: Progress) -> None:
+    """Writes from byte `begin` on, at most one chunk beyond the published size."""
+    with open(part, "ab") as file:
+        file.truncate(begin)
+        done = begin
+        while done <= archive.size:
+            report(done, archive.size)
+            chunk = response.read(CHUNK)
+            if not chunk:
+                return
+            file.write(chunk)
+            done += len(chunk)
+
+
+def _verify(archive: Archive, part: Path) -> None:
+    size = _size(part)
+    with open(part, "rb") as file:
+        md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if (size, md5) != (archive.size, archive.md5):
+        part.unlink()
+        raise ValueError(
+            f"{archive.url} gave {size} bytes with MD5 {md5}, expected {archive.size} bytes with MD5 {archive.md5}: "
+            "the file was deleted, download it again or get it from another place"
+        )
+
+
+def _checked(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
+    for member in tar:
+        path = PurePosixPath(member.name)
+        plain = member.isreg() or member.isdir()
+        if not plain or path.parts[:1] != (name,) or ".." in path.parts:
+            kind = "path" if plain else "link or device"
+            raise tarfile.ExtractError(f"it holds the {kind} {member.name!r}, expected plain files below {name}/")
+        yield member
+
+
+def _unreachable(archive: Archive, reason: Any) -> str:
+    return (
+        f"{archive.url} cannot be downloaded ({reason}): check the network, or get the file by other means and "
+        "unpack it into the data folder"
+    )
+
+
+@contextlib.contextmanager
+def _bar(archive: Archive) -> Iterator[Progress]:
+    """A progress bar on standard error."""
+    from rich import progress
+    from rich.console import Console
+
+    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn())
+    extras = (progress.TransferSpeedColumn(), progress.TimeRemainingColumn())
+    with progress.Progress(*columns, *extras, console=Console(stderr=True)) as bar:
+        task = bar.add_task(PurePosixPath(archive.url).name, total=archive.size)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
