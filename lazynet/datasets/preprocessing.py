@@ -68,7 +68,7 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
 
     Returns:
         The transformed data sets in the order given, on the host, each with its own dtype. All arithmetic is float64;
-        the time is that of a symmetric eigendecomposition of size prod(inputs).
+        the time is that of a symmetric eigendecomposition of size prod(inputs), about a minute for 32 x 32 x 3.
 
     Raises:
         TypeError: The inputs are not floating point.
