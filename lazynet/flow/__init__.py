@@ -1,0 +1,23 @@
+"""Training in function space: kernel gradient flow, exact discrete gradient descent, and kernel regression.
+
+For a model that is linear in its parameters, every training curve follows from the kernel alone. With the losses of
+`lazynet.losses`, averaged over n examples, the outputs obey `df/dt = -Theta grad_f L(f)`; for `mse`,
+`df/dt = -Theta (f - y) / n`. All dynamics are written in *dual coefficients* a(t), with
+
+    f(t, x) = f(0, x) + Theta(x, X) a(t),      da/dt = -grad_f L(f(t, X)),      a(0) = 0,
+
+so that outputs on any further inputs cost one matrix product, and a singular kernel needs no special care: in a null
+direction a(t) has the limit t/n (y - f0), where a formula with the inverse of the kernel has none.
+
+`gradient_flow` and `gradient_descent` give curves of losses and accuracies, `solve_flow` and `solve_descent` the
+functions behind them. Kernels are `[n, n]` where outputs decouple (analytic kernels, or `outputs="trace"`), or
+`[n, n, k, k]` (the full empirical kernel). Closed forms are evaluated in float64 on the host, whatever the dtype of the
+kernel, and are not traceable; slightly negative eigenvalues are taken as zero (see `lazynet.linalg`).
+"""
+
+from lazynet.flow.dynamics import Solution, kernel_outputs, solve_descent, solve_flow
+from lazynet.flow.regression import Posterior, kernel_regression, leave_one_out, nngp_posterior
+from lazynet.flow.trajectories import gradient_descent, gradient_flow, max_learning_rate
+
+__all__ = ["Posterior", "Solution", "gradient_descent", "gradient_flow", "kernel_outputs", "kernel_regression",
+           "leave_one_out", "max_learning_rate", "nngp_posterior", "solve_descent", "solve_flow"]

@@ -1,0 +1,227 @@
+"""The dynamics in dual coefficients: closed forms for `mse`, a differential equation for other losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Num
+
+from lazynet.flow.checks import check_kernel, check_outputs, check_rates, check_steps, check_targets, check_times
+from lazynet.linalg import Eigen, kernel_matrix, psd_eigh, symmetric
+from lazynet.losses import mse
+from lazynet.typing import ArrayLike, LossFn
+
+
+class Solution(NamedTuple):
+    """Dynamics in function space at s times: `outputs = f0 + Theta coefficients` on the training inputs.
+
+    Attributes:
+        outputs: Training outputs f(t, X).
+        coefficients: Dual coefficients a(t), which `kernel_outputs` turns into outputs on further inputs.
+
+    Example:
+        >>> Solution(outputs=np.zeros((4, 2, 1)), coefficients=np.zeros((4, 2, 1))).outputs.shape
+        (4, 2, 1)
+    """
+
+    outputs: Float[np.ndarray, "s n k"]
+    coefficients: Float[np.ndarray, "s n k"]
+
+
+def solve_flow(
+    ntk: Float[ArrayLike, "n1 n2 ..."],
+    y: Float[ArrayLike, "..."],
+    *,
+    time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
+    loss: LossFn = mse,
+    f0: Float[ArrayLike, "..."] | None = None,
+    friction: float | int | None = None,
+) -> Solution:
+    """Outputs and dual coefficients of the kernel gradient flow: `f = f0 + Theta a`, `da/dt = -grad_f L(f)`.
+
+    For `mse` in closed form, mode by mode: `a = (t/n) phi(lambda t/n) (y - f0)` with `phi(z) = (1 - exp(-z))/z`.
+    A null direction (phi = 1) moves at a constant rate: invisible on the training set, it matters to a `cross` kernel
+    computed with rounding. At infinite time null directions are left out, as the pseudo-inverse does.
+
+    Other losses are integrated by an explicit eighth-order Runge-Kutta method, relative tolerance 1e-8 (1e-5 in
+    float32, which is used when x64 is off). Its cost grows like `lambda_max(Theta) t / n`.
+
+    Args:
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        y: Training targets, `[n, k]`.
+        time: Increasing times >= 0; the last may be infinite for `mse` without friction.
+        loss: Loss averaged over examples.
+        f0: Training outputs at time 0, `[n, k]`; zero if left out.
+        friction: gamma > 0 replaces the flow by that of the heavy ball, `a'' = -grad_f L - gamma a'`, `a'(0) = 0`.
+
+    Raises:
+        ValueError: If shapes do not fit, times do not increase, or the kernel is no kernel.
+        RuntimeError: If the integration needs more than a million steps.
+
+    Example:
+        >>> solution = solve_flow(np.diag([1.0, 0.0]), np.ones((2, 1)), time=[0.0, 4.0])
+        >>> solution.coefficients.round(6)[:, :, 0].tolist()
+        [[0.0, 0.0], [0.864665, 2.0]]
+    """
+    y, f0 = check_targets(ntk, y, f0)
+    time = check_times(time)
+    if loss is mse and friction is None:
+        eigen = psd_eigh(kernel_matrix(ntk))
+        return _closed_form(eigen, _flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
+    return _integrate(ntk, y, f0, loss, time, friction)
+
+
+def solve_descent(
+    ntk: Float[ArrayLike, "n1 n2 ..."],
+    y: Float[ArrayLike, "..."],
+    *,
+    learning_rate: float | int,
+    momentum: float | int = 0.0,
+    save_at: Num[ArrayLike, "..."] | Sequence[int] | int,
+    f0: Float[ArrayLike, "..."] | None = None,
+) -> Solution:
+    """Outputs and dual coefficients of full-batch gradient descent on `mse`: `v <- m v + (f - y)/n; a <- a - lr v`.
+
+    Each eigenmode of the kernel is an affine map of (a, v), raised to the number of steps by repeated squaring.
+
+    Args:
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        y: Training targets, `[n, k]`.
+        learning_rate: Step size lr > 0.
+        momentum: Heavy-ball momentum m in [0, 1).
+        save_at: Increasing numbers of steps >= 0.
+        f0: Training outputs at step 0, `[n, k]`; zero if left out.
+
+    Raises:
+        ValueError: If shapes do not fit, steps do not increase, a rate is out of range, or the kernel is no kernel.
+
+    Example:
+        >>> solve_descent(np.eye(1), np.ones((1, 1)), learning_rate=0.5, save_at=[0, 1, 2]).outputs[:, 0, 0].tolist()
+        [0.0, 0.5, 0.75]
+    """
+    y, f0 = check_targets(ntk, y, f0)
+    step = check_steps(save_at)
+    check_rates(learning_rate, momentum)
+    eigen = psd_eigh(kernel_matrix(ntk))
+    weights = _descent_weights(eigen.values, len(y), learning_rate, momentum, step)
+    return _closed_form(eigen, weights, y, f0, np.ndim(ntk))
+
+
+def kernel_outputs(
+    kernel: Float[ArrayLike, "m1 m2 ..."],
+    coefficients: Float[ArrayLike, "*s n k"],
+    f0: Float[ArrayLike, "..."] | None = None,
+) -> Float[np.ndarray, "*s m k"]:
+    """Outputs `f(x) = f0(x) + Theta(x, X) a` of dual coefficients, in float64.
+
+    Args:
+        kernel: Kernel between the inputs wanted and the training inputs, `[m, n]` or `[m, n, k, k]`.
+        coefficients: a, with any leading axes, for instance times.
+        f0: Outputs at time 0, `[m, k]`; zero if left out.
+
+    Raises:
+        ValueError: If shapes do not fit.
+
+    Example:
+        >>> solution = solve_flow(np.eye(2), np.array([[1.0], [3.0]]), time=[np.inf])
+        >>> kernel_outputs(np.array([[0.5, 0.5]]), solution.coefficients).tolist()
+        [[[2.0]]]
+    """
+    a, matrix = np.asarray(coefficients, np.float64), np.asarray(kernel_matrix(kernel), np.float64)
+    n, k = a.shape[-2:]
+    check_kernel("kernel", kernel, np.shape(kernel)[0], n, k)
+    if not np.isfinite(matrix).all():
+        raise ValueError(f"kernel has {np.sum(~np.isfinite(matrix))} entries that are not finite, expected none.")
+    outputs = matrix @ (a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1))
+    outputs = outputs.reshape(*a.shape[:-2], -1, k)
+    return outputs if f0 is None else outputs + check_outputs("f0", f0, outputs.shape[-2:])
+
+
+def _flow_weights(eigen: Eigen, tau):
+    """`(1 - exp(-lambda tau)) / lambda` per time and mode; tau = t/n, infinite included."""
+    finite = np.isfinite(tau)[:, None]
+    exponent = -eigen.values * np.where(finite, tau[:, None], 0.0)
+    phi = np.where(exponent == 0, 1.0, np.expm1(exponent) / np.where(exponent == 0, 1.0, exponent))
+    return np.where(finite, np.where(finite, tau[:, None], 0.0) * phi, eigen.inverse_values())
+
+
+def _descent_weights(values, n, learning_rate, momentum, step):
+    """Dual coefficient per save point and mode, for a residual y - f0 of one."""
+    change = _change_per_step(values, n, learning_rate, momentum)
+    state = np.zeros((len(values), 3, 1))
+    state[:, 2] = 1.0
+    weights = []
+    with np.errstate(over="ignore", invalid="ignore"):
+        for steps in np.diff(step, prepend=0):
+            state = state + _change_after(change, int(steps)) @ state
+            weights.append(state[:, 0, 0])
+    return np.stack(weights)
+
+
+def _change_per_step(values, n, learning_rate, momentum):
+    """`M - I` of the affine map M of (a, v, 1) that one step is, per mode."""
+    rate, zero = values / n, np.zeros_like(values)
+    velocity = np.stack([rate, zero + momentum, zero - 1 / n], axis=-1)
+    rows = [-learning_rate * velocity, velocity - np.array([0.0, 1.0, 0.0]), np.stack([zero] * 3, axis=-1)]
+    return np.stack(rows, axis=-2)
+
+
+def _change_after(change, steps):
+    """`M^steps - I` by repeated squaring of `D = M - I`, which keeps the digits of eigenvalues far below one."""
+    total = np.zeros_like(change)
+    while steps:
+        if steps % 2:
+            total = total + change + change @ total
+        change, steps = 2 * change + change @ change, steps // 2
+    return total
+
+
+def _closed_form(eigen: Eigen, weights, y, f0, ndim):
+    with np.errstate(over="ignore", invalid="ignore"):
+        outputs = f0 + expand(eigen, eigen.values * weights, y - f0, ndim)
+        return Solution(outputs, expand(eigen, weights, y - f0, ndim))
+
+
+def expand(eigen: Eigen, weights, residual, ndim):
+    """`V diag(weights) V' residual` for every row of weights, `[s, n, k]`."""
+    columns = residual if ndim == 2 else residual.reshape(-1, 1)
+    modes = weights[:, :, None] * (eigen.vectors.T @ columns)
+    return (eigen.vectors @ modes).reshape(len(weights), *residual.shape)
+
+
+def _integrate(ntk, y, f0, loss, time, friction):
+    """Solves `a' = -grad L`, or `a' = b, b' = -grad L - friction b`, by diffrax in the widest dtype available."""
+    import diffrax
+
+    matrix = symmetric(kernel_matrix(ntk))
+    if np.isinf(time[-1]):
+        raise ValueError("time ends with inf, expected finite times: only mse without friction has a closed form; "
+                         "pass a large finite time.")
+    dtype = jnp.result_type(float)
+    end = jnp.asarray(time[-1] or 1.0, dtype)  # an array, lest every grid of times compile anew
+    tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
+    start = jnp.zeros((1 if friction is None else 2, *y.shape), dtype)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)),
+        diffrax.Dopri8(), 0.0, end, None, start,
+        args=tuple(jnp.asarray(each, dtype) for each in (matrix, y, f0, friction or 0.0)),
+        saveat=diffrax.SaveAt(ts=jnp.asarray(time, dtype)), max_steps=1_000_000, throw=False,
+        stepsize_controller=diffrax.PIDController(
+            rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False))
+    if solution.result != diffrax.RESULTS.successful:
+        raise RuntimeError(f"integration up to time {time[-1]:g} failed after {solution.stats['num_steps']} steps: "
+                           "shorten the time, check that the loss is finite and smooth, or use mse (closed form).")
+    coefficients = np.asarray(solution.ys[:, 0], np.float64)
+    return Solution(kernel_outputs(ntk, coefficients, f0), coefficients)
+
+
+def _slope(loss, ndim, heavy_ball, _, state, args):
+    matrix, y, f0, friction = args
+    columns = state[0] if ndim == 2 else state[0].reshape(-1, 1)
+    outputs = f0 + jnp.matmul(matrix, columns, precision="highest").reshape(y.shape)
+    force = -jax.grad(loss)(outputs, y)
+    return jnp.stack([state[1], force - friction * state[1]]) if heavy_ball else force[None]

@@ -1,0 +1,155 @@
+"""Training curves of kernel dynamics, and the largest learning rate they bear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Num
+
+from lazynet.flow.checks import check_kernel, check_rates, check_steps, check_times
+from lazynet.flow.dynamics import Solution, kernel_outputs, solve_descent, solve_flow
+from lazynet.linalg import kernel_matrix, largest_eigenvalue
+from lazynet.losses import accuracy, mse
+from lazynet.records import Data, Trajectory
+from lazynet.typing import ArrayLike, LossFn
+
+
+def gradient_flow(
+    ntk: Float[ArrayLike, "n1 n2 ..."],
+    data: Data,
+    *,
+    time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
+    loss: LossFn = mse,
+    f0: Float[ArrayLike, "..."] | None = None,
+    cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
+    test: Data | None = None,
+    f0_test: Float[ArrayLike, "..."] | None = None,
+) -> Trajectory:
+    """Curve of the kernel gradient flow `df/dt = -Theta grad_f L(f)`: training by infinitely small steps.
+
+    This is what a linearized network, or an infinitely wide one, does as the learning rate goes to zero. It draws on
+    the same axis as training: `time = learning_rate * step / (1 - momentum)`.
+
+    Args:
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        data: Training examples; only the targets are used.
+        time: Increasing times >= 0; the last may be infinite for `mse`.
+        loss: `mse` is solved in closed form, any other loss by integration (see `solve_flow`).
+        f0: Training outputs at time 0, `[n, k]`; zero if left out (a centered or symmetrized model).
+        cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
+        test: Test examples; only the targets are used.
+        f0_test: Test outputs at time 0, `[m, k]`; required with `cross` when `f0` is given.
+
+    Returns:
+        Trajectory with metrics train_loss and train_accuracy, and test_loss and test_accuracy if there is a test
+        set; `step` is -1 throughout.
+
+    Raises:
+        ValueError: If shapes do not fit, times do not increase, or the kernel is no kernel.
+
+    Example:
+        >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [-1.0]]))
+        >>> curve = gradient_flow(np.eye(2), data, time=[0.0, 2.0, np.inf])
+        >>> curve.metrics["train_loss"].round(6).tolist()  # (1/2) exp(-2 t / n)
+        [0.5, 0.067668, 0.0]
+    """
+    time = check_times(time)
+    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0)
+    metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
+    return Trajectory(np.full(len(time), -1), time, metrics, None, None)
+
+
+def gradient_descent(
+    ntk: Float[ArrayLike, "n1 n2 ..."],
+    data: Data,
+    *,
+    learning_rate: float | int,
+    momentum: float | int = 0.0,
+    save_at: Num[ArrayLike, "..."] | Sequence[int] | int,
+    f0: Float[ArrayLike, "..."] | None = None,
+    cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
+    test: Data | None = None,
+    f0_test: Float[ArrayLike, "..."] | None = None,
+) -> Trajectory:
+    """Curve of full-batch gradient descent on `mse`, exactly: `f_s - y = (I - lr Theta/n)^s (f_0 - y)`.
+
+    No step is simulated: any number of steps costs one eigendecomposition. A learning rate above
+    `max_learning_rate` diverges here as it does in training.
+
+    Args:
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        data: Training examples; only the targets are used.
+        learning_rate: Step size lr > 0.
+        momentum: Heavy-ball momentum m in [0, 1): `v <- m v + g; w <- w - lr v`.
+        save_at: Increasing numbers of steps >= 0 at which to record.
+        f0: Training outputs at step 0, `[n, k]`; zero if left out.
+        cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
+        test: Test examples; only the targets are used.
+        f0_test: Test outputs at step 0, `[m, k]`; required with `cross` when `f0` is given.
+
+    Returns:
+        Trajectory as from `gradient_flow`, with `time = learning_rate * step / (1 - momentum)`.
+
+    Raises:
+        ValueError: If shapes do not fit, steps do not increase, a rate is out of range, or the kernel is no kernel.
+
+    Example:
+        >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [-1.0]]))
+        >>> curve = gradient_descent(np.eye(2), data, learning_rate=1.0, save_at=[0, 1, 2])
+        >>> curve.metrics["train_loss"].tolist()  # (1/2) (1 - lr/n)^(2s)
+        [0.5, 0.125, 0.03125]
+    """
+    step = check_steps(save_at)
+    solution = solve_descent(ntk, data.y, learning_rate=learning_rate, momentum=momentum, save_at=step, f0=f0)
+    metrics = _metrics(solution, data, mse, f0, cross, test, f0_test)
+    bad = np.flatnonzero(~np.isfinite(metrics["train_loss"]))
+    diverged_at = int(step[bad[0]]) if len(bad) else None
+    return Trajectory(step, learning_rate * step / (1 - momentum), metrics, None, diverged_at)
+
+
+def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | int = 0.0) -> float:
+    """Largest stable full-batch learning rate on `mse`: `2 (1 + m) n / lambda_max(Theta)`.
+
+    Training above it diverges when the model is linear, and dies or leaves the lazy regime when it is not.
+
+    Args:
+        ntk: Kernel of the training inputs, `[n, n]` where outputs decouple, or `[n, n, k, k]`.
+        momentum: Heavy-ball momentum m in [0, 1).
+
+    Raises:
+        ValueError: If the kernel is not square, symmetric and finite, has no positive eigenvalue, or the momentum is
+            out of range.
+
+    Example:
+        >>> max_learning_rate(np.diag([4.0, 1.0])), max_learning_rate(np.diag([4.0, 1.0]), momentum=0.5)
+        (1.0, 1.5)
+    """
+    check_rates(1.0, momentum)
+    largest = largest_eigenvalue(kernel_matrix(ntk))
+    if largest <= 0:
+        raise ValueError(f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
+                         "for a kernel that is zero.")
+    return 2 * (1 + momentum) * np.shape(ntk)[0] / largest
+
+
+def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
+    curves = _curves("train", solution.outputs, data.y, loss)
+    if (cross is None) != (test is None):
+        raise ValueError(f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
+                         "and training inputs) and test (the test examples), or neither.")
+    if test is None:
+        return curves
+    if f0 is not None and f0_test is None:
+        raise ValueError("got f0 without f0_test, expected both: test outputs at time 0 are not zero when training "
+                         "outputs are not.")
+    check_kernel("cross", cross, len(test.y), *np.shape(data.y))
+    return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
+
+
+def _curves(name, outputs, y, loss):
+    outputs, y = jnp.asarray(outputs, jnp.result_type(float)), jnp.asarray(y, jnp.result_type(float))
+    measures = {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    return {key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64) for key, measure in measures.items()}

@@ -1,0 +1,424 @@
+"""Oracles: matrix exponentials, literal loops, neural-tangents' recorded outputs, and limits known on paper.
+
+The golden file holds outputs of neural-tangents 0.6.5 in float64: `mse` (gradient_descent_mse, learning rate 0.7,
+whose loss is averaged over examples and outputs) and `ce` (gradient_descent, learning rate 1, loss averaged over
+examples).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.experimental
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+
+from lazynet import flow
+from lazynet.losses import cross_entropy, logistic, mse
+from lazynet.records import Data
+
+TIMES = [0.0, 0.3, 2.0, 50.0]
+
+
+@functools.cache
+def golden():
+    return dict(np.load(Path(__file__).parent / "golden" / "predict.npz"))
+
+
+def _normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+def _problem(n=6, m=4, k=3, full=False, rank=None):
+    """Jacobians of a linear model, so that train and test kernels belong together; f0, f0_test and targets."""
+    outputs = k if full else 1
+    jacobian = _normal((n + m) * outputs, rank or 2 * n * outputs)
+    gram = jacobian @ jacobian.T / n
+    if full:
+        gram = gram.reshape(n + m, k, n + m, k).transpose(0, 2, 1, 3)
+    return gram[:n, :n], gram[n:, :n], *(_normal(size, k, seed=seed) for size, seed in ((n, 1), (n, 2), (m, 3)))
+
+
+def _data(y):
+    return Data(x=np.zeros((len(y), 1)), y=y)
+
+
+def _matrix(kernel, k):
+    """The kernel acting on flattened [n, k] outputs, written independently of the library."""
+    if kernel.ndim == 2:
+        return np.kron(kernel, np.eye(k))
+    return np.block([[kernel[i, j] for j in range(kernel.shape[1])] for i in range(kernel.shape[0])])
+
+
+# ------------------------------------------------------------------------------------------------- flow, square loss
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_the_mse_flow_is_the_matrix_exponential_of_the_joint_system(full, rank):
+    ntk, cross, y, f0, g0 = _problem(full=full, rank=rank)
+    n, k = y.shape
+    joint = np.vstack([_matrix(ntk, k), _matrix(cross, k)])
+    generator = np.zeros((joint.shape[0] + 1,) * 2)
+    generator[:-1, : n * k], generator[:-1, -1] = -joint / n, joint @ y.ravel() / n
+    start = np.concatenate([f0.ravel(), g0.ravel(), [1.0]])
+    solution = flow.solve_flow(ntk, y, time=TIMES, f0=f0)
+    test = flow.kernel_outputs(cross, solution.coefficients, g0)
+    for i, time in enumerate(TIMES):
+        expected = (expm(generator * time) @ start)[:-1]
+        np.testing.assert_allclose(solution.outputs[i].ravel(), expected[: n * k], rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(test[i].ravel(), expected[n * k:], rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_training_outputs_are_the_kernel_times_the_dual_coefficients(full):
+    ntk, _, y, f0, _ = _problem(full=full)
+    for solution in (flow.solve_flow(ntk, y, time=TIMES, f0=f0),
+                     flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.5, save_at=[0, 9], f0=f0)):
+        np.testing.assert_allclose(flow.kernel_outputs(ntk, solution.coefficients, f0), solution.outputs, atol=1e-10)
+
+
+def test_the_full_kernel_of_decoupled_outputs_gives_the_flow_of_the_small_one():
+    ntk, cross, y, f0, g0 = _problem()
+    full, full_cross = (kernel[:, :, None, None] * np.eye(3) for kernel in (ntk, cross))
+    time = [*TIMES, np.inf]
+    small, large = (flow.gradient_flow(a, _data(y), time=time, f0=f0, cross=b, test=_data(g0), f0_test=g0)
+                    for a, b in ((ntk, cross), (full, full_cross)))
+    for name in ("train_loss", "test_loss", "test_accuracy"):
+        np.testing.assert_allclose(small.metrics[name], large.metrics[name], rtol=1e-9, atol=1e-12)
+
+
+def test_a_null_direction_of_the_kernel_moves_test_outputs_at_a_constant_rate():
+    cross = np.array([[0.0, 1.0]])
+    solution = flow.solve_flow(np.diag([1.0, 0.0]), np.array([[0.0], [-1.0]]), time=[0.0, 3.0, 1e6])
+    test = flow.kernel_outputs(cross, solution.coefficients)[:, 0, 0]
+    np.testing.assert_allclose(test, [0.0, -1.5, -5e5], rtol=1e-14)
+
+
+@pytest.mark.parametrize("small", [1e-300, 1e-14, 0.0, -1e-14, -1e-6])
+def test_a_tiny_eigenvalue_of_either_sign_has_the_limit_of_a_zero_one(small):
+    ntk = np.diag([1.0, small])
+    y = np.array([[1.0], [1.0]])
+    for solution in (flow.solve_flow(ntk, y, time=[10.0]),
+                     flow.solve_descent(ntk, y, learning_rate=0.1, save_at=[100])):
+        np.testing.assert_allclose(solution.coefficients[0, 1, 0], 5.0, rtol=1e-12)
+        np.testing.assert_allclose(solution.outputs[0, 1, 0], max(small, 0.0) * 5.0, rtol=1e-12)
+
+
+def test_rounding_noise_of_a_float32_kernel_does_not_grow_over_long_times():
+    noisy = (_problem(n=40, rank=5)[0] + 1e-6 * np.diag(_normal(40))).astype(np.float32)
+    curve = flow.gradient_flow(noisy, _data(_normal(40, 2)), time=np.logspace(-2, 8, 30))
+    assert (np.diff(curve.metrics["train_loss"]) <= 0).all()
+
+
+def test_at_infinite_time_the_flow_follows_the_pseudo_inverse():
+    ntk, cross, y, f0, g0 = _problem(rank=3)
+    solution = flow.solve_flow(ntk, y, time=[1.0, np.inf], f0=f0)
+    dual = np.linalg.pinv(ntk, hermitian=True) @ (y - f0)
+    np.testing.assert_allclose(solution.coefficients[1], dual, rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(flow.kernel_outputs(cross, solution.coefficients, g0)[1], g0 + cross @ dual, atol=1e-9)
+
+
+def test_a_definite_kernel_interpolates_at_infinite_time():
+    ntk, _, y, f0, _ = _problem()
+    np.testing.assert_allclose(flow.solve_flow(ntk, y, time=np.inf, f0=f0).outputs[0], y, rtol=1e-10)
+
+
+def test_the_mse_flow_agrees_with_neural_tangents_whose_loss_averages_over_outputs():
+    z = golden()
+    time = np.append(z["mse/t"] * 0.7 / z["mse/y"].shape[1], np.inf)
+    solution = flow.solve_flow(z["mse/k_train_train"], z["mse/y"], time=time, f0=z["mse/f0"])
+    test = flow.kernel_outputs(z["mse/k_test_train"], solution.coefficients, z["mse/g0"])
+    np.testing.assert_allclose(solution.outputs[:-1], z["mse/f_train"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(test[:-1], z["mse/f_test"], rtol=1e-9, atol=1e-10)
+    np.testing.assert_allclose(test[-1], z["mse/f_test_inf"], rtol=1e-9, atol=1e-10)
+
+
+# --------------------------------------------------------------------------------------------------- flow, other losses
+
+
+def _square_loss(outputs, targets):
+    return mse(outputs, targets)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_integration_of_the_square_loss_agrees_with_its_closed_form(full):
+    ntk, _, y, f0, _ = _problem(full=full)
+    closed = flow.solve_flow(ntk, y, time=TIMES, f0=f0)
+    integrated = flow.solve_flow(ntk, y, time=TIMES, f0=f0, loss=_square_loss)
+    np.testing.assert_allclose(integrated.outputs, closed.outputs, atol=1e-7)
+    np.testing.assert_allclose(integrated.coefficients, closed.coefficients, atol=1e-7)
+
+
+def _golden_cross_entropy(**settings):
+    z = golden()
+    y = np.eye(3)[z["ce/labels"]]
+    return flow.solve_flow(z["mse/k_train_train"], y, loss=cross_entropy, f0=z["mse/f0"], **settings)
+
+
+def test_the_cross_entropy_flow_agrees_with_neural_tangents():
+    z = golden()
+    solution = _golden_cross_entropy(time=z["ce/t"])
+    test = flow.kernel_outputs(z["mse/k_test_train"], solution.coefficients, z["mse/g0"])
+    np.testing.assert_allclose(solution.outputs, z["ce/f_train"], atol=1e-7)
+    np.testing.assert_allclose(test, z["ce/f_test"], atol=1e-7)
+
+
+def test_the_heavy_ball_flow_agrees_with_neural_tangents():
+    z = golden()
+    solution = _golden_cross_entropy(time=np.sqrt(0.1) * z["ce/t"], friction=(1 - 0.9) / np.sqrt(0.1))
+    test = flow.kernel_outputs(z["mse/k_test_train"], solution.coefficients, z["mse/g0"])
+    np.testing.assert_allclose(solution.outputs, z["ce_mom/f_train"], atol=1e-7)
+    np.testing.assert_allclose(test, z["ce_mom/f_test"], atol=1e-7)
+
+
+def test_the_cross_entropy_flow_conserves_the_sum_of_the_logits_and_lowers_the_loss():
+    z = golden()
+    outputs = _golden_cross_entropy(time=np.array([0.0, 5.0, 30.0])).outputs
+    np.testing.assert_allclose(outputs.sum(-1), np.tile(z["mse/f0"].sum(-1), (3, 1)), atol=1e-10)
+    losses = [float(cross_entropy(jnp.asarray(f), jnp.eye(3)[z["ce/labels"]])) for f in outputs]
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_the_logistic_flow_of_one_example_has_its_implicit_solution():
+    time = np.array([0.0, 1.0, 10.0])
+    f = flow.solve_flow(np.array([[2.0]]), np.ones((1, 1)), time=time, loss=logistic).outputs[:, 0, 0]
+    np.testing.assert_allclose(f + np.exp(f) - 1, 2.0 * time, rtol=1e-7, atol=1e-9)
+
+
+def test_other_losses_run_in_float32_when_x64_is_off():
+    ntk, _, y, f0, _ = _problem()
+    with jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64():
+        closed = flow.solve_flow(ntk, y, time=TIMES, f0=f0).outputs
+        integrated = flow.solve_flow(ntk, y, time=TIMES, f0=f0, loss=_square_loss).outputs
+    assert closed.dtype == integrated.dtype == np.float64
+    np.testing.assert_allclose(closed, flow.solve_flow(ntk, y, time=TIMES, f0=f0).outputs, rtol=1e-12)
+    assert 1e-10 < np.abs(integrated - closed).max() < 1e-4
+
+
+def test_an_integration_that_does_not_end_is_an_error():
+    with pytest.raises(RuntimeError, match="integration up to time 1 failed"):
+        flow.solve_flow(np.eye(2), np.ones((2, 1)), time=1.0, loss=lambda f, y: jnp.sum(f * jnp.nan))
+
+
+# ----------------------------------------------------------------------------------------------------------- descent
+
+
+def _literal_descent(ntk, y, f0, learning_rate, momentum, steps):
+    matrix, f, velocity = _matrix(ntk, y.shape[1]), f0.ravel().copy(), np.zeros(y.size)
+    dual = np.zeros(y.size)
+    for _ in range(steps):
+        velocity = momentum * velocity + (f - y.ravel()) / len(y)
+        dual = dual - learning_rate * velocity
+        f = f0.ravel() + matrix @ dual
+    return f.reshape(y.shape), dual.reshape(y.shape)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_descent_is_a_literal_loop(full, momentum, rank):
+    ntk, _, y, f0, _ = _problem(full=full, rank=rank)
+    save_at = [0, 1, 2, 7, 100, 333]
+    rate = 0.3 * flow.max_learning_rate(ntk, momentum=momentum)
+    solution = flow.solve_descent(ntk, y, learning_rate=rate, momentum=momentum, save_at=save_at, f0=f0)
+    for i, steps in enumerate(save_at):
+        outputs, dual = _literal_descent(ntk, y, f0, rate, momentum, steps)
+        scale = max(1.0, np.abs(dual).max())
+        np.testing.assert_allclose(solution.outputs[i], outputs, atol=1e-12 * scale)
+        np.testing.assert_allclose(solution.coefficients[i], dual, atol=1e-12 * scale)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_descent_without_momentum_is_a_matrix_power(full):
+    ntk, _, y, f0, _ = _problem(full=full)
+    step = np.eye(y.size) - 0.2 * _matrix(ntk, 3) / len(y)
+    solution = flow.solve_descent(ntk, y, learning_rate=0.2, save_at=[1000], f0=f0)
+    expected = y.ravel() + np.linalg.matrix_power(step, 1000) @ (f0 - y).ravel()
+    np.testing.assert_allclose(solution.outputs[0].ravel(), expected, atol=1e-10)
+
+
+def test_recording_more_often_does_not_change_the_steps():
+    ntk, _, y, f0, _ = _problem()
+    often, once = (flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.9, save_at=steps, f0=f0)
+                   for steps in (np.arange(0, 501), [500]))
+    np.testing.assert_allclose(often.coefficients[-1], once.coefficients[-1], rtol=1e-11)
+
+
+def test_a_hundred_million_steps_resolve_an_eigenvalue_of_a_hundred_millionth():
+    steps, rate = 10**8, 0.5
+    solution = flow.solve_descent(np.diag([1.0, 1e-8]), np.ones((2, 1)), learning_rate=rate, save_at=[steps])
+    expected = -np.expm1(steps * np.log1p(-rate * 1e-8 / 2))
+    np.testing.assert_allclose(solution.outputs[0, 1, 0], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_small_steps_follow_the_gradient_flow_on_the_common_clock(momentum):
+    ntk, _, y, f0, _ = _problem()
+    curves = []
+    for halvings in (0, 1):
+        rate, steps = 1e-4 / 2**halvings, np.array([5000, 20000]) * 2**halvings
+        descent = flow.gradient_descent(ntk, _data(y), learning_rate=rate, momentum=momentum, save_at=steps, f0=f0)
+        exact = flow.gradient_flow(ntk, _data(y), time=descent.time, f0=f0)
+        curves.append(np.abs(descent.metrics["train_loss"] - exact.metrics["train_loss"]).max())
+    assert curves[0] < 1e-2
+    assert curves[1] == pytest.approx(curves[0] / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+def test_descent_converges_below_the_largest_learning_rate_and_diverges_above_it(full, momentum):
+    ntk, _, y, f0, _ = _problem(full=full)
+    bound = flow.max_learning_rate(ntk, momentum=momentum)
+    for factor, converges in ((0.99, True), (1.01, False)):
+        curve = flow.gradient_descent(
+            ntk, _data(y), learning_rate=factor * bound, momentum=momentum, save_at=[0, 2000, 4000], f0=f0)
+        assert (curve.metrics["train_loss"][2] < curve.metrics["train_loss"][0]) == converges
+        assert (curve.metrics["train_loss"][2] > 1e6) != converges
+
+
+def test_divergence_is_recorded_and_not_raised():
+    curve = flow.gradient_descent(np.eye(2), _data(np.ones((2, 1))), learning_rate=40.0, save_at=[0, 10, 1000, 2000])
+    assert curve.diverged_at == 1000
+    assert not np.isfinite(curve.metrics["train_loss"][2:]).any()
+
+
+# ------------------------------------------------------------------------------------------------------------- curves
+
+
+def test_a_curve_holds_losses_accuracies_and_the_common_clock():
+    ntk, cross, y, _, _ = _problem(k=2)
+    labels = np.eye(2)[[0, 1, 0, 1, 0, 1]]
+    test = _data(np.eye(2)[[0, 1, 1, 0]])
+    curve = flow.gradient_descent(
+        ntk, _data(labels), learning_rate=0.5, momentum=0.75, save_at=[0, 4], cross=cross, test=test)
+    assert curve.time.tolist() == [0.0, 8.0]
+    assert curve.step.tolist() == [0, 4]
+    assert curve.params is None and curve.diverged_at is None
+    assert curve.metrics["train_loss"][0] == 0.5
+    solution = flow.solve_descent(ntk, labels, learning_rate=0.5, momentum=0.75, save_at=[0, 4])
+    outputs = flow.kernel_outputs(cross, solution.coefficients)
+    assert curve.metrics["test_loss"][1] == pytest.approx(((outputs[1] - test.y) ** 2).sum() / 8, rel=1e-12)
+    assert curve.metrics["test_accuracy"][1] == np.mean(outputs[1].argmax(-1) == test.y.argmax(-1))
+    assert all(values.dtype == np.float64 and values.shape == (2,) for values in curve.metrics.values())
+
+
+def test_a_flow_has_no_steps():
+    curve = flow.gradient_flow(np.eye(2), _data(np.ones((2, 1))), time=[0, 1])
+    assert curve.step.tolist() == [-1, -1]
+    assert curve.time.tolist() == [0.0, 1.0]
+
+
+def test_kernels_and_targets_in_float32_give_results_in_float64():
+    ntk, cross, y, f0, g0 = (jnp.asarray(array, jnp.float32) for array in _problem())
+    curve = flow.gradient_flow(ntk, _data(y), time=TIMES, f0=f0, cross=cross, test=_data(g0), f0_test=g0)
+    assert all(values.dtype == np.float64 for values in curve.metrics.values())
+
+
+# --------------------------------------------------------------------------------------------------------- regression
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_sweep_of_ridges_is_one_solve_each(full):
+    kernel, cross, y, _, _ = _problem(full=full)
+    ridges = np.array([0.0, 0.1, 10.0])
+    sweep = flow.kernel_regression(kernel, _data(y), cross=cross, ridge=ridges)
+    matrix, rows = _matrix(kernel, 3), _matrix(cross, 3)
+    for ridge, predictions in zip(ridges, sweep, strict=True):
+        expected = rows @ np.linalg.solve(matrix + ridge * np.eye(len(matrix)), y.ravel())
+        np.testing.assert_allclose(predictions.ravel(), expected, rtol=1e-8, atol=1e-10)
+        single = flow.kernel_regression(kernel, _data(y), cross=cross, ridge=float(ridge))
+        np.testing.assert_array_equal(single, predictions)
+
+
+def test_regression_on_duplicate_inputs_is_the_limit_of_a_vanishing_ridge():
+    kernel, cross, y, _, _ = _problem()
+    twice = [0, 1, 2, 3, 4, 5, 5]
+    kernel, cross, y = kernel[np.ix_(twice, twice)], cross[:, twice], np.vstack([y, -y[:1]])
+    exact = flow.kernel_regression(kernel, _data(y), cross=cross)
+    np.testing.assert_allclose(exact, flow.kernel_regression(kernel, _data(y), cross=cross, ridge=1e-7), atol=1e-5)
+    end = flow.solve_flow(kernel, y, time=np.inf)
+    np.testing.assert_allclose(exact, flow.kernel_outputs(cross, end.coefficients[0]), rtol=1e-10)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_leave_one_out_is_a_loop_of_regressions(full):
+    kernel, _, y, _, _ = _problem(full=full)
+    sweep = flow.leave_one_out(kernel, _data(y), ridge=np.array([0.01, 1.0]))
+    for ridge, predictions in zip([0.01, 1.0], sweep, strict=True):
+        for i in range(len(y)):
+            rest = np.delete(np.arange(len(y)), i)
+            expected = flow.kernel_regression(
+                kernel[np.ix_(rest, rest)], _data(y[rest]), cross=kernel[i:i + 1, rest], ridge=ridge)
+            np.testing.assert_allclose(predictions[i], expected[0], rtol=1e-8, atol=1e-9)
+
+
+def test_leave_one_out_of_a_singular_kernel_asks_for_a_ridge():
+    kernel, _, y, _, _ = _problem(rank=3)
+    with pytest.raises(ValueError, match=r"singular: lambda_min = .*positive ridge"):
+        flow.leave_one_out(kernel, _data(y), ridge=0.0)
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.3])
+def test_the_posterior_is_a_gaussian_conditioned_on_noisy_observations(ridge):
+    factor = _normal(10, 20)
+    joint = factor @ factor.T
+    posterior = flow.nngp_posterior(
+        joint[:6, :6], _data(_normal(6, 2)), cross=joint[6:, :6], prior=joint[6:, 6:], ridge=ridge)
+    precision = np.linalg.inv(joint + np.diag([ridge] * 6 + [0.0] * 4))[6:, 6:]
+    np.testing.assert_allclose(posterior.covariance, np.linalg.inv(precision), rtol=1e-8, atol=1e-9)
+    expected = flow.kernel_regression(joint[:6, :6], _data(_normal(6, 2)), cross=joint[6:, :6], ridge=ridge)
+    np.testing.assert_allclose(posterior.mean, expected, rtol=1e-8)
+
+
+def test_the_posterior_at_observed_inputs_without_noise_is_certain_even_for_duplicates():
+    kernel, _, y, _, _ = _problem()
+    twice = [0, 1, 2, 3, 4, 5, 5]
+    kernel, y = kernel[np.ix_(twice, twice)], y[twice]
+    posterior = flow.nngp_posterior(kernel, _data(y), cross=kernel, prior=kernel)
+    np.testing.assert_allclose(posterior.covariance, 0.0, atol=1e-9)
+    np.testing.assert_allclose(posterior.mean, y, atol=1e-9)
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+NTK, Y = np.eye(3), np.ones((3, 2))
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: flow.gradient_flow(np.eye(2), _data(Y), time=[1.0]), r"has shape \(2, 2\), expected \(3, 3\)"),
+    (lambda: flow.gradient_flow(np.ones((3, 3, 4, 4)), _data(Y), time=[1.0]), r"or \(3, 3, 2, 2\) for the full"),
+    (lambda: flow.gradient_flow(NTK, _data(np.ones(3)), time=[1.0]), r"targets of shape \(3,\), expected \[n, k\]"),
+    (lambda: flow.gradient_flow(NTK, _data(Y * np.nan), time=[1.0]), "targets have 6 entries that are not finite"),
+    (lambda: flow.gradient_flow(NTK * np.nan, _data(Y), time=[1.0]), "matrix has 9 entries that are not finite"),
+    (lambda: flow.gradient_flow(NTK + np.tri(3), _data(Y), time=[1.0]), "largest asymmetry is 1"),
+    (lambda: flow.gradient_flow(-NTK, _data(Y), time=[1.0]), "not positive semi-definite"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0, 1.0]), "expected one axis of increasing times"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[-1.0, 1.0]), "times >= 0"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf, np.inf]), "increasing times"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[]), "increasing times"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=np.ones((3, 1))), r"f0 has shape \(3, 1\)"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((4, 3))), "cross alone"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], test=_data(Y)), "test alone"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((3, 4)), test=_data(Y)), "cross has shape"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK * np.nan, test=_data(Y)), "not finite"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK, test=_data(Y), f0=Y), "f0 without f0_test"),
+    (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf], loss=cross_entropy), "only mse without friction"),
+    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.0, save_at=[1]), "learning_rate = 0.0"),
+    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, momentum=1.0, save_at=[1]), "momentum = 1.0"),
+    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=[2, 1]), "increasing integers"),
+    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=np.array([0.5])), "increasing integers"),
+    (lambda: flow.max_learning_rate(np.zeros((2, 2))), "lambda_max = 0"),
+    (lambda: flow.max_learning_rate(NTK, momentum=-0.1), "momentum = -0.1"),
+    (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=-1.0), "ridge = -1.0"),
+    (lambda: flow.kernel_regression(NTK, _data(Y), cross=np.ones((4, 2))), r"kernel has shape \(4, 2\)"),
+    (lambda: flow.leave_one_out(NTK, _data(Y), ridge=np.array([0.1, np.nan])), "ridge = nan"),
+    (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=np.eye(2)), "prior has shape"),
+])
+def test_a_mistake_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
