@@ -79,7 +79,7 @@ def center(apply: Apply, params0: Params) -> Partial:
     return Partial(_centered, as_partial(apply), params0)
 
 
-def scale(apply: Apply, alpha: float | Array) -> Partial:
+def scale(apply: Apply, alpha: float | int | Array) -> Partial:
     """Scaled model `alpha h(w)`, a function of the weights w themselves.
 
     Trained on the loss times 1/alpha^2 it is the paper's definition of lazy training. In float32 it loses all digits
@@ -101,7 +101,7 @@ def scale(apply: Apply, alpha: float | Array) -> Partial:
     return Partial(_scaled, as_partial(apply), _checked_alpha(alpha, allow_inf=False))
 
 
-def lazy(apply: Apply, params0: Params, alpha: float | Array) -> Partial:
+def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
     """Lazy function `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
 
     Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by itself). SGD with

@@ -1,0 +1,113 @@
+"""Command line of the experiments: `python -m experiments list | run | show`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import experiments
+from experiments.config import preset as configure
+
+console = Console()
+
+
+def experiment_names() -> list[str]:
+    """Modules of this package that are experiments."""
+    names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "__main__"]
+    return [name for name in names if hasattr(importlib.import_module(f"experiments.{name}"), "PRESETS")]
+
+
+def list_experiments() -> None:
+    """One line for each experiment."""
+    table = Table("experiment", "what it shows", "presets", box=None)
+    for name in experiment_names():
+        module = importlib.import_module(f"experiments.{name}")
+        table.add_row(name, module.__doc__.strip().splitlines()[0], ", ".join(module.PRESETS))
+    console.print(table)
+
+
+def run(
+    name: tyro.conf.Positional[str],
+    preset: str = "laptop",
+    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")] = (),
+    out: Path = Path("runs"),
+) -> None:
+    """Runs an experiment, or goes on where it was stopped, and prints its table and the paths of its figures.
+
+    Args:
+        name: Experiment, see `list`.
+        preset: Size of the experiment: smoke, laptop or paper.
+        set: Override of one field of the configuration; may be given several times.
+        out: Folder of the run folders.
+    """
+    if name not in experiment_names():
+        raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
+    module = importlib.import_module(f"experiments.{name}")
+    config = configure(module.PRESETS, preset, set)
+    _set_precision(config)
+    from experiments import store
+
+    folder = store.open_run(name, config, out)
+    start = time.perf_counter()
+    if not (folder / "DONE").exists():
+        summary = module.run(config, folder, console)
+        store.write_json(folder / "summary.json", summary)
+        store.write_json(folder / "DONE", {"seconds": round(time.perf_counter() - start, 1)})
+    else:
+        console.print("This configuration has been run before; remove its folder to run it again.")
+    show(folder)
+
+
+def show(folder: tyro.conf.Positional[Path]) -> None:
+    """Prints the table of a finished run and the paths of its figures.
+
+    Args:
+        folder: Run folder, as printed by `run`.
+    """
+    from experiments import store
+
+    if not (folder / "DONE").exists():
+        raise ValueError(
+            f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
+        )
+    name = store.read_json(folder / "config.json")["experiment"]
+    module = importlib.import_module(f"experiments.{name}")
+    module.show(store.read_json(folder / "summary.json"), console)
+    for path in sorted((folder / "figures").glob("*.png")):
+        console.print(f"figure   {path}", soft_wrap=True, highlight=False)
+    console.print(f"numbers  {folder / 'summary.json'}", soft_wrap=True, highlight=False)
+    seconds = store.read_json(folder / "DONE")["seconds"]
+    console.print(f"time     {seconds} s", highlight=False)
+
+
+def _set_precision(config) -> None:
+    """Switches float64 on before the first array exists, if the configuration asks for it."""
+    import jax
+
+    jax.config.update("jax_enable_x64", getattr(config, "precision", "float32") == "float64")
+
+
+def main() -> None:
+    """Parses the command line; a user's mistake is one line on standard error and exit status 2."""
+    os.environ.setdefault("MPLBACKEND", "Agg")
+    commands = {"list": list_experiments, "run": run, "show": show}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=experiments.__doc__)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("LAZYNET_TRACEBACK"):
+            raise
+        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,248 @@
+"""The computations of `lazy_vs_standard`: data, network, one training per (seed, alpha), and the kernel flow."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import lazynet as ln
+from experiments import store
+from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
+from lazynet.losses import as_partial
+from lazynet.records import Data, Trajectory
+
+__all__ = ["check", "kernel_curve", "load_data", "train_cells"]
+
+CHECKPOINT_SECONDS = 10.0
+LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
+ACTIVATIONS = {"relu": ln.Relu, "erf": ln.Erf, "gelu": ln.Gelu}
+
+
+def check(config) -> None:
+    """Refuses configurations that cannot run, before anything is computed."""
+    if (
+        not config.alphas
+        or any(not alpha > 0 for alpha in config.alphas)
+        or len(set(config.alphas)) < len(config.alphas)
+    ):
+        raise ValueError(
+            f"alphas={config.alphas}, expected different scales in (0, inf], for instance alphas=1,10,inf."
+        )
+    if config.seeds < 1:
+        raise ValueError(f"seeds={config.seeds}, expected at least 1.")
+    if config.data.name == "digits" and config.network.name != "mlp":
+        raise ValueError(
+            f"network.name={config.network.name} needs images: use --set data.name=cifar10, or network.name=mlp."
+        )
+    if config.network.name == "cnn" and len(config.network.strides) != len(config.network.widths):
+        raise ValueError(
+            f"network.strides={config.network.strides}, expected one stride for each of the widths "
+            f"{config.network.widths}."
+        )
+
+
+def load_data(config) -> tuple[Data, Data]:
+    """Train and test set, standardized by the training set, with the targets that the loss needs."""
+    data = config.data
+    if data.name == "digits":
+        train, test = datasets.digits(data.n_train, data.n_test)
+        train, test = datasets.standardize(train, test, center="feature", scale="global")
+    else:
+        root = datasets.data_root(data.root)
+        train, test = datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
+        train, test = datasets.standardize(train, test, center="channel", scale="channel")
+        if config.network.name == "mlp":
+            train, test = (Data(part.x.reshape(len(part.x), -1), part.y) for part in (train, test))
+    if config.loss == "mse":
+        train, test = datasets.center_targets(train), datasets.center_targets(test)
+    dtype = jnp.dtype(config.precision)
+    return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), part) for part in (train, test))
+
+
+def build(config) -> ln.Model:
+    """The network of the configuration."""
+    network = config.network
+    settings = dict(activation=ACTIVATIONS[network.activation](), W_std=network.W_std, b_std=network.b_std)
+    if network.name == "mlp":
+        model = zoo.mlp(network.widths, 10, **settings)
+    elif network.name == "cnn":
+        model = zoo.cnn(network.widths, 10, strides=network.strides, **settings)
+    else:
+        model = zoo.vgg11(10, **settings)
+    return ln.symmetrize(model) if config.doubled else model
+
+
+def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple[dict, list[dict]]:
+    """Every (seed, alpha): its curve, its final numbers and its final test outputs; and each seed's learning rates."""
+    model, cells, rates = build(config), {}, []
+    steps = config.train.epochs * (len(train.x) // config.train.batch_size)
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=steps * config.seeds * len(config.alphas))
+        for seed in range(config.seeds):
+            start = _start(config, seed, model, train, test)
+            rates.append(start.rates)
+            for alpha in config.alphas:
+                progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
+                advance = partial(_advance, progress, task, steps * len(cells))
+                cells[seed, alpha] = _stored_cell(start, alpha, folder, advance)
+                progress.update(task, completed=steps * len(cells))
+    _compare_with_linearized(config, cells)
+    return cells, rates
+
+
+def kernel_curve(config, train: Data, test: Data, clock: float, console) -> tuple[Trajectory | None, str | None]:
+    """Gradient flow of the infinitely wide network on the common clock, or None and the reason."""
+    if config.network.name == "vgg11":
+        return None, "max-pooling has no infinite-width limit in closed form"
+    if config.network.name == "cnn":
+        return None, "analytic kernels of convolutional networks are not available yet"
+    with console.status("infinite-width kernel"):
+        model = build(config)
+        ntk = kernels.analytic_kernel(model, train.x).ntk
+        cross = kernels.analytic_kernel(model, test.x, train.x).ntk
+        times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
+        curve = flow.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
+    return curve, None
+
+
+class Start(NamedTuple):
+    """What all alphas of one seed share; `ntk0` is the initial tangent kernel on a few test examples."""
+
+    config: Any
+    seed: int
+    model: ln.Model
+    params0: Any
+    ntk0: Any
+    rates: dict[str, float]
+    key: Any
+    train: Data
+    test: Data
+
+
+def _advance(progress, task, done, step):
+    progress.update(task, completed=done + step)
+
+
+def _start(config, seed, model, train, test) -> Start:
+    params0 = model.init(jax.random.fold_in(jax.random.key(0), seed), train.x)
+    ntk0 = empirical.empirical_ntk(model.apply, params0, test.x[: config.ntk_examples], outputs="trace")
+    rates = _rates(config, model, params0, train, seed)
+    return Start(config, seed, model, params0, ntk0, rates, jax.random.fold_in(jax.random.key(1), seed), train, test)
+
+
+def _rates(config, model, params0, train, seed):
+    """The largest stable full-batch learning rate of the initial tangent kernel, and the one that is used."""
+    x = train.x[: config.lr_examples]
+    key = jax.random.fold_in(jax.random.key(2), seed)
+    bound = empirical.estimate_max_learning_rate(model.apply, params0, x, momentum=config.train.momentum, key=key)
+    top = 2 * (1 + config.train.momentum) / bound
+    return {"learning_rate": config.train.lr_fraction * bound, "lr_max": bound, "lambda_max": top}
+
+
+def _stored_cell(start, alpha, folder, advance) -> dict[str, Any]:
+    """The finished cell, from its file or computed now, going on from its checkpoint if there is one."""
+    path = folder / "cells" / f"seed={start.seed},alpha={alpha:g}.npz"
+    if not path.exists():
+        checkpoint = path.with_suffix(".checkpoint.npz")
+        store.save_arrays(path, _train_cell(start, alpha, checkpoint, advance))
+        checkpoint.unlink(missing_ok=True)
+    stored = store.load_arrays(path)
+    final = {name.removeprefix("final/"): float(v) for name, v in stored.items() if name.startswith("final/")}
+    return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
+
+
+def _train_cell(start, alpha, checkpoint, advance):
+    config = start.config
+    function, u = _function(config, start.model.apply, start.params0, alpha), trees.zeros_like(start.params0)
+    goal, optimizer = ln.objective(function, LOSSES[config.loss]), ln.sgd(config.train.momentum)
+    saved = [time.monotonic()]
+
+    def on_save(state, curve):
+        advance(state.step)
+        if time.monotonic() - saved[0] > CHECKPOINT_SECONDS:
+            store.save_checkpoint(checkpoint, state, curve)
+            saved[0] = time.monotonic()
+
+    resume = None
+    if checkpoint.exists():
+        resume = store.load_checkpoint(checkpoint, ln.TrainState(0, 0.0, u, optimizer.init(u)))
+    norm0 = float(trees.norm(start.params0))
+    curve = ln.train(
+        goal,
+        u,
+        start.train,
+        optimizer,
+        key=start.key,
+        save_at=_save_at(config, len(start.train.x)),
+        learning_rate=start.rates["learning_rate"],
+        batch_size=config.train.batch_size,
+        test=start.test,
+        measure=lambda u: {"param_drift": trees.norm(u) / (alpha * norm0)},
+        on_save=on_save,
+        resume=resume,
+    )
+    outputs = _batched_outputs(function, curve.params, start.test.x)
+    final = _final(start, alpha, curve)
+    return {**store.curve_arrays(curve), **{f"final/{k}": v for k, v in final.items()}, "outputs": outputs}
+
+
+def _final(start, alpha, curve) -> dict[str, float]:
+    """Numbers of the end of training: how far weights, kernel and gates are from initialization."""
+    final = {name: float(values[-1]) for name, values in curve.metrics.items()}
+    weights = ln.weights(ln.lazy(start.model.apply, start.params0, alpha), curve.params)
+    if np.isfinite(alpha) and curve.diverged_at is None:
+        inputs = start.test.x[: start.config.ntk_examples]
+        ntk = empirical.empirical_ntk(start.model.apply, weights, inputs, outputs="trace")
+        final["ntk_change"] = float(diagnostics.kernel_distance(ntk, start.ntk0))
+        if start.config.network.activation == "relu":
+            x = start.test.x[:1000]
+            final["stability"] = float(diagnostics.activation_stability(start.model, weights, start.params0, x).total)
+    return final
+
+
+def _compare_with_linearized(config, cells) -> None:
+    """Adds the gap to the linearized model of the same seed, each with its own weights, to every finite alpha."""
+    for (seed, alpha), cell in cells.items():
+        reference = cells.get((seed, float("inf")))
+        if reference is not None and np.isfinite(alpha):
+            gap = np.sqrt(np.mean((cell["outputs"] - reference["outputs"]) ** 2))
+            cell["final"]["linearization_gap"] = float(gap / np.sqrt(np.mean(reference["outputs"] ** 2)))
+            same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
+            cell["final"]["agreement"] = float(np.mean(same))
+
+
+def _function(config, apply, params0, alpha):
+    """`lazy(apply, params0, alpha)`; without centering, the outputs at initialization are added back, times alpha."""
+    centered = ln.lazy(apply, params0, alpha)
+    if config.center:
+        return centered
+    return Partial(_uncentered, centered, as_partial(apply), params0, alpha if np.isfinite(alpha) else 1.0)
+
+
+def _uncentered(centered, apply, params0, factor, u, x):
+    return centered(u, x) + factor * apply(params0, x)
+
+
+def _save_at(config, n):
+    """Records evenly spaced in the logarithm and in time, so that curves and progress are smooth."""
+    steps = config.train.epochs * (n // config.train.batch_size)
+    even = np.linspace(0, steps, config.train.records // 2 + 1).round().astype(int)
+    return sorted({*ln.log_spaced(steps, config.train.records // 2), *even.tolist()})
+
+
+def _batched_outputs(function, params, x):
+    call = jax.jit(lambda f, p, x: f(p, x))
+    return np.concatenate([np.asarray(call(function, params, x[i : i + 1000])) for i in range(0, len(x), 1000)])
+
+
+def _progress(console):
+    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+    return Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)
