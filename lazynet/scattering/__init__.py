@@ -1,0 +1,32 @@
+"""Scattering transforms of images (2D only): jitted, differentiable, with closed-form filters.
+
+Start with `filter_bank` and `scattering2d`; `Scattering2D` is the same transform behind kymatio's interface.
+"""
+
+from lazynet.scattering.filters import Filters, filter_bank
+from lazynet.scattering.frame import LittlewoodPaley, frame_bounds, lipschitz_bound, littlewood_paley
+from lazynet.scattering.transform import (
+    Path,
+    scattering2d,
+    scattering2d_nhwc,
+    scattering_paths,
+    wavelet_coefficients,
+)
+from lazynet.scattering.wavelets import angles, gabor, morlet
+
+__all__ = [
+    "Filters",
+    "LittlewoodPaley",
+    "Path",
+    "angles",
+    "filter_bank",
+    "frame_bounds",
+    "gabor",
+    "lipschitz_bound",
+    "littlewood_paley",
+    "morlet",
+    "scattering2d",
+    "scattering2d_nhwc",
+    "scattering_paths",
+    "wavelet_coefficients",
+]

@@ -1,0 +1,250 @@
+"""The scattering transform as one pure function, with all angles as batch axes: O(J^2) operations in the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Complex, Float, Shaped
+
+from lazynet.scattering.filters import Filters
+from lazynet.typing import Array, ArrayLike
+
+__all__ = ["Path", "scattering2d", "scattering2d_nhwc", "scattering_paths", "wavelet_coefficients"]
+
+_ACCELERATOR_BYTES = 2**31  # temporaries of one chunk of images on an accelerator
+
+
+class Path(NamedTuple):
+    """Which wavelets a coefficient went through.
+
+    Attributes:
+        order: 0, 1 or 2.
+        j: Scales (j1, j2), as many as the order.
+        theta: Indices of the angles (theta1, theta2); `angles` has their values.
+    """
+
+    order: int
+    j: tuple[int, ...]
+    theta: tuple[int, ...]
+
+
+def scattering_paths(J: int, L: int = 8, max_order: int = 2) -> tuple[Path, ...]:
+    """The `1 + J L + L^2 J (J-1) / 2` paths, in the order of the coefficients.
+
+    Order 0; then order 1 by scale and angle; then order 2 nested as (j1, theta1, j2 > j1, theta2).
+
+    Example:
+        >>> paths = scattering_paths(2)
+        >>> len(paths), paths[1], paths[17]
+        (81, Path(order=1, j=(0,), theta=(0,)), Path(order=2, j=(0, 1), theta=(0, 0)))
+    """
+    first = [Path(1, (j,), (t,)) for j in range(J) for t in range(L)]
+    second = [Path(2, (*p.j, j), (*p.theta, t)) for p in first for j in range(p.j[0] + 1, J) for t in range(L)]
+    return (Path(0, (), ()), *(first if max_order > 0 else []), *(second if max_order > 1 else []))
+
+
+def scattering2d(
+    x: Shaped[ArrayLike, "*batch H W"], filters: Filters, *, max_order: int = 2, chunk: int | None = None
+) -> Float[Array, "*batch K h w"]:
+    """`S x = [x * phi, |x * psi_1| * phi, ||x * psi_1| * psi_2| * phi]` decimated by 2^J, on [..., H, W].
+
+    Stable to translations below 2^J pixels and to small deformations, without learning. Channels are batch axes: every
+    image plane is transformed by itself. Differentiable with finite gradients everywhere (zero and constant images
+    included); works under `jit`, `grad`, `jvp` and `vmap`, and is jitted by itself. Dtype of the output: that of x.
+    Squared moduli must be representable: amplitudes from 1e-18 to 1e18 in float32.
+
+    Args:
+        x: Images of the bank's size, float32 or float64; any number of batch axes, possibly of length 0.
+        filters: From `filter_bank`. Its arrays may be traced, so filters can be learned.
+        max_order: 0, 1 or 2.
+        chunk: Planes transformed at a time. None: one on a CPU, where the working set then stays in cache, and as many
+            as fit 2 GiB of temporaries elsewhere.
+
+    Returns:
+        K coefficients in the order of `scattering_paths(J, L, max_order)`; h = H // 2^J and w = W // 2^J (1 x 1 with
+        pool="mean").
+
+    Raises:
+        ValueError: If x has another spatial size, or max_order is not 0, 1 or 2.
+        TypeError: If x is not a float32 or float64 array.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lazynet.scattering import filter_bank
+        >>> scattering2d(jnp.ones((5, 3, 32, 32)), filter_bank((32, 32), 2)).shape
+        (5, 3, 81, 8, 8)
+
+    Source: Bruna & Mallat, "Invariant Scattering Convolution Networks", IEEE TPAMI 35(8), 2013.
+    """
+    _check(x, filters, max_order)
+    return _scattering(x, filters, max_order, chunk)
+
+
+def scattering2d_nhwc(
+    x: Shaped[ArrayLike, "*batch H W C"], filters: Filters, *, max_order: int = 2, chunk: int | None = None
+) -> Float[Array, "*batch h w CK"]:
+    """`scattering2d` for channels-last images, [..., H, W, C] -> [..., h, w, C K], the layout of networks.
+
+    Output channel c K + k holds path k of input channel c.
+
+    Args:
+        x: Images, channels last.
+        filters: From `filter_bank`.
+        max_order: 0, 1 or 2.
+        chunk: As for `scattering2d`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lazynet.scattering import filter_bank
+        >>> scattering2d_nhwc(jnp.ones((5, 32, 32, 3)), filter_bank((32, 32), 2)).shape
+        (5, 8, 8, 243)
+    """
+    planes = jnp.moveaxis(jnp.asarray(x), -1, -3)
+    coefficients = scattering2d(planes, filters, max_order=max_order, chunk=chunk)
+    *batch, channels, paths, height, width = coefficients.shape
+    return jnp.moveaxis(coefficients.reshape(*batch, channels * paths, height, width), -3, -1)
+
+
+def wavelet_coefficients(
+    x: Shaped[ArrayLike, "*batch H W"], filters: Filters
+) -> tuple[Complex[Array, "*batch L P Q"], ...]:
+    """The complex coefficients `x * psi_{j,theta}` decimated by 2^j, one array [..., L, P/2^j, Q/2^j] per scale j.
+
+    Their moduli are the first layer of `scattering2d`; their phases are what a modulus throws away. Maps cover the
+    padded image.
+
+    Args:
+        x: Images of the bank's size, float32 or float64.
+        filters: From `filter_bank`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lazynet.scattering import filter_bank
+        >>> [c.shape for c in wavelet_coefficients(jnp.ones((5, 32, 32)), filter_bank((32, 32), 2))]
+        [(5, 8, 40, 40), (5, 8, 20, 20)]
+    """
+    _check(x, filters, 1)
+    return _wavelets(x, filters)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _scattering(x, filters: Filters, max_order: int, chunk: int | None) -> Array:
+    return _map_planes(partial(_plane, max_order=max_order), x, filters, chunk)
+
+
+@jax.jit
+def _wavelets(x, filters: Filters) -> tuple[Array, ...]:
+    return _map_planes(_plane_wavelets, x, filters, None)
+
+
+def _map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
+    """`transform(plane, filters)` for every [H, W] plane of x, chunk by chunk; trees of arrays keep their shape."""
+    x, filters = jnp.asarray(x), _cast(filters, x.dtype)
+    *batch, height, width = x.shape
+    planes = x.reshape(-1, height, width)
+    chunk, each = chunk or _default_chunk(filters, x.dtype.itemsize), partial(transform, filters=filters)
+    many = jax.vmap(each)(planes) if len(planes) <= chunk else jax.lax.map(each, planes, batch_size=chunk)
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), many)
+
+
+def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
+    spectrum = _fft(_pad(x, filters))[None]
+    return tuple(_filter(spectrum, wave, 2**j) for j, wave in filters.psi[0].items())
+
+
+def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
+    """All coefficients [K, h, w] of one image plane."""
+    J, psi, average = filters.J, filters.psi, filters.average
+    x = _pad(x, filters)
+    coefficients, second = [_average(x, average[0])[None]], []
+    if max_order == 0:
+        return coefficients[0]
+    spectrum = _fft(x)[None]
+    for j1 in range(J):
+        u1 = _modulus(_filter(spectrum, psi[0][j1], 2**j1))
+        coefficients.append(_average(u1, average[j1]))
+        if max_order > 1 and j1 < J - 1:
+            second.append(_second_order(u1, psi[j1], average, j1))
+    return jnp.concatenate(coefficients + second)
+
+
+def _second_order(u1: Array, psi: dict[int, Array], average: tuple, j1: int) -> Array:
+    """Coefficients of all (theta1, j2 > j1, theta2), flattened in that order, of the first-order maps of scale j1."""
+    spectrum = _fft(u1)[:, None]
+    maps = [
+        _average(_modulus(_filter(spectrum, wave[None], 2 ** (j2 - j1))), average[j2])
+        for j2, wave in psi.items()
+        if j2 > j1
+    ]
+    stacked = jnp.stack(maps, axis=1)
+    return stacked.reshape(-1, *stacked.shape[-2:])
+
+
+def _pad(x: Array, filters: Filters) -> Array:
+    if filters.padding in ("periodic", "given"):
+        return x
+    return jnp.pad(x, filters.margins, mode=filters.padding)
+
+
+def _fft(u: Array) -> Array:
+    """`fft2` of a real map with even sides: half of it computed, the other half by Hermitian symmetry."""
+    half = jnp.fft.rfft2(u)
+    mirrored = jnp.roll(jnp.flip(half[..., 1 : u.shape[-1] // 2], (-2, -1)), 1, -2)
+    return jnp.concatenate([half, jnp.conj(mirrored)], -1)
+
+
+def _filter(spectrum: Array, wave: Array, step: int) -> Array:
+    """`ifft2` of the product, decimated: in Fourier, the mean over the frequencies that alias to the same one."""
+    if jnp.iscomplexobj(wave):
+        product = spectrum * wave
+    else:
+        product = jax.lax.complex(spectrum.real * wave, spectrum.imag * wave)
+    if step > 1:
+        *batch, height, width = product.shape
+        product = product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
+    return jnp.fft.ifft2(product)
+
+
+def _modulus(z: Array) -> Array:
+    """`|z|`, with derivative 0 at 0; without the divisions of an overflow-proof hypotenuse."""
+    squared = z.real**2 + z.imag**2
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+
+
+def _average(u: Array, matrices: tuple[Array, Array]) -> Array:
+    """`A u A'^T` at full precision: the averaged, decimated and cropped map."""
+    rows, columns = matrices
+    return jnp.einsum("hp,...pq,wq->...hw", rows, u, columns, precision="highest")
+
+
+def _cast(filters: Filters, dtype) -> Filters:
+    complex_dtype = np.result_type(dtype, np.complex64)
+    return jax.tree.map(lambda a: jnp.asarray(a, complex_dtype if jnp.iscomplexobj(a) else dtype), filters)
+
+
+def _default_chunk(filters: Filters, itemsize: int) -> int:
+    if jax.default_backend() == "cpu":
+        return 1
+    largest = filters.L**2 * filters.phi[0].size * filters.phi[1].size // 4
+    return max(1, _ACCELERATOR_BYTES // (8 * itemsize * largest))
+
+
+def _check(x: ArrayLike, filters: Filters, max_order: int) -> None:
+    if max_order not in (0, 1, 2):
+        raise ValueError(f"max_order must be 0, 1 or 2, got {max_order!r}")
+    dtype = getattr(x, "dtype", None)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(
+            f"images must be float32 or float64 arrays, got {dtype or type(x).__name__}: "
+            "convert them, for instance x.astype(numpy.float32) / 255 for 8-bit images"
+        )
+    margins = filters.margins if filters.padding == "given" else ((0, 0), (0, 0))
+    expected = tuple(size + sum(margin) for size, margin in zip(filters.shape, margins, strict=True))
+    if x.ndim < 2 or tuple(x.shape[-2:]) != expected:
+        raise ValueError(f"these filters are for images [..., {expected[0]}, {expected[1]}], got shape {x.shape}")
