@@ -302,6 +302,7 @@ def _rows(curve):
     ]
 
 
+@jax.jit
 def _copied(tree):
     return jax.tree.map(jnp.copy, tree)
 

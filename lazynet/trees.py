@@ -50,6 +50,7 @@ def divide(a: Params, scale: Array | float) -> Params:
     return jax.tree.map(lambda x: x / jnp.asarray(scale).astype(x.dtype), a)
 
 
+@jax.jit
 def dot(a: Params, b: Params) -> Array:
     """Inner product `<a, b>`, the sum over leaves of the leaves' inner products.
 
@@ -61,6 +62,7 @@ def dot(a: Params, b: Params) -> Array:
     return jax.tree.reduce(jnp.add, products)
 
 
+@jax.jit
 def norm(a: Params) -> Array:
     """Euclidean norm `sqrt(<a, a>)` over all leaves.
 

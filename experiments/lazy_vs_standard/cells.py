@@ -132,7 +132,7 @@ def _advance(progress, task, done, step):
 
 
 def _start(config, seed, model, train, test) -> Start:
-    params0 = model.init(jax.random.fold_in(jax.random.key(0), seed), train.x)
+    params0 = jax.jit(model.init)(jax.random.fold_in(jax.random.key(0), seed), train.x)
     ntk0 = empirical.empirical_ntk(model.apply, params0, test.x[: config.ntk_examples], outputs="trace")
     rates = _rates(config, model, params0, train, seed)
     return Start(config, seed, model, params0, ntk0, rates, jax.random.fold_in(jax.random.key(1), seed), train, test)
@@ -197,7 +197,7 @@ def _train_cell(start, alpha, checkpoint, advance):
 def _final(start, alpha, curve) -> dict[str, float]:
     """Numbers of the end of training: how far weights, kernel and gates are from initialization."""
     final = {name: float(values[-1]) for name, values in curve.metrics.items()}
-    weights = ln.weights(ln.lazy(start.model.apply, start.params0, alpha), curve.params)
+    weights = jax.jit(ln.weights)(ln.lazy(start.model.apply, start.params0, alpha), curve.params)
     if np.isfinite(alpha) and curve.diverged_at is None:
         inputs = start.test.x[: start.config.ntk_examples]
         ntk = empirical.empirical_ntk(start.model.apply, weights, inputs, outputs="trace")
@@ -239,8 +239,12 @@ def _save_at(config, n):
 
 
 def _batched_outputs(function, params, x):
-    call = jax.jit(lambda f, p, x: f(p, x))
-    return np.concatenate([np.asarray(call(function, params, x[i : i + 1000])) for i in range(0, len(x), 1000)])
+    return np.concatenate([np.asarray(_call(function, params, x[i : i + 1000])) for i in range(0, len(x), 1000)])
+
+
+@jax.jit
+def _call(function, params, x):
+    return function(params, x)
 
 
 def _progress(console):

@@ -1,0 +1,174 @@
+"""How fast training becomes linear: distances to initialization and to the tangent model against alpha.
+
+    python -m experiments run alpha_rates                    # about 20 seconds
+    python -m experiments run alpha_rates --preset smoke     # about 10 seconds
+
+Theorem 2.2 of Chizat, Oyallon and Bach (2019): on a finite horizon T, gradient flow w(t) on (1/alpha^2) R(alpha h) from
+h(w0) = 0 stays within O(1/alpha) of w0, within O(1/alpha^2) of the linearized flow, and its outputs within O(1/alpha).
+A two-layer tanh network (20 units, 10 examples on the sphere in 3 dimensions) fits random labels until T = 10, at
+alpha = 10, 30, 100, 300, for several draws of data and weights. Expected slopes in alpha (largest values over t <= T):
+
+    |                                 | centered h(w) - h(w0) | symmetrized (doubled) | h(w0) != 0     |
+    | drift |w - w0|                  | -1                    | -1                    | about 0        |
+    | distance to linearized weights  | -2                    | -2                    |                |
+    | distance of the outputs         | -1                    | -2                    | +1             |
+    | relative change of the NTK at T | -1                    | -2                    | about 0        |
+
+The last column is the negative control: without h(w0) = 0 nothing becomes lazy. The constant of the drift is explicit,
+|w - w0| <= (1/alpha) sqrt(T R(alpha h(w0))), and is checked as an inequality. The lecture's O(1/alpha) for outputs is
+sharp for the centered model only: doubling cancels the second-order term of the expansion, which gives 1/alpha^2.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lazynet as ln
+from experiments import facts
+from experiments.flows import descent_direction, integrate
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Size of the problem, horizon and scales."""
+
+    alphas: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
+    seeds: int = 20
+    width: int = 20
+    inputs: int = 3
+    examples: int = 10
+    time: float = 10.0
+    steps: int = 1000
+    precision: str = "float64"
+
+
+PRESETS = {"smoke": Config(seeds=8, steps=200), "laptop": Config()}
+
+VARIANTS = ("centered", "symmetrized", "not_centered")
+EXPECTED = {
+    "weight_drift": {"centered": (-1, 0.02), "symmetrized": (-1, 0.02), "not_centered": (0, 0.1)},
+    "weight_gap": {"centered": (-2, 0.05), "symmetrized": (-2, 0.05)},
+    "output_gap": {"centered": (-1, 0.05), "symmetrized": (-2, 0.05), "not_centered": (1, 0.1)},
+    "test_output_gap": {"centered": (-1, 0.1), "symmetrized": (-2, 0.1)},
+    "ntk_change": {"centered": (-1, 0.05), "symmetrized": (-2, 0.05), "not_centered": (0, 0.1)},
+}
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Integrates every variant at all scales and seeds at once, draws the figure and returns the facts."""
+    from experiments.store import save_arrays
+
+    with console.status("gradient flows"):
+        measured = {variant: measure(config, variant) for variant in VARIANTS}
+    arrays = {f"{variant}/{name}": value for variant, values in measured.items() for name, value in values.items()}
+    save_arrays(folder / "measured.npz", {"alpha": config.alphas, **arrays})
+    _draw(config, measured, folder / "figures")
+    return facts.summarize(_facts(config, measured)) | {"seeds": config.seeds}
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table of facts."""
+    facts.show(summary, console, f"slopes in alpha, mean over {summary['seeds']} seeds")
+
+
+def measure(config: Config, variant: str) -> dict[str, np.ndarray]:
+    """The distances of `EXPECTED`, and the drift relative to its bound, each `[seeds, alphas]`."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(config.seeds))
+    over_alphas = jax.vmap(partial(_measure_one, config, variant), in_axes=(None, 0))
+    alphas = jnp.asarray(config.alphas, config.precision)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(over_alphas, in_axes=(0, None)))(keys, alphas))
+
+
+def _facts(config, measured):
+    for quantity, variants in EXPECTED.items():
+        for variant, (slope, tolerance) in variants.items():
+            values = measured[variant][quantity]
+            yield facts.power_law(f"{quantity}/{variant}", config.alphas, values, slope, tolerance)
+    for variant in VARIANTS:
+        worst = measured[variant]["drift_over_bound"].max()
+        yield facts.within(f"drift_over_bound/{variant}", worst, at_most=1.0)
+
+
+def _measure_one(config, variant, key, alpha):
+    """Integrates the lazy flow and the linearized flow side by side, for one draw of data and weights."""
+    x, x_test, y = _problem(config, key)
+    model = _network(config, variant)
+    params0 = model.init(jax.random.fold_in(key, 1), x)
+    lazy, tangent = (ln.lazy(model.apply, params0, scale) for scale in (alpha, math.inf))
+    start = alpha * model.apply(params0, x) if variant == "not_centered" else jnp.zeros_like(y)
+
+    def field(state):
+        functions = {"lazy": lazy, "tangent": tangent}
+        return {k: descent_direction(lambda u, f=f: ln.mse(start + f(u, x), y), state[k]) for k, f in functions.items()}
+
+    def observe(state):
+        u, v = state["lazy"], state["tangent"]
+        return {
+            "weight_drift": ln.trees.norm(u) / alpha,
+            "weight_gap": ln.trees.norm(ln.trees.subtract(u, v)) / alpha,
+            "output_gap": _rms(lazy(u, x) - tangent(v, x)),
+            "test_output_gap": _rms(lazy(u, x_test) - tangent(v, x_test)),
+        }
+
+    zeros = ln.trees.zeros_like(params0)
+    state = {"lazy": zeros, "tangent": zeros}
+    state, curves = integrate(field, state, step=config.time / config.steps, steps=config.steps, observe=observe)
+    largest = jax.tree.map(jnp.max, curves)
+    bound = jnp.sqrt(config.time * ln.mse(start, y)) / alpha
+    change = _ntk_change(model, params0, ln.weights(lazy, state["lazy"]), x)
+    return {**largest, "ntk_change": change, "drift_over_bound": largest["weight_drift"] / bound}
+
+
+def _problem(config, key):
+    keys = jax.random.split(jax.random.fold_in(key, 0), 3)
+    shape, dtype = (config.examples, config.inputs), jnp.dtype(config.precision)
+    x, x_test = (_unit_rows(jax.random.normal(k, shape, dtype)) for k in keys[:2])
+    return x, x_test, jax.random.normal(keys[2], (config.examples, 1), dtype)
+
+
+def _network(config, variant):
+    """`1/sqrt m sum_j b_j tanh(a_j . x)` with all weights from N(0, 1)."""
+    layers = ln.Dense(config.width, W_std=math.sqrt(config.inputs)), ln.elementwise(jnp.tanh), ln.Dense(1)
+    return ln.symmetrize(ln.serial(*layers)) if variant == "symmetrized" else ln.serial(*layers)
+
+
+def _ntk_change(model, params0, params, x):
+    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params))
+    return ln.diagnostics.kernel_distance(ntk, ntk0)
+
+
+def _unit_rows(x):
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def _rms(values):
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def _draw(config, measured, folder):
+    from matplotlib.figure import Figure
+
+    from lazynet import plots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(13.5, 4.4), layout="constrained")
+    titles = {"centered": r"centered, $h(w)-h(w_0)$", "symmetrized": "symmetrized (doubled)",
+              "not_centered": r"negative control, $h(w_0)\neq 0$"}  # fmt: skip
+    names = {"weight_drift": r"$\|w-w_0\|$", "weight_gap": r"$\|w-\bar w\|$", "output_gap": "output gap (rms)",
+             "ntk_change": "NTK change, relative"}  # fmt: skip
+    for variant, ax in zip(VARIANTS, figure.subplots(1, 3, sharey=True), strict=True):
+        values = {label: measured[variant][name] for name, label in names.items()}
+        ylabel = f"largest value over $t\\leq{config.time:g}$" if variant == VARIANTS[0] else ""
+        plots.plot_power_law(config.alphas, values, ylabel=ylabel, ax=ax)
+        ax.set_title(titles[variant], fontsize=11)
+    plots.save(figure, folder / "alpha_rates.png")

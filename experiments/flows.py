@@ -1,0 +1,49 @@
+"""Gradient flow by the classical Runge-Kutta method, all of it in one compiled loop: for networks of matmuls only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lazynet import trees
+
+__all__ = ["descent_direction", "integrate"]
+
+
+def integrate(field: Callable, state: Any, *, step: float | jax.Array, steps: int, observe: Callable) -> tuple[Any, Any]:
+    """The solution of `ds/dt = field(s)` after `steps` steps of size `step`, and `observe(s)` at each of them.
+
+    Args:
+        field: Right-hand side, a function of the state.
+        state: Pytree at time 0.
+        step: Size of a step; it may be traced.
+        steps: Number of steps.
+        observe: What to record of a state.
+
+    Returns:
+        The last state, and the observations stacked at times `0, step, ..., steps * step`.
+    """
+
+    def advance(s, _):
+        new = _runge_kutta(field, s, step)
+        return new, observe(new)
+
+    end, later = jax.lax.scan(advance, state, length=steps)
+    return end, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), observe(state), later)
+
+
+def descent_direction(objective: Callable, params: Any) -> Any:
+    """Minus the gradient, the right-hand side of a gradient flow."""
+    return jax.tree.map(jnp.negative, jax.grad(objective)(params))
+
+
+def _runge_kutta(field, s, step):
+    k1 = field(s)
+    k2 = field(trees.add_scaled(s, step / 2, k1))
+    k3 = field(trees.add_scaled(s, step / 2, k2))
+    k4 = field(trees.add_scaled(s, step, k3))
+    total = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
+    return trees.add_scaled(s, step, total)
