@@ -3,6 +3,7 @@
 Start with `filter_bank` and `scattering2d`; `Scattering2D` is the same transform behind kymatio's interface.
 """
 
+from lazynet.scattering.dropin import Scattering2D
 from lazynet.scattering.filters import Filters, filter_bank
 from lazynet.scattering.frame import LittlewoodPaley, frame_bounds, lipschitz_bound, littlewood_paley
 from lazynet.scattering.transform import (
@@ -18,6 +19,7 @@ __all__ = [
     "Filters",
     "LittlewoodPaley",
     "Path",
+    "Scattering2D",
     "angles",
     "filter_bank",
     "frame_bounds",

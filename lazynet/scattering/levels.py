@@ -9,10 +9,10 @@ import numpy as np
 from lazynet.scattering.norms import Layer
 from lazynet.scattering.wavelets import frequencies
 
-__all__ = ["at_level", "averaging", "layer"]
+__all__ = ["at_level", "averaging", "crop", "layer"]
 
 
-def _crop(spectrum: np.ndarray, level: int, axis: int) -> np.ndarray:
+def crop(spectrum: np.ndarray, level: int, axis: int) -> np.ndarray:
     """The DFT bins k in [-n/2, n/2) of one axis, n = N / 2^level: bin -n/2 stays and n/2 goes, as in kymatio."""
     n = spectrum.shape[axis] >> level
     return np.take(spectrum, np.r_[0 : (n + 1) // 2, -(n // 2) : 0], axis=axis)
@@ -32,14 +32,14 @@ def _half_sample(n: int, step: int, sampling: str) -> np.ndarray:
 
 def at_level(wave: np.ndarray, level: int, j: int, sampling: str) -> np.ndarray:
     """Wavelets of scale j for maps of this level, about to be decimated by 2^(j - level)."""
-    wave = _crop(_crop(wave, level, -2), level, -1)
+    wave = crop(crop(wave, level, -2), level, -1)
     phase0, phase1 = (_half_sample(n, 2 ** (j - level), sampling) for n in wave.shape[-2:])
     return wave * phase0[:, None] * phase1
 
 
 def layer(psi: dict[int, np.ndarray], phi: tuple[np.ndarray, ...], level: int, J: int, sampling: str) -> Layer:
     """All the filters that act on maps of a level, with their decimations: low-pass first."""
-    low0, low1 = (_crop(axis, level, 0) * _half_sample(axis.size >> level, 2 ** (J - level), sampling) for axis in phi)
+    low0, low1 = (crop(axis, level, 0) * _half_sample(axis.size >> level, 2 ** (J - level), sampling) for axis in phi)
     low = (np.outer(low0, low1)[None], 2 ** (J - level))
     return [low, *((wave, 2 ** (j - level)) for j, wave in psi.items())]
 
@@ -48,7 +48,7 @@ def averaging(
     phi: np.ndarray, level: int, J: int, size: int, margin: tuple[int, int], sampling: str, pool: str
 ) -> np.ndarray:
     """The matrix from one axis of a map at a level to the output samples inside the image."""
-    spectrum = _crop(phi, level, 0)
+    spectrum = crop(phi, level, 0)
     n, step, position = spectrum.size, 2 ** (J - level), np.arange(spectrum.size)
     if pool == "mean":
         pixel = 2**level * position + (0.5 * (2**level - 1) if sampling == "centered" else 0)
