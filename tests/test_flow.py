@@ -19,7 +19,7 @@ from scipy.linalg import expm
 
 from lazynet import flow
 from lazynet.losses import cross_entropy, logistic, mse
-from lazynet.records import Data
+from lazynet.records import Data, Gram
 
 TIMES = [0.0, 0.3, 2.0, 50.0]
 
@@ -384,6 +384,35 @@ def test_the_posterior_at_observed_inputs_without_noise_is_certain_even_for_dupl
     np.testing.assert_allclose(posterior.mean, y, atol=1e-9)
 
 
+@pytest.mark.parametrize("time", [2.0, np.inf])
+def test_the_trained_ensemble_has_the_moments_of_its_members(time):
+    """Members f(0) = L z with z ~ N(0, I): the flow is affine in f(0), so its covariance follows column by column."""
+    ntk, cross, y, _, _ = _problem(k=1)
+    factor = _normal(10, 10, seed=4)
+    nngp = factor @ factor.T
+    ensemble = flow.trained_ensemble(Gram(nngp[:6, :6], ntk), _data(y), time=time, prior=nngp[6:, 6:],
+                                     cross=Gram(nngp[6:, :6], cross))
+
+    def member(start):
+        solution = flow.solve_flow(ntk, y, time=time, f0=start[:6])
+        return flow.kernel_outputs(cross, solution.coefficients, start[6:])[0]
+
+    mean = member(np.zeros((10, 1)))
+    columns = np.hstack([member(column[:, None]) - mean for column in factor.T])
+    np.testing.assert_allclose(ensemble.mean[0], mean, atol=1e-10)
+    np.testing.assert_allclose(ensemble.covariance[0], columns @ columns.T, rtol=1e-9, atol=1e-9)
+
+
+def test_training_the_last_layer_forever_gives_the_posterior():
+    factor = _normal(10, 20)
+    joint = factor @ factor.T
+    both, cross, prior, data = Gram(joint[:6, :6], joint[:6, :6]), joint[6:, :6], joint[6:, 6:], _data(_normal(6, 2))
+    ensemble = flow.trained_ensemble(both, data, time=np.inf, cross=Gram(cross, cross), prior=prior)
+    posterior = flow.nngp_posterior(both.nngp, data, cross=cross, prior=prior)
+    np.testing.assert_allclose(ensemble.mean[0], posterior.mean, atol=1e-9)
+    np.testing.assert_allclose(ensemble.covariance[0], posterior.covariance, atol=1e-9)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 NTK, Y = np.eye(3), np.ones((3, 2))
@@ -417,6 +446,7 @@ NTK, Y = np.eye(3), np.ones((3, 2))
     (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=-1.0), "ridge = -1.0"),
     (lambda: flow.kernel_regression(NTK, _data(Y), cross=np.ones((4, 2))), r"kernel has shape \(4, 2\)"),
     (lambda: flow.leave_one_out(NTK, _data(Y), ridge=np.array([0.1, np.nan])), "ridge = nan"),
+    (lambda: flow.trained_ensemble(Gram(np.eye(2), NTK), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK), "nngp"),
     (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=np.eye(2)), "prior has shape"),
 ])
 def test_a_mistake_is_named(call, message):

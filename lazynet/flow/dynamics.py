@@ -71,7 +71,7 @@ def solve_flow(
     time = check_times(time)
     if loss is mse and friction is None:
         eigen = psd_eigh(kernel_matrix(ntk))
-        return _closed_form(eigen, _flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
+        return _closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
     return _integrate(ntk, y, f0, loss, time, friction)
 
 
@@ -141,7 +141,7 @@ def kernel_outputs(
     return outputs if f0 is None else outputs + check_outputs("f0", f0, outputs.shape[-2:])
 
 
-def _flow_weights(eigen: Eigen, tau):
+def flow_weights(eigen: Eigen, tau):
     """`(1 - exp(-lambda tau)) / lambda` per time and mode; tau = t/n, infinite included."""
     finite = np.isfinite(tau)[:, None]
     exponent = -eigen.values * np.where(finite, tau[:, None], 0.0)
@@ -215,7 +215,7 @@ def _integrate(ntk, y, f0, loss, time, friction):
     if solution.result != diffrax.RESULTS.successful:
         raise RuntimeError(f"integration up to time {time[-1]:g} failed after {solution.stats['num_steps']} steps: "
                            "shorten the time, check that the loss is finite and smooth, or use mse (closed form).")
-    coefficients = np.asarray(solution.ys[:, 0], np.float64)
+    coefficients = np.asarray(solution.ys, np.float64)[:, 0]
     return Solution(kernel_outputs(ntk, coefficients, f0), coefficients)
 
 

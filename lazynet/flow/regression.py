@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_ridges, check_targets
-from lazynet.flow.dynamics import expand, kernel_outputs
-from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh
-from lazynet.records import Data
+from lazynet.flow.checks import check_kernel, check_ridges, check_targets, check_times
+from lazynet.flow.dynamics import expand, flow_weights, kernel_outputs
+from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh, symmetric
+from lazynet.records import Data, Gram
 from lazynet.typing import ArrayLike
 
 
@@ -55,7 +56,6 @@ def leave_one_out(
     """Prediction of each example from all others: `f_i = y_i - [G_ii]^{-1} [G y]_i` with G = (K + ridge I)^{-1}.
 
     Exact, for the price of one regression: the cheapest honest way to choose a ridge or a depth on training data.
-    Source: Rasmussen and Williams (2006), equation 5.12.
 
     Args:
         kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
@@ -72,6 +72,8 @@ def leave_one_out(
         >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [3.0]]))
         >>> leave_one_out(np.array([[2.0, 1.0], [1.0, 2.0]]), data, ridge=0.0).round(12).tolist()
         [[1.5], [0.5]]
+
+    Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equation 5.12.
     """
     y, _ = check_targets(kernel, data.y, None)
     eigen = psd_eigh(kernel_matrix(kernel))
@@ -79,20 +81,20 @@ def leave_one_out(
     return np.stack(left_out) if np.ndim(ridge) else left_out[0]
 
 
-class Posterior(NamedTuple):
-    """A Gaussian process conditioned on data.
+class Gaussian(NamedTuple):
+    """Distribution of the outputs at m inputs, over initializations or given data.
 
     Attributes:
-        mean: Mean at the inputs wanted.
-        covariance: Covariance between these inputs, the same for each of the k outputs.
+        mean: Mean output; a leading axis of times if there is one.
+        covariance: Covariance between inputs, the same for each of the k outputs, which are independent.
 
     Example:
-        >>> Posterior(mean=np.zeros((2, 1)), covariance=np.eye(2)).mean.shape
+        >>> Gaussian(mean=np.zeros((2, 1)), covariance=np.eye(2)).mean.shape
         (2, 1)
     """
 
-    mean: Float[np.ndarray, "m k"]
-    covariance: Float[np.ndarray, "m m"]
+    mean: Float[ArrayLike, "*s m k"]
+    covariance: Float[ArrayLike, "*s m m"]
 
 
 def nngp_posterior(
@@ -102,7 +104,7 @@ def nngp_posterior(
     cross: Float[ArrayLike, "m1 m2"],
     prior: Float[ArrayLike, "m3 m4"],
     ridge: float | int = 0.0,
-) -> Posterior:
+) -> Gaussian:
     """Posterior `mean = K_tx G y`, `covariance = K_tt - K_tx G K_xt` of the process, G = (K_xx + ridge I)^{-1}.
 
     What Bayesian inference gives in an infinitely wide network, or training only its last layer.
@@ -130,7 +132,57 @@ def nngp_posterior(
     check_ridge(ridge)
     eigen = psd_eigh(nngp)
     modes, weights = cross @ eigen.vectors, eigen.inverse_values(ridge)
-    return Posterior((modes * weights) @ (eigen.vectors.T @ y), prior - (modes * weights) @ modes.T)
+    return Gaussian((modes * weights) @ (eigen.vectors.T @ y), prior - (modes * weights) @ modes.T)
+
+
+def trained_ensemble(
+    gram: Gram,
+    data: Data,
+    *,
+    time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
+    cross: Gram,
+    prior: Float[ArrayLike, "m3 m4"],
+) -> Gaussian:
+    """Law of `f(t) = f(0) + Theta_tx A(t) (y - f(0))`: infinitely wide networks trained by gradient flow on `mse`.
+
+    Each network starts at a draw f(0) of the Gaussian process with kernel K = nngp, so the mean is `Theta_tx A y` and
+    the covariance `K_tt - B K_xt - (B K_xt)' + B K_xx B'` with `B = Theta_tx A(t)` and A(t) as in `solve_flow`.
+    Training only the last layer is the case where nngp stands for both kernels.
+
+    Args:
+        gram: Kernels of the training inputs.
+        data: Training examples; only the targets are used.
+        time: Increasing times >= 0; the last may be infinite.
+        cross: Kernels between the inputs wanted and the training inputs.
+        prior: NNGP kernel of the inputs wanted.
+
+    Returns:
+        Mean `[s, m, k]` and covariance `[s, m, m]`.
+
+    Raises:
+        ValueError: If shapes do not fit, times do not increase, or a kernel is no kernel.
+
+    Example:
+        >>> one = Gram(nngp=np.eye(1), ntk=np.eye(1))
+        >>> data = Data(x=np.zeros((1, 1)), y=np.array([[2.0]]))
+        >>> ensemble = trained_ensemble(one, data, time=[0.0, np.inf], cross=one, prior=np.eye(1))
+        >>> ensemble.mean.ravel().tolist(), ensemble.covariance.ravel().tolist()
+        ([0.0, 2.0], [1.0, 0.0])
+
+    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
+    """
+    y, _ = check_targets(gram.ntk, data.y, None)
+    time, m = check_times(time), len(cross.ntk)
+    for name, kernel, rows, columns in (("nngp", gram.nngp, len(y), len(y)), ("cross.ntk", cross.ntk, m, len(y)),
+                                        ("cross.nngp", cross.nngp, m, len(y)), ("prior", prior, m, m)):
+        check_kernel(name, kernel, rows, columns, y.shape[1])
+    eigen = psd_eigh(gram.ntk)
+    filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
+    shared = filters @ (eigen.vectors.T @ np.asarray(cross.nngp, np.float64).T)
+    start = eigen.vectors.T @ symmetric(gram.nngp) @ eigen.vectors
+    carried = filters @ start @ filters.swapaxes(1, 2)
+    covariance = np.asarray(prior, np.float64) - shared - shared.swapaxes(1, 2) + carried
+    return Gaussian(filters @ (eigen.vectors.T @ y), covariance)
 
 
 def _leave_one_out(eigen: Eigen, y, ndim, ridge):

@@ -1,0 +1,190 @@
+"""Oracle: outputs of neural-tangents 0.6.5 in float64, recorded in golden/predict.npz.
+
+`mse`: gradient_descent_mse, learning rate 0.7. `ce`, `ce_mom`: gradient_descent on the cross-entropy averaged over
+examples, learning rate 1, and learning rate 0.1 with momentum 0.9. `ens`: gradient_descent_mse_ensemble of
+`serial(Dense(64, 1.4, 0.2), Erf(), Dense(3, 1.1, 0.1))`, learning rate 0.7, diag_reg 1e-3.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lazynet import predict
+from lazynet.losses import cross_entropy
+
+Kernels = collections.namedtuple("Kernels", "nngp ntk")
+
+
+@functools.cache
+def golden():
+    return dict(np.load(Path(__file__).parent / "golden" / "predict.npz"))
+
+
+def erf_kernel_fn(x1, x2=None, get=("nngp", "ntk")):
+    """Closed-form kernels of the network that `ens` was recorded with."""
+    x2 = x1 if x2 is None else x2
+
+    def first(a, b):
+        return 1.4**2 * a @ b.T / a.shape[1] + 0.2**2
+
+    q12, q11, q22 = first(x1, x2), np.diag(first(x1, x1))[:, None], np.diag(first(x2, x2))[None, :]
+    root = np.sqrt((1 + 2 * q11) * (1 + 2 * q22))
+    sigma = 2 / np.pi * np.arcsin(2 * q12 / root)
+    slope = 4 / np.pi / np.sqrt(root**2 - 4 * q12**2)
+    nngp = 1.1**2 * sigma + 0.1**2
+    kernels = Kernels(nngp, nngp + 1.1**2 * slope * q12)
+    return getattr(kernels, get) if isinstance(get, str) else Kernels(*(getattr(kernels, name) for name in get))
+
+
+def _ensemble_kernels():
+    x1, x2 = golden()["ens/x1"], golden()["ens/x2"]
+    return erf_kernel_fn(x1), erf_kernel_fn(x2, x1), erf_kernel_fn(x2)
+
+
+def _close(actual, expected, tolerance):
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_gradient_descent_mse_agrees_with_neural_tangents():
+    z = golden()
+    predict_fn = predict.gradient_descent_mse(z["mse/k_train_train"], z["mse/y"], 0.7)
+    train, test = predict_fn(z["mse/t"], z["mse/f0"], z["mse/g0"], z["mse/k_test_train"])
+    _close(train, z["mse/f_train"], 1e-9)
+    _close(test, z["mse/f_test"], 1e-9)
+    train, test = predict_fn(None, z["mse/f0"], z["mse/g0"], z["mse/k_test_train"])
+    _close(train, z["mse/y"], 1e-9)
+    _close(test, z["mse/f_test_inf"], 1e-9)
+
+
+def test_times_may_have_any_shape_and_order():
+    z = golden()
+    predict_fn = predict.gradient_descent_mse(z["mse/k_train_train"], z["mse/y"], 0.7)
+    order = np.array([[3, 1], [0, 3]])
+    train, test = predict_fn(z["mse/t"][order], z["mse/f0"], z["mse/g0"], z["mse/k_test_train"])
+    _close(train, z["mse/f_train"][order], 1e-9)
+    _close(test, z["mse/f_test"][order], 1e-9)
+    assert predict_fn(2.0).shape == (12, 3)
+
+
+def test_the_full_kernel_of_decoupled_outputs_gives_the_same_predictions():
+    z = golden()
+    full, cross = (z[f"mse/k_{name}_train"][:, :, None, None] * np.eye(3) for name in ("train", "test"))
+    for ridge in ({}, {"diag_reg": 0.1}, {"diag_reg": 0.1, "diag_reg_absolute_scale": True}):
+        small = predict.gradient_descent_mse(z["mse/k_train_train"], z["mse/y"], **ridge)
+        large = predict.gradient_descent_mse(full, z["mse/y"], trace_axes=(), **ridge)
+        _close(large(5.0, None, z["mse/g0"], cross), small(5.0, None, z["mse/g0"], z["mse/k_test_train"]), 1e-9)
+
+
+def test_the_relative_ridge_is_a_fraction_of_the_mean_diagonal_entry():
+    z = golden()
+    kernel = z["mse/k_train_train"]
+    relative = predict.gradient_descent_mse(kernel, z["mse/y"], diag_reg=0.1)
+    absolute = predict.gradient_descent_mse(kernel + 0.1 * np.trace(kernel) / 12 * np.eye(12), z["mse/y"])
+    _close(relative(5.0), absolute(5.0), 1e-12)
+
+
+@pytest.mark.parametrize(("case", "settings"), [
+    ("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})])
+def test_gradient_descent_agrees_with_neural_tangents(case, settings):
+    z = golden()
+    y = np.eye(3)[z["ce/labels"]]
+    predict_fn = predict.gradient_descent(cross_entropy, z["mse/k_train_train"], y, **settings)
+    train, test = predict_fn(z["ce/t"], z["mse/f0"], z["mse/g0"], z["mse/k_test_train"])
+    _close(train, z[f"{case}/f_train"], 1e-7)
+    _close(test, z[f"{case}/f_test"], 1e-7)
+
+
+@pytest.mark.parametrize("t", [None, 5.0])
+def test_the_ensemble_agrees_with_neural_tangents(t):
+    z = golden()
+    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"], 0.7, 1e-3)
+    both = predict_fn(t, z["ens/x2"], compute_cov=True)
+    assert both._fields == ("nngp", "ntk")
+    for get in ("nngp", "ntk"):
+        _close(getattr(both, get).mean, z[f"ens/{get}/{t}/mean"], 1e-9)
+        _close(getattr(both, get).covariance, z[f"ens/{get}/{t}/cov"], 1e-9)
+        _close(predict_fn(t, z["ens/x2"], get=get), z[f"ens/{get}/{t}/mean"], 1e-9)
+
+
+def test_the_ensemble_at_time_zero_is_the_prior():
+    z = golden()
+    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"])
+    ensemble = predict_fn(np.array([0.0]), z["ens/x2"], get="ntk", compute_cov=True)
+    _close(ensemble.mean, np.zeros((1, 5, 3)), 1e-12)
+    _close(ensemble.covariance[0], erf_kernel_fn(z["ens/x2"], get="nngp"), 1e-12)
+
+
+@pytest.mark.parametrize("get", ["nngp", "ntk"])
+def test_the_training_set_is_the_test_set_at_the_training_inputs(get):
+    z = golden()
+    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"])
+    left_out = predict_fn(5.0, None, get=get, compute_cov=True)
+    given = predict_fn(5.0, z["ens/x1"], get=get, compute_cov=True)
+    _close(left_out.mean, given.mean, 1e-9)
+    _close(left_out.covariance, given.covariance, 1e-9)
+    _close(predict_fn(None, None, get=get), z["ens/y"], 1e-8)
+
+
+def test_gp_inference_is_the_ensemble_at_infinite_time():
+    z = golden()
+    train, cross, test = _ensemble_kernels()
+    predict_fn = predict.gp_inference(train, z["ens/y"], 1e-3)
+    both = predict_fn(("ntk", "nngp"), cross, test)
+    assert both._fields == ("ntk", "nngp")
+    for get in both._fields:
+        _close(getattr(both, get).mean, z[f"ens/{get}/None/mean"], 1e-9)
+        _close(getattr(both, get).covariance, z[f"ens/{get}/None/cov"], 1e-9)
+
+
+@pytest.mark.parametrize(("get", "name"), [("nngp", "nngp"), ("ntkgp", "ntk")])
+def test_gp_inference_with_a_ridge_is_the_posterior_given_noise(get, name):
+    z = golden()
+    train, cross, test = _ensemble_kernels()
+    posterior = predict.gp_inference(train, z["ens/y"], 0.2, True)(get, cross, test)
+    k_dd, k_td, k_tt = (getattr(kernels, name) for kernels in (train, cross, test))
+    solved = np.linalg.solve(k_dd + 0.2 * np.eye(12), np.hstack([z["ens/y"], k_td.T]))
+    _close(posterior.mean, k_td @ solved[:, :3], 1e-9)
+    _close(posterior.covariance, k_tt - k_td @ solved[:, 3:], 1e-9)
+
+
+def test_the_largest_learning_rate_counts_examples_times_outputs():
+    kernel = np.diag([4.0, 1.0])
+    assert predict.max_learning_rate(kernel) == 1.0
+    assert predict.max_learning_rate(kernel, y_train_size=6, momentum=0.5) == 4.5
+    assert predict.max_learning_rate(kernel[:, :, None, None] * np.eye(3)) == pytest.approx(3.0)
+
+
+def test_a_singular_kernel_has_its_limit_where_the_formula_has_none():
+    predict_fn = predict.gradient_descent_mse(np.diag([1.0, 0.0]), np.array([[0.0], [1.0]]))
+    _close(predict_fn(3.0, None, 0.0, np.array([[0.0, 1.0]])), [[1.5]], 1e-12)
+    assert np.isfinite(predict_fn(None, None, 0.0, np.array([[0.0, 1.0]]))).all()
+
+
+def test_predictions_have_the_dtype_of_the_targets():
+    y = jnp.ones((2, 1), jnp.float32)
+    assert predict.gradient_descent_mse(jnp.eye(2, dtype=jnp.float32), y)(1.0).dtype == jnp.float32
+
+
+EYE, Y = np.eye(2), np.ones((2, 3))
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=()), r"trace_axes = \(\)"),
+    (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)), r"expected targets \[n, k\] and \(-1,\)"),
+    (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0), "fx_test_0 without k_test_train"),
+    (lambda: predict.gradient_descent_mse(EYE, Y)(-1.0), "times >= 0"),
+    (lambda: predict.gradient_descent(cross_entropy, EYE, Y)(None), "only mse"),
+    (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum = 1.0"),
+    (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
+    (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
+    (lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"), "get = 'ntkgp'"),
+])
+def test_a_mistake_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
