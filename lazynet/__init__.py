@@ -14,57 +14,24 @@ from lazynet.lazy import lazy as lazy
 from lazynet.train import train as train
 
 _PUBLIC = {
-    "model": ("Model", "layer", "serial", "parallel", "residual", "repeat", "symmetrize"),
-    "layers": (
-        "Dense",
-        "Conv",
-        "AvgPool",
-        "SumPool",
-        "MaxPool",
-        "GlobalAvgPool",
-        "GlobalSumPool",
-        "Flatten",
-        "LayerNorm",
-        "Identity",
-    ),
-    "activations": (
-        "Relu",
-        "LeakyRelu",
-        "Abs",
-        "ABRelu",
-        "Erf",
-        "Gelu",
-        "Sin",
-        "Cos",
-        "Rbf",
-        "Sigmoid_like",
-        "elementwise",
-    ),
-    "lazy": ("linearize", "taylor_expand", "center", "scale", "lazy", "weights"),
-    "losses": ("mse", "cross_entropy", "logistic", "accuracy", "Objective", "objective"),
-    "records": ("Data", "Gram", "Trajectory"),
-    "train": ("train", "snapshots", "evaluate", "sgd", "log_spaced", "TrainState"),
+    "model": "Model layer serial parallel residual repeat symmetrize",
+    "layers": "Dense Conv AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten LayerNorm Identity",
+    "activations": "Relu LeakyRelu Abs ABRelu Erf Gelu Sin Cos Rbf Sigmoid_like elementwise",
+    "lazy": "linearize taylor_expand center scale lazy weights",
+    "losses": "mse cross_entropy logistic accuracy Objective objective",
+    "records": "Data Gram Trajectory",
+    "kernels": "analytic_kernel monte_carlo_kernel",
+    "empirical": "empirical_ntk empirical_nngp ntk_vector_product estimate_max_learning_rate",
+    "flow": "gradient_flow gradient_descent kernel_regression nngp_posterior max_learning_rate",
+    "diagnostics": "is_lazy",
+    "interop": "from_flax from_neural_tangents",
+    "train": "train snapshots evaluate sgd log_spaced TrainState",
 }
 _MODULES = (
-    "activations",
-    "covariance",
-    "datasets",
-    "diagnostics",
-    "empirical",
-    "flow",
-    "interop",
-    "kernels",
-    "layers",
-    "linalg",
-    "losses",
-    "model",
-    "plots",
-    "records",
-    "scattering",
-    "trees",
-    "typing",
-)
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+    "activations covariance datasets diagnostics empirical flow interop kernels layers linalg losses model plots "
+    "records scattering trees typing zoo"
+).split()
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 __all__ = list(_HOME)
 
