@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import erf
 
+from lazynet.covariance.duals import Dual, erf_dual, gelu_dual, rbf_dual, rectifier_dual, sine_dual
+from lazynet.covariance.quadrature import quadrature_dual
+from lazynet.covariance.rules import activation_rule
 from lazynet.model import Model, layer
 from lazynet.typing import Array
 
@@ -29,7 +32,7 @@ def Relu() -> Model:
         >>> Relu().apply({}, jnp.array([[-1.0, 2.0]])).tolist()
         [[0.0, 2.0]]
     """
-    return _activation("Relu", lambda x: jnp.maximum(x, 0.0))
+    return _activation("Relu", lambda x: jnp.maximum(x, 0.0), rectifier_dual(0.0, 1.0))
 
 
 def LeakyRelu(negative_slope: float) -> Model:
@@ -81,7 +84,7 @@ def Erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Erf().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Erf", lambda x: a * erf(b * x) + c)
+    return _activation("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
 
 
 def Sigmoid_like() -> Model:
@@ -91,7 +94,7 @@ def Sigmoid_like() -> Model:
         >>> float(Sigmoid_like().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.5
     """
-    return _activation("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5)
+    return _activation("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5, erf_dual(0.5, SIGMOID_SCALE, 0.5))
 
 
 def Gelu() -> Model:
@@ -101,7 +104,7 @@ def Gelu() -> Model:
         >>> float(Gelu().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Gelu", lambda x: jax.nn.gelu(x, approximate=False))
+    return _activation("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
 
 
 def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
@@ -116,7 +119,7 @@ def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Sin().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Sin", lambda x: a * jnp.sin(b * x + c))
+    return _activation("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
 
 
 def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
@@ -131,7 +134,7 @@ def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Cos().apply({}, jnp.zeros((1, 1)))[0, 0])
         1.0
     """
-    return _activation("Cos", lambda x: a * jnp.cos(b * x + c))
+    return _activation("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
 
 
 def Rbf(gamma: float = 1.0) -> Model:
@@ -146,7 +149,7 @@ def Rbf(gamma: float = 1.0) -> Model:
         >>> round(float(Rbf().apply({}, jnp.zeros((1, 1)))[0, 0]), 6)
         1.0
     """
-    return _activation("Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4))
+    return _activation("Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4), rbf_dual(gamma))
 
 
 def elementwise(fn: Callable[[Array], Array], *, degree: int = 25) -> Model:
@@ -168,12 +171,12 @@ def elementwise(fn: Callable[[Array], Array], *, degree: int = 25) -> Model:
         raise TypeError(f"elementwise got fn={fn!r}, expected a function of an array, for instance jnp.tanh.")
     if not isinstance(degree, int) or degree < 1:
         raise ValueError(f"elementwise got degree={degree!r}, expected an integer >= 1, for instance 25.")
-    return _activation("elementwise", fn)
+    return _activation("elementwise", fn, quadrature_dual(fn, degree))
 
 
 def _rectifier(name, a, b):
-    return _activation(name, lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0))
+    return _activation(name, lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0), rectifier_dual(a, b))
 
 
-def _activation(name, fn):
-    return layer(name, lambda params, x: fn(x), record=lambda x, outputs: (x, x))
+def _activation(name: str, fn: Callable[[Array], Array], dual: Dual) -> Model:
+    return layer(name, lambda params, x: fn(x), record=lambda x, outputs: (x, x), kernel=activation_rule(name, dual))

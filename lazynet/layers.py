@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lazynet.covariance.rules import dense_rule, layer_norm_rule
 from lazynet.model import Model, layer
 from lazynet.typing import Array
 
@@ -28,12 +29,13 @@ __all__ = [
 Parameterization = Literal["ntk", "standard"]
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 Pair = tuple[int, int]
+Scale = float | Array
 
 
 def Dense(
     features: int,
-    W_std: float = 1.0,
-    b_std: float | None = None,
+    W_std: Scale = 1.0,
+    b_std: Scale | None = None,
     *,
     parameterization: Parameterization = "ntk",
     s: Pair = (1, 1),
@@ -71,7 +73,8 @@ def Dense(
         z = (x @ params["W"]) * _multiplier(x.shape[-1], W_std, scheme)
         return _add_bias(z, params, b_std, scheme)
 
-    return layer("Dense", apply, init=init, record=_preactivation)
+    kernel = dense_rule(features, W_std, b_std, scheme)
+    return layer("Dense", apply, init=init, record=_preactivation, kernel=kernel)
 
 
 def Conv(
@@ -79,8 +82,8 @@ def Conv(
     kernel_size: Pair = (3, 3),
     strides: Pair = (1, 1),
     padding: Padding = "VALID",
-    W_std: float = 1.0,
-    b_std: float | None = None,
+    W_std: Scale = 1.0,
+    b_std: Scale | None = None,
     *,
     parameterization: Parameterization = "ntk",
     s: Pair = (1, 1),
@@ -238,7 +241,7 @@ def LayerNorm(eps: float = 1e-12) -> Model:
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
         return centered * lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + eps)
 
-    return layer("LayerNorm", apply)
+    return layer("LayerNorm", apply, kernel=layer_norm_rule(eps))
 
 
 def Identity() -> Model:

@@ -1,0 +1,195 @@
+"""Gram matrices of infinitely wide networks: analytic, and estimated from finite ones."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key, Num
+
+from lazynet.covariance.state import input_kernel
+from lazynet.empirical import empirical_ntk
+from lazynet.model import Model, propagate
+from lazynet.records import Gram
+from lazynet.typing import Array, ArrayLike
+
+__all__ = ["analytic_kernel", "monte_carlo_kernel"]
+
+TILE = 512
+
+
+def analytic_kernel(
+    model: Model,
+    x1: Num[ArrayLike, "n1 ..."],
+    x2: Num[ArrayLike, "n2 ..."] | None = None,
+    *,
+    tile: int | None = None,
+) -> Gram:
+    """Kernels of the infinitely wide network, `nngp = E[f(x1) f(x2)]` and `ntk = E[<df(x1)/dw, df(x2)/dw>]`.
+
+    Both are per output: outputs of an infinitely wide network are independent and share one kernel. With `x2=None`
+    only the upper triangle is computed and mirrored, and the diagonal comes from the exact k(x, x) formulas.
+
+    Args:
+        model: Network of layers with an infinite-width limit.
+        x1: Inputs.
+        x2: Other inputs; None for `x1` itself.
+        tile: Side of the square tiles computed at a time (any number of inputs will do). A traced call is one tile.
+
+    Returns:
+        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype of the inputs: on the device if one tile was enough, on the
+        host otherwise.
+
+    Raises:
+        ValueError: For inputs of a wrong shape, a layer without a limit (named), or a network that ends in an image.
+        TypeError: For integer inputs.
+
+    Example:
+        >>> import lazynet as ln
+        >>> from lazynet.activations import Relu
+        >>> model = ln.serial(ln.Dense(1, W_std=2**0.5), Relu(), ln.Dense(1))
+        >>> gram = analytic_kernel(model, jnp.eye(2) * 2**0.5)
+        >>> [round(float(value), 4) for value in gram.nngp[0]]
+        [1.0, 0.3183]
+
+    Source: Jacot, Gabriel and Hongler (2018), theorem 1.
+    """
+    _check_inputs(x1, x1 if x2 is None else x2, tile)
+    side = TILE if tile is None else tile
+    small = max(len(x1), len(x1 if x2 is None else x2)) <= side
+    if small or _traced(x1) or _traced(x2):
+        return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
+    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side)
+
+
+def monte_carlo_kernel(
+    model: Model,
+    key: Key[Array, ""],
+    x1: Num[ArrayLike, "n1 ..."],
+    x2: Num[ArrayLike, "n2 ..."] | None = None,
+    *,
+    n_samples: int,
+) -> tuple[Gram, Gram]:
+    """Mean over initializations of the empirical NNGP `f(x1) f(x2)^T / k` and NTK, with the standard error of each entry.
+
+    Args:
+        model: Network of finite width; it needs no infinite-width limit.
+        key: Random key of the initializations.
+        x1: Inputs.
+        x2: Other inputs; None for `x1` itself.
+        n_samples: Number of initializations, at least 2.
+
+    Returns:
+        The means and their standard errors (sample standard deviation over sqrt `n_samples`), both averaged over
+        the k outputs. The means still carry the bias of finite width, of order 1/width.
+
+    Raises:
+        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape.
+
+    Example:
+        >>> import lazynet as ln
+        >>> mean, error = monte_carlo_kernel(ln.Dense(512), jax.random.key(0), jnp.ones((1, 4)), n_samples=8)
+        >>> bool(abs(mean.nngp[0, 0] - 1) < 4 * error.nngp[0, 0]), round(float(mean.ntk[0, 0]), 6)
+        (True, 1.0)
+    """
+    if n_samples < 2:
+        raise ValueError(f"monte_carlo_kernel got n_samples={n_samples}, expected at least 2 for a standard error.")
+    _check_inputs(x1, x1 if x2 is None else x2, None)
+    samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
+    stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
+    mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))
+    return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _block(model, x1, x2):
+    k = _limit(model, x1, x2)
+    return Gram(k.nngp, k.ntk)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _diagonal(model, x):
+    return Gram(*_limit(model, x, x[:1]).first.moments())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _symmetric(model, x):
+    k = _limit(model, x, x)
+    return Gram(*(_mirrored(full, own) for full, own in zip((k.nngp, k.ntk), k.first.moments(), strict=True)))
+
+
+def _limit(model, x1, x2):
+    k = propagate(model, input_kernel(x1, x2), model.name)
+    if not k.vectors:
+        raise ValueError(f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool().")
+    return k
+
+
+def _mirrored(full, diagonal):
+    """The symmetric matrix of an upper triangle and an exact diagonal."""
+    upper = jnp.triu(full, 1)
+    return upper + upper.T + jnp.diag(diagonal)
+
+
+def _tiled(model, x1, x2, side):
+    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    out = Gram(*(np.empty((n1, n2), x1.dtype) for _ in range(2)))
+    for rows, columns in _tiles(n1, n2, side, symmetric=x2 is None):
+        block = _block(model, _rows(x1, rows, side), _rows(x1 if x2 is None else x2, columns, side))
+        for matrix, values in zip(out, block, strict=True):
+            values = np.asarray(values)[: len(rows), : len(columns)]
+            matrix[rows.start : rows.stop, columns.start : columns.stop] = values
+            if x2 is None and rows != columns:
+                matrix[columns.start : columns.stop, rows.start : rows.stop] = values.T
+    return _with_diagonal(out, model, x1, side) if x2 is None else out
+
+
+def _with_diagonal(out, model, x, side):
+    """Makes the diagonal tiles symmetric and their diagonals exact, in place."""
+    for start in range(0, len(x), side):
+        rows = range(start, min(start + side, len(x)))
+        own = _diagonal(model, _rows(x, rows, side))
+        for matrix, values in zip(out, own, strict=True):
+            square = matrix[rows.start : rows.stop, rows.start : rows.stop]
+            square[:] = np.triu(square, 1) + np.triu(square, 1).T + np.diag(np.asarray(values)[: len(rows)])
+    return out
+
+
+def _tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> Iterator[tuple[range, range]]:
+    for i in range(0, n1, side):
+        for j in range(i if symmetric else 0, n2, side):
+            yield range(i, min(i + side, n1)), range(j, min(j + side, n2))
+
+
+def _traced(x):
+    try:
+        np.asarray(x)
+    except jax.errors.TracerArrayConversionError:
+        return True
+    return False
+
+
+def _rows(x, rows, side):
+    """Rows of x, the last one repeated up to `side`, so that every tile has one shape."""
+    return x[np.minimum(np.arange(rows.start, rows.start + min(side, len(x))), rows.stop - 1)]
+
+
+def _sample(model, key, x1, x2):
+    params = model.init(key, x1)
+    outputs = [model.apply(params, x) for x in (x1, x1 if x2 is None else x2)]
+    nngp = jnp.matmul(outputs[0], outputs[1].T, precision="highest") / outputs[0].shape[-1]
+    return Gram(nngp, empirical_ntk(model.apply, params, x1, x2, outputs="trace"))
+
+
+def _check_inputs(x1, x2, tile):
+    if x1.ndim not in (2, 4) or x1.shape[1:] != x2.shape[1:] or 0 in (*x1.shape, *x2.shape):
+        raise ValueError(f"got inputs of shapes {x1.shape} and {x2.shape}, expected two sets of vectors [n, features] or "
+                         "images [n, h, w, c] of one size, not empty.")
+    if not (jnp.issubdtype(x1.dtype, jnp.floating) and x1.dtype == x2.dtype):
+        raise TypeError(f"got inputs of dtypes {x1.dtype} and {x2.dtype}, expected one floating-point dtype: convert "
+                        "images by x.astype(float) / 255.")
+    if tile is not None and tile < 1:
+        raise ValueError(f"got tile={tile}, expected at least 1.")

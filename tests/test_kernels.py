@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_networks import GOLDEN, network, relative
+
+import lazynet as ln
+from lazynet.activations import ABRelu, Abs, Cos, Erf, Gelu, LeakyRelu, Rbf, Relu, Sigmoid_like, Sin, elementwise
+from lazynet.kernels import analytic_kernel, monte_carlo_kernel
+from lazynet.layers import Dense, LayerNorm
+from lazynet.model import parallel, repeat, residual, serial, symmetrize
+
+FULLY_CONNECTED = [name for name in GOLDEN if name.startswith("fc_")]
+KINKED = ("relu", "leaky", "abs", "abrelu", "nobias", "standard", "residual", "layernorm")
+
+
+def _inputs(seed: int, n: int, d: int, dtype=np.float64) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)), dtype)
+
+
+def _deep_relu(depth: int, features: int = 1, b_std: float | None = 0.1):
+    return serial(*[part for _ in range(depth) for part in (Dense(features, 1.5, b_std), Relu())], Dense(1))
+
+
+# Parity with neural-tangents -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FULLY_CONNECTED)
+def test_kernels_between_two_sets_equal_those_of_neural_tangents(name):
+    x1, x2, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "x2", "nngp", "ntk"))
+    gram = analytic_kernel(network(name), jnp.asarray(x1), jnp.asarray(x2))
+    assert relative(gram.nngp, nngp) < 1e-13 and relative(gram.ntk, ntk) < 1e-13
+
+
+@pytest.mark.parametrize("name", FULLY_CONNECTED)
+def test_kernels_of_one_set_equal_those_of_neural_tangents_off_the_diagonal(name):
+    x1, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "nngp11", "ntk11"))
+    gram = analytic_kernel(network(name), jnp.asarray(x1))
+    off = ~np.eye(len(x1), dtype=bool)
+    assert relative(gram.nngp, nngp) < 1e-13 and relative(gram.ntk[off], ntk[off]) < 1e-13
+    # The reference takes the diagonal of kinked activations from a cancelling square root.
+    tolerance = 1e-8 if any(part in name for part in KINKED) else 1e-13
+    assert relative(np.diag(gram.ntk), np.diag(ntk)) < tolerance
+
+
+def test_the_diagonal_of_a_deep_relu_network_has_its_closed_form():
+    x = _inputs(0, 4, 7)
+    gram = analytic_kernel(serial(*[part for _ in range(5) for part in (Dense(1, 2**0.5), Relu())], Dense(1)), x)
+    variances = np.mean(np.asarray(x) ** 2, axis=1)
+    np.testing.assert_allclose(np.diag(gram.nngp), variances, rtol=1e-14)
+    np.testing.assert_allclose(np.diag(gram.ntk), 6 * variances, rtol=1e-14)
+
+
+# Single precision ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_single_precision_is_kept_through_ten_relu_layers(symmetric):
+    x1, x2 = _inputs(0, 20, 50), _inputs(1, 15, 50)
+    sets = (x1,) if symmetric else (x1, x2)
+    double = analytic_kernel(_deep_relu(10), *sets)
+    single = analytic_kernel(_deep_relu(10), *(x.astype(jnp.float32) for x in sets))
+    assert single.ntk.dtype == jnp.float32
+    for ours, exact in zip(single, double, strict=True):
+        assert relative(ours, exact) < 5e-7
+        assert np.max(np.abs(np.asarray(ours, np.float64) / exact - 1)) < 2e-6
+
+
+def test_the_single_precision_kernel_of_near_duplicates_is_positive():
+    x = _inputs(0, 12, 50)
+    x = jnp.concatenate([x, x[:3] + 1e-4 * _inputs(1, 3, 50)]).astype(jnp.float32)
+    values = np.linalg.eigvalsh(np.asarray(analytic_kernel(_deep_relu(10), x).ntk, np.float64))
+    assert values[0] > -1e-6 * values[-1]
+
+
+# Monte Carlo -----------------------------------------------------------------------------------------------------
+
+WIDTH = 128
+BODIES = {
+    "Dense": [],
+    "Dense, standard": [Dense(WIDTH, 1.2, 0.3, parameterization="standard"), Relu()],
+    "Dense, standard with width factors": [Dense(32, 1.2, 0.3, parameterization="standard", s=(1, 8)), Erf(),
+                                           Dense(32, 1.1, None, parameterization="standard", s=(8, 8)), Relu()],
+    "Relu": [Dense(WIDTH, 1.4, 0.2), Relu()],
+    "LeakyRelu": [Dense(WIDTH, 1.4, 0.2), LeakyRelu(0.2)],
+    "Abs": [Dense(WIDTH, 1.4, 0.2), Abs()],
+    "ABRelu": [Dense(WIDTH, 1.4, 0.2), ABRelu(-0.4, 1.3)],
+    "Erf": [Dense(WIDTH, 1.4, 0.2), Erf(1.2, 0.8, 0.3)],
+    "Sigmoid_like": [Dense(WIDTH, 1.4, 0.2), Sigmoid_like()],
+    "Gelu": [Dense(WIDTH, 1.4, 0.2), Gelu()],
+    "Sin": [Dense(WIDTH, 1.4, 0.2), Sin(1.2, 0.8, 0.3)],
+    "Cos": [Dense(WIDTH, 1.4, 0.2), Cos(1.2, 0.8, 0.3)],
+    "Rbf": [Dense(WIDTH, 1.4, 0.2), Rbf(0.4)],
+    "elementwise": [Dense(WIDTH, 1.4, 0.2), elementwise(jnp.tanh)],
+    "LayerNorm": [Dense(WIDTH, 1.4, 0.2), LayerNorm(), Relu()],
+    "residual": [Dense(WIDTH, 1.4, 0.2), residual(Relu(), Dense(WIDTH, 1.1)), Relu()],
+    "parallel": [parallel(Dense(WIDTH), serial(Dense(WIDTH, 1.4, 0.2), Erf(), Dense(WIDTH))), Relu()],
+    "repeat": [repeat(serial(Dense(WIDTH, 1.4, 0.1), Relu()), 2)],
+}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_wide_networks_agree_with_their_limit(body):
+    model = serial(*BODIES[body], Dense(1, 1.1, 0.2))
+    x1, x2 = _inputs(0, 3, 5), _inputs(1, 2, 5)
+    mean, error = monte_carlo_kernel(model, jax.random.key(0), x1, x2, n_samples=32)
+    limit = analytic_kernel(model, x1, x2)
+    for got, standard_error, exact in zip(mean, error, limit, strict=True):
+        scale = np.max(np.abs(exact))
+        assert np.all(np.abs(got - exact) < 4.5 * standard_error + 4 / WIDTH * scale)
+
+
+def test_doubling_keeps_the_tangent_kernel_and_cancels_the_covariance():
+    x = _inputs(0, 4, 5)
+    gram = analytic_kernel(symmetrize(_deep_relu(2)), x)
+    np.testing.assert_array_equal(gram.nngp, np.zeros((4, 4)))
+    np.testing.assert_allclose(gram.ntk, analytic_kernel(_deep_relu(2), x).ntk, rtol=1e-14)
+
+
+def test_the_standard_error_shrinks_with_the_number_of_samples():
+    x = _inputs(0, 3, 5)
+    errors = [monte_carlo_kernel(_deep_relu(1, 16), jax.random.key(0), x, n_samples=n)[1].nngp for n in (8, 128)]
+    assert 2 < float(jnp.mean(errors[0]) / jnp.mean(errors[1])) < 8
+
+
+# Tiles -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n1", "n2"), [(7, None), (8, None), (7, 5), (3, 9), (1, 1), (1, None)])
+def test_tiles_do_not_change_the_kernel(n1, n2):
+    x1, x2 = _inputs(0, n1, 6), None if n2 is None else _inputs(1, n2, 6)
+    whole, tiled = (analytic_kernel(_deep_relu(2), x1, x2, tile=tile) for tile in (None, 3))
+    np.testing.assert_allclose(whole.ntk, tiled.ntk, rtol=1e-13)
+    np.testing.assert_allclose(whole.nngp, tiled.nngp, rtol=1e-13)
+
+
+@pytest.mark.parametrize("tile", [None, 3])
+def test_the_kernel_of_one_set_is_exactly_symmetric(tile):
+    gram = analytic_kernel(_deep_relu(3), _inputs(0, 8, 6, np.float32), tile=tile)
+    for matrix in map(np.asarray, gram):
+        np.testing.assert_array_equal(matrix, matrix.T)
+
+
+# Derivatives -----------------------------------------------------------------------------------------------------
+
+SMOOTH_AND_KINKED = {"Relu": Relu(), "Abs": Abs(), "Erf": Erf(), "Gelu": Gelu(), "Sin": Sin(), "Rbf": Rbf(0.5),
+                     "tanh": elementwise(jnp.tanh, degree=16)}
+
+
+@pytest.mark.parametrize("b_std", [None, 0.3])
+@pytest.mark.parametrize("activation", SMOOTH_AND_KINKED)
+def test_derivatives_are_finite_at_equal_and_zero_inputs_and_modes_agree(activation, b_std):
+    phi = SMOOTH_AND_KINKED[activation]
+    model = serial(Dense(1, 1.2, b_std), phi, Dense(1, 1.2, b_std), phi, Dense(1))
+    x = jnp.concatenate([_inputs(0, 2, 3), jnp.zeros((1, 3))])
+
+    def total(x1):
+        gram = analytic_kernel(model, x1, x)
+        return jnp.stack([gram.nngp, gram.ntk])
+
+    forward, reverse = jax.jacfwd(total)(x), jax.jacrev(total)(x)
+    assert bool(jnp.all(jnp.isfinite(forward)))
+    np.testing.assert_allclose(forward, reverse, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", SMOOTH_AND_KINKED)
+def test_derivatives_agree_with_finite_differences(activation):
+    phi = SMOOTH_AND_KINKED[activation]
+    model = serial(Dense(1, 1.2, 0.1), phi, Dense(1, 1.2, 0.1), phi, Dense(1))
+    x1, x2, direction = _inputs(0, 2, 3), _inputs(1, 2, 3), _inputs(2, 2, 3)
+
+    def total(step):
+        return jnp.sum(analytic_kernel(model, x1 + step * direction, x2).ntk)
+
+    slope = (total(1e-5) - total(-1e-5)) / 2e-5
+    # Derivatives of a quadrature are quadratures of derivatives, which agree up to its error.
+    np.testing.assert_allclose(jax.grad(total)(0.0), slope, rtol=1e-3 if activation == "tanh" else 1e-6)
+
+
+def test_kernels_can_be_mapped_over_weight_and_bias_scales():
+    x = _inputs(0, 3, 4)
+
+    def ntk(W_std, b_std):
+        return analytic_kernel(serial(Dense(1, W_std, b_std), Relu(), Dense(1, W_std)), x).ntk
+
+    scales = jnp.array([0.5, 1.5]), jnp.array([0.1, 0.2])
+    mapped = jax.jit(jax.vmap(ntk))(*scales)
+    np.testing.assert_allclose(mapped, [ntk(*map(float, pair)) for pair in zip(*scales, strict=True)], rtol=1e-13)
+    assert bool(jnp.all(jnp.isfinite(jax.jacrev(ntk)(1.0, 0.0))))
+
+
+# Refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (serial(Relu(), Dense(1)), "Relu.*put a Dense or Conv"),
+        (serial(Dense(4), Relu(), Erf(), Dense(1)), "Erf.*put a Dense or Conv"),
+        (serial(Dense(4), Relu(), LayerNorm(), Dense(1)), "LayerNorm.*put a Dense or Conv"),
+        (serial(Dense(4), residual(Relu()), Dense(1)), "fresh Dense or Conv"),
+        (serial(Dense(4), Relu(), residual(Dense(4))), "fresh Dense or Conv"),
+        (serial(Dense(4), parallel(ln.Identity(), ln.Identity())), "fresh Dense or Conv"),
+        (serial(Dense(4), ln.MaxPool((2, 2))), "MaxPool.*AvgPool"),
+    ],
+)
+def test_networks_without_a_limit_are_refused_with_a_way_out(model, words):
+    with pytest.raises(ValueError, match=words):
+        analytic_kernel(model, jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("x1", "x2", "error", "words"),
+    [
+        (jnp.ones((2, 3)), jnp.ones((2, 4)), ValueError, "one size"),
+        (jnp.ones((2, 3, 4)), None, ValueError, "vectors"),
+        (jnp.ones((0, 3)), None, ValueError, "not empty"),
+        (jnp.ones((2, 3), jnp.int32), None, TypeError, "int32"),
+        (jnp.ones((2, 3)), jnp.ones((2, 3), jnp.float32), TypeError, "one floating-point dtype"),
+    ],
+)
+def test_bad_inputs_are_refused(x1, x2, error, words):
+    with pytest.raises(error, match=words):
+        analytic_kernel(_deep_relu(1), x1, x2)
+
+
+def test_a_tile_must_hold_an_example_and_an_error_needs_two_samples():
+    with pytest.raises(ValueError, match="tile=0"):
+        analytic_kernel(_deep_relu(1), jnp.ones((2, 3)), tile=0)
+    with pytest.raises(ValueError, match="n_samples=1"):
+        monte_carlo_kernel(_deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=1)
