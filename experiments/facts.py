@@ -59,7 +59,7 @@ def power_law(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Fact:
-    """The fact that `values ~ x^slope`, named `slope/name`; values `[x]` or `[seeds, x]`, as geometric mean over seeds."""
+    """The fact that `values ~ x^slope`, named `slope/name`; of values `[seeds, x]`, the geometric mean over seeds."""
     from lazynet.diagnostics import fit_slope
 
     values = np.atleast_2d(np.asarray(values, float))
