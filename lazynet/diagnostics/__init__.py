@@ -1,0 +1,24 @@
+"""How lazy is a network, and how far did it move: pure functions of weights, outputs, kernels and activations."""
+
+from __future__ import annotations
+
+from lazynet.diagnostics.curvature import hessian_norm, jacobian_norm, kappa
+from lazynet.diagnostics.displacement import layer_drift, linearization_gap, ntk_change, output_gap, param_drift
+from lazynet.diagnostics.kernels import (
+    Spectrum,
+    cka,
+    kernel_cosine_distance,
+    kernel_distance,
+    kernel_spectrum,
+    kernel_velocity,
+    target_alignment,
+)
+from lazynet.diagnostics.rates import fit_slope
+from lazynet.diagnostics.stability import Stability, activation_stability
+from lazynet.diagnostics.verdict import Laziness, is_lazy
+
+__all__ = [
+    "Laziness", "Spectrum", "Stability", "activation_stability", "cka", "fit_slope", "hessian_norm", "is_lazy",
+    "jacobian_norm", "kappa", "kernel_cosine_distance", "kernel_distance", "kernel_spectrum", "kernel_velocity",
+    "layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift", "target_alignment",
+]

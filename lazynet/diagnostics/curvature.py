@@ -1,0 +1,189 @@
+"""First and second derivatives of a network in the norm of its outputs, and their ratio, the laziness kappa.
+
+Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, weights the Euclidean one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Float, Num
+
+from lazynet import trees
+from lazynet.empirical import largest_ntk_eigenvalue
+from lazynet.losses import as_partial
+from lazynet.records import Data
+from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
+
+__all__ = ["hessian_norm", "jacobian_norm", "kappa"]
+
+
+def jacobian_norm(
+    apply: Apply, params: Params, x: Num[ArrayLike, "n *inputs"], *, key: Key[Array, ""], iterations: int = 15
+) -> float:
+    """Operator norm `|Dh(w)| = max_|u|=1 |Dh(w) u| = sqrt(lambda_max(Theta) / n)`.
+
+    Args:
+        apply: Model h.
+        params: w.
+        x: Inputs of the empirical norm.
+        key: Draws the start of the iteration.
+        iterations: Products with the tangent kernel; the value approaches the norm from below.
+
+    Example:
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> round(jacobian_norm(lambda w, x: x @ w, jnp.ones((2, 1)), x, key=jax.random.key(0)) ** 2, 4)
+        4.5
+    """
+    top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
+    return math.sqrt(max(top, 0.0) / len(x))
+
+
+def hessian_norm(
+    apply: Apply,
+    params: Params,
+    x: Num[ArrayLike, "n *inputs"],
+    *,
+    key: Key[Array, ""],
+    iterations: int = 20,
+    restarts: int = 3,
+) -> float:
+    """Operator norm `|D^2h(w)| = max_|u|=|v|=1 |D^2h(w)(u, v)|`, by alternating maximization.
+
+    `<g, D^2h(u, v)>` is maximized over the output direction g, then u, then v, each in closed form, with two
+    Hessian-vector products a round. The value never decreases and ends in a local maximum (in a wide network, some
+    neuron close to the worst one): it is a lower bound, the best one over the restarts.
+
+    Args:
+        apply: Model h, twice differentiable almost everywhere.
+        params: w.
+        x: Inputs of the empirical norm.
+        key: Draws the starts.
+        iterations: Rounds from each start.
+        restarts: Number of starts.
+
+    Raises:
+        ValueError: If `iterations` or `restarts` is below 1.
+
+    Example:
+        >>> quadratic = lambda w, x: x @ (w**2) / 2
+        >>> x = jnp.array([[3.0]])
+        >>> round(hessian_norm(quadratic, jnp.ones((1, 1)), x, key=jax.random.key(0)), 6)
+        3.0
+    """
+    if iterations < 1 or restarts < 1:
+        raise ValueError(f"iterations is {iterations} and restarts is {restarts}, expected at least 1 of each.")
+    function, best = as_partial(apply), 0.0
+    for start in jax.random.split(key, restarts):
+        u, v = (_direction(k, params) for k in jax.random.split(start))
+        for _ in range(iterations):
+            u, v, value = _alternate(function, params, x, u, v)
+        best = max(best, float(value))
+    return best
+
+
+def kappa(
+    apply: Apply,
+    params: Params,
+    data: Data,
+    *,
+    key: Key[Array, ""],
+    alpha: float = 1.0,
+    loss: LossFn | None = None,
+    iterations: int = 20,
+    restarts: int = 3,
+) -> float:
+    """Laziness of the scaled model, `kappa = 1/alpha |alpha h(w) - y| |D^2h(w)| / |Dh(w)|^2`: lazy if much below 1.
+
+    It compares how far the weights must move to fit y with how far the differential is constant. With h(w0) = 0 it is
+    proportional to 1/alpha. For another loss R, the general form is `R(alpha h) / |grad R(alpha h)| |D^2h| / |Dh|`,
+    grad taken in the weights.
+
+    Args:
+        apply: Model h, or a `lazy` function at u = 0, which contains alpha already.
+        params: Initial parameters w.
+        data: Inputs and targets y.
+        key: Draws the starts of the iterations.
+        alpha: Scale of the model, in (0, inf].
+        loss: R, averaged over examples; None for the form of the square loss.
+        iterations: Rounds for `hessian_norm`, products for `jacobian_norm`.
+        restarts: Starts for `hessian_norm`.
+
+    Raises:
+        ValueError: If alpha is not positive, or infinite with a loss.
+
+    Example:
+        >>> data = Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))
+        >>> round(kappa(lambda w, x: x @ w**2, jnp.full((1, 1), 2.0), data, key=jax.random.key(0)), 4)
+        0.5
+
+    Source: Chizat, Oyallon and Bach (2019), the relative scale kappa. With `|Dh|` instead of
+        its square, as some lecture notes have it, kappa would change when h and y are multiplied by a constant.
+    """
+    if not alpha > 0 or (math.isinf(alpha) and loss is not None):
+        raise ValueError(f"alpha is {alpha}, expected a positive scale, finite if a loss is given.")
+    key1, key2 = jax.random.split(key)
+    first = jacobian_norm(apply, params, data.x, key=key1, iterations=iterations)
+    second = hessian_norm(apply, params, data.x, key=key2, iterations=iterations, restarts=restarts)
+    if loss is None:
+        return float(_distance(as_partial(apply), params, data, alpha)) * second / first**2
+    return float(_relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha)) * second / first
+
+
+@jax.jit
+def _distance(function: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
+    """`1/alpha |alpha h - y|`, finite for alpha = inf."""
+    outputs = function(params, data.x)
+    return _norm(outputs - data.y / jnp.asarray(alpha, outputs.dtype))
+
+
+@jax.jit
+def _relative_value(function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
+    """`R / |grad R|` of the scaled model, a distance in the space of weights."""
+
+    def risk(w):
+        outputs = function(w, data.x)
+        return loss(jnp.asarray(alpha, outputs.dtype) * outputs, data.y)
+
+    value, gradient = jax.value_and_grad(risk)(params)
+    return value / trees.norm(gradient)
+
+
+@jax.jit
+def _alternate(function: Partial, params: Params, x: Array, u: Params, v: Params) -> tuple[Params, Params, Array]:
+    """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
+
+    def derivative(direction):
+        return lambda w: jax.jvp(lambda w: function(w, x), (w,), (direction,))[1]
+
+    second = jax.jvp(derivative(u), (params,), (v,))[1]
+    g = _safe_divide(second, _norm(second)) / len(second)
+    u, _ = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(v)(w), precision="highest"))(params))
+    v, value = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(u)(w), precision="highest"))(params))
+    return u, v, value
+
+
+def _direction(key: Key[Array, ""], params: Params) -> Params:
+    """A uniformly distributed unit vector in the space of the parameters."""
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    normal = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    return _unit(jax.tree.unflatten(treedef, normal))[0]
+
+
+def _unit(a: Params) -> tuple[Params, Array]:
+    size = trees.norm(a)
+    return jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), a), size
+
+
+def _safe_divide(a: Array, size: Array) -> Array:
+    """`a / size`, and zero for a zero vector: the second derivative of a linear model."""
+    return a / jnp.where(size > 0, size, 1)
+
+
+def _norm(outputs: Float[Array, "n *k"]) -> Array:
+    """Norm of the empirical measure."""
+    return jnp.sqrt(jnp.sum(outputs**2) / len(outputs))

@@ -1,0 +1,175 @@
+"""Distances between two states of one network: of weights, of tangent kernels, of outputs from the linearization."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Float, Num
+
+from lazynet import trees
+from lazynet.empirical import ntk_vector_product
+from lazynet.lazy import linearize
+from lazynet.losses import as_partial
+from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
+
+__all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]
+
+
+def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Float[Scalar, ""]:
+    """Drift of the weights `|w - w0| / |w0|`, Euclidean norms over all leaves.
+
+    The first sign of lazy training: it falls like 1/alpha. For a `lazy` function, pass
+    `weights(lazy_apply, u)`, or `u` and zeros with `relative=False` for the norm of the displacement u.
+
+    Args:
+        params: w.
+        params0: w0.
+        relative: Whether to divide by `|w0|`.
+
+    Raises:
+        ValueError: If the trees differ in structure or shapes.
+
+    Example:
+        >>> float(param_drift({"w": jnp.array([3.0, 5.0])}, {"w": jnp.array([3.0, 4.0])}))
+        0.2...
+
+    Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for the rate.
+    """
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    drift = trees.norm(trees.subtract(params, params0))
+    return drift / trees.norm(params0) if relative else drift
+
+
+def layer_drift(params: Params, params0: Params, *, relative: bool = True) -> dict[str, Float[Scalar, ""]]:
+    """Drift `|w_l - w0_l| / |w0_l|` of each layer l.
+
+    In the NTK parameterization, hidden layers of a wide network drift less than the first and the last.
+
+    Args:
+        params: w.
+        params0: w0.
+        relative: Whether to divide by the norm of the layer's initial weights (infinite where that is zero).
+
+    Returns:
+        The drift by the path of the layer, such as `"0_Dense"`, the names of `Model.trace`.
+
+    Raises:
+        ValueError: If the trees differ in structure or shapes.
+
+    Example:
+        >>> start = {"0_Dense": {"W": jnp.ones(4)}, "2_Dense": {"W": jnp.ones(1)}}
+        >>> end = {"0_Dense": {"W": jnp.ones(4)}, "2_Dense": {"W": jnp.array([3.0])}}
+        >>> {layer: float(drift) for layer, drift in layer_drift(end, start).items()}
+        {'0_Dense': 0.0, '2_Dense': 2.0}
+    """
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    layers, layers0 = _by_layer(params), _by_layer(params0)
+    return {name: param_drift(leaves, layers0[name], relative=relative) for name, leaves in layers.items()}
+
+
+def output_gap(outputs: Float[ArrayLike, "..."], reference: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+    """Gap between outputs, `rms(f - g) / rms(g)` over examples and outputs.
+
+    With f the outputs of a network trained for some time and g those of its linearization trained in the same way,
+    this is the linearization gap at own weights.
+
+    Args:
+        outputs: f.
+        reference: g.
+
+    Raises:
+        ValueError: If the shapes differ.
+
+    Example:
+        >>> float(output_gap(jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [2.0]])))
+        0.5
+
+    Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for its rate 1/alpha.
+    """
+    if outputs.shape != reference.shape:
+        raise ValueError(f"outputs of shape {outputs.shape} and reference of shape {reference.shape}, expected the "
+                         "same: evaluate both on the same inputs.")
+    return jnp.linalg.norm(jnp.ravel(outputs - reference)) / jnp.linalg.norm(jnp.ravel(reference))
+
+
+def linearization_gap(
+    apply: Apply, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
+) -> Float[Scalar, ""]:
+    """Gap at the same weights, `rms(h(w) - hbar(w)) / rms(hbar(w))`, with `hbar(w) = h(w0) + Dh(w0) (w - w0)`.
+
+    It measures what the tangent at w0 misses on the way to w. For a model that is not zero at initialization,
+    `center(apply, params0)` makes the gap relative to the change of the outputs.
+
+    Args:
+        apply: Model h, or a `lazy` function, whose params0 is zero.
+        params: w.
+        params0: w0.
+        x: Inputs.
+
+    Raises:
+        ValueError: If the trees differ in structure or shapes.
+
+    Example:
+        >>> float(linearization_gap(lambda w, x: x * w**2, jnp.array(1.5), jnp.array(1.0), jnp.ones((1, 1))))
+        0.125
+    """
+    return _gap(as_partial(apply), params, params0, x)
+
+
+def ntk_change(
+    apply: Apply,
+    params: Params,
+    params0: Params,
+    x: Num[ArrayLike, "n *inputs"],
+    *,
+    key: Key[Array, ""],
+    probes: int = 20,
+) -> Float[Scalar, ""]:
+    """Relative change of the tangent kernel `|Theta(w) - Theta(w0)|_F / |Theta(w0)|_F`, without forming it.
+
+    Both squared norms are means of `|A v|^2` over the same Gaussian vectors v, which have the expectation `|A|_F^2`:
+    two products with kernels a probe, whatever their size. For small kernels, `kernel_distance` is exact.
+
+    Args:
+        apply: Model h, or a `lazy` function.
+        params: w.
+        params0: w0.
+        x: Examples of the kernel.
+        key: Draws the probes.
+        probes: Number of vectors v; the relative error is of the order of `1 / sqrt(probes)`, often less.
+
+    Raises:
+        ValueError: If the trees differ in structure or shapes, or if `probes` is below 1.
+
+    Example:
+        >>> square = lambda w, x: x * w**2
+        >>> round(float(ntk_change(square, jnp.array(2.0), jnp.array(1.0), jnp.ones((3, 1)), key=jax.random.key(0))), 4)
+        3.0
+
+    Source: Hutchinson (1990), the stochastic trace estimator, for `tr A'A`.
+    """
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    if probes < 1:
+        raise ValueError(f"probes is {probes}, expected at least 1.")
+    product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
+    outputs = jax.eval_shape(as_partial(apply), params, x)
+    squares = jnp.zeros(2, outputs.dtype)
+    for probe in jax.random.split(key, probes):
+        v = jax.random.normal(probe, outputs.shape, outputs.dtype)
+        before = product0(v)
+        squares = squares + jnp.stack([jnp.sum((product(v) - before) ** 2), jnp.sum(before**2)])
+    return jnp.sqrt(squares[0] / squares[1])
+
+
+@jax.jit
+def _gap(function: Partial, params: Params, params0: Params, x: Array) -> Array:
+    return output_gap(function(params, x), linearize(function, params0)(params, x))
+
+
+def _by_layer(params: Params) -> dict[str, list[Array]]:
+    """Leaves grouped by the path of the node that holds them."""
+    layers: dict[str, list[Array]] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        layers.setdefault(jax.tree_util.keystr(path[:-1], simple=True, separator="/"), []).append(leaf)
+    return layers

@@ -1,0 +1,102 @@
+"""Which gates of the network still are where they were at initialization."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+from jaxtyping import Float, Num
+
+from lazynet.model import Model
+from lazynet.typing import Array, ArrayLike, Params, Scalar
+
+__all__ = ["Stability", "activation_stability"]
+
+GATES = ("Relu", "LeakyRelu", "Abs", "ABRelu")
+"""Layers that are linear on both sides of zero."""
+
+
+class Stability(NamedTuple):
+    """Fractions of gates that are unchanged since initialization.
+
+    Attributes:
+        total: Over all gates and all max-pooling outputs.
+        relu: Over the gates of ReLU-like layers; None if there are none.
+        max_pool: Over the outputs of max-pooling layers; None if there are none.
+        layers: By the layer's path in `Model.trace`.
+
+    Example:
+        >>> Stability(jnp.array(1.0), jnp.array(1.0), None, {"1_Relu": jnp.array(1.0)}).max_pool is None
+        True
+    """
+
+    total: Float[Scalar, ""]
+    relu: Float[Scalar, ""] | None
+    max_pool: Float[Scalar, ""] | None
+    layers: dict[str, Float[Scalar, ""]]
+
+
+def activation_stability(
+    model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
+) -> Stability:
+    """Stability of activations `mean 1[(z(w) > 0) = (z(w0) > 0)]` over examples and units, z the pre-activations.
+
+    For max pooling it is the fraction of outputs that the entry which was the maximum at w0 still gives. A network with
+    stable gates is linear in each layer's weights: 1 means lazy training.
+
+    Args:
+        model: Network with ReLU-like layers (Relu, LeakyRelu, Abs, ABRelu) or MaxPool.
+        params: w.
+        params0: w0.
+        x: Inputs.
+
+    Raises:
+        ValueError: If the network has no such layer.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = ln.serial(ln.MaxPool((2, 2)), ln.Flatten())
+        >>> activation_stability(model, {}, {}, jnp.ones((1, 4, 4, 1))).layers
+        {'0_MaxPool': Array(1., dtype=float...)}
+
+    Source: Chizat, Oyallon and Bach (2019), appendix C, and its reference code, for ReLU and max pooling.
+    """
+    stable = _unchanged(Partial(model.trace), params, params0, x)
+    if not stable:
+        raise ValueError(f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool.")
+    pools = {path: unchanged for path, unchanged in stable.items() if _layer_name(path) == "MaxPool"}
+    gates = {path: unchanged for path, unchanged in stable.items() if path not in pools}
+    total = _fraction(stable)
+    layers = {path: mean for path, (mean, _) in stable.items()}
+    return Stability(total, _fraction(gates) if gates else None, _fraction(pools) if pools else None, layers)
+
+
+@jax.jit
+def _unchanged(trace: Partial, params: Params, params0: Params, x: Array) -> dict[str, tuple[Array, Array]]:
+    """The fraction of unchanged gates and the number of gates, for each layer that has gates."""
+    _, inside = trace(params, x)
+    _, inside0 = trace(params0, x)
+    stable = {}
+    for path, (_, z) in inside.items():
+        if _layer_name(path) in GATES:
+            same = (z > 0) == (inside0[path][1] > 0)
+        elif _layer_name(path) == "MaxPool":
+            winners = jnp.argmax(inside0[path][1], axis=3, keepdims=True)
+            same = jnp.take_along_axis(z, winners, axis=3) == jnp.max(z, axis=3, keepdims=True)
+        else:
+            continue
+        stable[path] = jnp.mean(same, dtype=z.dtype), jnp.asarray(same.size, z.dtype)
+    return stable
+
+
+def _fraction(stable: dict[str, tuple[Array, Array]]) -> Array:
+    """Mean over layers, weighted by their numbers of gates."""
+    means, sizes = (jnp.stack(column) for column in zip(*stable.values(), strict=True))
+    return jnp.vdot(means, sizes, precision="highest") / jnp.sum(sizes)
+
+
+def _layer_name(path: str) -> str:
+    """`"1_Relu"` at the end of a path without its position."""
+    return path.rsplit("/", 1)[-1].split("_", 1)[-1]
