@@ -86,8 +86,10 @@ def from_neural_tangents(triple: Any) -> Model:
         (4, 2)
     """
     if not (isinstance(triple, tuple) and len(triple) == 3 and callable(triple[0]) and callable(triple[1])):
-        raise TypeError(f"from_neural_tangents got {triple!r}, expected the triple (init_fn, apply_fn, kernel_fn), "
-                        "for instance stax.serial(...) with its call.")
+        raise TypeError(
+            f"from_neural_tangents got {triple!r}, expected the triple (init_fn, apply_fn, kernel_fn), "
+            "for instance stax.serial(...) with its call."
+        )
     init_fn, apply_fn, _ = triple
 
     def init(key, x):
@@ -119,9 +121,11 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
         try:
             _check_output(name, jax.eval_shape(apply, params, x), x)
         except errors.InvalidRngError as error:
-            raise ValueError(f"from_flax got {name}, which draws random numbers in its call ({error}); apply(params, "
-                             "x) takes no key: drop dropout, or switch it off, for instance from_flax(module, "
-                             "deterministic=True) where the module's __call__ has this argument.") from error
+            raise ValueError(
+                f"from_flax got {name}, which draws random numbers in its call ({error}); apply(params, "
+                "x) takes no key: drop dropout, or switch it off, for instance from_flax(module, "
+                "deterministic=True) where the module's __call__ has this argument."
+            ) from error
         return params
 
     def record(call_layer, args, kwargs, context):
@@ -133,7 +137,7 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
     def trace(params, x):
         with _foreign_terms(), linen.intercept_methods(record):
             outputs, sown = module.apply({"params": params}, x, mutable=["trace"], **call)
-        calls = traverse_util.flatten_dict(sown.get("trace", {}))
+        calls: Any = traverse_util.flatten_dict(sown.get("trace", {}))
         return outputs, {_path(keys[:-1], i): entry for keys, own in calls.items() for i, entry in enumerate(own)}
 
     return Model(init, apply, trace, None, name)
@@ -172,9 +176,11 @@ def _held_parameters(module: Any) -> Callable[[Any], Any]:
 
     def draw(key):
         if key is not None:
-            raise ValueError(f"init got a key, but {name} was given to from_flax as an instance, which holds one set "
-                             f"of weights: call init(None, x) for these, or from_flax(lambda rngs: {name}(..., "
-                             "rngs=rngs)) to draw new ones by key.")
+            raise ValueError(
+                f"init got a key, but {name} was given to from_flax as an instance, which holds one set "
+                f"of weights: call init(None, x) for these, or from_flax(lambda rngs: {name}(..., "
+                "rngs=rngs)) to draw new ones by key."
+            )
         return module
 
     return draw
@@ -190,8 +196,10 @@ def _check_factory(factory: Any, linen_module: type) -> None:
     try:
         signature.bind(rngs=None)
     except TypeError as error:
-        raise TypeError(f"from_flax got a function with the signature {signature}, which cannot be called with rngs "
-                        f"alone ({error}); {expected}.") from error
+        raise TypeError(
+            f"from_flax got a function with the signature {signature}, which cannot be called with rngs "
+            f"alone ({error}); {expected}."
+        ) from error
 
 
 def _check_collections(name: str, variables: Any) -> None:
@@ -211,9 +219,11 @@ def _check_state(name: str, state: Any) -> None:
     kinds = {"/".join(map(str, path)): getattr(leaf, "type", type(leaf)) for path, leaf in nnx.to_flat_state(state)}
     random = [path for path, kind in kinds.items() if issubclass(kind, nnx.RngState)]
     if random:
-        raise ValueError(f"from_flax got {name}, which holds random number generators at {', '.join(random)}; "
-                         "apply(params, x) takes no key: drop dropout, or build it without rngs, "
-                         "nnx.Dropout(rate, deterministic=True).")
+        raise ValueError(
+            f"from_flax got {name}, which holds random number generators at {', '.join(random)}; "
+            "apply(params, x) takes no key: drop dropout, or build it without rngs, "
+            "nnx.Dropout(rate, deterministic=True)."
+        )
     if kinds:
         where = ", ".join(f"{path} ({kind.__name__})" for path, kind in kinds.items())
         raise ValueError(
@@ -226,8 +236,10 @@ def _check_state(name: str, state: Any) -> None:
 
 def _check_output(name: str, outputs: Any, x: Any) -> None:
     if not (hasattr(outputs, "shape") and outputs.shape[:1] == x.shape[:1]):
-        raise ValueError(f"{name} returned {outputs!r}, expected one array with the batch axis first, "
-                         f"[{x.shape[0]}, ...]: wrap the module in one that returns its outputs alone.")
+        raise ValueError(
+            f"{name} returned {outputs!r}, expected one array with the batch axis first, "
+            f"[{x.shape[0]}, ...]: wrap the module in one that returns its outputs alone."
+        )
 
 
 def _astype(params: Params, x: Any) -> Params:

@@ -236,24 +236,31 @@ def _linen_init(module):
 
 REFUSALS = {
     "linen batch norm": (
-        lambda: _linen_init(LinenCNN(normalize=True)), ValueError,
+        lambda: _linen_init(LinenCNN(normalize=True)),
+        ValueError,
         "LinenCNN.*batch_stats.*BatchNorm_0.*GroupNorm.*freeze",
     ),
     "linen dropout": (lambda: _linen_init(LinenCNN(drop=0.5)), ValueError, "LinenCNN.*Dropout_0.*deterministic=True"),
     "linen class": (lambda: from_flax(LinenMLP), TypeError, r"class LinenMLP.*call it, LinenMLP\(\.\.\.\)"),
     "linen outputs": (
-        lambda: from_flax(nn.Sequential([lambda x: [x, x]])).init(KEY, X), ValueError, "Sequential returned.*one array"
+        lambda: from_flax(nn.Sequential([lambda x: [x, x]])).init(KEY, X),
+        ValueError,
+        "Sequential returned.*one array",
     ),
     "nnx batch norm": (
-        lambda: from_flax(functools.partial(NnxMLP, 8, normalize=True)), ValueError,
+        lambda: from_flax(functools.partial(NnxMLP, 8, normalize=True)),
+        ValueError,
         r"NnxMLP.*norm/mean \(BatchStat\).*GroupNorm.*freeze",
     ),
     "nnx dropout": (
-        lambda: from_flax(functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs))), ValueError,
+        lambda: from_flax(functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs))),
+        ValueError,
         "NnxMLP.*generators at dropout/rngs.*deterministic=True",
     ),
     "nnx instance with batch norm": (
-        lambda: from_flax(nnx.BatchNorm(3, rngs=nnx.Rngs(0))), ValueError, "BatchNorm.*mean.*BatchStat",
+        lambda: from_flax(nnx.BatchNorm(3, rngs=nnx.Rngs(0))),
+        ValueError,
+        "BatchNorm.*mean.*BatchStat",
     ),
     "nnx class": (lambda: from_flax(NnxMLP), TypeError, r"signature \(width.*missing.*width.*lambda rngs"),
     "factory of something else": (lambda: from_flax(lambda rngs: 3), TypeError, "got .*, expected an nnx.Module"),
