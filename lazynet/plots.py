@@ -17,6 +17,7 @@ from jaxtyping import Num, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lazynet.diagnostics import fit_slope
 from lazynet.records import Trajectory
 from lazynet.typing import ArrayLike
 
@@ -47,7 +48,7 @@ def plot_trajectories(
             band is the sample standard deviation (divisor s - 1); seeds must have been recorded at the same steps.
         metric: A name in `Trajectory.metrics`.
         x: `"time"` or `"step"`.
-        xscale: `"log"` leaves records at x = 0 out.
+        xscale: `"log"` leaves records at x = 0 out; the record at infinite time of a kernel flow is left out by both.
         yscale: By default `"log"` for losses, `"linear"` otherwise.
         ax: Axes to draw into; by default those of a new figure, `ax.figure`.
 
@@ -69,10 +70,12 @@ def plot_trajectories(
     for style, (label, runs) in zip(curve_styles(len(curves)), curves.items(), strict=True):
         seeds = [runs] if isinstance(runs, Trajectory) else list(runs)
         where, values, n_ended = _seeds(label, seeds, metric, x)
-        drawn = (where > 0) | (xscale == "linear")
+        drawn = np.isfinite(where) & ((where > 0) | (xscale == "linear"))
         if not drawn.any():
-            raise ValueError(f"curve {label!r} has no finite record of {metric!r} with {x} > 0, expected at least one "
-                             "on a logarithmic axis: pass xscale='linear'.")
+            raise ValueError(
+                f"curve {label!r} has no finite record of {metric!r} with {x} > 0, expected at least one "
+                "on a logarithmic axis: pass xscale='linear'."
+            )
         suffix = f" (× {n_ended} of {len(seeds)} diverged)" if n_ended else ""
         _band(ax, where[drawn], values[:, drawn], label + suffix, style, ended=bool(n_ended))
     ax.set(xlabel=X_LABELS[x], ylabel=_words(metric), xscale=xscale, yscale=yscale)
@@ -282,8 +285,10 @@ def _seeds(label, seeds, metric, x):
     n_ended = sum(end < len(run.step) for run, end in zip(seeds, ends, strict=True))
     steps = np.stack([np.asarray(run.step)[: min(ends)] for run in seeds])
     if (steps != steps[0]).any():
-        raise ValueError(f"the seeds of curve {label!r} were recorded at different steps, {steps[:, :4].tolist()}...: "
-                         "use the same save_at for every seed, or draw them as curves of their own.")
+        raise ValueError(
+            f"the seeds of curve {label!r} were recorded at different steps, {steps[:, :4].tolist()}...: "
+            "use the same save_at for every seed, or draw them as curves of their own."
+        )
     where = np.mean([np.asarray(getattr(run, x), float)[: min(ends)] for run in seeds], axis=0)
     return where, np.stack([column[: min(ends)] for column in columns]), n_ended
 
@@ -315,8 +320,10 @@ def _band(ax, where, values, label, style, *, ended):
 def _above_rounding(label, values):
     """Eigenvalues in decreasing order that exceed n eps lambda_1, and the number of all."""
     if values.ndim != 1 or not np.isfinite(values).all() or not (values > 0).any():
-        raise ValueError(f"spectrum {label!r} has shape {values.shape}, expected a vector of finite eigenvalues, "
-                         "at least one of them positive: pass numpy.linalg.eigvalsh(kernel).")
+        raise ValueError(
+            f"spectrum {label!r} has shape {values.shape}, expected a vector of finite eigenvalues, "
+            "at least one of them positive: pass numpy.linalg.eigvalsh(kernel)."
+        )
     eps = np.finfo(values.dtype).eps if np.issubdtype(values.dtype, np.floating) else 0.0
     kept = values[values > len(values) * eps * values.max()]
     return np.sort(kept.astype(float))[::-1], len(values)
@@ -324,8 +331,10 @@ def _above_rounding(label, values):
 
 def _fit_range(alpha, fit_range):
     if alpha.ndim != 1 or not (alpha > 0).all() or not np.isfinite(alpha).any():
-        raise ValueError(f"alpha is {alpha.tolist()}, expected a vector of positive scales, at least two of them "
-                         "finite: alpha = inf alone has no slope.")
+        raise ValueError(
+            f"alpha is {alpha.tolist()}, expected a vector of positive scales, at least two of them "
+            "finite: alpha = inf alone has no slope."
+        )
     finite = np.isfinite(alpha)
     low, high = fit_range or (alpha[finite].min(), alpha[finite].max())
     return finite, float(low), float(high)
@@ -334,18 +343,22 @@ def _fit_range(alpha, fit_range):
 def _mean_and_spread(label, values, alpha):
     values = np.atleast_2d(np.asarray(values, float))
     if values.ndim != 2 or values.shape[1] != len(alpha):
-        raise ValueError(f"quantity {label!r} has shape {values.shape}, expected [a] or [seeds, a] with "
-                         f"a={len(alpha)}: one value for every alpha.")
+        raise ValueError(
+            f"quantity {label!r} has shape {values.shape}, expected [a] or [seeds, a] with "
+            f"a={len(alpha)}: one value for every alpha."
+        )
     return values.mean(0), values.std(0, ddof=1) if len(values) > 1 else None
 
 
 def _fit(label, alpha, values, fit_range):
     """Slope and factor of `values = factor alpha^slope` by least squares in the logarithms."""
     if len(alpha) < 2:
-        raise ValueError(f"quantity {label!r} has {len(alpha)} positive values for alpha in {fit_range}, expected at "
-                         "least 2 for a slope: widen fit_range.")
-    slope, intercept = np.polyfit(np.log(alpha), np.log(values), 1)
-    return float(slope), float(np.exp(intercept))
+        raise ValueError(
+            f"quantity {label!r} has {len(alpha)} positive values for alpha in {fit_range}, expected at "
+            "least 2 for a slope: widen fit_range."
+        )
+    slope = fit_slope(alpha, values)
+    return slope, float(np.exp(np.mean(np.log(values) - slope * np.log(alpha))))
 
 
 def _mark_infinity(ax, finite, infinity):
@@ -361,17 +374,21 @@ def _mark_infinity(ax, finite, infinity):
 def _checked_matrix(matrix):
     matrix = np.asarray(matrix, float)
     if matrix.ndim != 2 or not np.isfinite(matrix).all():
-        raise ValueError(f"matrix has shape {matrix.shape} and {int((~np.isfinite(matrix)).sum())} non-finite entries, "
-                         "expected finite [n1, n2]: of a Gram take gram.ntk or gram.nngp, of a kernel [n1, n2, k, k] "
-                         'the outputs="trace".')
+        raise ValueError(
+            f"matrix has shape {matrix.shape} and {int((~np.isfinite(matrix)).sum())} non-finite entries, "
+            "expected finite [n1, n2]: of a Gram take gram.ntk or gram.nngp, of a kernel [n1, n2, k, k] "
+            'the outputs="trace".'
+        )
     return matrix
 
 
 def _checked_labels(labels, matrix):
     labels = np.asarray(labels)
     if matrix.shape[0] != matrix.shape[1] or labels.shape != matrix.shape[:1]:
-        raise ValueError(f"labels has shape {labels.shape}, the matrix {matrix.shape}, expected one label for every "
-                         "row of a square matrix; one-hot targets give labels by y.argmax(1).")
+        raise ValueError(
+            f"labels has shape {labels.shape}, the matrix {matrix.shape}, expected one label for every "
+            "row of a square matrix; one-hot targets give labels by y.argmax(1)."
+        )
     return labels
 
 

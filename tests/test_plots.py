@@ -63,6 +63,11 @@ def test_a_logarithmic_clock_leaves_time_zero_out():
     np.testing.assert_allclose(line.get_ydata(), [0.5, 0.2, 0.1])
 
 
+def test_the_limit_of_a_flow_at_infinite_time_is_not_drawn():
+    flow = _run()._replace(time=np.array([0.0, 1.0, 10.0, np.inf]))
+    assert plots.plot_trajectories({"kernel": flow}, "train_loss").lines[0].get_xdata().tolist() == [1.0, 10.0]
+
+
 def test_seeds_become_their_mean_and_a_band_of_one_standard_deviation():
     runs = [_run(accuracy=(0.1, 0.4, 0.7, 0.8)), _run(accuracy=(0.1, 0.6, 0.9, 1.0))]
     ax = plots.plot_trajectories({"two": runs}, "test_accuracy")
@@ -162,8 +167,10 @@ def test_figures_go_into_axes_that_are_given():
 
 
 def test_pyplot_is_never_loaded():
-    code = ("import sys, numpy, lazynet.plots as p; p.plot_kernel(numpy.eye(2)); "
-            "p.plot_spectrum({'a': numpy.ones(2)}); print('matplotlib.pyplot' in sys.modules)")
+    code = (
+        "import sys, numpy, lazynet.plots as p; p.plot_kernel(numpy.eye(2)); "
+        "p.plot_spectrum({'a': numpy.ones(2)}); print('matplotlib.pyplot' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -212,7 +219,8 @@ MISTAKES = {
     "negative alpha": (lambda: plots.plot_power_law([-1.0, 2.0], {"gap": [1.0, 1.0]}), r"\[-1.0, 2.0\].*positive"),
     "only infinity": (lambda: plots.plot_power_law([np.inf], {"gap": [1.0]}), "at least two of them finite"),
     "one point": (
-        lambda: plots.plot_power_law([1.0, 10.0], {"gap": [1.0, 0.0]}), "'gap' has 1 positive values.*widen fit_range"
+        lambda: plots.plot_power_law([1.0, 10.0], {"gap": [1.0, 0.0]}),
+        "'gap' has 1 positive values.*widen fit_range",
     ),
     "gram": (lambda: plots.plot_kernel(np.stack(Gram(np.eye(2), np.eye(2)))), "gram.ntk or gram.nngp"),
     "kernel with nan": (lambda: plots.plot_kernel(np.full((2, 2), np.nan)), "4 non-finite entries"),
