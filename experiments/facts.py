@@ -59,11 +59,11 @@ def power_law(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Fact:
-    """The fact that `values ~ x^slope`, named `slope/name`; of values `[seeds, x]`, the geometric mean over seeds."""
+    """The fact that `values ~ x^slope`, named `slope/name`; of values `[seeds, x]`, the mean over seeds."""
     from lazynet.diagnostics import fit_slope
 
     values = np.atleast_2d(np.asarray(values, float))
-    slope = fit_slope(list(x), np.exp(np.log(values).mean(0)))
+    slope = fit_slope(list(x), values.mean(0))
     if expected is not None and tolerance is not None:
         return close(f"slope/{name}", slope, expected, tolerance)
     return within(f"slope/{name}", slope, at_least=at_least, at_most=at_most)

@@ -1,0 +1,157 @@
+"""How lazy a two-layer network is at initialization: kappa against width, for three scales of the output.
+
+    python -m experiments run kappa_width                    # about a minute
+    python -m experiments run kappa_width --preset smoke     # about 20 seconds
+
+For h(x) = alpha(m) sum_j b_j phi(a_j . x) with m units, all weights from N(0, 1), and the square loss,
+
+    kappa = |h(w0) - y| |D^2 h(w0)| / |Dh(w0)|^2,      E kappa = O(m^(-1/2) + 1 / (m alpha(m))),
+
+with operator norms over weights and the norm of the empirical measure over examples. The second term is the time that
+it takes to fit y, the first comes from h(w0) != 0 and vanishes for the doubled network. Expected slopes in m:
+
+    | alpha(m)  | independent | doubled | regime     |
+    | 1/sqrt m  | -1/2        | -1/2    | lazy       |
+    | 1/m       | 0           | 0       | mean field |
+    | 1         | -1/2        | -1      | lazy       |
+
+1/m is the negative control: such a network does not become lazy however wide it is. |Dh| ~ alpha sqrt m (slope 1/2 at
+alpha = 1) and |D^2 h| ~ alpha (slope 0) are measured too. Where lecture notes print kappa with |Dh| instead of |Dh|^2,
+the square is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lazynet as ln
+from experiments import facts, panels
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths, number of draws and the problem."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
+    seeds: int = 10
+    inputs: int = 5
+    examples: int = 30
+    activation: Literal["relu", "tanh"] = "relu"
+    iterations: int = 20
+    restarts: int = 3
+    precision: str = "float64"
+
+
+PRESETS = {"smoke": Config(widths=(64, 512, 4096), seeds=6), "laptop": Config()}
+
+SCALES = {"inv_sqrt": lambda m: m**-0.5, "inv": lambda m: 1.0 / m, "one": lambda m: 1.0}
+INITS = ("iid", "doubled")
+EXPECTED = {
+    ("inv_sqrt", "iid"): (-0.5, 0.12),
+    ("inv_sqrt", "doubled"): (-0.5, 0.12),
+    ("inv", "iid"): (0, 0.15),
+    ("inv", "doubled"): (0, 0.15),
+    ("one", "iid"): (-0.5, 0.15),
+    ("one", "doubled"): (-1, 0.15),
+}
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Measures kappa and its factors for every width, init and seed, draws the figure and returns the facts."""
+    from rich.progress import track
+
+    from experiments.store import save_arrays
+
+    values: dict[str, list] = {}
+    for width in track(config.widths, "kappa", console=console, transient=True):
+        for init in INITS:
+            for name, of_seeds in _measure(config, width, init).items():
+                values.setdefault(f"{name}/{init}", []).append(of_seeds)
+    measured = {name: np.array(rows).T for name, rows in values.items()}
+    save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
+    _draw(config, measured, folder / "figures" / "kappa_width.png")
+    return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds, "activation": config.activation}
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table of facts."""
+    title = f"slopes in the width, {summary['activation']}, mean over {summary['seeds']} seeds"
+    facts.show(summary, console, title)
+
+
+def _facts(config, measured):
+    for (scale, init), (slope, tolerance) in EXPECTED.items():
+        values = measured[f"kappa/{scale}/{init}"]
+        yield facts.power_law(f"kappa/{scale}/{init}", config.widths, values, slope, tolerance)
+    for init in INITS:
+        yield facts.power_law(f"jacobian_norm/{init}", config.widths, measured[f"jacobian_norm/{init}"], 0.5, 0.1)
+        yield facts.power_law(f"hessian_norm/{init}", config.widths, measured[f"hessian_norm/{init}"], 0, 0.1)
+
+
+def _measure(config, width, init):
+    """kappa for each scale, and the norms of Dh and D^2 h for alpha = 1, each `[seeds]`."""
+    model = network(config, width, init)
+    measured: dict[str, list] = {}
+    for seed in range(config.seeds):
+        key = jax.random.fold_in(jax.random.key(0), seed)
+        for name, value in measure_one(config, model, width, key).items():
+            measured.setdefault(name, []).append(value)
+    return measured
+
+
+def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> dict[str, float]:
+    """One draw, with `lazynet.diagnostics.kappa` spelled out, as all scales share the norms of the derivatives."""
+    data = problem(config, key)
+    params0 = model.init(jax.random.fold_in(key, 1), data.x)
+    settings = {"key": jax.random.fold_in(key, 2), "iterations": config.iterations}
+    first = ln.diagnostics.jacobian_norm(model.apply, params0, data.x, **settings)
+    second = ln.diagnostics.hessian_norm(model.apply, params0, data.x, restarts=config.restarts, **settings)
+    outputs, y = np.asarray(model.apply(params0, data.x)), np.asarray(data.y)
+    measured = {"jacobian_norm": first * width**0.5, "hessian_norm": second * width**0.5}
+    for name, scale in SCALES.items():
+        alpha = scale(width) * width**0.5
+        distance = float(np.sqrt(np.mean((outputs - y / alpha) ** 2)))
+        measured[f"kappa/{name}"] = distance * second / first**2
+    return measured
+
+
+def network(config: Config, width: int, init: str) -> ln.Model:
+    """`1/sqrt m sum_j b_j phi(a_j . x)`: the scales alpha(m) multiply it by alpha(m) sqrt m."""
+    activation = ln.Relu() if config.activation == "relu" else ln.elementwise(jnp.tanh)
+    model = ln.serial(ln.Dense(width, W_std=math.sqrt(config.inputs)), activation, ln.Dense(1))
+    return ln.symmetrize(model) if init == "doubled" else model
+
+
+def problem(config: Config, key: jax.Array) -> ln.Data:
+    """Unit inputs and targets from N(0, 1)."""
+    key_x, key_y = jax.random.split(jax.random.fold_in(key, 0))
+    dtype = jnp.dtype(config.precision)
+    x = jax.random.normal(key_x, (config.examples, config.inputs), dtype)
+    y = jax.random.normal(key_y, (config.examples, 1), dtype)
+    return ln.Data(x / jnp.linalg.norm(x, axis=1, keepdims=True), y)
+
+
+def _draw(config, measured, path):
+    labels = {"inv_sqrt": r"$\alpha(m)=1/\sqrt{m}$", "inv": r"$\alpha(m)=1/m$", "one": r"$\alpha(m)=1$"}
+    titles = {"iid": "independent weights", "doubled": "doubled, $h(w_0)=0$"}
+    ylabel = r"laziness $\kappa$ (lazy if $\ll 1$)"
+    drawn = [
+        panels.Panel(
+            titles[init],
+            config.widths,
+            {label: measured[f"kappa/{scale}/{init}"] for scale, label in labels.items()},
+            "width $m$",
+            ylabel,
+        )
+        for init in INITS
+    ]
+    panels.save(drawn, path)
