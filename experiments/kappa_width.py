@@ -98,7 +98,7 @@ def _facts(config, measured):
 
 
 def _measure(config, width, init):
-    """kappa for each scale, and the norms of Dh and D^2 h for alpha = 1, each `[seeds]`."""
+    """The kappa of each scale, and the norms of Dh and D^2 h for alpha = 1, each `[seeds]`."""
     model = network(config, width, init)
     measured: dict[str, list] = {}
     for seed in range(config.seeds):
