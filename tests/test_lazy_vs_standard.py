@@ -1,0 +1,44 @@
+"""Rates of the lazy regime on real data: digits in float64, alpha from 10 to 1000, as `lazy_vs_standard` measures them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+from rich.console import Console
+
+from experiments import lazy_vs_standard as experiment
+
+RATES = ("param_drift", "linearization_gap", "ntk_change")
+
+
+def _slopes(tmp_path, activation, doubled=False, epochs=20):
+    base = experiment.PRESETS["smoke"]
+    config = dataclasses.replace(
+        base,
+        network=dataclasses.replace(base.network, activation=activation),
+        train=dataclasses.replace(base.train, epochs=epochs, records=4),
+        alphas=(10.0, 100.0, 1000.0, math.inf),
+        doubled=doubled,
+    )
+    summary = experiment.run(config, tmp_path, Console(quiet=True))
+    return [summary[f"slope/{name}"] for name in RATES]
+
+
+@pytest.mark.parametrize("activation", ["erf", pytest.param("gelu", marks=pytest.mark.slow)])
+def test_with_a_smooth_activation_drift_gap_and_kernel_change_fall_like_one_over_alpha(tmp_path, activation):
+    drift, gap, ntk = _slopes(tmp_path, activation)
+    assert abs(drift + 1) < 0.05 and abs(gap + 1) < 0.1 and abs(ntk + 1) < 0.1
+
+
+@pytest.mark.parametrize("activation", ["erf", pytest.param("gelu", marks=pytest.mark.slow)])
+def test_the_doubling_trick_makes_gap_and_kernel_change_fall_like_one_over_alpha_squared(tmp_path, activation):
+    drift, gap, ntk = _slopes(tmp_path, activation, doubled=True)
+    assert abs(drift + 1) < 0.05 and abs(gap + 2) < 0.1 and abs(ntk + 2) < 0.1
+
+
+@pytest.mark.slow
+def test_with_relu_gates_flip_and_the_gap_falls_more_slowly_than_the_drift(tmp_path):
+    drift, gap, _ = _slopes(tmp_path, "relu")
+    assert abs(drift + 1) < 0.05 and -0.8 < gap < -0.3
