@@ -440,7 +440,11 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused_and_leaves_nothing
     assert left(root) == [] and left(root.parent) == ["root"]
 
 
-@pytest.mark.parametrize("body", [b"no archive", pack(), pack(_member("cifar-10-batches-bin/x", size=9999))[:60]])
+@pytest.mark.parametrize(
+    "body",
+    [b"no archive", pack(), pack(_member("cifar-10-batches-bin/x", size=9999))[:60]],
+    ids=["no archive", "empty", "cut short"],
+)
 def test_an_archive_that_cannot_be_unpacked_is_named_and_leaves_nothing(tmp_path, body):
     with serve(body) as (_, archive), pytest.raises(ValueError, match="no archive of cifar-10-batches-bin/"):
         download(tmp_path, archive)
