@@ -32,7 +32,6 @@ Where = Callable[[str], bool]
 TILE_BYTES = 2**29
 """Largest size of one tile of Jacobians where `tile` is None; two of them are held at a time."""
 
-_EQUATIONS = {"full": "iap,jbp->ijab", "trace": "iap,jap->ij", "sum": "iap,jap->ij", "diagonal": "iap,jap->ija"}
 _MIRROR = {"full": (1, 0, 3, 2), "trace": (1, 0), "sum": (1, 0), "diagonal": (1, 0, 2)}
 
 
@@ -292,11 +291,21 @@ def _has_convolution(function: Partial, params: Params, x: Array) -> bool:
 @partial(jax.jit, static_argnames="outputs")
 def _contract(rows: list[Array], columns: list[Array], outputs: Outputs) -> Array:
     """Sum over parameters, one leaf after the other, so that Jacobians are never concatenated."""
+    (n1, k), n2 = rows[0].shape[:2], len(columns[0])
     dtype = jnp.result_type(*(leaf.dtype for leaf in rows))
     flat = [[leaf.reshape(*leaf.shape[:2], -1).astype(dtype) for leaf in side] for side in (rows, columns)]
-    products = [jnp.einsum(_EQUATIONS[outputs], a, b, precision="highest") for a, b in zip(*flat, strict=True)]
-    total = reduce(jnp.add, products)
-    return total / rows[0].shape[1] if outputs == "trace" else total
+    total = reduce(jnp.add, [_leaf_product(a, b, outputs) for a, b in zip(*flat, strict=True)])
+    if outputs == "full":
+        return total.reshape(n1, k, n2, k).transpose(0, 2, 1, 3)
+    return total / k if outputs == "trace" else total
+
+
+def _leaf_product(a: Array, b: Array, outputs: Outputs) -> Array:
+    """Jacobians `[n, k, p]` of one leaf, contracted as plain matrices where possible: twice as fast on a CPU."""
+    if outputs == "diagonal":
+        return jnp.einsum("iap,jap->ija", a, b, precision="highest")
+    rows = (a.shape[0] * a.shape[1], b.shape[0] * b.shape[1]) if outputs == "full" else (a.shape[0], b.shape[0])
+    return jnp.matmul(a.reshape(rows[0], -1), b.reshape(rows[1], -1).T, precision="highest")
 
 
 def _symmetric_tiles(jacobians, contract, xs, mirror) -> Array:
@@ -348,7 +357,7 @@ def _chosen(params: Params, where: Where | None) -> tuple[bool, ...]:
 
 
 def _check_options(outputs: str, tile: int | None) -> None:
-    if outputs not in _EQUATIONS:
-        raise ValueError(f"outputs is {outputs!r}, expected one of {sorted(_EQUATIONS)}.")
+    if outputs not in _MIRROR:
+        raise ValueError(f"outputs is {outputs!r}, expected one of {sorted(_MIRROR)}.")
     if tile is not None and tile < 1:
         raise ValueError(f"tile is {tile}, expected a number of examples, at least 1.")
