@@ -107,18 +107,23 @@ def monte_carlo_kernel(
 @functools.partial(jax.jit, static_argnums=0)
 def _block(model, x1, x2):
     k = _limit(model, x1, x2)
-    return Gram(k.nngp, k.ntk)
+    return _gram(k.nngp, k.ntk)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _diagonal(model, x):
-    return Gram(*_limit(model, x, x[:1]).first.moments())
+    return _gram(*_limit(model, x, x[:1]).first.moments())
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _symmetric(model, x):
     k = _limit(model, x, x)
-    return Gram(*(_mirrored(full, own) for full, own in zip((k.nngp, k.ntk), k.first.moments(), strict=True)))
+    pairs = zip(_gram(k.nngp, k.ntk), _gram(*k.first.moments()), strict=True)
+    return Gram(*(_mirrored(full, own) for full, own in pairs))
+
+
+def _gram(nngp, ntk):
+    return Gram(nngp, jnp.zeros_like(nngp) if ntk is None else ntk)
 
 
 def _limit(model, x1, x2):

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lazynet.covariance.rules import dense_rule, layer_norm_rule
+from lazynet.covariance.rules import conv_rule, dense_rule, flatten_rule, global_pool_rule, layer_norm_rule, pool_rule
+from lazynet.covariance.windows import Window
 from lazynet.model import Model, layer
 from lazynet.typing import Array
 
@@ -130,7 +131,8 @@ def Conv(
         z = lax.conv_general_dilated(image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
-    return layer("Conv", apply, init=init, record=_preactivation)
+    kernel = conv_rule(features, Window(kernel_size, strides, padding), W_std, b_std, scheme)
+    return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel)
 
 
 def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
@@ -197,7 +199,7 @@ def GlobalAvgPool() -> Model:
         >>> GlobalAvgPool().apply({}, jnp.ones((2, 4, 4, 3))).shape
         (2, 3)
     """
-    return _global("GlobalAvgPool", jnp.mean)
+    return _global("GlobalAvgPool", jnp.mean, mean=True)
 
 
 def GlobalSumPool() -> Model:
@@ -207,7 +209,7 @@ def GlobalSumPool() -> Model:
         >>> float(GlobalSumPool().apply({}, jnp.ones((1, 4, 4, 1)))[0, 0])
         16.0
     """
-    return _global("GlobalSumPool", jnp.sum)
+    return _global("GlobalSumPool", jnp.sum, mean=False)
 
 
 def Flatten() -> Model:
@@ -220,7 +222,7 @@ def Flatten() -> Model:
         >>> Flatten().apply({}, jnp.ones((2, 4, 4, 3))).shape
         (2, 48)
     """
-    return layer("Flatten", lambda params, x: x.reshape(x.shape[0], -1))
+    return layer("Flatten", lambda params, x: x.reshape(x.shape[0], -1), kernel=flatten_rule)
 
 
 def LayerNorm(eps: float = 1e-12) -> Model:
@@ -264,7 +266,7 @@ def pad_image(x: Array, window: Pair, strides: Pair, padding: Padding) -> tuple[
     """
     if padding == "VALID":
         return x, [(0, 0), (0, 0)]
-    pads = lax.padtype_to_pads(x.shape[1:3], window, strides, "SAME")
+    pads = [(int(a), int(b)) for a, b in lax.padtype_to_pads(x.shape[1:3], window, strides, "SAME")]
     if padding == "SAME":
         return x, pads
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), [(0, 0), (0, 0)]
@@ -305,15 +307,15 @@ def _pool(name, window, strides, padding, divisor):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
         return jnp.sum(_windows(x, window, strides, padding, fill=0.0), axis=3) / divisor
 
-    return layer(name, apply)
+    return layer(name, apply, kernel=pool_rule(name, Window(window, strides, padding), divisor))
 
 
-def _global(name, reduce):
+def _global(name, reduce, *, mean):
     def apply(params, x):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
         return reduce(x, axis=(1, 2))
 
-    return layer(name, apply)
+    return layer(name, apply, kernel=global_pool_rule(name, mean=mean))
 
 
 def _windows(x, window, strides, padding, fill):

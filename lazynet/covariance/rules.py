@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from jax import lax
 
 from lazynet.covariance.duals import Dual
 from lazynet.covariance.state import Kernel, Pointwise
+from lazynet.covariance.windows import Window
 from lazynet.typing import Array
 
-__all__ = ["activation_rule", "affine", "dense_rule", "layer_norm_rule"]
+__all__ = [
+    "activation_rule", "affine", "conv_rule", "dense_rule", "flatten_rule", "global_pool_rule", "layer_norm_rule", "pool_rule",
+]
 
 Rule = Callable[[Kernel], Kernel]
 Scale = float | Array
@@ -25,11 +29,11 @@ def activation_rule(name: str, dual: Dual) -> Rule:
 
     def pair(side1, side2, nngp, ntk, gap):
         value, slope, gap = dual.pair(side1, side2, nngp, gap)
-        return value, ntk * slope, gap
+        return value, _times(ntk, slope), gap
 
     def diagonal(nngp, ntk):
         value, slope = dual.diagonal(nngp)
-        return value, ntk * slope
+        return value, _times(ntk, slope)
 
     def rule(k: Kernel) -> Kernel:
         _check_gaussian(name, k)
@@ -55,11 +59,11 @@ def affine(k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tu
     In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`.
     """
     W2, b2 = W_std**2, 0.0 if b_std is None else b_std**2
-    lift = W2 if scheme is None else fan_in / scheme[0]
-    offset = b2 if scheme is None else float(b_std is not None)
 
     def diagonal(nngp, ntk):
-        return W2 * nngp + b2, W2 * ntk + lift * nngp + offset
+        new = W2 * nngp + b2
+        own = new if scheme is None else fan_in / scheme[0] * nngp + float(b_std is not None)
+        return new, own if ntk is None else W2 * ntk + own
 
     def pair(side1, side2, nngp, ntk, gap):
         return *diagonal(nngp, ntk), None if gap is None else W2 * gap
@@ -75,16 +79,63 @@ def layer_norm_rule(eps: float) -> Rule:
 
     def pair(side1, side2, nngp, ntk, gap):
         scale = side1[0] * side2[0]
-        return nngp * scale, ntk * scale, None
+        return nngp * scale, _times(ntk, scale), None
 
     def diagonal(nngp, ntk):
-        return nngp / (nngp + eps), ntk / (nngp + eps)
+        return nngp / (nngp + eps), _times(ntk, 1 / (nngp + eps))
 
     def rule(k: Kernel) -> Kernel:
         _check_gaussian("LayerNorm", k)
         return k.pointwise(Pointwise(side, pair, diagonal))
 
     return rule
+
+
+def conv_rule(
+    features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+) -> Rule:
+    """`Sigma'[p, p'] = W^2/k sum_d Sigma[s p + d, s p' + d] + b^2`, `Theta' = W^2/k sum_d Theta[...] + Sigma'`."""
+
+    def rule(k: Kernel) -> Kernel:
+        _check_images("Conv", k)
+        fan_in = math.prod(window.size) * k.features
+        return affine(k.window(window), fan_in, W_std, b_std, scheme).replace(features=features)
+
+    return rule
+
+
+def pool_rule(name: str, window: Window, divisor: int) -> Rule:
+    """`Sigma'[p, p'] = 1/divisor^2 sum_{d, d'} Sigma[s p + d, s p' + d']`, and the same for Theta."""
+
+    def rule(k: Kernel) -> Kernel:
+        _check_images(name, k)
+        return k.pool(window, 1 / divisor)
+
+    return rule
+
+
+def global_pool_rule(name: str, *, mean: bool) -> Rule:
+    """`Sigma' = 1/(h w)^2 sum_{p, p'} Sigma[p, p']` (or without the division), and the same for Theta."""
+
+    def rule(k: Kernel) -> Kernel:
+        _check_images(name, k)
+        return k.average(1.0 if mean else math.prod(k.cross.shape))
+
+    return rule
+
+
+def flatten_rule(k: Kernel) -> Kernel:
+    """`Sigma' = 1/(h w) sum_p Sigma[p, p]`, and the same for Theta; vectors stay as they are."""
+    return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.cross.shape))
+
+
+def _times(ntk, factor):
+    return None if ntk is None else ntk * factor
+
+
+def _check_images(name: str, k: Kernel) -> None:
+    if k.vectors:
+        raise ValueError(f"{name} got vectors, expected images [n, h, w, c]: put {name} before Flatten() or a global pool.")
 
 
 def _check_gaussian(name: str, k: Kernel) -> None:

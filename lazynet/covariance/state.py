@@ -10,17 +10,23 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
+from lazynet.covariance.planes import Lanes, Planes, mean_over_pairs, mean_over_positions, source, variances
+from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 
 __all__ = ["Kernel", "Moments", "Pointwise", "Side", "Vectors", "input_kernel"]
 
 
 class Moments(NamedTuple):
-    """Variances of each input with itself, position by position: `[n]` for vectors, `[n, h, w]` for images."""
+    """Variances of each input with itself, position by position: `[n]` for vectors, `[h, w, n]` for images.
+
+    `ntk` is None before the first weights.
+    """
 
     nngp: Array
-    ntk: Array
+    ntk: Array | None
 
 
 class Pointwise(NamedTuple):
@@ -44,25 +50,29 @@ class Vectors(NamedTuple):
         nngp: E[z(x1) z(x2)] per feature.
         ntk: Tangent kernel of all layers so far.
         gap: E[(z(x1) - z(x2))^2], which stays accurate for inputs that almost agree; None where it is not known.
+        spread: `spread(a1, a2)` lays `[n1]` and `[n2]` out so that they broadcast over pairs.
     """
 
     nngp: Array
-    ntk: Array
+    ntk: Array | None
     gap: Array | None
+    spread: Callable[[Array, Array], tuple[Array, Array]]
 
-    def pointwise(self, op: Pointwise, sides: tuple[Any, Any], before: Any, after: Any) -> Vectors:
-        """Maps each pair; `sides`, `before` and `after` are functions that compute what they name when called."""
-        rows, columns = (_expanded(side(), axis) for side, axis in zip(sides, (1, 0), strict=True))
+    def pointwise(self, op: Pointwise, sides: Sequence[Callable], after: Sequence[Callable]) -> Vectors:
+        """Maps each pair; `sides` and `after` compute what they name when called."""
+        rows_columns = [self.spread(a, b) for a, b in zip(sides[0](), sides[1](), strict=True)]
+        rows, columns = ([pair[i] for pair in rows_columns] for i in (0, 1))
         nngp, ntk, gap = op.pair(rows, columns, self.nngp, self.ntk, self.gap)
         if gap is None and self.gap is not None:
-            gap = after[0]().nngp[:, None] + after[1]().nngp[None, :] - 2 * nngp
-        return Vectors(nngp, ntk, gap)
+            row, column = self.spread(after[0]().nngp, after[1]().nngp)
+            gap = row + column - 2 * nngp
+        return self._replace(nngp=nngp, ntk=ntk, gap=gap)
 
     def add(self, others: Sequence[Vectors]) -> Vectors:
         """Covariances of a sum of independent vectors."""
         every = [self, *others]
-        nngp, ntk = (functools.reduce(jnp.add, [getattr(v, name) for v in every]) for name in ("nngp", "ntk"))
-        return Vectors(nngp, ntk, None if any(v.gap is None for v in every) else sum(v.gap for v in every))
+        gap = None if any(v.gap is None for v in every) else total([v.gap for v in every])
+        return self._replace(nngp=total([v.nngp for v in every]), ntk=total([v.ntk for v in every]), gap=gap)
 
 
 class Side(NamedTuple):
@@ -70,11 +80,11 @@ class Side(NamedTuple):
 
     Attributes:
         moments: `moments() -> Moments`, computed when first asked for.
-        pairs: For images, the covariances between the positions of each input (see `planes`); None for vectors.
+        pairs: For images, the covariances between the positions of each input; None for vectors.
     """
 
     moments: Callable[[], Moments]
-    pairs: Any = None
+    pairs: Planes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +94,17 @@ class Kernel:
     Attributes:
         cross: Covariances between the two sets: `Vectors`, or `Planes` for images.
         first, second: The two sets by themselves: variances come from here and are never read off a rounded matrix.
+        lanes: Which images of the two sets meet.
         features: Number of features of the finite network here (what `parameterization="standard"` depends on).
         gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a nonlinearity).
         fresh: Whether the last weights are this branch's own, so that sums with other branches are independent.
     """
 
-    cross: Any
+    cross: Vectors | Planes
     first: Side
     second: Side
     features: int
+    lanes: Lanes
     gaussian: bool = False
     fresh: bool = False
 
@@ -117,12 +129,62 @@ class Kernel:
 
     def pointwise(self, op: Pointwise, **changes) -> Kernel:
         """The state after a rule that maps each pair of positions by itself."""
-        before = self.first.moments, self.second.moments
-        after = tuple(once(lambda m=m: Moments(*op.diagonal(*m()))) for m in before)
-        sides = tuple(once(lambda m=m: op.side(m().nngp)) for m in before)
-        new = [Side(after[i], own.pairs and own.pairs.pointwise(op, (sides[i],) * 2, before[i], after[i]))
-               for i, own in enumerate((self.first, self.second))]
-        return self.replace(cross=self.cross.pointwise(op, sides, before, after), first=new[0], second=new[1], **changes)
+        moments = self.first.moments, self.second.moments
+        after = [once(lambda m=m: Moments(*op.diagonal(*m()))) for m in moments]
+        sides = [once(lambda m=m: op.side(m().nngp)) for m in moments]
+        first, second = (
+            Side(after[i], own.pairs and own.pairs.pointwise(op, [sides[i]] * 2, [after[i]] * 2))
+            for i, own in enumerate((self.first, self.second))
+        )
+        return self.replace(cross=self.cross.pointwise(op, sides, after), first=first, second=second, **changes)
+
+    def window(self, window: Window) -> Kernel:
+        """The state after means over windows that move together at both positions."""
+
+        def side(own):
+            moments = once(lambda: Moments(*(a if a is None else moving_mean(a, window) for a in own.moments())))
+            return Side(moments, own.pairs.window(window))
+
+        return self.replace(cross=self.cross.window(window), first=side(self.first), second=side(self.second))
+
+    def pool(self, window: Window, scale: float) -> Kernel:
+        """The state after sums over windows that move apart, times `scale` for each of the two."""
+
+        def side(own):
+            pairs = own.pairs.pool(window, scale)
+            return Side(once(lambda: Moments(*variances(pairs))), pairs)
+
+        return self.replace(cross=self.cross.pool(window, scale), first=side(self.first), second=side(self.second))
+
+    def flatten(self) -> Kernel:
+        """Vectors of all positions: the mean over equal positions."""
+
+        def side(own):
+            return Side(once(lambda: Moments(*(a if a is None else jnp.mean(a, axis=(0, 1)) for a in own.moments()))))
+
+        cross = self._vectors(mean_over_positions(self.cross, self.lanes))
+        return self.replace(cross=cross, first=side(self.first), second=side(self.second), gaussian=False, fresh=False)
+
+    def average(self, scale: float) -> Kernel:
+        """Vectors of the mean over positions, times `scale`: the mean over all pairs of positions."""
+
+        def scaled(pair):
+            return [a if a is None else scale**2 * a for a in pair]
+
+        def side(own):
+            each = Lanes(1, lambda a, g: a, lambda a, g: a)
+            pooled = once(lambda: scaled(mean_over_pairs(own.pairs, each, same=True)))
+            return Side(once(lambda: Moments(*(a if a is None else a[0] for a in pooled()))))
+
+        cross = self._vectors(scaled(mean_over_pairs(self.cross, self.lanes)))
+        return self.replace(cross=cross, first=side(self.first), second=side(self.second))
+
+    def _vectors(self, pair):
+        def spread(a1, a2):
+            groups = jnp.arange(self.lanes.groups)
+            return jax.vmap(lambda g: self.lanes.first(a1, g))(groups), jax.vmap(lambda g: self.lanes.second(a2, g))(groups)
+
+        return Vectors(*pair, gap=None, spread=spread)
 
     def without_nngp(self) -> Kernel:
         """The same tangent kernel for outputs that vanish at initialization."""
@@ -155,21 +217,38 @@ class Kernel:
         )
 
 
-def input_kernel(x1: Array, x2: Array) -> Kernel:
-    """Covariances of the inputs `x1 x2^T / d`, with no tangents yet.
+def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
+    """Covariances of the inputs `x1 x2^T / d` (d features or channels), with no tangents yet.
+
+    Args:
+        x1, x2: Vectors `[n, d]` or images `[n, h, w, d]`.
+        lanes: Which images meet; all pairs by default.
 
     Example:
         >>> input_kernel(jnp.eye(2), jnp.eye(2)).nngp.tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
+    lanes = lanes or Lanes(len(x1), lambda a, g: lax.dynamic_slice_in_dim(a, g, 1, -1), lambda a, g: a)
+    return (_vectors if x1.ndim == 2 else _images)(x1, x2, lanes)
+
+
+def _vectors(x1, x2, lanes):
     d = x1.shape[-1]
     wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
     q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
     nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
     gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
-    first, second = (Moments(q.astype(x1.dtype), jnp.zeros(q.shape, x1.dtype)) for q in (q1, q2))
-    cross = Vectors(nngp.astype(x1.dtype), jnp.zeros(nngp.shape, x1.dtype), gap)
-    return Kernel(cross, Side(lambda: first), Side(lambda: second), features=d)
+    first, second = (Side(lambda q=q: Moments(q.astype(x1.dtype), None)) for q in (q1, q2))
+    cross = Vectors(nngp.astype(x1.dtype), None, gap, lambda a1, a2: (a1[:, None], a2[None, :]))
+    return Kernel(cross, first, second, features=d, lanes=lanes)
+
+
+def _images(x1, x2, lanes):
+    def side(x):
+        variance = jnp.transpose(jnp.mean(x * x, axis=-1), (1, 2, 0))
+        return Side(lambda: Moments(variance, None), source(x, x))
+
+    return Kernel(source(x1, x2), side(x1), side(x2), features=x1.shape[-1], lanes=lanes)
 
 
 def once(compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -183,10 +262,17 @@ def once(compute: Callable[[], Any]) -> Callable[[], Any]:
     return functools.cache(compute)
 
 
-def _expanded(side, axis):
-    return tuple(jnp.expand_dims(array, axis) for array in side)
+def total(arrays: Sequence[Array | None]) -> Array | None:
+    """Sum of the arrays that are not None.
+
+    Example:
+        >>> float(total([None, jnp.ones(()), jnp.ones(())]))
+        2.0
+    """
+    present = [a for a in arrays if a is not None]
+    return functools.reduce(jnp.add, present) if present else None
 
 
 def _sum_sides(sides):
-    moments = once(lambda: Moments(*(functools.reduce(jnp.add, parts) for parts in zip(*(s.moments() for s in sides)))))
+    moments = once(lambda: Moments(*(total(parts) for parts in zip(*(s.moments() for s in sides), strict=True))))
     return Side(moments, sides[0].pairs and sides[0].pairs.add([s.pairs for s in sides[1:]]))

@@ -1,0 +1,391 @@
+"""Covariances of images by displacement planes: E[z(x1)_p z(x2)_{p+d}] for one displacement d at a time.
+
+A convolution sums over common shifts of both positions, so it never mixes displacements: one plane can be taken
+through a whole stack of layers while it stays in the cache. `Planes` therefore holds no array. It is a recipe that
+evaluates the plane of a displacement on demand, and what is demanded decides the cost: a Flatten head asks for the
+plane d = 0 only, a pooled head for all of them, a stride of two for every second one.
+
+Layout. Displacements are cyclic on a canvas that is at least as large as the image: row i of x1 meets row
+(i + p) mod H of x2. A plane is `[H, W, lanes]`, lanes being pairs of images. Sums over windows leave out the terms
+that would cross the border of either image (the seam of the cyclic layout); pairs of positions outside the images
+hold numbers that are harmless and never used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lazynet.covariance.windows import Size, Window, apart, slide, together
+from lazynet.typing import Array
+
+__all__ = ["Lanes", "Planes", "Request", "mean_over_pairs", "mean_over_positions", "source", "variances"]
+
+Plane = tuple[Array, Array | None]
+
+
+class Lanes(NamedTuple):
+    """Which images of two sets meet: lane l of group g pairs `first(x1, g)[..., l]` with `second(x2, g)[..., l]`."""
+
+    groups: int
+    first: Callable[[Array, Any], Array]
+    second: Callable[[Array, Any], Array]
+
+
+class Request(NamedTuple):
+    """What a recipe is asked for.
+
+    Attributes:
+        canvas: Canvas of the planes.
+        first, second: Selection of lanes from arrays of each set.
+        same: Whether each lane pairs an image with itself, so that d = 0 has exact values.
+        single: Whether one displacement only will be asked for.
+        memo: Recipes that have been prepared already.
+    """
+
+    canvas: Size
+    first: Callable[[Array], Array]
+    second: Callable[[Array], Array]
+    same: bool
+    single: bool
+    memo: dict
+
+    def finer(self, strides: Size) -> Request:
+        """The request that a layer with strides makes to its input."""
+        return self._replace(canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Planes:
+    """Recipe for covariances between positions of images.
+
+    Attributes:
+        shape: Height and width of the images.
+        canvas: Smallest canvas on which all layers so far are exact.
+        build: `build(request) -> plane(p, q, done)` prepares what does not depend on the displacement; the dictionary
+            `done` shares layers between branches while one displacement is evaluated.
+        needs: Functions whose values recipes use; they are called before any loop is entered.
+    """
+
+    shape: Size
+    canvas: Size
+    build: Callable[[Request], Callable[[Any, Any, dict], Plane]]
+    needs: tuple[Callable, ...] = ()
+
+    def pointwise(self, op: Any, sides: Sequence[Callable], after: Sequence[Callable]) -> Planes:
+        """Maps each pair of positions by itself; `after` has the exact results for d = 0 of an image with itself."""
+
+        def build(request):
+            below, canvas = self.build(request), request.canvas
+            first = [_placed(request.first(a), canvas) for a in sides[0]()]
+            second = [_doubled(_placed(request.second(a), canvas)) for a in sides[1]()]
+            exact = [_optional(_placed, a, canvas) for a in after[0]()] if request.same else None
+
+            def plane(p, q, done):
+                nngp, ntk, _ = op.pair(first, [_shifted(a, p, q) for a in second], *below(p, q, done), None)
+                return (nngp, ntk) if exact is None else _exact_at_zero(p, q, exact, (nngp, ntk))
+
+            return plane
+
+        return self._then(self.shape, (1, 1), build, needs=(*sides, *after))
+
+    def window(self, window: Window) -> Planes:
+        """Means over windows that move together at both positions, `1/k sum_d S[s p + d, s p' + d]`."""
+
+        def build(request):
+            below, canvas = self.build(request.finer(window.strides)), request.canvas
+            taps, (rows, columns) = together(window, self.shape, canvas), window.strides
+
+            def plane(p, q, done):
+                masks = [taps[0].at(0, p), taps[1].at(0, q)]
+                values = below(rows * p, columns * q, done)
+                return tuple(_optional(lambda a: slide(a, taps, masks, canvas) / math.prod(window.size), a) for a in values)
+
+            return plane
+
+        return self._then(window.out(self.shape), window.strides, build)
+
+    def pool(self, window: Window, scale: float) -> Planes:
+        """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
+
+        def build(request):
+            fine = request.finer(window.strides)
+            moved = math.prod(2 * k - 1 for k in window.size)
+            if request.single and moved < math.prod(fine.canvas):
+                return _pulled(self.build(fine), window, self.shape, fine.canvas, scale)
+            return _pushed(self.build(fine._replace(single=False)), window, self.shape, fine.canvas, scale)
+
+        return self._then(window.out(self.shape), window.strides, build)
+
+    def add(self, others: Sequence[Planes]) -> Planes:
+        """Covariances of a sum of independent images."""
+        every = [self, *others]
+
+        def build(request):
+            parts = [planes.build(request) for planes in every]
+
+            def plane(p, q, done):
+                values = [part(p, q, done) for part in parts]
+                return tuple(_sum([value[i] for value in values]) for i in (0, 1))
+
+            return plane
+
+        canvas = max(planes.canvas[0] for planes in every), max(planes.canvas[1] for planes in every)
+        return Planes(self.shape, canvas, _shared(build), tuple(dict.fromkeys(f for each in every for f in each.needs)))
+
+    def _then(self, shape, strides, build, needs=()):
+        if min(shape) < 1:
+            raise ValueError(f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them.")
+        height, width = (max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True))
+        return Planes(shape, (height, width), _shared(build), (*self.needs, *needs))
+
+
+def source(x1: Array, x2: Array) -> Planes:
+    """Covariances of the inputs `[n, h, w, c]`: inner products of pixels divided by c."""
+    pixels = [jnp.transpose(x, (3, 1, 2, 0)) for x in (x1, x2)]
+
+    def build(request):
+        first = [_placed(request.first(channel), request.canvas, zeros=True) for channel in pixels[0]]
+        second = [_doubled(_placed(request.second(channel), request.canvas, zeros=True)) for channel in pixels[1]]
+
+        def plane(p, q, done):
+            return _sum([a * _shifted(b, p, q) for a, b in zip(first, second, strict=True)]) / len(first), None
+
+        return plane
+
+    shape = (x1.shape[1], x1.shape[2])
+    return Planes(shape, shape, _shared(build))
+
+
+def mean_over_positions(planes: Planes, lanes: Lanes) -> Plane:
+    """`1/(h w) sum_p S[p, p]` of each pair of images, `[groups, lanes]`: the limit of a Flatten head."""
+
+    def group(g):
+        plane = planes.build(_request(planes, lanes, g, single=True))
+        return _guarded(lambda: [_optional(_cropped_mean, a, planes.shape) for a in plane(0, 0, {})], g)
+
+    return _map_groups(group, planes, lanes.groups)
+
+
+def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plane:
+    """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head."""
+    live = [_live(n, c) for n, c in zip(planes.shape, planes.canvas, strict=True)]
+
+    def group(g):
+        plane = planes.build(_request(planes, lanes, g, same=same))
+
+        def masked(p, q):
+            return [_optional(_masked, a, live, p, q) for a in plane(p, q, {})]
+
+        def add(total, p, q):
+            return jax.tree.map(jnp.add, total, _guarded(lambda: masked(p, q), p))
+
+        total = _scan_planes(add, _zeros(lambda: masked(0, 0)), planes.canvas)
+        return [_optional(lambda a: jnp.sum(a, axis=(0, 1)) / math.prod(planes.shape) ** 2, a) for a in total]
+
+    return _map_groups(group, planes, lanes.groups)
+
+
+def variances(planes: Planes) -> Plane:
+    """Plane d = 0 `[h, w, n]` of images with themselves."""
+    request = Request(planes.canvas, lambda a: a, lambda a: a, same=True, single=True, memo={})
+    height, width = planes.shape
+    return tuple(_optional(lambda a: a[:height, :width], a) for a in planes.build(request)(0, 0, {}))
+
+
+def _pulled(below, window, shape, fine, scale):
+    """A pooled plane from the few finer planes that it sums over."""
+    canvas, taps, moves = *_apart(window, shape, fine), _moves(window)
+
+    def plane(p, q, done):
+        def part(e):
+            values = below(*_moved((p, q), window.strides, e, fine), {})
+            masks = [t.at(e[i] + window.size[i] - 1, d) for i, (t, d) in enumerate(zip(taps, (p, q), strict=True))]
+            return [_optional(slide, a, taps, masks, canvas) for a in values]
+
+        def add(total, e):
+            return jax.tree.map(jnp.add, total, _guarded(lambda: part(e), e[0] + window.size[0])), None
+
+        total = lax.scan(add, _zeros(lambda: part(jnp.zeros(2, jnp.int32))), jnp.asarray(moves, jnp.int32))[0]
+        return tuple(_optional(lambda a: a * scale**2, a) for a in total)
+
+    return plane
+
+
+def _pushed(below, window, shape, fine, scale):
+    """All pooled planes at once: each finer plane is evaluated once and added to the pooled planes that it is part of."""
+    (canvas, taps), strides = _apart(window, shape, fine), window.strides
+    residues = [(r, s) for r in range(strides[0]) for s in range(strides[1])]
+
+    def finer(p, q):
+        def one(r):
+            return _guarded(lambda: below(strides[0] * p + r[0], strides[1] * q + r[1], {}), p)
+
+        return lax.map(one, jnp.asarray(residues, jnp.int32))
+
+    def add(total, p, q):
+        planes = finer(p, q)
+        for index, residue in enumerate(residues):
+            for e, off in _targets(window, residue):
+                at = [(d + o + 2 * c) % c for d, o, c in zip((p, q), off, canvas, strict=True)]
+                masks = [t.at(x + k - 1, d) for t, x, k, d in zip(taps, e, window.size, at, strict=True)]
+                total = [_optional(lambda old, new: _accumulated(old, slide(new[index], taps, masks, canvas), at), old, new)
+                         for old, new in zip(total, planes, strict=True)]
+        return total
+
+    start = [_optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
+             for a in _zeros(lambda: below(0, 0, {}))]
+    stored = [_optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
+
+    def plane(p, q, done):
+        return tuple(_optional(lambda a: _cut(a, (p, q, 0, 0, 0), (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
+
+    return plane
+
+
+def _apart(window, shape, fine):
+    canvas = fine[0] // window.strides[0], fine[1] // window.strides[1]
+    return canvas, apart(window, shape, canvas)
+
+
+def _moves(window):
+    height, width = window.size
+    return [(e, f) for e in range(1 - height, height) for f in range(1 - width, width)]
+
+
+def _moved(at, strides, e, fine):
+    return [(s * d + x + 2 * c) % c for d, s, x, c in zip(at, strides, e, fine, strict=True)]
+
+
+def _targets(window, residue):
+    """Moves e of the two windows against each other that use a residue, and the pooled displacement they add to."""
+    for e in _moves(window):
+        steps = [divmod(r - x, s) for r, x, s in zip(residue, e, window.strides, strict=True)]
+        if steps[0][1] == steps[1][1] == 0:
+            yield e, (steps[0][0], steps[1][0])
+
+
+def _accumulated(total, value, at):
+    start = (*at, 0, 0, 0)
+    new = _cut(total, start, (1, 1, *value.shape)) + value[None, None]
+    return lax.dynamic_update_slice(total, new, _starts(start))
+
+
+def _request(planes, lanes, g, *, single=False, same=False):
+    first, second = (lambda a: lanes.first(a, g)), (lambda a: lanes.second(a, g))
+    return Request(planes.canvas, first, second, same=same, single=single, memo={})
+
+
+def _map_groups(group, planes, groups):
+    for compute in planes.needs:
+        compute()
+    nngp, ntk = lax.map(lambda g: tuple(group(g)), jnp.arange(groups))
+    return nngp, ntk
+
+
+def _scan_planes(step, carry, canvas):
+    """Folds `step(carry, p, q)` over all displacements of a canvas."""
+    displacements = np.stack(np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1).reshape(-1, 2)
+
+    def body(carry, d):
+        return step(carry, d[0], d[1]), None
+
+    return lax.scan(body, carry, jnp.asarray(displacements, jnp.int32))[0]
+
+
+def _guarded(compute, index):
+    """`compute()` inside a loop over `index` >= 0.
+
+    The condition is always true: XLA hoists constants out of loops as whole arrays, which multiplies the memory
+    traffic by six, but it does not look into branches.
+    """
+    compute = jax.checkpoint(compute)
+    return lax.cond(index >= 0, compute, lambda: _zeros(compute))
+
+
+def _zeros(compute):
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))
+
+
+def _shared(build):
+    """Prepares a recipe once per request and evaluates it once per displacement."""
+
+    def prepared(request):
+        key = build, request.canvas, request.single
+        if key not in request.memo:
+            request.memo[key] = _once_per_plane(build(request))
+        return request.memo[key]
+
+    return prepared
+
+
+def _once_per_plane(plane):
+    def value(p, q, done):
+        if plane not in done:
+            done[plane] = plane(p, q, done)
+        return done[plane]
+
+    return value
+
+
+def _placed(a, canvas, *, zeros=False):
+    """An array `[h, w, lanes]` on a canvas; beyond the image it holds zeros, or copies of the border."""
+    width = [(0, canvas[0] - a.shape[0]), (0, canvas[1] - a.shape[1]), (0, 0)]
+    return jnp.pad(a, width) if zeros else jnp.pad(a, width, mode="edge")
+
+
+def _doubled(a):
+    return jnp.tile(a, (2, 2, 1))
+
+
+def _shifted(a, p, q):
+    """The part of a doubled array that starts at (p, q): the partner of each position, cyclically."""
+    return _cut(a, (p, q, 0), (a.shape[0] // 2, a.shape[1] // 2, a.shape[2]))
+
+
+def _cut(a, start, sizes):
+    return lax.dynamic_slice(a, _starts(start), sizes)
+
+
+def _starts(start):
+    return [jnp.asarray(i, jnp.int32) for i in start]
+
+
+def _exact_at_zero(p, q, exact, values):
+    if isinstance(p, int) and isinstance(q, int):
+        return exact if p == q == 0 else values
+    return tuple(_optional(lambda a, b: jnp.where((p == 0) & (q == 0), a, b), a, b) for a, b in zip(exact, values, strict=True))
+
+
+def _live(n, canvas):
+    index = np.arange(canvas)
+    return (index[None, :] < n) & ((index[None, :] + index[:, None]) % canvas < n) if n < canvas else None
+
+
+def _masked(a, live, p, q):
+    for axis, (table, d) in enumerate(zip(live, (p, q), strict=True)):
+        if table is not None:
+            row = lax.dynamic_index_in_dim(jnp.asarray(table, a.dtype), d, keepdims=False)
+            a = a * jnp.expand_dims(row, (1 - axis, 2))
+    return a
+
+
+def _cropped_mean(a, shape):
+    return jnp.mean(a[: shape[0], : shape[1]], axis=(0, 1))
+
+
+def _sum(arrays):
+    present = [a for a in arrays if a is not None]
+    return functools.reduce(jnp.add, present) if present else None
+
+
+def _optional(function, value, *rest):
+    return None if value is None else function(value, *rest)

@@ -1,0 +1,146 @@
+"""Sums over sliding windows of a plane of position pairs, with the terms that leave an image masked out."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lazynet.typing import Array
+
+__all__ = ["Taps", "Window", "apart", "moving_mean", "slide", "together"]
+
+Size = tuple[int, int]
+
+
+class Window(NamedTuple):
+    """Size, strides and padding of a sliding window over `[h, w]`."""
+
+    size: Size
+    strides: Size
+    padding: Literal["SAME", "VALID", "CIRCULAR"]
+
+    def before(self, shape: Size) -> Size:
+        """Padded rows above and columns to the left."""
+        if self.padding == "VALID":
+            return 0, 0
+        (top, _), (left, _) = lax.padtype_to_pads(shape, self.size, self.strides, "SAME")
+        return top, left
+
+    def out(self, shape: Size) -> Size:
+        """Shape of the outputs for images of a shape.
+
+        Example:
+            >>> Window((3, 3), (2, 2), "SAME").out((7, 8)), Window((3, 3), (1, 1), "VALID").out((7, 8))
+            ((4, 4), (5, 6))
+        """
+        if self.padding == "VALID":
+            height, width = ((n - k) // s + 1 for n, k, s in zip(shape, self.size, self.strides, strict=True))
+        else:
+            height, width = (-(-n // s) for n, s in zip(shape, self.strides, strict=True))
+        return height, width
+
+
+class Taps(NamedTuple):
+    """Terms of a sum along one axis: the sum at I is `sum_t masks[t][..., P, I] x[stride I + t - before]`.
+
+    Attributes:
+        masks: `[k, ..., C, C]` with P the displacement at the output.
+        stride, before, size: Of the window along this axis.
+        wrap: Whether images are periodic.
+    """
+
+    masks: np.ndarray
+    stride: int
+    before: int
+    size: int
+    wrap: bool
+
+    def at(self, *index) -> list[Array | None]:
+        """The mask of each term at one displacement: None if nothing is left out, False if everything is."""
+        return [_entry(mask, index) for mask in self.masks]
+
+
+def together(window: Window, shape: Size, canvas: Size) -> list[Taps]:
+    """Terms of windows that move together at both positions, for each axis."""
+    return [_taps(window, shape, canvas, axis, [(0,)] * window.size[axis]) for axis in (0, 1)]
+
+
+def apart(window: Window, shape: Size, canvas: Size) -> list[Taps]:
+    """Terms of windows that move apart by e = -k+1..k-1 (the first index of the masks, from zero), for each axis."""
+    return [_taps(window, shape, canvas, axis, [range(1 - k, k)] * k) for axis, k in enumerate(window.size)]
+
+
+def slide(x: Array, taps: list[Taps], masks: list[list[Array | None]], canvas: Size) -> Array:
+    """Sum over windows of the first two axes, `[fine, fine, lanes]` to `[*canvas, lanes]`.
+
+    Both axes are padded at once and summed one after the other: this is the form that XLA's CPU backend compiles to
+    vector code (padding each axis by itself is ten times slower).
+    """
+    widths = [(t.before, max(t.stride * (c - 1) + t.size - t.before - n, 0)) for t, c, n in zip(taps, canvas, x.shape)]
+    x = _padded(x, widths, taps)
+    for axis in (0, 1):
+        stop, stride = taps[axis].stride * (canvas[axis] - 1) + 1, taps[axis].stride
+        parts = [_masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
+                 for t, mask in enumerate(masks[axis]) if mask is not False]
+        x = functools.reduce(jnp.add, parts)
+    return x
+
+
+def moving_mean(variances: Array, window: Window) -> Array:
+    """Means over windows of `[h, w, n]`, `1/k sum_d q[s p + d]`, with zeros around the images.
+
+    Example:
+        >>> moving_mean(jnp.ones((2, 2, 1)), Window((1, 2), (1, 1), "VALID")).shape
+        (2, 1, 1)
+    """
+    shape = variances.shape[0], variances.shape[1]
+    taps = [t._replace(masks=np.ones((t.size, 1), bool)) for t in together(window._replace(padding="VALID"), shape, (1, 1))]
+    taps = [t._replace(before=b, wrap=window.padding == "CIRCULAR") for t, b in zip(taps, window.before(shape), strict=True)]
+    return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
+
+
+def _taps(window, shape, canvas, axis, moves):
+    n, count, stride = shape[axis], canvas[axis], window.strides[axis]
+    before, out = window.before(shape)[axis], window.out(shape)[axis]
+    wrap = window.padding == "CIRCULAR"
+    if wrap and n != count * stride:
+        raise ValueError(f"CIRCULAR windows need images whose size is a multiple of all strides and that are not cropped "
+                         f"later: got size {n} on a canvas of {count * stride}; pad the images or use padding='SAME'.")
+    index = np.arange(count)
+
+    def inside(t):
+        position = stride * index + t - before
+        fits = (0 <= t < window.size[axis]) & (index < out)
+        return fits & (np.ones_like(fits) if wrap else (0 <= position) & (position < n))
+
+    partner = (index[None, :] + index[:, None]) % count
+    masks = np.array([[inside(t)[None, :] & inside(t + e)[partner] for e in group] for t, group in enumerate(moves)])
+    return Taps(masks, stride, before, window.size[axis], wrap)
+
+
+def _padded(x, widths, taps):
+    if any(t.wrap for t in taps):
+        return jnp.pad(x, [*widths, (0, 0)], mode="wrap")
+    return lax.pad(x, jnp.zeros((), x.dtype), [(*width, 0) for width in widths] + [(0, 0, 0)])
+
+
+def _masked(x, mask, axis):
+    if mask is None:
+        return x
+    return x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
+
+
+def _entry(mask, index):
+    for i in index:
+        if isinstance(mask, np.ndarray) and mask.all():
+            return None
+        if isinstance(mask, np.ndarray) and not mask.any():
+            return False
+        static = isinstance(mask, np.ndarray) and isinstance(i, int)
+        mask = mask[i] if static else lax.dynamic_index_in_dim(jnp.asarray(mask), i, keepdims=False)
+    return mask
