@@ -10,7 +10,9 @@ common clock is gradient-flow time, learning rate times steps over (1 - momentum
 accuracy falls as alpha grows, and from alpha = 100 on the curves coincide with the linearized one (alpha = inf). On
 digits the weight drift falls like 1/alpha, and with a smooth activation (`--set network.activation=erf`) so do the
 change of the tangent kernel and the distance to the linearized model; with `--set doubled=true` the last two fall like
-1/alpha^2. With ReLU, gates flip on real data and both fall only like alpha^(-1/2).
+1/alpha^2. With ReLU, gates flip on real data and both fall only like alpha^(-1/2). The negative control
+`--set center=false` trains alpha h(w) itself, which starts at alpha h(w0) and is not lazy (alpha = inf then stands for
+the tangent of h, not centered).
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ PRESETS = {
     "laptop/cifar10": Config(
         data=_CIFAR,
         network=_CNN,
-        train=TrainConfig(batch_size=100, epochs=50, lr_fraction=0.4, records=12),
+        train=TrainConfig(batch_size=100, epochs=50, lr_fraction=0.4, records=20),
         alphas=_ALPHAS,
         seeds=1,
         precision="float32",
@@ -234,4 +236,4 @@ def _slope(config, summary, name):
 def _data_label(config):
     data = config.data
     name = data.label or {"digits": "digits", "cifar10": "CIFAR-10"}[data.name]
-    return f"{name} ({data.n_train} train, {data.n_test} test)"
+    return f"{name}, {data.n_train} train and {data.n_test} test images"
