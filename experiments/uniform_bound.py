@@ -1,0 +1,343 @@
+"""Lazy training for all times: the explicit constants of the convergence theorems, as inequalities.
+
+    python -m experiments run uniform_bound                    # about a minute
+    python -m experiments run uniform_bound --preset smoke     # about 20 seconds
+
+h(w, x) = 1/sqrt m sum_j s_j tanh(w_j . x) with fixed signs s and trained input weights, centered, has the Lipschitz
+constant Lip(Dh) = max|tanh''| max|x|^2 / sqrt m, |.| being the norm of the empirical measure, for which the risk
+R(f) = |f - y|^2 / 2 is 1-smooth and 1-strongly convex. With sigma the smallest singular value of Dh(w0),
+
+Theorem 2.4 (more weights than examples; 8 examples in 10 dimensions): C0 = sigma^3 / (32 |Dh| Lip(Dh)); for every
+alpha > alpha0 = |y| / C0 and every t >= 0,
+
+    |f(t) - y| <= |y| exp(-sigma^2 t / 4),  |w - w0| <= 8 |Dh| |y| / (sigma^2 alpha),  |w - w0| <= sigma / (2 Lip(Dh)).
+
+Expected: the bounds hold at alpha0 and 10 alpha0 (ratios below 1); the measured rate is near sigma^2, 4 times the
+guaranteed one, and alpha0 is pessimistic by far: the bound already holds at alpha = 1. The largest distances over all
+times fall with slopes -1 (weights to w0), -1 (outputs to the linearized ones) and near -2 (weights to the linearized
+ones; the theorem has log(alpha) / alpha^2). The negative control is alpha = 0.01, where alpha h cannot reach y, and the
+bound fails.
+
+Theorem 2.5 (more examples than weights; one unit with 3 weights, 30 examples): the flow converges exponentially to a
+minimizer. Expected: the logarithm of |f(t) - f(inf)| falls linearly, at the smallest eigenvalue of the Hessian of the
+loss at the limit (within 5 %), the gradient vanishes (below 1e-8), and the rate tends to that of the linearized model,
+sigma^2, with slope -1 in alpha: it is up to 27 % off at alpha = 10, as the residual at the minimum does not vanish.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import Partial
+
+import lazynet as ln
+from experiments import facts, panels
+from experiments.flows import descent_direction, integrate
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes of both problems, the scales, and the horizon in units of the slowest time 1 / sigma^2."""
+
+    widths: tuple[int, ...] = (100, 1000, 10_000)
+    seeds: int = 5
+    inputs: int = 10
+    examples: int = 8
+    multiples: tuple[float, ...] = (1.0, 10.0)
+    alphas: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
+    control: float = 0.01
+    horizon: float = 12.0
+    steps: int = 400
+    few_units: int = 1
+    few_inputs: int = 3
+    many_examples: int = 30
+    many_alphas: tuple[float, ...] = (10.0, 100.0, 1000.0)
+    many_horizon: float = 25.0
+    many_steps: int = 1000
+    precision: str = "float64"
+
+
+PRESETS = {"smoke": Config(widths=(100, 1000), seeds=4), "laptop": Config()}
+
+LIP_OF_SLOPE = 4 / 3**1.5
+"""The largest |tanh''|."""
+
+
+class Problem(NamedTuple):
+    """One draw of data and weights, for all seeds stacked: x `[n, d]`, y `[n, 1]`, weights `[d, m]`, signs `[m]`."""
+
+    x: jax.Array
+    y: jax.Array
+    params0: jax.Array
+    signs: jax.Array
+
+
+class Constants(NamedTuple):
+    """Singular values of Dh(w0), the bound of Lip(Dh), the norm of y, and alpha0, each `[seeds]`."""
+
+    smallest: np.ndarray
+    largest: np.ndarray
+    lip: np.ndarray
+    target: np.ndarray
+
+    @property
+    def alpha0(self) -> np.ndarray:
+        """The scale from which on theorem 2.4 guarantees convergence."""
+        return self.target * 32 * self.largest * self.lip / self.smallest**3
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Integrates the flows of both theorems, draws the figure and returns the facts."""
+    from rich.progress import track
+
+    from experiments.store import save_arrays
+
+    collected, curves, summary = [], {}, {"seeds": config.seeds}
+    for width in track(config.widths, "many weights", console=console, transient=True):
+        problem, constants = _draw_problem(config, width, config.inputs, config.examples)
+        alphas = constants.alpha0[:, None] * np.array(config.multiples)
+        seen = _flow_all(config, problem, constants, alphas)
+        collected += _bounds(config, seen, constants, alphas, f"width={width}")
+        curves[width] = seen["error"][0, 0] / constants.target[0], seen["time"][0] * constants.smallest[0] ** 2
+        summary |= {f"alpha0/width={width}": float(constants.alpha0.mean())}
+        if width == config.widths[0]:
+            sweep = _flow_all(config, problem, constants, np.tile(config.alphas, (config.seeds, 1)))
+            collected += _rates(config, sweep) + _far_below(config, problem, constants)
+    with console.status("many examples"):
+        many = _many_examples(config)
+    collected += many.pop("facts")
+    arrays = {f"error/width={w}": np.stack(curve) for w, curve in curves.items()}
+    save_arrays(folder / "measured.npz", {**arrays, **{f"sweep/{k}": v for k, v in sweep.items()}, **many})
+    _draw(config, curves, sweep, many, folder / "figures" / "uniform_bound.png")
+    return facts.summarize(collected) | summary
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table of facts and the thresholds."""
+    facts.show(summary, console, f"theorems 2.4 and 2.5, worst of {summary['seeds']} seeds")
+    for key, value in summary.items():
+        if key.startswith("alpha0/"):
+            console.print(f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds", highlight=False)
+
+
+def _draw_problem(config, units, inputs, examples):
+    """Unit inputs, targets and weights from N(0, 1), random signs; and the constants of the theorem."""
+    dtype = jnp.dtype(config.precision)
+
+    def one(seed):
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)
+        x = jax.random.normal(keys[0], (examples, inputs), dtype)
+        y = jax.random.normal(keys[1], (examples, 1), dtype)
+        params0 = jax.random.normal(keys[2], (inputs, units), dtype)
+        return Problem(
+            x / jnp.linalg.norm(x, axis=1, keepdims=True), y, params0, jax.random.rademacher(keys[3], (units,), dtype)
+        )
+
+    problem = jax.vmap(one)(jnp.arange(config.seeds))
+    singular = np.asarray(_singular_values(problem))
+    lip = LIP_OF_SLOPE * np.asarray(jnp.sum(problem.x**2, axis=2).max(1)) / math.sqrt(units)
+    target = np.asarray(jnp.sqrt(jnp.mean(problem.y**2, axis=(1, 2))))
+    return problem, Constants(singular[:, 0], singular[:, -1], lip, target)
+
+
+def _outputs(signs, params, x):
+    return jnp.tanh(x @ params) @ signs[:, None] / math.sqrt(len(signs))
+
+
+@jax.jit
+@jax.vmap
+def _singular_values(problem):
+    """Singular values of Dh, in increasing order, from the norm of weights to that of the empirical measure."""
+    n = len(problem.x)
+    jacobian = jax.jacobian(_outputs, argnums=1)(problem.signs, problem.params0, problem.x).reshape(n, -1) / math.sqrt(
+        n
+    )
+    short = jacobian if n < jacobian.shape[1] else jacobian.T
+    return jnp.sqrt(jnp.linalg.eigvalsh(jnp.matmul(short, short.T, precision="highest")))
+
+
+def _flow_all(config, problem, constants, alphas):
+    """Curves `[seeds, alphas, time]` until `horizon / sigma^2`."""
+    horizon = config.horizon / constants.smallest**2
+    seen = _flows(config.steps, problem, jnp.asarray(horizon / config.steps), jnp.asarray(alphas))
+    time = horizon[:, None] * np.linspace(0, 1, config.steps + 1)
+    return {name: np.asarray(values) for name, values in seen.items()} | {"time": time}
+
+
+@partial(jax.jit, static_argnames="steps")
+def _flows(steps, problem, step, alphas):
+    over_alphas = jax.vmap(partial(_flow, steps), in_axes=(None, None, 0))
+    return jax.vmap(over_alphas)(problem, step, alphas)
+
+
+def _flow(steps, problem, step, alpha):
+    """The lazy and the linearized flow side by side: outputs, error, distances, and the last gradient and weights."""
+    x, y = problem.x, problem.y
+    apply = Partial(_outputs, problem.signs)
+    lazy, tangent = (ln.lazy(apply, problem.params0, scale) for scale in (alpha, math.inf))
+
+    def field(state):
+        functions = lazy, tangent
+        return tuple(
+            descent_direction(lambda u, f=f: ln.mse(f(u, x), y), u) for f, u in zip(functions, state, strict=True)
+        )
+
+    def observe(state):
+        u, v = state
+        outputs = lazy(u, x)
+        return {
+            "outputs": outputs[:, 0],
+            "error": _norm(outputs - y),
+            "weight_drift": ln.trees.norm(u) / alpha,
+            "weight_gap": ln.trees.norm(u - v) / alpha,
+            "output_gap": _norm(outputs - tangent(v, x)),
+        }
+
+    zeros = jnp.zeros_like(problem.params0)
+    (u, v), seen = integrate(field, (zeros, zeros), step=step, steps=steps, observe=observe)
+    return seen | {"last": u, "gradient": ln.trees.norm(field((u, v))[0])}
+
+
+@jax.jit
+def _curvatures(problem, u, alphas):
+    return jax.vmap(jax.vmap(_curvature, in_axes=(None, 0, 0)))(problem, u, alphas)
+
+
+def _curvature(problem, u, alpha):
+    """Smallest eigenvalue of the Hessian of the loss, in the variable u of the lazy function."""
+    lazy = ln.lazy(Partial(_outputs, problem.signs), problem.params0, alpha)
+    flat, unravel = ravel_pytree(u)
+    hessian = jax.hessian(lambda flat: ln.mse(lazy(unravel(flat), problem.x), problem.y))(flat)
+    return jnp.linalg.eigvalsh(hessian)[0]
+
+
+def _norm(values):
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def _bounds(config, seen, constants, alphas, variant):
+    """Theorem 2.4 from alpha0 on: the worst ratio of each quantity to its bound, and the measured rate."""
+    sigma2 = constants.smallest**2
+    guaranteed = constants.target[:, None] * np.exp(-sigma2[:, None] * seen["time"] / 4)
+    ratio = (seen["error"] / guaranteed[:, None])[:, :, 1:].max()
+    drift = seen["weight_drift"].max(2)
+    distance = drift * alphas * (sigma2 / (8 * constants.largest * constants.target))[:, None]
+    radius = drift * (2 * constants.lip / constants.smallest)[:, None]
+    rates = np.array([_late_rate(t, e) for t, errors in zip(seen["time"], seen["error"], strict=True) for e in errors])
+    relative = rates / np.repeat(sigma2, alphas.shape[1])
+    return [
+        facts.within(f"error_over_bound/{variant}", ratio, at_most=1.0),
+        facts.within(f"drift_over_bound/{variant}", distance.max(), at_most=1.0),
+        facts.within(f"drift_over_radius/{variant}", radius.max(), at_most=1.0),
+        facts.within(f"smallest_rate_over_sigma2/{variant}", relative.min(), at_least=0.25, at_most=1.2),
+        facts.within(f"largest_rate_over_sigma2/{variant}", relative.max(), at_least=0.25, at_most=1.2),
+    ]
+
+
+def _late_rate(time, error):
+    """Rate of the exponential decay in the second half of the time."""
+    late = slice(len(time) // 2, None)
+    return -np.polyfit(time[late], np.log(error[late]), 1)[0]
+
+
+def _rates(config, sweep):
+    largest = {name: sweep[name].max(2) for name in ("weight_drift", "output_gap", "weight_gap")}
+    return [
+        facts.power_law("weight_drift/all_times", config.alphas, largest["weight_drift"], -1, 0.02),
+        facts.power_law("output_gap/all_times", config.alphas, largest["output_gap"], -1, 0.05),
+        facts.power_law("weight_gap/all_times", config.alphas, largest["weight_gap"], at_least=-2.1, at_most=-1.8),
+    ]
+
+
+def _far_below(config, problem, constants):
+    """Below alpha0: the bound still holds at alpha = 1, in every seed, and fails in every seed at the control."""
+    alphas = np.tile([1.0, config.control], (config.seeds, 1))
+    seen = _flow_all(config, problem, constants, alphas)
+    guaranteed = constants.target[:, None] * np.exp(-((constants.smallest**2)[:, None]) * seen["time"] / 4)
+    ratio = (seen["error"] / guaranteed[:, None])[:, :, 1:].max(2)
+    return [
+        facts.within("error_over_bound/alpha=1", ratio[:, 0].max(), at_most=1.0),
+        facts.within(f"error_over_bound/alpha={config.control:g}", ratio[:, 1].min(), at_least=1.0),
+    ]
+
+
+def _many_examples(config):
+    """Theorem 2.5: rates of convergence to the limit, `[seeds, alphas]`, and the facts about them."""
+    problem, constants = _draw_problem(config, config.few_units, config.few_inputs, config.many_examples)
+    alphas = np.tile(config.many_alphas, (config.seeds, 1))
+    seen = _flow_all(_Horizon(config.many_horizon, config.many_steps), problem, constants, alphas)
+    curvature = np.asarray(_curvatures(problem, jnp.asarray(seen["last"]), jnp.asarray(alphas)))
+    distance = np.sqrt(np.mean((seen["outputs"] - seen["outputs"][:, :, -1:]) ** 2, axis=3))
+    fits = np.array([[_window_fit(t, d) for d in of_seed] for t, of_seed in zip(seen["time"], distance, strict=True)])
+    rate, deviation = fits[..., 0], fits[..., 1]
+    tangent_rate = (constants.smallest**2)[:, None]
+    collected = [
+        facts.close(f"rate_over_curvature/alpha={alpha:g}", worst, 1, 0.05)
+        for alpha, worst in zip(config.many_alphas, _worst(rate / curvature), strict=True)
+    ]
+    collected += [
+        facts.power_law("rate_change", config.many_alphas, np.abs(rate / tangent_rate - 1), -1, 0.1),
+        facts.within("log_distance_off_line", deviation.max(), at_most=0.05),
+        facts.within("last_gradient", seen["gradient"].max(), at_most=1e-8),
+    ]
+    times = seen["time"] * tangent_rate
+    return {"facts": collected, "many/distance": distance, "many/time": times, "many/rate": rate}
+
+
+class _Horizon(NamedTuple):
+    """What `_flow_all` needs of a configuration."""
+
+    horizon: float
+    steps: int
+
+
+def _window_fit(time, distance):
+    """Rate of decay between 1e-4 and 1e-7 of the initial distance, and how far the logarithm is off the line."""
+    window = (distance < 1e-4 * distance[0]) & (distance > 1e-7 * distance[0])
+    slope, intercept = np.polyfit(time[window], np.log(distance[window]), 1)
+    off = np.abs(np.log(distance[window]) - intercept - slope * time[window])
+    return -slope, off.max()
+
+
+def _worst(ratio):
+    """Of each column the entry furthest from one."""
+    return ratio[np.abs(ratio - 1).argmax(0), np.arange(ratio.shape[1])]
+
+
+def _draw(config, curves, sweep, many, path):
+    from matplotlib.figure import Figure
+
+    from lazynet import plots
+
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    styles = plots.curve_styles(len(curves))
+    for (width, (error, time)), style in zip(curves.items(), styles, strict=True):
+        left.plot(time, error, label=f"measured, $m={width}$", **style)
+    left.plot(time, np.exp(-time / 4), color="0.4", linestyle="--", label=r"bound $e^{-\sigma^2t/4}$")
+    left.set(yscale="log", xlabel=r"time $\sigma^2 t$", ylabel="relative training error", ylim=(1e-6, 2))
+    left.set_title(r"theorem 2.4 at $\alpha_0$", fontsize=11)
+    names = {"weight_drift": r"$\|w-w_0\|$", "output_gap": "output gap", "weight_gap": r"$\|w-\bar w\|$"}
+    quantities = {label: sweep[name].max(2) for name, label in names.items()}
+    panels.draw(panels.Panel(f"all times, $m={config.widths[0]}$", config.alphas, quantities, r"scale $\alpha$",
+                             r"largest value over $t\geq 0$"), middle)  # fmt: skip
+    styles = plots.curve_styles(len(config.many_alphas))
+    for alpha, distance, style in zip(config.many_alphas, many["many/distance"][0], styles, strict=True):
+        right.plot(many["many/time"][0], distance, label=rf"$\alpha={alpha:g}$", **style)
+    right.set(yscale="log", xlabel=r"time $\sigma^2 t$", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None))
+    right.set_title("theorem 2.5: more examples than weights", fontsize=11)
+    for ax in (left, right):
+        ax.grid(True, color="0.88", linewidth=0.6)
+        ax.legend(fontsize="small", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, path)
