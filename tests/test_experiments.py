@@ -134,6 +134,14 @@ def test_variants_of_the_experiment_run(tmp_path, extra, expected):
     assert all(np.isfinite(value) for name, value in summary.items() if name.startswith("test_accuracy/"))
 
 
+def test_a_sweep_too_short_for_a_slope_has_no_rate_figure_and_no_error(tmp_path):
+    done = _run("run", "lazy_vs_standard", *_sets([*TINY, "train.epochs=2", "alphas=1,inf"]), out=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = next(tmp_path.iterdir())
+    assert store.read_json(folder / "summary.json")["slope/param_drift"] is None
+    assert not (folder / "figures" / "laziness_against_alpha.png").exists()
+
+
 def test_every_configuration_has_its_own_folder(tmp_path):
     base = lazy_vs_standard.PRESETS["smoke"]
     other = dataclasses.replace(base, seeds=2)

@@ -77,6 +77,7 @@ class Config:
     precision: Literal["float32", "float64"] = "float64"
     ntk_examples: int = 100
     lr_examples: int = 250
+    kernel_images: int = 1000
 
 
 _SMOKE_TRAIN = TrainConfig(epochs=20, records=12)
@@ -95,6 +96,7 @@ PRESETS = {
         precision="float32",
         ntk_examples=20,
         lr_examples=50,
+        kernel_images=32,
     ),
     "laptop": Config(),
     "laptop/cifar10": Config(
@@ -104,6 +106,7 @@ PRESETS = {
         alphas=_ALPHAS,
         seeds=1,
         precision="float32",
+        kernel_images=500,
     ),
     "paper": Config(
         data=DataConfig(name="cifar10", n_train=50_000, n_test=10_000),
@@ -127,19 +130,19 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     train, test = load_data(config)
     cells, rates = train_cells(config, train, test, folder, console)
     clock = max(float(cell["curve"].time[-1]) for cell in cells.values())
-    kernel, reason = kernel_curve(config, train, test, clock, console)
+    kernel, remark = kernel_curve(config, train, test, clock, console)
     curves = {f"seed={seed}/alpha={alpha:g}": cell["curve"] for (seed, alpha), cell in cells.items()}
     curves |= {} if kernel is None else {"kernel": kernel}
     arrays = {
         f"{label}/{name}": value for label, curve in curves.items() for name, value in curve_arrays(curve).items()
     }
     save_arrays(folder / "trajectory.npz", arrays)
-    summary = summarize(config, cells, rates, kernel, reason)
+    summary = summarize(config, cells, rates, kernel, remark)
     draw(config, cells, kernel, summary, folder / "figures")
     return summary
 
 
-def summarize(config: Config, cells: dict, rates: list[dict], kernel, reason: str | None) -> dict[str, Any]:
+def summarize(config: Config, cells: dict, rates: list[dict], kernel, remark: str) -> dict[str, Any]:
     """The numbers that a reader compares: means and standard deviations over seeds, and slopes in alpha."""
     summary: dict[str, Any] = {"data": _data_label(config), "seeds": config.seeds, "precision": config.precision}
     for name in (
@@ -161,8 +164,9 @@ def summarize(config: Config, cells: dict, rates: list[dict], kernel, reason: st
         summary[f"slope/{name}"] = _slope(config, summary, name)
     summary["diverged"] = [f"seed={s}/alpha={a:g}" for (s, a), c in cells.items() if c["curve"].diverged_at is not None]
     if kernel is None:
-        summary["kernel_left_out"] = reason
+        summary["kernel_left_out"] = remark
     else:
+        summary["kernel_data"] = remark
         summary["test_accuracy/kernel"] = float(kernel.metrics["test_accuracy"][-1])
         summary["train_loss/kernel"] = float(kernel.metrics["train_loss"][-1])
     for seed, rate in enumerate(rates):

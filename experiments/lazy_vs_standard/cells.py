@@ -98,19 +98,19 @@ def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple
     return cells, rates
 
 
-def kernel_curve(config, train: Data, test: Data, clock: float, console) -> tuple[Trajectory | None, str | None]:
-    """Gradient flow of the infinitely wide network on the common clock, or None and the reason."""
+def kernel_curve(config, train: Data, test: Data, clock: float, console) -> tuple[Trajectory | None, str]:
+    """Gradient flow of the infinitely wide network on the common clock, and on which data; or None and the reason."""
     if config.network.name == "vgg11":
         return None, "max-pooling has no infinite-width limit in closed form"
-    if config.network.name == "cnn":
-        return None, "analytic kernels of convolutional networks are not available yet"
-    with console.status("infinite-width kernel"):
+    train, test = (Data(part.x[: config.kernel_images], part.y[: config.kernel_images]) for part in (train, test))
+    label = f"{len(train.x)} train and {len(test.x)} test images"
+    with console.status(f"infinite-width kernel of {label}"):
         model = build(config)
         ntk = kernels.analytic_kernel(model, train.x).ntk
         cross = kernels.analytic_kernel(model, test.x, train.x).ntk
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
         curve = flow.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
-    return curve, None
+    return curve, label
 
 
 class Start(NamedTuple):

@@ -19,7 +19,7 @@ def draw(config, cells: dict, kernel, summary: dict, folder: Path) -> None:
     """Writes all figures into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     plots.save(_curves(config, cells, kernel, summary), folder / "training_curves.png")
-    if len(_finite(config)) > 1:
+    if any(summary[f"slope/{name}"] is not None for name in RATES):
         plots.save(_rates(config, cells, summary), folder / "laziness_against_alpha.png")
     if any(name.startswith("stability/") for name in summary):
         plots.save(_stability(config, cells, summary), folder / "relu_stability.png")
@@ -46,7 +46,7 @@ def _rates(config, cells, summary):
     quantities = {
         label: np.array([[cells[seed, a]["final"].get(name, np.nan) for a in alphas] for seed in range(config.seeds)])
         for name, label in RATES.items()
-        if summary.get(f"slope/{name}") is not None
+        if summary[f"slope/{name}"] is not None
     }
     fitted = [a for a in alphas if 10 <= a <= (1000 if config.precision == "float64" else 100)]
     ax = plots.plot_power_law(
