@@ -1,0 +1,152 @@
+"""The mean-field scale 1/m: a wide network converges to a nonlinear limit, and never becomes lazy.
+
+    python -m experiments run mean_field                    # about a minute
+    python -m experiments run mean_field --preset smoke     # about 20 seconds
+
+h(x) = 1/m sum_j b_j tanh(a_j . x) with all weights from N(0, 1), trained by gradient descent with the learning rate m
+times a constant, is an average over neurons. Expected: outputs on test points fluctuate around those of a very wide
+network with slope -1/2 in m, before training and after any fixed number of steps, while the change of the tangent
+kernel tends to a constant that is not zero: its slope is near 0, and at the largest width of the fit it is within 15 % of that
+of the reference. With 1/sqrt m and a constant learning rate, the negative control, it falls with the width.
+
+The fluctuation is measured on test points: after convergence on the training points, interpolation hides it there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lazynet as ln
+from experiments import facts, panels
+from experiments.flows import descent_direction
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths, that of the reference, number of draws, and the training."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    reference_width: int = 32_768
+    seeds: int = 20
+    inputs: int = 8
+    examples: int = 12
+    test_examples: int = 50
+    steps: tuple[int, ...] = (0, 20, 300)
+    learning_rate: float = 1.0
+    precision: str = "float64"
+
+
+PRESETS = {"smoke": Config(widths=(64, 256, 1024), reference_width=16_384, seeds=16), "laptop": Config()}
+
+SCALES = {"mean_field": 0.5, "ntk": 0.0}
+"""The outputs are those of the NTK parameterization divided by this power of the width."""
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Trains all widths, seeds and both scales, draws the figure and returns the facts."""
+    from experiments.store import save_arrays
+
+    with console.status("training"):
+        data, x_test = _problem(config)
+        reference = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)
+        trained = {
+            scale: [_train_all(config, width, scale, data, x_test, seeds=config.seeds) for width in config.widths]
+            for scale in SCALES
+        }
+    measured = _measured(config, trained, reference)
+    save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
+    _draw(config, measured, folder / "figures" / "mean_field.png")
+    return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds}
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table of facts."""
+    facts.show(summary, console, f"slopes in the width, mean over {summary['seeds']} seeds")
+
+
+def _measured(config, trained, reference):
+    """Root mean square distances to the reference and changes of the kernel, `[seeds, widths]`."""
+    outputs = np.stack([result["outputs"] for result in trained["mean_field"]])
+    distance = np.sqrt(np.mean((outputs - reference["outputs"]) ** 2, axis=3))
+    measured = {f"fluctuation/step={step}": distance[:, :, i].T for i, step in enumerate(config.steps)}
+    for scale in SCALES:
+        measured[f"ntk_change/{scale}"] = np.stack([result["ntk_change"] for result in trained[scale]]).T
+        measured[f"train_loss/{scale}"] = np.stack([result["train_loss"] for result in trained[scale]]).T
+    return measured | {"ntk_change/reference": reference["ntk_change"][0]}
+
+
+def _facts(config, measured):
+    for step in config.steps:
+        name = f"fluctuation/step={step}"
+        yield facts.power_law(name, config.widths, measured[name], -0.5, 0.1)
+    change = measured["ntk_change/mean_field"]
+    limit = measured["ntk_change/reference"]
+    yield facts.power_law("ntk_change/mean_field", config.widths, change, 0, 0.15)
+    yield facts.close("ntk_change_of_the_widest_over_reference", change[:, -1].mean() / limit, 1, 0.15)
+    yield facts.within("ntk_change_of_the_reference", limit, at_least=0.3)
+    yield facts.power_law("ntk_change/ntk", config.widths, measured["ntk_change/ntk"], at_least=-1.15, at_most=-0.35)
+
+
+def _problem(config):
+    """Training inputs and targets, and test inputs: one problem for all widths and seeds."""
+    dtype = jnp.dtype(config.precision)
+    keys = jax.random.split(jax.random.key(0), 3)
+    x, x_test = (
+        jax.random.normal(key, (count, config.inputs), dtype)
+        for key, count in zip(keys[:2], (config.examples, config.test_examples), strict=True)
+    )
+    return ln.Data(x, jax.random.normal(keys[2], (config.examples, 1), dtype)), x_test
+
+
+def _train_all(config, width, scale, data, x_test, *, seeds):
+    first = jax.random.key(1 if seeds > 1 else 2)
+    keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(seeds))
+    power = SCALES[scale]
+    model = ln.serial(
+        ln.Dense(width, W_std=math.sqrt(config.inputs)), ln.elementwise(jnp.tanh), ln.Dense(1, W_std=width**-power)
+    )
+    params0 = jax.vmap(lambda key: model.init(key, data.x))(keys)
+    rate = config.learning_rate * width ** (2 * power)
+    results = jax.jit(jax.vmap(partial(_train, config, model, rate, data, x_test)))(params0)
+    return jax.tree.map(np.asarray, results)
+
+
+def _train(config, model, rate, data, x_test, params0):
+    """Gradient descent from one draw: test outputs after the steps of the configuration, and the kernel's change."""
+
+    def advance(params, _):
+        slope = descent_direction(lambda w: ln.mse(model.apply(w, data.x), data.y), params)
+        return ln.trees.add_scaled(params, rate, slope), None
+
+    params, done, outputs = params0, 0, []
+    for step in config.steps:
+        params, _ = jax.lax.scan(advance, params, length=step - done)
+        outputs.append(model.apply(params, x_test)[:, 0])
+        done = step
+    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace") for w in (params0, params))
+    return {
+        "outputs": jnp.stack(outputs),
+        "ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0),
+        "train_loss": ln.mse(model.apply(params, data.x), data.y),
+    }
+
+
+def _draw(config, measured, path):
+    fluctuations = {f"after {step} steps": measured[f"fluctuation/step={step}"] for step in config.steps}
+    labels = {"mean_field": r"mean field, $1/m$", "ntk": r"control, $1/\sqrt{m}$"}
+    changes = {label: measured[f"ntk_change/{scale}"] for scale, label in labels.items()}
+    titles = "distance to the limit", f"after {config.steps[-1]} steps"
+    panels.save([
+        panels.Panel(titles[0], config.widths, fluctuations, "width $m$", "rms difference of test outputs"),
+        panels.Panel(titles[1], config.widths, changes, "width $m$", "relative change of the NTK"),
+    ], path)  # fmt: skip
