@@ -117,7 +117,7 @@ def test_lower_orders_are_a_prefix(max_order):
     x, filters = image(32, 28), filter_bank((32, 28), 2)
     got = scattering2d(x, filters, max_order=max_order)
     assert got.shape == (len(scattering_paths(2, 8, max_order)), 8, 7)
-    np.testing.assert_array_equal(got, scattering2d(x, filters)[: got.shape[0]])
+    np.testing.assert_allclose(got, scattering2d(x, filters)[: got.shape[0]], atol=1e-14)
 
 
 def test_channels_last_images_give_channels_last_coefficients():
@@ -238,8 +238,8 @@ def fft_operations(J, gradient=False):
 
 
 @pytest.mark.parametrize("J", [1, 2, 3, 5])
-def test_the_graph_has_one_forward_fft_per_scale_and_one_inverse_per_pair_of_scales(J):
-    assert fft_operations(J) == 1 + (J - 1) + J + J * (J - 1) // 2
+def test_the_graph_has_one_forward_and_one_inverse_fft_per_scale(J):
+    assert fft_operations(J) == 2 * J
 
 
 def test_the_gradient_doubles_the_number_of_fft_operations():

@@ -93,7 +93,7 @@ def test_a_pipeline_with_a_classifier_can_be_cloned_searched_and_pickled():
     x, y = load_digits(return_X_y=True)
     x, y = x[:300].astype(np.float32), y[:300]
     pipeline = clone(make_pipeline(Scattering2D(1, (8, 8), 4), RidgeClassifier(1.0)))
-    search = GridSearchCV(pipeline, {"scattering2d__J": [1, 2]}, cv=2).fit(x[:200], y[:200])
+    search = GridSearchCV(pipeline, {"scattering2d__L": [2, 4]}, cv=2).fit(x[:200], y[:200])
     assert search.score(x[200:], y[200:]) > 0.85
     again = pickle.loads(pickle.dumps(search.best_estimator_))
     np.testing.assert_array_equal(again.predict(x[200:]), search.predict(x[200:]))

@@ -1,4 +1,4 @@
-"""The scattering transform as one pure function, with all angles as batch axes: O(J^2) operations in the graph."""
+"""The scattering transform as one pure function, with all angles as batch axes: 2 J FFT operations in the graph."""
 
 from __future__ import annotations
 
@@ -56,7 +56,6 @@ def scattering2d(
     Stable to translations below 2^J pixels and to small deformations, without learning. Channels are batch axes: every
     image plane is transformed by itself. Differentiable with finite gradients everywhere (zero and constant images
     included); works under `jit`, `grad`, `jvp` and `vmap`, and is jitted by itself. Dtype of the output: that of x.
-    Squared moduli must be representable: amplitudes from 1e-18 to 1e18 in float32.
 
     Args:
         x: Images of the bank's size, float32 or float64; any number of batch axes, possibly of length 0.
@@ -153,35 +152,38 @@ def _map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
 
 
 def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
-    spectrum = _fft(_pad(x, filters))[None]
-    return tuple(_filter(spectrum, wave, 2**j) for j, wave in filters.psi[0].items())
+    spectrum = jnp.fft.fft2(_pad(x, filters))[None]
+    return tuple(jnp.fft.ifft2(_filter(spectrum, wave, 2**j)) for j, wave in filters.psi[0].items())
 
 
 def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
-    """All coefficients [K, h, w] of one image plane."""
-    J, psi, average = filters.J, filters.psi, filters.average
+    """All coefficients [K, h, w] of one image plane, scale by scale.
+
+    The first-order maps of scale j and the second-order maps whose second wavelet has scale j live on the same grid:
+    they share one inverse FFT, one modulus and one average.
+    """
     x = _pad(x, filters)
-    coefficients, second = [_average(x, average[0])[None]], []
+    zeroth, first, second = _average(x, filters.average[0])[None], [], []
     if max_order == 0:
-        return coefficients[0]
-    spectrum = _fft(x)[None]
-    for j1 in range(J):
-        u1 = _modulus(_filter(spectrum, psi[0][j1], 2**j1))
-        coefficients.append(_average(u1, average[j1]))
-        if max_order > 1 and j1 < J - 1:
-            second.append(_second_order(u1, psi[j1], average, j1))
-    return jnp.concatenate(coefficients + second)
+        return zeroth
+    spectrum, moduli = jnp.fft.fft2(x)[None], []
+    for j in range(filters.J):
+        filtered = [_filter(spectrum, filters.psi[0][j], 2**j)]
+        for j1, modulus in enumerate(moduli):
+            both = _filter(modulus[:, None], filters.psi[j1][j][None], 2 ** (j - j1))
+            filtered.append(both.reshape(-1, *both.shape[-2:]))
+        maps = jnp.abs(jnp.fft.ifft2(jnp.concatenate(filtered)))
+        averages = _average(maps, filters.average[j])
+        first.append(averages[: filters.L])
+        second.append(averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:]))
+        if max_order > 1 and j < filters.J - 1:
+            moduli.append(jnp.fft.fft2(maps[: filters.L]))
+    return jnp.concatenate([zeroth, *first, *(_by_first_wavelet(second, j1) for j1 in range(len(moduli)))])
 
 
-def _second_order(u1: Array, psi: dict[int, Array], average: tuple, j1: int) -> Array:
-    """Coefficients of all (theta1, j2 > j1, theta2), flattened in that order, of the first-order maps of scale j1."""
-    spectrum = _fft(u1)[:, None]
-    maps = [
-        _average(_modulus(_filter(spectrum, wave[None], 2 ** (j2 - j1))), average[j2])
-        for j2, wave in psi.items()
-        if j2 > j1
-    ]
-    stacked = jnp.stack(maps, axis=1)
+def _by_first_wavelet(second: list[Array], j1: int) -> Array:
+    """Second-order averages `second[j2][j1, theta1, theta2]` of one j1 in the order (theta1, j2, theta2)."""
+    stacked = jnp.stack([averages[j1] for averages in second[j1 + 1 :]], axis=1)
     return stacked.reshape(-1, *stacked.shape[-2:])
 
 
@@ -191,30 +193,14 @@ def _pad(x: Array, filters: Filters) -> Array:
     return jnp.pad(x, filters.margins, mode=filters.padding)
 
 
-def _fft(u: Array) -> Array:
-    """`fft2` of a real map with even sides: half of it computed, the other half by Hermitian symmetry."""
-    half = jnp.fft.rfft2(u)
-    mirrored = jnp.roll(jnp.flip(half[..., 1 : u.shape[-1] // 2], (-2, -1)), 1, -2)
-    return jnp.concatenate([half, jnp.conj(mirrored)], -1)
-
-
 def _filter(spectrum: Array, wave: Array, step: int) -> Array:
-    """`ifft2` of the product, decimated: in Fourier, the mean over the frequencies that alias to the same one."""
+    """Fourier transform of the convolution, decimated: the mean over the frequencies that alias to the same one."""
     if jnp.iscomplexobj(wave):
         product = spectrum * wave
     else:
         product = jax.lax.complex(spectrum.real * wave, spectrum.imag * wave)
-    if step > 1:
-        *batch, height, width = product.shape
-        product = product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
-    return jnp.fft.ifft2(product)
-
-
-def _modulus(z: Array) -> Array:
-    """`|z|`, with derivative 0 at 0; without the divisions of an overflow-proof hypotenuse."""
-    squared = z.real**2 + z.imag**2
-    positive = squared > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    *batch, height, width = product.shape
+    return product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
 
 
 def _average(u: Array, matrices: tuple[Array, Array]) -> Array:
