@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -38,9 +39,11 @@ SEGMENT_DOUBLE = (
 )
 
 
-@jax.custom_jvp
-def angle(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def angle(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
     """Angle `t = acos(1 - u)`, to full relative precision near u = 0; values outside [0, 2] are clipped.
+
+    Where all angles are known to be acute, u <= 1, saying so saves a quarter of the work of a rectifier.
 
     The derivative 1/sin(t) is infinite at u = 0 and u = 2: it is set to zero there, so that gradients of kernels
     stay finite at equal inputs.
@@ -49,20 +52,20 @@ def angle(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
         >>> round(float(angle(jnp.array(1.0))), 6)
         1.570796
     """
-    v = _folded(u)
+    v = _folded(u, acute)
     t = jnp.sqrt(v) * _polynomial(v, ANGLE_SINGLE, ANGLE_DOUBLE)
-    return jnp.where(u > 1, math.pi - t, t)
+    return t if acute else jnp.where(u > 1, math.pi - t, t)
 
 
 @angle.defjvp
-def _angle_jvp(primals, tangents):
+def _angle_jvp(acute, primals, tangents):
     (u,), (du,) = primals, tangents
     sine = safe_sqrt(u * (2 - u))
-    return angle(u), jnp.where(sine > 0, du / jnp.where(sine > 0, sine, 1), 0)
+    return angle(u, acute), jnp.where(sine > 0, du / jnp.where(sine > 0, sine, 1), 0)
 
 
-@jax.custom_jvp
-def segment(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def segment(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
     """Segment function `sin t - t cos t` of the angle t = acos(1 - u); its derivative in u is t.
 
     It is what the arc-cosine kernel adds to a linear one: for ReLU, E[phi phi'] = s/2 + |x| |x'| segment(u) / (2 pi).
@@ -71,15 +74,15 @@ def segment(u: Float[Array, "*n"]) -> Float[Array, "*n"]:
         >>> round(float(segment(jnp.array(2.0))), 6)
         3.141593
     """
-    v = _folded(u)
+    v = _folded(u, acute)
     small = v * jnp.sqrt(v) * _polynomial(v, SEGMENT_SINGLE, SEGMENT_DOUBLE)
-    return jnp.where(u > 1, small + math.pi * (1 - v), small)
+    return small if acute else jnp.where(u > 1, small + math.pi * (1 - v), small)
 
 
 @segment.defjvp
-def _segment_jvp(primals, tangents):
+def _segment_jvp(acute, primals, tangents):
     (u,), (du,) = primals, tangents
-    return segment(u), angle(u) * du
+    return segment(u, acute), angle(u, acute) * du
 
 
 def safe_sqrt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -93,8 +96,8 @@ def safe_sqrt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 
 
-def _folded(u):
-    return jnp.maximum(jnp.minimum(u, 2 - u), 0)
+def _folded(u, acute):
+    return jnp.maximum(u if acute else jnp.minimum(u, 2 - u), 0)
 
 
 def _polynomial(v, single, double):

@@ -23,15 +23,17 @@ class Dual(NamedTuple):
 
     Attributes:
         side: `side(q) -> tuple of arrays`, what a pair needs of the variance q of one of its inputs.
-        pair: `pair(side1, side2, covariance, gap) -> (E[phi phi], E[phi' phi'], new gap)`, with the squared distance
-            `gap = q1 + q2 - 2 covariance` known to better relative precision than that difference; the new gap is
-            None where the difference is as good.
+        pair: `pair(side1, side2, covariance, gap, acute) -> (E[phi phi], E[phi' phi'], new gap)`, with the squared
+            distance `gap = q1 + q2 - 2 covariance` known to better relative precision than that difference (the new
+            gap is None where the difference is as good), and `acute` if covariances are known not to be negative.
         diagonal: `diagonal(q) -> (E[phi^2], E[phi'^2])`, the same at correlation one.
+        positive: Whether phi >= 0, so that no covariance is negative afterwards.
     """
 
     side: Callable[[Array], tuple[Array, ...]]
     pair: Callable[..., tuple[Array, Array, Array | None]]
     diagonal: Callable[[Array], tuple[Array, Array]]
+    positive: bool = False
 
 
 def rectifier_dual(a: float, b: float) -> Dual:
@@ -53,16 +55,16 @@ def rectifier_dual(a: float, b: float) -> Dual:
         norm = safe_sqrt(q)
         return norm, jnp.where(q > 0, 1 / jnp.where(q > 0, norm, 1), 0)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         (norm1, inverse1), (norm2, inverse2) = side1, side2
         u = 1 - s * (inverse1 * inverse2) if gap is None else _opening(side1, side2, gap)
-        curved = bend * (norm1 * norm2) * segment(u)
-        return half * s + curved, half - bend * angle(u), None if gap is None else half * gap - 2 * curved
+        curved = bend * (norm1 * norm2) * segment(u, acute)
+        return half * s + curved, half - bend * angle(u, acute), None if gap is None else half * gap - 2 * curved
 
     def diagonal(q):
         return half * q, jnp.where(q > 0, half, (a + b) ** 2 / 4)
 
-    return Dual(side, pair, diagonal)
+    return Dual(side, pair, diagonal, positive=a <= 0 <= b)
 
 
 def erf_dual(a: float, b: float, c: float) -> Dual:
@@ -78,7 +80,7 @@ def erf_dual(a: float, b: float, c: float) -> Dual:
     def side(q):
         return (1 + 2 * b**2 * q,)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         s = 2 * b**2 * s
         root = jnp.sqrt(side1[0] * side2[0] - s * s)
         return a**2 * (2 / math.pi) * jnp.arctan2(s, root) + c**2, (4 / math.pi) * (a * b) ** 2 / root, None
@@ -107,7 +109,7 @@ def gelu_dual() -> Dual:
     def side(q):
         return (q,)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         variances, plus = side1[0] * side2[0], (1 + side1[0]) * (1 + side2[0])
         return (*_gelu(s, variances, plus, plus - s * s), None)
 
@@ -133,7 +135,7 @@ def sine_dual(a: float, b: float, c: float) -> Dual:
         near, far = jnp.exp(-(b**2) * gap / 2), jnp.exp(-(b**2) * (gap / 2 + 2 * s)) * math.cos(2 * c)
         return a**2 / 2 * (near - far), (a * b) ** 2 / 2 * (near + far)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         return (*both(s, _difference(side1, side2, s) if gap is None else gap), None)
 
     return Dual(side, pair, lambda q: both(q, jnp.zeros_like(q)))
@@ -151,12 +153,12 @@ def rbf_dual(gamma: float) -> Dual:
     def side(q):
         return (q,)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         gap = _difference(side1, side2, s) if gap is None else gap
         value = jnp.exp(-gamma * gap)
         return value, 2 * gamma * value, -2 * jnp.expm1(-gamma * gap)
 
-    return Dual(side, pair, lambda q: (jnp.ones_like(q), jnp.full_like(q, 2 * gamma)))
+    return Dual(side, pair, lambda q: (jnp.ones_like(q), jnp.full_like(q, 2 * gamma)), positive=True)
 
 
 def _opening(side1, side2, gap):

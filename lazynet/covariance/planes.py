@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.covariance.windows import Size, Window, apart, slide, together
+from lazynet.covariance.windows import Size, Window, apart, masked, slide, together
 from lazynet.typing import Array
 
 __all__ = ["Lanes", "Planes", "Request", "mean_over_pairs", "mean_over_positions", "source", "variances"]
@@ -46,21 +46,47 @@ class Request(NamedTuple):
     Attributes:
         canvas: Canvas of the planes.
         first, second: Selection of lanes from arrays of each set.
+        dtype: Of the planes.
         same: Whether each lane pairs an image with itself, so that d = 0 has exact values.
         single: Whether one displacement only will be asked for.
+        zero: Whether that is the displacement zero.
+        step: Displacements here in units of the displacements of the loop.
         memo: Recipes that have been prepared already.
+        tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read before the branch
+            of `_guarded` is entered: inside, they would be fused into the innermost loops.
     """
 
     canvas: Size
     first: Callable[[Array], Array]
     second: Callable[[Array], Array]
-    same: bool
-    single: bool
-    memo: dict
+    dtype: Any
+    same: bool = False
+    single: bool = False
+    zero: bool = False
+    step: Size = (1, 1)
+    memo: dict = {}
+    tables: dict = {}
+
+    def new_loop(self, **changes) -> Request:
+        """The same request for a loop over displacements of its own."""
+        return self._replace(step=(1, 1), memo={}, tables={}, **changes)
 
     def finer(self, strides: Size) -> Request:
         """The request that a layer with strides makes to its input."""
-        return self._replace(canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]))
+        step = self.step[0] * strides[0], self.step[1] * strides[1]
+        return self._replace(canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]), step=step)
+
+    def mask(self, axis: int, table: np.ndarray) -> Any:
+        """Asks for rows of a table: a key into `done`; None if nothing is masked, False if everything is."""
+        if table.all() or not table.any():
+            return None if table.all() else False
+        key = axis, self.step[axis], table.tobytes()
+        self.tables[key] = table
+        return key
+
+    def rows(self, p: Any, q: Any) -> dict:
+        """Rows of all tables for one displacement of the loop, in the dtype of the images."""
+        return {key: _row(table.astype(self.dtype), key[1] * (p, q)[key[0]]) for key, table in self.tables.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,6 +96,7 @@ class Planes:
     Attributes:
         shape: Height and width of the images.
         canvas: Smallest canvas on which all layers so far are exact.
+        dtype: Of the planes.
         build: `build(request) -> plane(p, q, done)` prepares what does not depend on the displacement; the dictionary
             `done` shares layers between branches while one displacement is evaluated.
         needs: Functions whose values recipes use; they are called before any loop is entered.
@@ -77,6 +104,7 @@ class Planes:
 
     shape: Size
     canvas: Size
+    dtype: Any
     build: Callable[[Request], Callable[[Any, Any, dict], Plane]]
     needs: tuple[Callable, ...] = ()
 
@@ -86,11 +114,11 @@ class Planes:
         def build(request):
             below, canvas = self.build(request), request.canvas
             first = [_placed(request.first(a), canvas) for a in sides[0]()]
-            second = [_doubled(_placed(request.second(a), canvas)) for a in sides[1]()]
+            second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[1]()]
             exact = [_optional(_placed, a, canvas) for a in after[0]()] if request.same else None
 
             def plane(p, q, done):
-                nngp, ntk, _ = op.pair(first, [_shifted(a, p, q) for a in second], *below(p, q, done), None)
+                nngp, ntk, _ = op.pair(first, [_shifted(a, p, q, request) for a in second], *below(p, q, done), None)
                 return (nngp, ntk) if exact is None else _exact_at_zero(p, q, exact, (nngp, ntk))
 
             return plane
@@ -103,9 +131,10 @@ class Planes:
         def build(request):
             below, canvas = self.build(request.finer(window.strides)), request.canvas
             taps, (rows, columns) = together(window, self.shape, canvas), window.strides
+            keys = [[request.mask(axis, table[0]) for table in tap.masks] for axis, tap in enumerate(taps)]
 
             def plane(p, q, done):
-                masks = [taps[0].at(0, p), taps[1].at(0, q)]
+                masks = [[done.get(key, key) for key in each] for each in keys]
                 values = below(rows * p, columns * q, done)
                 return tuple(_optional(lambda a: slide(a, taps, masks, canvas) / math.prod(window.size), a) for a in values)
 
@@ -117,11 +146,11 @@ class Planes:
         """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
 
         def build(request):
-            fine = request.finer(window.strides)
-            moved = math.prod(2 * k - 1 for k in window.size)
-            if request.single and moved < math.prod(fine.canvas):
-                return _pulled(self.build(fine), window, self.shape, fine.canvas, scale)
-            return _pushed(self.build(fine._replace(single=False)), window, self.shape, fine.canvas, scale)
+            moves = math.prod(2 * k - 1 for k in window.size)
+            canvas = request.finer(window.strides).canvas
+            pull = request.single and moves < math.prod(canvas)
+            fine = request.new_loop(canvas=canvas, single=pull, zero=False)
+            return (_pulled if pull else _pushed)(self.build(fine), fine, window, self.shape, scale)
 
         return self._then(window.out(self.shape), window.strides, build)
 
@@ -139,13 +168,13 @@ class Planes:
             return plane
 
         canvas = max(planes.canvas[0] for planes in every), max(planes.canvas[1] for planes in every)
-        return Planes(self.shape, canvas, _shared(build), tuple(dict.fromkeys(f for each in every for f in each.needs)))
+        return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(dict.fromkeys(f for each in every for f in each.needs)))
 
     def _then(self, shape, strides, build, needs=()):
         if min(shape) < 1:
             raise ValueError(f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them.")
         height, width = (max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True))
-        return Planes(shape, (height, width), _shared(build), (*self.needs, *needs))
+        return Planes(shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs))
 
 
 def source(x1: Array, x2: Array) -> Planes:
@@ -153,42 +182,46 @@ def source(x1: Array, x2: Array) -> Planes:
     pixels = [jnp.transpose(x, (3, 1, 2, 0)) for x in (x1, x2)]
 
     def build(request):
-        first = [_placed(request.first(channel), request.canvas, zeros=True) for channel in pixels[0]]
-        second = [_doubled(_placed(request.second(channel), request.canvas, zeros=True)) for channel in pixels[1]]
+        first = [_placed(request.first(a), request.canvas, zeros=True) for a in pixels[0]]
+        second = [_doubled(_placed(request.second(a), request.canvas, zeros=True), request) for a in pixels[1]]
 
         def plane(p, q, done):
-            return _sum([a * _shifted(b, p, q) for a, b in zip(first, second, strict=True)]) / len(first), None
+            return _sum([a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]) / len(first), None
 
         return plane
 
     shape = (x1.shape[1], x1.shape[2])
-    return Planes(shape, shape, _shared(build))
+    return Planes(shape, shape, x1.dtype, _shared(build))
 
 
 def mean_over_positions(planes: Planes, lanes: Lanes) -> Plane:
     """`1/(h w) sum_p S[p, p]` of each pair of images, `[groups, lanes]`: the limit of a Flatten head."""
 
     def group(g):
-        plane = planes.build(_request(planes, lanes, g, single=True))
-        return _guarded(lambda: [_optional(_cropped_mean, a, planes.shape) for a in plane(0, 0, {})], g)
+        request = _request(planes, lanes, g, single=True)
+        plane = planes.build(request)
+        done = request.rows(0, 0)
+        return _guarded(lambda: [_optional(_cropped_mean, a, planes.shape) for a in plane(0, 0, {**done})], g)
 
     return _map_groups(group, planes, lanes.groups)
 
 
 def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plane:
     """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head."""
-    live = [_live(n, c) for n, c in zip(planes.shape, planes.canvas, strict=True)]
 
     def group(g):
-        plane = planes.build(_request(planes, lanes, g, same=same))
+        request = _request(planes, lanes, g, same=same)
+        plane = planes.build(request)
+        keys = [request.mask(axis, _live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
 
-        def masked(p, q):
-            return [_optional(_masked, a, live, p, q) for a in plane(p, q, {})]
+        def live(p, q, done):
+            return [_optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
 
         def add(total, p, q):
-            return jax.tree.map(jnp.add, total, _guarded(lambda: masked(p, q), p))
+            done = request.rows(p, q)
+            return jax.tree.map(jnp.add, total, _guarded(lambda: live(p, q, done), p))
 
-        total = _scan_planes(add, _zeros(lambda: masked(0, 0)), planes.canvas)
+        total = _scan_planes(add, _zeros(lambda: live(0, 0, request.rows(0, 0))), planes.canvas)
         return [_optional(lambda a: jnp.sum(a, axis=(0, 1)) / math.prod(planes.shape) ** 2, a) for a in total]
 
     return _map_groups(group, planes, lanes.groups)
@@ -196,53 +229,64 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plan
 
 def variances(planes: Planes) -> Plane:
     """Plane d = 0 `[h, w, n]` of images with themselves."""
-    request = Request(planes.canvas, lambda a: a, lambda a: a, same=True, single=True, memo={})
-    height, width = planes.shape
-    return tuple(_optional(lambda a: a[:height, :width], a) for a in planes.build(request)(0, 0, {}))
+    request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(single=True, zero=True)
+    plane, (height, width) = planes.build(request), planes.shape
+    return tuple(_optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
 
 
-def _pulled(below, window, shape, fine, scale):
+def _pulled(below, fine, window, shape, scale):
     """A pooled plane from the few finer planes that it sums over."""
-    canvas, taps, moves = *_apart(window, shape, fine), _moves(window)
+    canvas, taps = _apart(window, shape, fine.canvas)
 
     def plane(p, q, done):
         def part(e):
-            values = below(*_moved((p, q), window.strides, e, fine), {})
-            masks = [t.at(e[i] + window.size[i] - 1, d) for i, (t, d) in enumerate(zip(taps, (p, q), strict=True))]
-            return [_optional(slide, a, taps, masks, canvas) for a in values]
+            at = _moved((p, q), window.strides, e, fine.canvas)
+            masks = [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, (p, q), strict=True)]
+            rows = fine.rows(*at)
 
-        def add(total, e):
-            return jax.tree.map(jnp.add, total, _guarded(lambda: part(e), e[0] + window.size[0])), None
+            def pooled():
+                return [_optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
 
-        total = lax.scan(add, _zeros(lambda: part(jnp.zeros(2, jnp.int32))), jnp.asarray(moves, jnp.int32))[0]
+            return _guarded(pooled, at[0])
+
+        start = _zeros(lambda: part(jnp.zeros(2, jnp.int32)))
+        moves = jnp.asarray(_moves(window), jnp.int32)
+        total = lax.scan(lambda total, e: (jax.tree.map(jnp.add, total, part(e)), None), start, moves)[0]
         return tuple(_optional(lambda a: a * scale**2, a) for a in total)
 
     return plane
 
 
-def _pushed(below, window, shape, fine, scale):
+def _pushed(below, fine, window, shape, scale):
     """All pooled planes at once: each finer plane is evaluated once and added to the pooled planes that it is part of."""
-    (canvas, taps), strides = _apart(window, shape, fine), window.strides
-    residues = [(r, s) for r in range(strides[0]) for s in range(strides[1])]
+    canvas, taps = _apart(window, shape, fine.canvas)
+    residues = [(r, s) for r in range(window.strides[0]) for s in range(window.strides[1])]
+    targets = [(index, *target) for index, residue in enumerate(residues) for target in _targets(window, residue)]
 
     def finer(p, q):
         def one(r):
-            return _guarded(lambda: below(strides[0] * p + r[0], strides[1] * q + r[1], {}), p)
+            at = window.strides[0] * p + r[0], window.strides[1] * q + r[1]
+            rows = fine.rows(*at)
+            return _guarded(lambda: below(*at, {**rows}), p)
 
         return lax.map(one, jnp.asarray(residues, jnp.int32))
 
     def add(total, p, q):
         planes = finer(p, q)
-        for index, residue in enumerate(residues):
-            for e, off in _targets(window, residue):
-                at = [(d + o + 2 * c) % c for d, o, c in zip((p, q), off, canvas, strict=True)]
-                masks = [t.at(x + k - 1, d) for t, x, k, d in zip(taps, e, window.size, at, strict=True)]
-                total = [_optional(lambda old, new: _accumulated(old, slide(new[index], taps, masks, canvas), at), old, new)
-                         for old, new in zip(total, planes, strict=True)]
+        ats = [[(d + o + 2 * c) % c for d, o, c in zip((p, q), off, canvas, strict=True)] for _, _, off in targets]
+        masks = [[tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, at, strict=True)]
+                 for (_, e, _), at in zip(targets, ats, strict=True)]
+
+        def parts():
+            return [[_optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
+                    for (index, _, _), mask in zip(targets, masks, strict=True)]
+
+        for part, at in zip(_guarded(parts, p), ats, strict=True):
+            total = [_optional(_accumulated, old, new, at) for old, new in zip(total, part, strict=True)]
         return total
 
     start = [_optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
-             for a in _zeros(lambda: below(0, 0, {}))]
+             for a in _zeros(lambda: below(0, 0, fine.rows(0, 0)))]
     stored = [_optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
 
     def plane(p, q, done):
@@ -281,7 +325,7 @@ def _accumulated(total, value, at):
 
 def _request(planes, lanes, g, *, single=False, same=False):
     first, second = (lambda a: lanes.first(a, g)), (lambda a: lanes.second(a, g))
-    return Request(planes.canvas, first, second, same=same, single=single, memo={})
+    return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(single=single, zero=single)
 
 
 def _map_groups(group, planes, groups):
@@ -319,7 +363,7 @@ def _shared(build):
     """Prepares a recipe once per request and evaluates it once per displacement."""
 
     def prepared(request):
-        key = build, request.canvas, request.single
+        key = build, request.canvas
         if key not in request.memo:
             request.memo[key] = _once_per_plane(build(request))
         return request.memo[key]
@@ -342,13 +386,13 @@ def _placed(a, canvas, *, zeros=False):
     return jnp.pad(a, width) if zeros else jnp.pad(a, width, mode="edge")
 
 
-def _doubled(a):
-    return jnp.tile(a, (2, 2, 1))
+def _doubled(a, request):
+    return a if request.zero else jnp.tile(a, (2, 2, 1))
 
 
-def _shifted(a, p, q):
+def _shifted(a, p, q, request):
     """The part of a doubled array that starts at (p, q): the partner of each position, cyclically."""
-    return _cut(a, (p, q, 0), (a.shape[0] // 2, a.shape[1] // 2, a.shape[2]))
+    return a if request.zero else _cut(a, (p, q, 0), (*request.canvas, a.shape[-1]))
 
 
 def _cut(a, start, sizes):
@@ -366,16 +410,17 @@ def _exact_at_zero(p, q, exact, values):
 
 
 def _live(n, canvas):
+    """Mask of the pairs of positions that both lie inside images of size n."""
     index = np.arange(canvas)
-    return (index[None, :] < n) & ((index[None, :] + index[:, None]) % canvas < n) if n < canvas else None
+    return (index[None, :] < n) & ((index[None, :] + index[:, None]) % canvas < n)
 
 
-def _masked(a, live, p, q):
-    for axis, (table, d) in enumerate(zip(live, (p, q), strict=True)):
-        if table is not None:
-            row = lax.dynamic_index_in_dim(jnp.asarray(table, a.dtype), d, keepdims=False)
-            a = a * jnp.expand_dims(row, (1 - axis, 2))
-    return a
+def _live_part(a, masks):
+    return masked(masked(a, masks[0], 0), masks[1], 1)
+
+
+def _row(table, index):
+    return table[index] if isinstance(index, int) else lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
 
 
 def _cropped_mean(a, shape):

@@ -30,7 +30,7 @@ def quadrature_dual(fn: Function, degree: int) -> Dual:
     values, slopes = _expectation(fn, fn, degree), _expectation(slope, slope, degree)
     squares, squared_slopes = _mean(lambda x: fn(x) ** 2, degree), _mean(lambda x: slope(x) ** 2, degree)
 
-    def pair(side1, side2, s, gap):
+    def pair(side1, side2, s, gap, acute):
         q1, q2, s = jnp.broadcast_arrays(side1[0], side2[0], s)
         return values(q1, q2, s), slopes(q1, q2, s), None
 

@@ -27,17 +27,18 @@ def activation_rule(name: str, dual: Dual) -> Rule:
         ValueError: When applied, if the pre-activations are not Gaussian.
     """
 
-    def pair(side1, side2, nngp, ntk, gap):
-        value, slope, gap = dual.pair(side1, side2, nngp, gap)
-        return value, _times(ntk, slope), gap
-
     def diagonal(nngp, ntk):
         value, slope = dual.diagonal(nngp)
         return value, _times(ntk, slope)
 
     def rule(k: Kernel) -> Kernel:
+        def pair(side1, side2, nngp, ntk, gap):
+            value, slope, gap = dual.pair(side1, side2, nngp, gap, k.positive)
+            return value, _times(ntk, slope), gap
+
         _check_gaussian(name, k)
-        return k.pointwise(Pointwise(dual.side, pair, diagonal), gaussian=False, fresh=False)
+        op = Pointwise(dual.side, pair, diagonal)
+        return k.pointwise(op, gaussian=False, fresh=False, positive=dual.positive)
 
     return rule
 

@@ -98,6 +98,7 @@ class Kernel:
         features: Number of features of the finite network here (what `parameterization="standard"` depends on).
         gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a nonlinearity).
         fresh: Whether the last weights are this branch's own, so that sums with other branches are independent.
+        positive: Whether no covariance can be negative.
     """
 
     cross: Vectors | Planes
@@ -107,6 +108,7 @@ class Kernel:
     lanes: Lanes
     gaussian: bool = False
     fresh: bool = False
+    positive: bool = False
 
     @property
     def nngp(self) -> Array:
@@ -214,6 +216,7 @@ class Kernel:
             first=_sum_sides([k.first for k in kernels]),
             second=_sum_sides([k.second for k in kernels]),
             fresh=not stale,
+            positive=all(k.positive for k in kernels),
         )
 
 

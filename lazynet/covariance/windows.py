@@ -12,7 +12,7 @@ from jax import lax
 
 from lazynet.typing import Array
 
-__all__ = ["Taps", "Window", "apart", "moving_mean", "slide", "together"]
+__all__ = ["Taps", "Window", "apart", "masked", "moving_mean", "slide", "together"]
 
 Size = tuple[int, int]
 
@@ -49,7 +49,8 @@ class Taps(NamedTuple):
     """Terms of a sum along one axis: the sum at I is `sum_t masks[t][..., P, I] x[stride I + t - before]`.
 
     Attributes:
-        masks: `[k, ..., C, C]` with P the displacement at the output.
+        masks: `[k, e, C, C]` with e the move of one window against the other and P the displacement at the output;
+            terms from beyond the canvas are zero anyway.
         stride, before, size: Of the window along this axis.
         wrap: Whether images are periodic.
     """
@@ -85,7 +86,7 @@ def slide(x: Array, taps: list[Taps], masks: list[list[Array | None]], canvas: S
     x = _padded(x, widths, taps)
     for axis in (0, 1):
         stop, stride = taps[axis].stride * (canvas[axis] - 1) + 1, taps[axis].stride
-        parts = [_masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
+        parts = [masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
                  for t, mask in enumerate(masks[axis]) if mask is not False]
         x = functools.reduce(jnp.add, parts)
     return x
@@ -104,6 +105,16 @@ def moving_mean(variances: Array, window: Window) -> Array:
     return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
 
 
+def masked(x: Array, mask: Array | None, axis: int) -> Array:
+    """`x` times a mask along one of its first two axes.
+
+    Example:
+        >>> masked(jnp.ones((2, 1, 1)), np.array([True, False]), 0).ravel().tolist()
+        [1.0, 0.0]
+    """
+    return x if mask is None else x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
+
+
 def _taps(window, shape, canvas, axis, moves):
     n, count, stride = shape[axis], canvas[axis], window.strides[axis]
     before, out = window.before(shape)[axis], window.out(shape)[axis]
@@ -113,26 +124,24 @@ def _taps(window, shape, canvas, axis, moves):
                          f"later: got size {n} on a canvas of {count * stride}; pad the images or use padding='SAME'.")
     index = np.arange(count)
 
+    def position(t):
+        return stride * index + t - before
+
     def inside(t):
-        position = stride * index + t - before
         fits = (0 <= t < window.size[axis]) & (index < out)
-        return fits & (np.ones_like(fits) if wrap else (0 <= position) & (position < n))
+        return fits & (np.ones_like(fits) if wrap else (0 <= position(t)) & (position(t) < n))
 
     partner = (index[None, :] + index[:, None]) % count
-    masks = np.array([[inside(t)[None, :] & inside(t + e)[partner] for e in group] for t, group in enumerate(moves)])
-    return Taps(masks, stride, before, window.size[axis], wrap)
+    padded = [(position(t) < 0) | (position(t) >= count * stride) for t in range(window.size[axis])]
+    masks = [[(inside(t)[None, :] & inside(t + e)[partner]) | (padded[t] & (not wrap)) for e in group]
+             for t, group in enumerate(moves)]
+    return Taps(np.array(masks), stride, before, window.size[axis], wrap)
 
 
 def _padded(x, widths, taps):
     if any(t.wrap for t in taps):
         return jnp.pad(x, [*widths, (0, 0)], mode="wrap")
     return lax.pad(x, jnp.zeros((), x.dtype), [(*width, 0) for width in widths] + [(0, 0, 0)])
-
-
-def _masked(x, mask, axis):
-    if mask is None:
-        return x
-    return x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
 
 
 def _entry(mask, index):
