@@ -6,6 +6,7 @@ Start with `filter_bank` and `scattering2d`; `Scattering2D` is the same transfor
 from lazynet.scattering.dropin import Scattering2D
 from lazynet.scattering.filters import Filters, filter_bank
 from lazynet.scattering.frame import LittlewoodPaley, frame_bounds, lipschitz_bound, littlewood_paley
+from lazynet.scattering.rototranslation import rototranslation_scattering
 from lazynet.scattering.transform import (
     Path,
     scattering2d,
@@ -27,6 +28,7 @@ __all__ = [
     "lipschitz_bound",
     "littlewood_paley",
     "morlet",
+    "rototranslation_scattering",
     "scattering2d",
     "scattering2d_nhwc",
     "scattering_paths",

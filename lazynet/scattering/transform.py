@@ -80,7 +80,9 @@ def scattering2d(
 
     Source: Bruna & Mallat, "Invariant Scattering Convolution Networks", IEEE TPAMI 35(8), 2013.
     """
-    _check(x, filters, max_order)
+    check_images(x, filters)
+    if max_order not in (0, 1, 2):
+        raise ValueError(f"max_order must be 0, 1 or 2, got {max_order!r}")
     return _scattering(x, filters, max_order, chunk)
 
 
@@ -127,21 +129,21 @@ def wavelet_coefficients(
         >>> [c.shape for c in wavelet_coefficients(jnp.ones((5, 32, 32)), filter_bank((32, 32), 2))]
         [(5, 8, 40, 40), (5, 8, 20, 20)]
     """
-    _check(x, filters, 1)
+    check_images(x, filters)
     return _wavelets(x, filters)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _scattering(x, filters: Filters, max_order: int, chunk: int | None) -> Array:
-    return _map_planes(partial(_plane, max_order=max_order), x, filters, chunk)
+    return map_planes(partial(_plane, max_order=max_order), x, filters, chunk)
 
 
 @jax.jit
 def _wavelets(x, filters: Filters) -> tuple[Array, ...]:
-    return _map_planes(_plane_wavelets, x, filters, None)
+    return map_planes(_plane_wavelets, x, filters, None)
 
 
-def _map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
+def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
     """`transform(plane, filters)` for every [H, W] plane of x, chunk by chunk; trees of arrays keep their shape."""
     x, filters = jnp.asarray(x), _cast(filters, x.dtype)
     *batch, height, width = x.shape
@@ -152,8 +154,8 @@ def _map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
 
 
 def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
-    spectrum = jnp.fft.fft2(_pad(x, filters))[None]
-    return tuple(jnp.fft.ifft2(_filter(spectrum, wave, 2**j)) for j, wave in filters.psi[0].items())
+    spectrum = jnp.fft.fft2(pad_plane(x, filters))[None]
+    return tuple(jnp.fft.ifft2(filter_maps(spectrum, wave, 2**j)) for j, wave in filters.psi[0].items())
 
 
 def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
@@ -162,18 +164,18 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
     The first-order maps of scale j and the second-order maps whose second wavelet has scale j live on the same grid:
     they share one inverse FFT, one modulus and one average.
     """
-    x = _pad(x, filters)
-    zeroth, first, second = _average(x, filters.average[0])[None], [], []
+    x = pad_plane(x, filters)
+    zeroth, first, second = average_maps(x, filters.average[0])[None], [], []
     if max_order == 0:
         return zeroth
     spectrum, moduli = jnp.fft.fft2(x)[None], []
     for j in range(filters.J):
-        filtered = [_filter(spectrum, filters.psi[0][j], 2**j)]
+        filtered = [filter_maps(spectrum, filters.psi[0][j], 2**j)]
         for j1, modulus in enumerate(moduli):
-            both = _filter(modulus[:, None], filters.psi[j1][j][None], 2 ** (j - j1))
+            both = filter_maps(modulus[:, None], filters.psi[j1][j][None], 2 ** (j - j1))
             filtered.append(both.reshape(-1, *both.shape[-2:]))
         maps = jnp.abs(jnp.fft.ifft2(jnp.concatenate(filtered)))
-        averages = _average(maps, filters.average[j])
+        averages = average_maps(maps, filters.average[j])
         first.append(averages[: filters.L])
         second.append(averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:]))
         if max_order > 1 and j < filters.J - 1:
@@ -187,13 +189,14 @@ def _by_first_wavelet(second: list[Array], j1: int) -> Array:
     return stacked.reshape(-1, *stacked.shape[-2:])
 
 
-def _pad(x: Array, filters: Filters) -> Array:
+def pad_plane(x: Array, filters: Filters) -> Array:
+    """The plane with its margins."""
     if filters.padding in ("periodic", "given"):
         return x
     return jnp.pad(x, filters.margins, mode=filters.padding)
 
 
-def _filter(spectrum: Array, wave: Array, step: int) -> Array:
+def filter_maps(spectrum: Array, wave: Array, step: int) -> Array:
     """Fourier transform of the convolution, decimated: the mean over the frequencies that alias to the same one."""
     if jnp.iscomplexobj(wave):
         product = spectrum * wave
@@ -203,7 +206,7 @@ def _filter(spectrum: Array, wave: Array, step: int) -> Array:
     return product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
 
 
-def _average(u: Array, matrices: tuple[Array, Array]) -> Array:
+def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
     """`A u A'^T` at full precision: the averaged, decimated and cropped map."""
     rows, columns = matrices
     return jnp.einsum("hp,...pq,wq->...hw", rows, u, columns, precision="highest")
@@ -221,9 +224,8 @@ def _default_chunk(filters: Filters, itemsize: int) -> int:
     return max(1, _ACCELERATOR_BYTES // (8 * itemsize * largest))
 
 
-def _check(x: ArrayLike, filters: Filters, max_order: int) -> None:
-    if max_order not in (0, 1, 2):
-        raise ValueError(f"max_order must be 0, 1 or 2, got {max_order!r}")
+def check_images(x: ArrayLike, filters: Filters) -> None:
+    """Refuses images that do not fit the bank, with the remedy."""
     dtype = getattr(x, "dtype", None)
     if dtype not in (jnp.float32, jnp.float64):
         raise TypeError(

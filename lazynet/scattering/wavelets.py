@@ -25,6 +25,7 @@ __all__ = [
     "gabor",
     "lowpass",
     "morlet",
+    "morlet_1d",
 ]
 
 WIDTH = 0.8
@@ -113,6 +114,21 @@ def morlet(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[n
     ratio = _lattice_sum(origin, origin, j, theta, xi) / _lattice_sum(origin, origin, j, theta, 0.0)
     wave, envelope = _lattice_sum(w0, w1, j, theta, xi), _lattice_sum(w0, w1, j, theta, 0.0)
     return wave - ratio * envelope
+
+
+def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
+    """The Morlet wavelet on a line: `G(w) - (G(0) / G_0(0)) G_0(w)`, G of width WIDTH 2^j samples and mean xi_j.
+
+    Example:
+        >>> bool(abs(morlet_1d(frequencies(16), 1)[0]) < 1e-15)
+        True
+    """
+    sigma, xi = WIDTH * 2**j, CENTER_FREQUENCY / 2**j
+    at = np.append(w, 0.0)
+    wave, envelope = (
+        np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0) for center in (xi, 0.0)
+    )
+    return (wave - wave[-1] / envelope[-1] * envelope)[:-1]
 
 
 def lowpass(w: Shaped[np.ndarray, " n"], J: int) -> Float[np.ndarray, " n"]:
