@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Key, Num
 
+from lazynet.covariance.planes import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
@@ -18,7 +19,8 @@ from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
 
-TILE = 512
+TILE_OF_VECTORS = 512
+TILE_OF_IMAGES = 32
 
 
 def analytic_kernel(
@@ -58,11 +60,12 @@ def analytic_kernel(
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
     _check_inputs(x1, x1 if x2 is None else x2, tile)
-    side = TILE if tile is None else tile
-    small = max(len(x1), len(x1 if x2 is None else x2)) <= side
-    if small or _traced(x1) or _traced(x2):
+    if tile is None and _traced(x1, x2):
+        tile = max(len(x1), 0 if x2 is None else len(x2))
+    tile = _balanced(x1 if x2 is None else x2) if tile is None else tile
+    if max(len(x1), 0 if x2 is None else len(x2)) <= tile:
         return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
-    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side)
+    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), tile)
 
 
 def monte_carlo_kernel(
@@ -111,23 +114,34 @@ def _block(model, x1, x2):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _diagonal(model, x):
-    return _gram(*_limit(model, x, x[:1]).first.moments())
-
-
-@functools.partial(jax.jit, static_argnums=0)
 def _symmetric(model, x):
-    k = _limit(model, x, x)
-    pairs = zip(_gram(k.nngp, k.ntk), _gram(*k.first.moments()), strict=True)
-    return Gram(*(_mirrored(full, own) for full, own in pairs))
+    """Kernel of a set with itself: every pair once, the diagonal by its own formulas."""
+    if x.ndim == 2:
+        k = _limit(model, x, x)
+        full = _gram(k.nngp, k.ntk)
+    else:
+        k = _limit(model, x, x, ring(len(x)))
+        full = [_unrolled(values) for values in _gram(k.nngp, k.ntk)]
+    return Gram(*(_mirrored(a, own) for a, own in zip(full, _gram(*k.first.moments()), strict=True)))
+
+
+def _unrolled(values):
+    """The matrix of kernels between i and i + g + 1 modulo n, `[groups, n]`, of which one triangle may be taken."""
+    n = values.shape[1]
+    rows = np.broadcast_to(np.arange(n), values.shape)
+    columns = (rows + np.arange(len(values))[:, None] + 1) % n
+    known = np.zeros((n, n), bool)
+    known[rows, columns] = True
+    full = jnp.zeros((n, n), values.dtype).at[rows, columns].set(values)
+    return jnp.where(known, full, full.T)
 
 
 def _gram(nngp, ntk):
     return Gram(nngp, jnp.zeros_like(nngp) if ntk is None else ntk)
 
 
-def _limit(model, x1, x2):
-    k = propagate(model, input_kernel(x1, x2), model.name)
+def _limit(model, x1, x2, lanes=None):
+    k = propagate(model, input_kernel(x1, x2, lanes), model.name)
     if not k.vectors:
         raise ValueError(f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool().")
     return k
@@ -143,23 +157,13 @@ def _tiled(model, x1, x2, side):
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     out = Gram(*(np.empty((n1, n2), x1.dtype) for _ in range(2)))
     for rows, columns in _tiles(n1, n2, side, symmetric=x2 is None):
-        block = _block(model, _rows(x1, rows, side), _rows(x1 if x2 is None else x2, columns, side))
+        one, two = _rows(x1, rows, side), _rows(x1 if x2 is None else x2, columns, side)
+        block = _symmetric(model, one) if x2 is None and rows == columns else _block(model, one, two)
         for matrix, values in zip(out, block, strict=True):
             values = np.asarray(values)[: len(rows), : len(columns)]
             matrix[rows.start : rows.stop, columns.start : columns.stop] = values
-            if x2 is None and rows != columns:
+            if x2 is None:
                 matrix[columns.start : columns.stop, rows.start : rows.stop] = values.T
-    return _with_diagonal(out, model, x1, side) if x2 is None else out
-
-
-def _with_diagonal(out, model, x, side):
-    """Makes the diagonal tiles symmetric and their diagonals exact, in place."""
-    for start in range(0, len(x), side):
-        rows = range(start, min(start + side, len(x)))
-        own = _diagonal(model, _rows(x, rows, side))
-        for matrix, values in zip(out, own, strict=True):
-            square = matrix[rows.start : rows.stop, rows.start : rows.stop]
-            square[:] = np.triu(square, 1) + np.triu(square, 1).T + np.diag(np.asarray(values)[: len(rows)])
     return out
 
 
@@ -169,9 +173,17 @@ def _tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> Iterator[tuple[ra
             yield range(i, min(i + side, n1)), range(j, min(j + side, n2))
 
 
-def _traced(x):
+def _balanced(x):
+    """Side of tiles of about the same size; whole vector registers for images, whose kernels run one lane a pair."""
+    largest, multiple = (TILE_OF_VECTORS, 1) if x.ndim == 2 else (TILE_OF_IMAGES, 8)
+    side = -(-len(x) // -(-len(x) // largest))
+    return -(-side // multiple) * multiple
+
+
+def _traced(*arrays):
     try:
-        np.asarray(x)
+        for x in arrays:
+            np.asarray(x)
     except jax.errors.TracerArrayConversionError:
         return True
     return False

@@ -27,7 +27,10 @@ from jax import lax
 from lazynet.covariance.windows import Size, Window, apart, masked, slide, together
 from lazynet.typing import Array
 
-__all__ = ["Lanes", "Planes", "Request", "mean_over_pairs", "mean_over_positions", "source", "variances"]
+__all__ = [
+    "Lanes", "Planes", "Request", "all_pairs", "each_with_itself", "mean_over_pairs", "mean_over_positions", "ring",
+    "source", "variances",
+]
 
 Plane = tuple[Array, Array | None]
 
@@ -38,6 +41,38 @@ class Lanes(NamedTuple):
     groups: int
     first: Callable[[Array, Any], Array]
     second: Callable[[Array, Any], Array]
+
+
+def all_pairs(n: int) -> Lanes:
+    """One group for each of the n images of the first set, which meets all images of the second.
+
+    Example:
+        >>> all_pairs(3).groups
+        3
+    """
+    return Lanes(n, lambda a, g: lax.dynamic_slice_in_dim(a, g, 1, -1), lambda a, g: a)
+
+
+def each_with_itself() -> Lanes:
+    """One group, in which image i meets image i.
+
+    Example:
+        >>> each_with_itself().groups
+        1
+    """
+    return Lanes(1, lambda a, g: a, lambda a, g: a)
+
+
+def ring(n: int) -> Lanes:
+    """Groups in which image i meets image i + g + 1 modulo n: every pair of different images once, for x1 = x2.
+
+    For even n the last group has every pair twice.
+
+    Example:
+        >>> ring(4).second(jnp.arange(4), 0).tolist()
+        [1, 2, 3, 0]
+    """
+    return Lanes(n // 2, lambda a, g: a, lambda a, g: jnp.roll(a, -1 - g, axis=-1))
 
 
 class Request(NamedTuple):

@@ -10,9 +10,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from lazynet.covariance.planes import Lanes, Planes, mean_over_pairs, mean_over_positions, source, variances
+from lazynet.covariance.planes import (
+    Lanes,
+    Planes,
+    all_pairs,
+    each_with_itself,
+    mean_over_pairs,
+    mean_over_positions,
+    source,
+    variances,
+)
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 
@@ -174,8 +182,7 @@ class Kernel:
             return [a if a is None else scale**2 * a for a in pair]
 
         def side(own):
-            each = Lanes(1, lambda a, g: a, lambda a, g: a)
-            pooled = once(lambda: scaled(mean_over_pairs(own.pairs, each, same=True)))
+            pooled = once(lambda: scaled(mean_over_pairs(own.pairs, each_with_itself(), same=True)))
             return Side(once(lambda: Moments(*(a if a is None else a[0] for a in pooled()))))
 
         cross = self._vectors(scaled(mean_over_pairs(self.cross, self.lanes)))
@@ -231,8 +238,7 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
         >>> input_kernel(jnp.eye(2), jnp.eye(2)).nngp.tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
-    lanes = lanes or Lanes(len(x1), lambda a, g: lax.dynamic_slice_in_dim(a, g, 1, -1), lambda a, g: a)
-    return (_vectors if x1.ndim == 2 else _images)(x1, x2, lanes)
+    return (_vectors if x1.ndim == 2 else _images)(x1, x2, lanes or all_pairs(len(x1)))
 
 
 def _vectors(x1, x2, lanes):
