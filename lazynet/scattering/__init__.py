@@ -6,6 +6,14 @@ Start with `filter_bank` and `scattering2d`; `Scattering2D` is the same transfor
 from lazynet.scattering.dropin import Scattering2D
 from lazynet.scattering.filters import Filters, filter_bank
 from lazynet.scattering.frame import LittlewoodPaley, frame_bounds, lipschitz_bound, littlewood_paley
+from lazynet.scattering.moments import scattering_moments
+from lazynet.scattering.multiresolution import (
+    cascade_aliasing,
+    dual_frame_inverse,
+    fast_wavelet_inverse,
+    fast_wavelet_transform,
+    undecimated_coefficients,
+)
 from lazynet.scattering.rototranslation import rototranslation_scattering
 from lazynet.scattering.transform import (
     Path,
@@ -22,6 +30,10 @@ __all__ = [
     "Path",
     "Scattering2D",
     "angles",
+    "cascade_aliasing",
+    "dual_frame_inverse",
+    "fast_wavelet_inverse",
+    "fast_wavelet_transform",
     "filter_bank",
     "frame_bounds",
     "gabor",
@@ -31,6 +43,8 @@ __all__ = [
     "rototranslation_scattering",
     "scattering2d",
     "scattering2d_nhwc",
+    "scattering_moments",
     "scattering_paths",
+    "undecimated_coefficients",
     "wavelet_coefficients",
 ]

@@ -1,0 +1,168 @@
+"""Wavelet transforms that can be inverted: the fast orthogonal one, and the dual frame of a Morlet bank."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Complex, Float, Shaped
+
+from lazynet.scattering.filters import Filters
+from lazynet.scattering.wavelets import LOWPASS_WIDTH
+from lazynet.typing import Array, ArrayLike
+
+__all__ = [
+    "DAUBECHIES",
+    "HAAR",
+    "cascade_aliasing",
+    "dual_frame_inverse",
+    "fast_wavelet_inverse",
+    "fast_wavelet_transform",
+    "undecimated_coefficients",
+]
+
+HAAR = (math.sqrt(0.5), math.sqrt(0.5))
+"""Low-pass of the Haar wavelet."""
+
+DAUBECHIES = tuple((a + b * math.sqrt(3)) / (4 * math.sqrt(2)) for a, b in ((1, 1), (3, 1), (3, -1), (1, -1)))
+"""Low-pass of the Daubechies wavelet with two vanishing moments."""
+
+
+def fast_wavelet_transform(
+    x: Shaped[ArrayLike, "*batch H W"], levels: int, lowpass: tuple[float, ...] = DAUBECHIES
+) -> tuple[Float[Array, "*batch h w"], list[Float[Array, "*batch 3 p q"]]]:
+    """The cascade `a_{j+1} = D_2(a_j * h h)`, `d_{j+1} = D_2(a_j * {h g, g h, g g})` on the periodic grid.
+
+    g[m] = (-1)^m h[n-1-m] is the conjugate mirror of h. With an orthogonal h the transform is an isometry that costs
+    O(H W) operations. (Morlet banks have no such cascade: see `cascade_aliasing`.)
+
+    Args:
+        x: Images whose sides are multiples of 2^levels.
+        levels: Number of times the approximation is split.
+        lowpass: Coefficients h of the filter, of unit norm and orthogonal to their even shifts.
+
+    Returns:
+        The approximation [..., H/2^levels, W/2^levels] and the details of each level, finest first: [..., 3, h, w].
+
+    Raises:
+        ValueError: If a side is not a multiple of 2^levels.
+
+    Example:
+        >>> approximation, details = fast_wavelet_transform(jnp.ones((8, 8)), 2)
+        >>> approximation.shape, [d.shape for d in details]
+        ((2, 2), [(3, 4, 4), (3, 2, 2)])
+    """
+    if any(side % 2**levels for side in x.shape[-2:]):
+        raise ValueError(f"sides must be multiples of 2^levels = {2**levels}, got {tuple(x.shape[-2:])}")
+    approximation, details = jnp.asarray(x), []
+    for _ in range(levels):
+        rows = _split(approximation, lowpass, -2)
+        (approximation, vertical), (horizontal, diagonal) = (_split(half, lowpass, -1) for half in rows)
+        details.append(jnp.stack([vertical, horizontal, diagonal], axis=-3))
+    return approximation, details
+
+
+def fast_wavelet_inverse(
+    approximation: Float[Array, "*batch h w"], details: list[Array], lowpass: tuple[float, ...] = DAUBECHIES
+) -> Float[Array, "*batch H W"]:
+    """The image with these coefficients: `x = W^T W x`, since an orthogonal W is inverted by its transpose.
+
+    Args:
+        approximation: From `fast_wavelet_transform`.
+        details: From `fast_wavelet_transform`.
+        lowpass: The same filter.
+
+    Example:
+        >>> x = jnp.arange(16.0).reshape(4, 4)
+        >>> bool(jnp.allclose(fast_wavelet_inverse(*fast_wavelet_transform(x, 1)), x, atol=1e-5))
+        True
+    """
+    *batch, height, width = approximation.shape
+    scale = 2 ** len(details)
+    image = jax.ShapeDtypeStruct((*batch, height * scale, width * scale), approximation.dtype)
+    transpose = jax.linear_transpose(lambda x: fast_wavelet_transform(x, len(details), lowpass), image)
+    return transpose((approximation, details))[0]
+
+
+def cascade_aliasing(oversampling: int) -> float:
+    """`exp(-(LOWPASS_WIDTH pi 2^oversampling)^2 / 2)`: the low-pass at the Nyquist frequency of its own samples.
+
+    It is what a pyramid of Gaussians would alias at every step if it kept 2^oversampling times more samples along
+    each axis than one for each 2^j pixels, and why `scattering2d` filters the full-resolution image instead.
+
+    Example:
+        >>> [f"{cascade_aliasing(s):.2g}" for s in range(3)]
+        ['0.45', '0.042', '3.3e-06']
+    """
+    return math.exp(-0.5 * (LOWPASS_WIDTH * math.pi * 2**oversampling) ** 2)
+
+
+def undecimated_coefficients(
+    x: Shaped[ArrayLike, "*batch P Q"], filters: Filters
+) -> tuple[Float[Array, "*batch P Q"], Complex[Array, "*batch J L P Q"]]:
+    """The average `x * phi` and the wavelet coefficients `x * psi_{j,theta}` at every pixel of the padded grid.
+
+    Args:
+        x: Images of the padded size (the image's own with padding="periodic").
+        filters: From `filter_bank` with sampling="kymatio".
+
+    Example:
+        >>> from lazynet.scattering import filter_bank
+        >>> low, waves = undecimated_coefficients(jnp.ones((8, 8)), filter_bank((8, 8), 2, 4, padding="periodic"))
+        >>> low.shape, waves.shape
+        ((8, 8), (2, 4, 8, 8))
+    """
+    spectrum = jnp.fft.fft2(jnp.asarray(x))
+    phi, psi = _spectra(filters, spectrum.dtype)
+    low = jnp.fft.ifft2(_times(spectrum, phi)).real
+    return low, jnp.fft.ifft2(_times(spectrum[..., None, None, :, :], psi))
+
+
+def dual_frame_inverse(
+    low: Float[Array, "*batch P Q"], waves: Complex[Array, "*batch J L P Q"], filters: Filters
+) -> Float[Array, "*batch P Q"]:
+    """The real image `Re F^-1[(conj(phi) low + sum conj(psi) waves) / A]`, A the Littlewood-Paley sum.
+
+    The inverse of `undecimated_coefficients`, and the least-squares image if the coefficients are those of none.
+
+    Args:
+        low: From `undecimated_coefficients`.
+        waves: From `undecimated_coefficients`.
+        filters: The same bank.
+
+    Example:
+        >>> from lazynet.scattering import filter_bank
+        >>> filters, x = filter_bank((8, 8), 2, 4, padding="periodic"), jnp.arange(64.0).reshape(8, 8)
+        >>> bool(jnp.allclose(dual_frame_inverse(*undecimated_coefficients(x, filters), filters), x, atol=1e-3))
+        True
+    """
+    phi, psi = _spectra(filters, waves.dtype)
+    energy = jnp.square(jnp.abs(psi)).sum((0, 1))
+    mirrored = jnp.roll(jnp.flip(energy), (1, 1), (0, 1))
+    total = jnp.square(jnp.abs(phi)) + 0.5 * (energy + mirrored)
+    summed = _times(jnp.fft.fft2(low), jnp.conj(phi)) + _times(jnp.fft.fft2(waves), jnp.conj(psi)).sum((-4, -3))
+    # The real part adds the conjugate wavelets; division by the even function A commutes with it.
+    return jnp.fft.ifft2(_times(summed, (1 / total).astype(waves.dtype))).real
+
+
+def _split(x: Array, lowpass: tuple[float, ...], axis: int) -> tuple[Array, Array]:
+    """Even samples of the correlations with h and with its conjugate mirror, along one axis."""
+    n = len(lowpass)
+    mirror = [(-1) ** m * lowpass[n - 1 - m] for m in range(n)]
+    even = jnp.stack([_even(jnp.roll(x, -m, axis), axis) for m in range(n)])
+    low, high = jnp.tensordot(jnp.asarray([lowpass, mirror], x.dtype), even, 1, precision="highest")
+    return low, high
+
+
+def _even(x: Array, axis: int) -> Array:
+    return x[..., ::2] if axis == -1 else x[..., ::2, :]
+
+
+def _spectra(filters: Filters, dtype) -> tuple[Array, Array]:
+    phi = jnp.outer(*filters.phi).astype(dtype)
+    return phi, jnp.stack(list(filters.psi[0].values())).astype(dtype)
+
+
+def _times(maps: Array, spectra: Array) -> Array:
+    return maps * spectra.reshape((1,) * (maps.ndim - spectra.ndim) + spectra.shape)
