@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.typing import Array
+from lazynet.typing import Array, ArrayLike
 
 __all__ = ["Taps", "Window", "apart", "masked", "moving_mean", "slide", "together"]
 
 Size = tuple[int, int]
+Mask = ArrayLike | bool | None
 
 
 class Window(NamedTuple):
@@ -61,7 +62,7 @@ class Taps(NamedTuple):
     size: int
     wrap: bool
 
-    def at(self, *index) -> list[Array | None]:
+    def at(self, *index: Any) -> list[Mask]:
         """The mask of each term at one displacement: None if nothing is left out, False if everything is."""
         return [_entry(mask, index) for mask in self.masks]
 
@@ -76,7 +77,7 @@ def apart(window: Window, shape: Size, canvas: Size) -> list[Taps]:
     return [_taps(window, shape, canvas, axis, [range(1 - k, k)] * k) for axis, k in enumerate(window.size)]
 
 
-def slide(x: Array, taps: list[Taps], masks: list[list[Array | None]], canvas: Size) -> Array:
+def slide(x: Array, taps: list[Taps], masks: list[list[Mask]], canvas: Size) -> Array:
     """Sum over windows of the first two axes, `[fine, fine, lanes]` to `[*canvas, lanes]`.
 
     Both axes are padded at once and summed one after the other: this is the form that XLA's CPU backend compiles to
@@ -105,7 +106,7 @@ def moving_mean(variances: Array, window: Window) -> Array:
     return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
 
 
-def masked(x: Array, mask: Array | None, axis: int) -> Array:
+def masked(x: Array, mask: Mask, axis: int) -> Array:
     """`x` times a mask along one of its first two axes.
 
     Example:
