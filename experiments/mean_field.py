@@ -6,8 +6,8 @@
 h(x) = 1/m sum_j b_j tanh(a_j . x) with all weights from N(0, 1), trained by gradient descent with the learning rate m
 times a constant, is an average over neurons. Expected: outputs on test points fluctuate around those of a very wide
 network with slope -1/2 in m, before training and after any fixed number of steps, while the change of the tangent
-kernel tends to a constant that is not zero: its slope is near 0, and at the largest width of the fit it is within 15 % of that
-of the reference. With 1/sqrt m and a constant learning rate, the negative control, it falls with the width.
+kernel tends to a constant that is not zero: its slope is near 0, and at the largest width of the fit it is within 15 %
+of that of the reference. With 1/sqrt m and a constant learning rate, the negative control, it falls with the width.
 
 The fluctuation is measured on test points: after convergence on the training points, interpolation hides it there.
 """
