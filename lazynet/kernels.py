@@ -19,7 +19,7 @@ from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
 
-TILE_OF_VECTORS = 512
+TILE_OF_VECTORS = 256
 TILE_OF_IMAGES = 32
 
 
