@@ -19,7 +19,17 @@ from lazynet.model import Model, layer
 from lazynet.typing import Array
 
 __all__ = [
-    "ABRelu", "Abs", "Cos", "Erf", "Gelu", "LeakyRelu", "Rbf", "Relu", "Sigmoid_like", "Sin", "elementwise",
+    "ABRelu",
+    "Abs",
+    "Cos",
+    "Erf",
+    "Gelu",
+    "LeakyRelu",
+    "Rbf",
+    "Relu",
+    "Sigmoid_like",
+    "Sin",
+    "elementwise",
 ]
 
 SIGMOID_SCALE = 1 / 2.4020563531719796
@@ -149,7 +159,9 @@ def Rbf(gamma: float = 1.0) -> Model:
         >>> round(float(Rbf().apply({}, jnp.zeros((1, 1)))[0, 0]), 6)
         1.0
     """
-    return _activation("Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4), rbf_dual(gamma))
+    return _activation(
+        "Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4), rbf_dual(gamma)
+    )
 
 
 def elementwise(fn: Callable[[Array], Array], *, degree: int = 25) -> Model:

@@ -23,7 +23,11 @@ from lazynet.losses import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params
 
 __all__ = [
-    "empirical_nngp", "empirical_ntk", "estimate_max_learning_rate", "largest_ntk_eigenvalue", "ntk_vector_product",
+    "empirical_nngp",
+    "empirical_ntk",
+    "estimate_max_learning_rate",
+    "largest_ntk_eigenvalue",
+    "ntk_vector_product",
 ]
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]

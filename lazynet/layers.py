@@ -24,7 +24,16 @@ from lazynet.model import Model, layer
 from lazynet.typing import Array
 
 __all__ = [
-    "AvgPool", "Conv", "Dense", "Flatten", "GlobalAvgPool", "GlobalSumPool", "Identity", "LayerNorm", "MaxPool", "SumPool",
+    "AvgPool",
+    "Conv",
+    "Dense",
+    "Flatten",
+    "GlobalAvgPool",
+    "GlobalSumPool",
+    "Identity",
+    "LayerNorm",
+    "MaxPool",
+    "SumPool",
 ]
 
 Parameterization = Literal["ntk", "standard"]
@@ -324,8 +333,10 @@ def _windows(x, window, strides, padding, fill):
     image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
     if h < 1 or w < 1:
-        raise ValueError(f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with {padding!r} padding: "
-                         "use a smaller window, or fewer pooling layers before it.")
+        raise ValueError(
+            f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with {padding!r} padding: "
+            "use a smaller window, or fewer pooling layers before it."
+        )
     offsets = product(range(window[0]), range(window[1]))
     rows, columns = strides
     slices = [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
@@ -339,8 +350,10 @@ def _check_affine(name, features, parameterization, s):
     if parameterization not in ("ntk", "standard"):
         raise ValueError(f"{name} got parameterization={parameterization!r}, expected 'ntk' or 'standard'.")
     if parameterization == "ntk" and tuple(s) != (1, 1):
-        raise ValueError(f"{name} got s={s} with parameterization='ntk', expected (1, 1): width factors only change "
-                         "the 'standard' parameterization.")
+        raise ValueError(
+            f"{name} got s={s} with parameterization='ntk', expected (1, 1): width factors only change "
+            "the 'standard' parameterization."
+        )
     return (features, None) if parameterization == "ntk" else (features * s[1], tuple(s))
 
 
@@ -364,5 +377,7 @@ def _check_rank(name, x, rank, expected, fix):
 
 def _check_channels(name, x, expected):
     if x.shape[-1] != expected:
-        raise ValueError(f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), its weights expect {expected}: "
-                         "initialize with a batch of this shape, or fix the input.")
+        raise ValueError(
+            f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), its weights expect {expected}: "
+            "initialize with a batch of this shape, or fix the input."
+        )

@@ -22,8 +22,17 @@ from jaxtyping import Float
 
 from lazynet.typing import ArrayLike
 
-__all__ = ["ASYMMETRY_LIMIT", "NEGATIVE_LIMIT", "Eigen", "eigh", "kernel_matrix", "largest_eigenvalue", "psd_eigh",
-           "solve_psd", "symmetric"]
+__all__ = [
+    "ASYMMETRY_LIMIT",
+    "NEGATIVE_LIMIT",
+    "Eigen",
+    "eigh",
+    "kernel_matrix",
+    "largest_eigenvalue",
+    "psd_eigh",
+    "solve_psd",
+    "symmetric",
+]
 
 ASYMMETRY_LIMIT = 1e-4
 """Largest `max |A - A'| / max |A|` that counts as rounding."""
@@ -76,8 +85,10 @@ def kernel_matrix(kernel: Float[ArrayLike, "n1 n2 ..."]) -> Float[np.ndarray, "m
     if array.ndim == 2:
         return array
     if array.ndim != 4 or array.shape[2] != array.shape[3]:
-        raise ValueError(f"kernel of shape {array.shape}, expected [n1, n2], or [n1, n2, k, k] for the full empirical "
-                         'kernel (empirical_ntk with outputs="trace" or "full").')
+        raise ValueError(
+            f"kernel of shape {array.shape}, expected [n1, n2], or [n1, n2, k, k] for the full empirical "
+            'kernel (empirical_ntk with outputs="trace" or "full").'
+        )
     n1, n2, k, _ = array.shape
     return array.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
 
@@ -97,16 +108,22 @@ def symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> Float[np.ndarray, "m m"]:
     """
     array = np.asarray(matrix, np.float64)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
-        raise ValueError(f"matrix of shape {array.shape}, expected [m, m] with m >= 1: pass the kernel of one set of "
-                         "inputs with itself.")
+        raise ValueError(
+            f"matrix of shape {array.shape}, expected [m, m] with m >= 1: pass the kernel of one set of "
+            "inputs with itself."
+        )
     if not np.isfinite(array).all():
-        raise ValueError(f"matrix has {np.sum(~np.isfinite(array))} entries that are not finite, expected none: "
-                         "check the inputs of the kernel for NaN, and deep float32 kernels for overflow.")
+        raise ValueError(
+            f"matrix has {np.sum(~np.isfinite(array))} entries that are not finite, expected none: "
+            "check the inputs of the kernel for NaN, and deep float32 kernels for overflow."
+        )
     asymmetry, size = np.abs(array - array.T).max(), np.abs(array).max()
     if asymmetry > ASYMMETRY_LIMIT * size:
-        raise ValueError(f"matrix is not symmetric: its largest asymmetry is {asymmetry:.3g}, expected at most "
-                         f"{ASYMMETRY_LIMIT:g} of its largest entry {size:.3g}: pass the kernel of one set of inputs "
-                         "with itself, or symmetrize it by (A + A.T) / 2 if you know why it is not.")
+        raise ValueError(
+            f"matrix is not symmetric: its largest asymmetry is {asymmetry:.3g}, expected at most "
+            f"{ASYMMETRY_LIMIT:g} of its largest entry {size:.3g}: pass the kernel of one set of inputs "
+            "with itself, or symmetrize it by (A + A.T) / 2 if you know why it is not."
+        )
     return (array + array.T) / 2
 
 
@@ -156,9 +173,11 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
     eigen = eigh(matrix)
     smallest, largest = eigen.values[0], eigen.values[-1]
     if smallest < -NEGATIVE_LIMIT * max(largest, 0.0):
-        raise ValueError(f"matrix is not positive semi-definite: lambda_min = {smallest:.3g} against lambda_max = "
-                         f"{largest:.3g}, expected at least -{NEGATIVE_LIMIT:g} lambda_max: compute the kernel in "
-                         'float64 or with precision="highest", or add a ridge to its diagonal.')
+        raise ValueError(
+            f"matrix is not positive semi-definite: lambda_min = {smallest:.3g} against lambda_max = "
+            f"{largest:.3g}, expected at least -{NEGATIVE_LIMIT:g} lambda_max: compute the kernel in "
+            'float64 or with precision="highest", or add a ridge to its diagonal.'
+        )
     return eigen._replace(values=np.maximum(eigen.values, 0.0))
 
 
@@ -213,9 +232,11 @@ def solve_psd(
         definite = False
     if not definite:
         smallest = np.linalg.eigvalsh(shifted)[0]
-        raise ValueError(f"matrix + ridge is not definite: lambda_min = {smallest:.3g} with ridge = {ridge:g}, "
-                         "expected a positive one above rounding: pass a larger ridge (duplicate inputs make a kernel "
-                         "singular), or use psd_eigh, whose pseudo-inverse is the limit of a vanishing ridge.")
+        raise ValueError(
+            f"matrix + ridge is not definite: lambda_min = {smallest:.3g} with ridge = {ridge:g}, "
+            "expected a positive one above rounding: pass a larger ridge (duplicate inputs make a kernel "
+            "singular), or use psd_eigh, whose pseudo-inverse is the limit of a vanishing ridge."
+        )
     return scipy.linalg.cho_solve((factor, True), columns)
 
 

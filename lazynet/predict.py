@@ -24,8 +24,14 @@ from lazynet.losses import mse
 from lazynet.records import Data, Gram
 from lazynet.typing import Array, ArrayLike, LossFn
 
-__all__ = ["Gaussian", "gp_inference", "gradient_descent", "gradient_descent_mse", "gradient_descent_mse_ensemble",
-           "max_learning_rate"]
+__all__ = [
+    "Gaussian",
+    "gp_inference",
+    "gradient_descent",
+    "gradient_descent_mse",
+    "gradient_descent_mse_ensemble",
+    "max_learning_rate",
+]
 
 Kernels = Any
 """An array, or an object with attributes `nngp` and `ntk`."""
@@ -159,8 +165,10 @@ def gradient_descent_mse_ensemble(
             cross = kernel_fn(x_test, x_train, ("nngp", "ntk"), **kernel_fn_train_train_kwargs)
             prior = kernel_fn(x_test, None, "nngp", **kernel_fn_train_train_kwargs) if compute_cov else None
         clock = _times(t, learning_rate / y_train.shape[1])
-        members = {name: _ensemble(name, train, cross, prior, y_train, clock, regularize, compute_cov)
-                   for name in _names(get, ("nngp", "ntk"))}
+        members = {
+            name: _ensemble(name, train, cross, prior, y_train, clock, regularize, compute_cov)
+            for name in _names(get, ("nngp", "ntk"))
+        }
         return _collected(members, get)
 
     return predict_fn
@@ -200,8 +208,10 @@ def gp_inference(
 
     def predict_fn(get: Get = None, k_test_train: Kernels = None, k_test_test: Kernels = None):
         settings = (y_train, _times(None, 1.0), (diag_reg, diag_reg_absolute_scale), k_test_test is not None)
-        members = {name: _ensemble(name, k_train_train, k_test_train, k_test_test, *settings)
-                   for name in _names(get, ("nngp", "ntk", "ntkgp"))}
+        members = {
+            name: _ensemble(name, k_train_train, k_test_train, k_test_test, *settings)
+            for name in _names(get, ("nngp", "ntk", "ntkgp"))
+        }
         return _collected(members, get)
 
     return predict_fn
@@ -234,8 +244,9 @@ def _predictor(kernel, y, loss, unit, friction):
 
     def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):
         if fx_test_0 is not None and k_test_train is None:
-            raise ValueError("got fx_test_0 without k_test_train, expected both: pass the kernel between test and "
-                             "training inputs.")
+            raise ValueError(
+                "got fx_test_0 without k_test_train, expected both: pass the kernel between test and training inputs."
+            )
         time, restore = _times(t, unit)
         start = np.broadcast_to(np.asarray(0.0 if fx_train_0 is None else fx_train_0, np.float64), np.shape(y))
         solution = flow.solve_flow(kernel, y, time=time, loss=loss, f0=start, friction=friction)
@@ -263,8 +274,9 @@ def _ensemble(name, train, cross, prior, y, clock, regularize, compute_cov):
         return _like(restore(flow.kernel_outputs(rows, flow.solve_flow(kernel, y, time=time).coefficients)), y)
     start = kernel if trained == drawn else _member(train, drawn)
     columns, prior = (start, start) if cross is None else (_member(cross, drawn), _member(prior, drawn))
-    ensemble = flow.trained_ensemble(Gram(nngp=start, ntk=kernel), Data(x=y, y=y), time=time,
-                                     cross=Gram(nngp=columns, ntk=rows), prior=prior)
+    ensemble = flow.trained_ensemble(
+        Gram(nngp=start, ntk=kernel), Data(x=y, y=y), time=time, cross=Gram(nngp=columns, ntk=rows), prior=prior
+    )
     return Gaussian(*(_like(restore(each), y) for each in ensemble))
 
 
@@ -290,8 +302,10 @@ def _member(kernels, *names):
         return kernels
     found = [getattr(kernels, name) for name in names if getattr(kernels, name, None) is not None]
     if not found:
-        raise ValueError(f"kernels of type {type(kernels).__name__} have no {' or '.join(names)}, expected an object "
-                         f"with this attribute: compute them with get={('nngp', 'ntk')}.")
+        raise ValueError(
+            f"kernels of type {type(kernels).__name__} have no {' or '.join(names)}, expected an object "
+            f"with this attribute: compute them with get={('nngp', 'ntk')}."
+        )
     return found[0]
 
 
@@ -309,9 +323,11 @@ def _collected(members, get):
 def _check_trace_axes(kernel, y, trace_axes):
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes)
     if axes not in ((), (-1,), (1,)) or np.ndim(y) != 2 or np.ndim(kernel) != (2 if axes else 4):
-        raise ValueError(f"trace_axes = {trace_axes} with a kernel of shape {np.shape(kernel)} and targets of shape "
-                         f"{np.shape(y)}, expected targets [n, k] and (-1,) with a kernel [n, n], or () with a kernel "
-                         "[n, n, k, k].")
+        raise ValueError(
+            f"trace_axes = {trace_axes} with a kernel of shape {np.shape(kernel)} and targets of shape "
+            f"{np.shape(y)}, expected targets [n, k] and (-1,) with a kernel [n, n], or () with a kernel "
+            "[n, n, k, k]."
+        )
 
 
 def _like(outputs, y) -> Array:

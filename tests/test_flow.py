@@ -71,14 +71,16 @@ def test_the_mse_flow_is_the_matrix_exponential_of_the_joint_system(full, rank):
     for i, time in enumerate(TIMES):
         expected = (expm(generator * time) @ start)[:-1]
         np.testing.assert_allclose(solution.outputs[i].ravel(), expected[: n * k], rtol=1e-9, atol=1e-10)
-        np.testing.assert_allclose(test[i].ravel(), expected[n * k:], rtol=1e-9, atol=1e-10)
+        np.testing.assert_allclose(test[i].ravel(), expected[n * k :], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_training_outputs_are_the_kernel_times_the_dual_coefficients(full):
     ntk, _, y, f0, _ = _problem(full=full)
-    for solution in (flow.solve_flow(ntk, y, time=TIMES, f0=f0),
-                     flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.5, save_at=[0, 9], f0=f0)):
+    for solution in (
+        flow.solve_flow(ntk, y, time=TIMES, f0=f0),
+        flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.5, save_at=[0, 9], f0=f0),
+    ):
         np.testing.assert_allclose(flow.kernel_outputs(ntk, solution.coefficients, f0), solution.outputs, atol=1e-10)
 
 
@@ -86,8 +88,10 @@ def test_the_full_kernel_of_decoupled_outputs_gives_the_flow_of_the_small_one():
     ntk, cross, y, f0, g0 = _problem()
     full, full_cross = (kernel[:, :, None, None] * np.eye(3) for kernel in (ntk, cross))
     time = [*TIMES, np.inf]
-    small, large = (flow.gradient_flow(a, _data(y), time=time, f0=f0, cross=b, test=_data(g0), f0_test=g0)
-                    for a, b in ((ntk, cross), (full, full_cross)))
+    small, large = (
+        flow.gradient_flow(a, _data(y), time=time, f0=f0, cross=b, test=_data(g0), f0_test=g0)
+        for a, b in ((ntk, cross), (full, full_cross))
+    )
     for name in ("train_loss", "test_loss", "test_accuracy"):
         np.testing.assert_allclose(small.metrics[name], large.metrics[name], rtol=1e-9, atol=1e-12)
 
@@ -103,8 +107,10 @@ def test_a_null_direction_of_the_kernel_moves_test_outputs_at_a_constant_rate():
 def test_a_tiny_eigenvalue_of_either_sign_has_the_limit_of_a_zero_one(small):
     ntk = np.diag([1.0, small])
     y = np.array([[1.0], [1.0]])
-    for solution in (flow.solve_flow(ntk, y, time=[10.0]),
-                     flow.solve_descent(ntk, y, learning_rate=0.1, save_at=[100])):
+    for solution in (
+        flow.solve_flow(ntk, y, time=[10.0]),
+        flow.solve_descent(ntk, y, learning_rate=0.1, save_at=[100]),
+    ):
         np.testing.assert_allclose(solution.coefficients[0, 1, 0], 5.0, rtol=1e-12)
         np.testing.assert_allclose(solution.outputs[0, 1, 0], max(small, 0.0) * 5.0, rtol=1e-12)
 
@@ -244,8 +250,10 @@ def test_descent_without_momentum_is_a_matrix_power(full):
 
 def test_recording_more_often_does_not_change_the_steps():
     ntk, _, y, f0, _ = _problem()
-    often, once = (flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.9, save_at=steps, f0=f0)
-                   for steps in (np.arange(0, 501), [500]))
+    often, once = (
+        flow.solve_descent(ntk, y, learning_rate=0.1, momentum=0.9, save_at=steps, f0=f0)
+        for steps in (np.arange(0, 501), [500])
+    )
     np.testing.assert_allclose(often.coefficients[-1], once.coefficients[-1], rtol=1e-11)
 
 
@@ -276,7 +284,8 @@ def test_descent_converges_below_the_largest_learning_rate_and_diverges_above_it
     bound = flow.max_learning_rate(ntk, momentum=momentum)
     for factor, converges in ((0.99, True), (1.01, False)):
         curve = flow.gradient_descent(
-            ntk, _data(y), learning_rate=factor * bound, momentum=momentum, save_at=[0, 2000, 4000], f0=f0)
+            ntk, _data(y), learning_rate=factor * bound, momentum=momentum, save_at=[0, 2000, 4000], f0=f0
+        )
         assert (curve.metrics["train_loss"][2] < curve.metrics["train_loss"][0]) == converges
         assert (curve.metrics["train_loss"][2] > 1e6) != converges
 
@@ -295,7 +304,8 @@ def test_a_curve_holds_losses_accuracies_and_the_common_clock():
     labels = np.eye(2)[[0, 1, 0, 1, 0, 1]]
     test = _data(np.eye(2)[[0, 1, 1, 0]])
     curve = flow.gradient_descent(
-        ntk, _data(labels), learning_rate=0.5, momentum=0.75, save_at=[0, 4], cross=cross, test=test)
+        ntk, _data(labels), learning_rate=0.5, momentum=0.75, save_at=[0, 4], cross=cross, test=test
+    )
     assert curve.time.tolist() == [0.0, 8.0]
     assert curve.step.tolist() == [0, 4]
     assert curve.params is None and curve.diverged_at is None
@@ -353,7 +363,8 @@ def test_leave_one_out_is_a_loop_of_regressions(full):
         for i in range(len(y)):
             rest = np.delete(np.arange(len(y)), i)
             expected = flow.kernel_regression(
-                kernel[np.ix_(rest, rest)], _data(y[rest]), cross=kernel[i:i + 1, rest], ridge=ridge)
+                kernel[np.ix_(rest, rest)], _data(y[rest]), cross=kernel[i : i + 1, rest], ridge=ridge
+            )
             np.testing.assert_allclose(predictions[i], expected[0], rtol=1e-8, atol=1e-9)
 
 
@@ -368,7 +379,8 @@ def test_the_posterior_is_a_gaussian_conditioned_on_noisy_observations(ridge):
     factor = _normal(10, 20)
     joint = factor @ factor.T
     posterior = flow.nngp_posterior(
-        joint[:6, :6], _data(_normal(6, 2)), cross=joint[6:, :6], prior=joint[6:, 6:], ridge=ridge)
+        joint[:6, :6], _data(_normal(6, 2)), cross=joint[6:, :6], prior=joint[6:, 6:], ridge=ridge
+    )
     precision = np.linalg.inv(joint + np.diag([ridge] * 6 + [0.0] * 4))[6:, 6:]
     np.testing.assert_allclose(posterior.covariance, np.linalg.inv(precision), rtol=1e-8, atol=1e-9)
     expected = flow.kernel_regression(joint[:6, :6], _data(_normal(6, 2)), cross=joint[6:, :6], ridge=ridge)
@@ -390,8 +402,9 @@ def test_the_trained_ensemble_has_the_moments_of_its_members(time):
     ntk, cross, y, _, _ = _problem(k=1)
     factor = _normal(10, 10, seed=4)
     nngp = factor @ factor.T
-    ensemble = flow.trained_ensemble(Gram(nngp[:6, :6], ntk), _data(y), time=time, prior=nngp[6:, 6:],
-                                     cross=Gram(nngp[6:, :6], cross))
+    ensemble = flow.trained_ensemble(
+        Gram(nngp[:6, :6], ntk), _data(y), time=time, prior=nngp[6:, 6:], cross=Gram(nngp[6:, :6], cross)
+    )
 
     def member(start):
         solution = flow.solve_flow(ntk, y, time=time, f0=start[:6])
@@ -418,37 +431,49 @@ def test_training_the_last_layer_forever_gives_the_posterior():
 NTK, Y = np.eye(3), np.ones((3, 2))
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: flow.gradient_flow(np.eye(2), _data(Y), time=[1.0]), r"has shape \(2, 2\), expected \(3, 3\)"),
-    (lambda: flow.gradient_flow(np.ones((3, 3, 4, 4)), _data(Y), time=[1.0]), r"or \(3, 3, 2, 2\) for the full"),
-    (lambda: flow.gradient_flow(NTK, _data(np.ones(3)), time=[1.0]), r"targets of shape \(3,\), expected \[n, k\]"),
-    (lambda: flow.gradient_flow(NTK, _data(Y * np.nan), time=[1.0]), "targets have 6 entries that are not finite"),
-    (lambda: flow.gradient_flow(NTK * np.nan, _data(Y), time=[1.0]), "matrix has 9 entries that are not finite"),
-    (lambda: flow.gradient_flow(NTK + np.tri(3), _data(Y), time=[1.0]), "largest asymmetry is 1"),
-    (lambda: flow.gradient_flow(-NTK, _data(Y), time=[1.0]), "not positive semi-definite"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0, 1.0]), "expected one axis of increasing times"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[-1.0, 1.0]), "times >= 0"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf, np.inf]), "increasing times"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[]), "increasing times"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=np.ones((3, 1))), r"f0 has shape \(3, 1\)"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((4, 3))), "cross alone"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], test=_data(Y)), "test alone"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((3, 4)), test=_data(Y)), "cross has shape"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK * np.nan, test=_data(Y)), "not finite"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK, test=_data(Y), f0=Y), "f0 without f0_test"),
-    (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf], loss=cross_entropy), "only mse without friction"),
-    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.0, save_at=[1]), "learning_rate = 0.0"),
-    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, momentum=1.0, save_at=[1]), "momentum = 1.0"),
-    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=[2, 1]), "increasing integers"),
-    (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=np.array([0.5])), "increasing integers"),
-    (lambda: flow.max_learning_rate(np.zeros((2, 2))), "lambda_max = 0"),
-    (lambda: flow.max_learning_rate(NTK, momentum=-0.1), "momentum = -0.1"),
-    (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=-1.0), "ridge = -1.0"),
-    (lambda: flow.kernel_regression(NTK, _data(Y), cross=np.ones((4, 2))), r"kernel has shape \(4, 2\)"),
-    (lambda: flow.leave_one_out(NTK, _data(Y), ridge=np.array([0.1, np.nan])), "ridge = nan"),
-    (lambda: flow.trained_ensemble(Gram(np.eye(2), NTK), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK), "nngp"),
-    (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=np.eye(2)), "prior has shape"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: flow.gradient_flow(np.eye(2), _data(Y), time=[1.0]), r"has shape \(2, 2\), expected \(3, 3\)"),
+        (lambda: flow.gradient_flow(np.ones((3, 3, 4, 4)), _data(Y), time=[1.0]), r"or \(3, 3, 2, 2\) for the full"),
+        (lambda: flow.gradient_flow(NTK, _data(np.ones(3)), time=[1.0]), r"targets of shape \(3,\), expected \[n, k\]"),
+        (lambda: flow.gradient_flow(NTK, _data(Y * np.nan), time=[1.0]), "targets have 6 entries that are not finite"),
+        (lambda: flow.gradient_flow(NTK * np.nan, _data(Y), time=[1.0]), "matrix has 9 entries that are not finite"),
+        (lambda: flow.gradient_flow(NTK + np.tri(3), _data(Y), time=[1.0]), "largest asymmetry is 1"),
+        (lambda: flow.gradient_flow(-NTK, _data(Y), time=[1.0]), "not positive semi-definite"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0, 1.0]), "expected one axis of increasing times"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[-1.0, 1.0]), "times >= 0"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf, np.inf]), "increasing times"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[]), "increasing times"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=np.ones((3, 1))), r"f0 has shape \(3, 1\)"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((4, 3))), "cross alone"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], test=_data(Y)), "test alone"),
+        (
+            lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=np.ones((3, 4)), test=_data(Y)),
+            "cross has shape",
+        ),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK * np.nan, test=_data(Y)), "not finite"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK, test=_data(Y), f0=Y), "f0 without f0_test"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.inf], loss=cross_entropy), "only mse without friction"),
+        (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.0, save_at=[1]), "learning_rate = 0.0"),
+        (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, momentum=1.0, save_at=[1]), "momentum = 1.0"),
+        (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=[2, 1]), "increasing integers"),
+        (
+            lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=np.array([0.5])),
+            "increasing integers",
+        ),
+        (lambda: flow.max_learning_rate(np.zeros((2, 2))), "lambda_max = 0"),
+        (lambda: flow.max_learning_rate(NTK, momentum=-0.1), "momentum = -0.1"),
+        (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=-1.0), "ridge = -1.0"),
+        (lambda: flow.kernel_regression(NTK, _data(Y), cross=np.ones((4, 2))), r"kernel has shape \(4, 2\)"),
+        (lambda: flow.leave_one_out(NTK, _data(Y), ridge=np.array([0.1, np.nan])), "ridge = nan"),
+        (
+            lambda: flow.trained_ensemble(Gram(np.eye(2), NTK), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK),
+            "nngp",
+        ),
+        (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=np.eye(2)), "prior has shape"),
+    ],
+)
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Rates of the lazy regime on real data: digits in float64, alpha from 10 to 1000, as `lazy_vs_standard` measures them."""
+"""Rates of the lazy regime on digits, in float64 and for alpha from 10 to 1000, as `lazy_vs_standard` has them."""
 
 from __future__ import annotations
 

@@ -94,12 +94,15 @@ def test_rounding_asymmetry_of_float32_is_averaged_away():
     np.testing.assert_array_equal(symmetric, symmetric.T)
 
 
-@pytest.mark.parametrize(("matrix", "message"), [
-    (np.ones((2, 3)), r"shape \(2, 3\), expected \[m, m\]"),
-    (np.ones((0, 0)), "m >= 1"),
-    (np.array([[1.0, np.nan], [np.nan, 1.0]]), "2 entries that are not finite"),
-    (np.array([[1.0, 0.5], [0.0, 1.0]]), "largest asymmetry is 0.5"),
-])
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.ones((2, 3)), r"shape \(2, 3\), expected \[m, m\]"),
+        (np.ones((0, 0)), "m >= 1"),
+        (np.array([[1.0, np.nan], [np.nan, 1.0]]), "2 entries that are not finite"),
+        (np.array([[1.0, 0.5], [0.0, 1.0]]), "largest asymmetry is 0.5"),
+    ],
+)
 @pytest.mark.parametrize("function", [linalg.eigh, linalg.psd_eigh, linalg.largest_eigenvalue])
 def test_a_matrix_that_is_not_symmetric_and_finite_is_refused(function, matrix, message):
     with pytest.raises(ValueError, match=message):

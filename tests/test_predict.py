@@ -89,8 +89,9 @@ def test_the_relative_ridge_is_a_fraction_of_the_mean_diagonal_entry():
     _close(relative(5.0), absolute(5.0), 1e-12)
 
 
-@pytest.mark.parametrize(("case", "settings"), [
-    ("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})])
+@pytest.mark.parametrize(
+    ("case", "settings"), [("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})]
+)
 def test_gradient_descent_agrees_with_neural_tangents(case, settings):
     z = golden()
     y = np.eye(3)[z["ce/labels"]]
@@ -174,17 +175,20 @@ def test_predictions_have_the_dtype_of_the_targets():
 EYE, Y = np.eye(2), np.ones((2, 3))
 
 
-@pytest.mark.parametrize(("call", "message"), [
-    (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=()), r"trace_axes = \(\)"),
-    (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)), r"expected targets \[n, k\] and \(-1,\)"),
-    (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0), "fx_test_0 without k_test_train"),
-    (lambda: predict.gradient_descent_mse(EYE, Y)(-1.0), "times >= 0"),
-    (lambda: predict.gradient_descent(cross_entropy, EYE, Y)(None), "only mse"),
-    (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum = 1.0"),
-    (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
-    (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
-    (lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"), "get = 'ntkgp'"),
-])
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=()), r"trace_axes = \(\)"),
+        (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)), r"expected targets \[n, k\] and \(-1,\)"),
+        (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0), "fx_test_0 without k_test_train"),
+        (lambda: predict.gradient_descent_mse(EYE, Y)(-1.0), "times >= 0"),
+        (lambda: predict.gradient_descent(cross_entropy, EYE, Y)(None), "only mse"),
+        (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum = 1.0"),
+        (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
+        (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
+        (lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"), "get = 'ntkgp'"),
+    ],
+)
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

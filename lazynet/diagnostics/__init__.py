@@ -18,7 +18,24 @@ from lazynet.diagnostics.stability import Stability, activation_stability
 from lazynet.diagnostics.verdict import Laziness, is_lazy
 
 __all__ = [
-    "Laziness", "Spectrum", "Stability", "activation_stability", "cka", "fit_slope", "hessian_norm", "is_lazy",
-    "jacobian_norm", "kappa", "kernel_cosine_distance", "kernel_distance", "kernel_spectrum", "kernel_velocity",
-    "layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift", "target_alignment",
+    "Laziness",
+    "Spectrum",
+    "Stability",
+    "activation_stability",
+    "cka",
+    "fit_slope",
+    "hessian_norm",
+    "is_lazy",
+    "jacobian_norm",
+    "kappa",
+    "kernel_cosine_distance",
+    "kernel_distance",
+    "kernel_spectrum",
+    "kernel_velocity",
+    "layer_drift",
+    "linearization_gap",
+    "ntk_change",
+    "output_gap",
+    "param_drift",
+    "target_alignment",
 ]

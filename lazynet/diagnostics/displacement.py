@@ -88,8 +88,10 @@ def output_gap(outputs: Float[ArrayLike, "..."], reference: Float[ArrayLike, "..
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for its rate 1/alpha.
     """
     if outputs.shape != reference.shape:
-        raise ValueError(f"outputs of shape {outputs.shape} and reference of shape {reference.shape}, expected the "
-                         "same: evaluate both on the same inputs.")
+        raise ValueError(
+            f"outputs of shape {outputs.shape} and reference of shape {reference.shape}, expected the "
+            "same: evaluate both on the same inputs."
+        )
     return jnp.linalg.norm(jnp.ravel(outputs - reference)) / jnp.linalg.norm(jnp.ravel(reference))
 
 

@@ -17,7 +17,12 @@ from lazynet.linalg import eigh, kernel_matrix
 from lazynet.typing import Array, ArrayLike, Scalar
 
 __all__ = [
-    "Spectrum", "cka", "kernel_cosine_distance", "kernel_distance", "kernel_spectrum", "kernel_velocity",
+    "Spectrum",
+    "cka",
+    "kernel_cosine_distance",
+    "kernel_distance",
+    "kernel_spectrum",
+    "kernel_velocity",
     "target_alignment",
 ]
 
@@ -143,8 +148,10 @@ def target_alignment(
     Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its centered form.
     """
     if kernel.ndim not in (2, 4) or y.ndim != 2 or kernel.shape[1::2] not in ((len(y),), y.shape):
-        raise ValueError(f"kernel of shape {kernel.shape} with targets of shape {y.shape}, expected [n, n] or "
-                         "[n, n, k, k] with [n, k].")
+        raise ValueError(
+            f"kernel of shape {kernel.shape} with targets of shape {y.shape}, expected [n, n] or "
+            "[n, n, k, k] with [n, k]."
+        )
     if centered:
         kernel, y = _centered(kernel), y - jnp.mean(y, axis=0, keepdims=True)
     if kernel.ndim == 4:
@@ -201,8 +208,9 @@ def kernel_spectrum(kernel: Float[ArrayLike, "n n *kk"], y: Float[ArrayLike, "..
 def _label_energy(vectors: np.ndarray, y: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     targets = np.asarray(y, np.float64).reshape(-1, 1) if len(shape) == 4 else np.asarray(y, np.float64)
     if len(targets) != len(vectors):
-        raise ValueError(f"kernel of shape {shape} with targets of shape {y.shape}, expected [n, n] or [n, n, k, k] "
-                         "with [n, k].")
+        raise ValueError(
+            f"kernel of shape {shape} with targets of shape {y.shape}, expected [n, n] or [n, n, k, k] with [n, k]."
+        )
     return ((vectors.T @ targets) ** 2).sum(1) / (targets**2).sum()
 
 
@@ -221,5 +229,7 @@ def _norm(a: ArrayLike) -> Array:
 
 def _check_same_shape(kernel: ArrayLike, kernel0: ArrayLike) -> None:
     if kernel.shape != kernel0.shape:
-        raise ValueError(f"kernels of shapes {kernel.shape} and {kernel0.shape}, expected the same: take both on the "
-                         "same examples and with the same outputs.")
+        raise ValueError(
+            f"kernels of shapes {kernel.shape} and {kernel0.shape}, expected the same: take both on the "
+            "same examples and with the same outputs."
+        )

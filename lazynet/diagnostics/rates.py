@@ -12,9 +12,7 @@ from lazynet.typing import ArrayLike
 __all__ = ["fit_slope"]
 
 
-def fit_slope(
-    x: Float[ArrayLike, " s"] | Sequence[float], y: Float[ArrayLike, " s"] | Sequence[float]
-) -> float:
+def fit_slope(x: Float[ArrayLike, " s"] | Sequence[float], y: Float[ArrayLike, " s"] | Sequence[float]) -> float:
     """Exponent p of `y = c x^p`, by least squares on `log y = log c + p log x`.
 
     Args:

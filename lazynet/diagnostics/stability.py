@@ -38,9 +38,7 @@ class Stability(NamedTuple):
     layers: dict[str, Float[Scalar, ""]]
 
 
-def activation_stability(
-    model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
-) -> Stability:
+def activation_stability(model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]) -> Stability:
     """Stability of activations `mean 1[(z(w) > 0) = (z(w0) > 0)]` over examples and units, z the pre-activations.
 
     For max pooling it is the fraction of outputs that the entry which was the maximum at w0 still gives. A network with

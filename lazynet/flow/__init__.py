@@ -19,5 +19,17 @@ from lazynet.flow.dynamics import Solution, kernel_outputs, solve_descent, solve
 from lazynet.flow.regression import Gaussian, kernel_regression, leave_one_out, nngp_posterior, trained_ensemble
 from lazynet.flow.trajectories import gradient_descent, gradient_flow, max_learning_rate
 
-__all__ = ["Gaussian", "Solution", "gradient_descent", "gradient_flow", "kernel_outputs", "kernel_regression",
-           "leave_one_out", "max_learning_rate", "nngp_posterior", "solve_descent", "solve_flow", "trained_ensemble"]
+__all__ = [
+    "Gaussian",
+    "Solution",
+    "gradient_descent",
+    "gradient_flow",
+    "kernel_outputs",
+    "kernel_regression",
+    "leave_one_out",
+    "max_learning_rate",
+    "nngp_posterior",
+    "solve_descent",
+    "solve_flow",
+    "trained_ensemble",
+]

@@ -21,16 +21,20 @@ def check_targets(kernel, y, f0):
 def check_kernel(name, kernel, rows, n, k):
     """Refuses a kernel that is not [rows, n] or [rows, n, k, k]."""
     if np.shape(kernel) not in ((rows, n), (rows, n, k, k)):
-        raise ValueError(f"{name} has shape {np.shape(kernel)}, expected {(rows, n)}, or {(rows, n, k, k)} for the "
-                         f"full empirical kernel, with {n} training examples and {k} outputs.")
+        raise ValueError(
+            f"{name} has shape {np.shape(kernel)}, expected {(rows, n)}, or {(rows, n, k, k)} for the "
+            f"full empirical kernel, with {n} training examples and {k} outputs."
+        )
 
 
 def check_outputs(name, outputs, shape):
     """Outputs at time 0 in float64, after checking their shape."""
     outputs = np.asarray(outputs, np.float64)
     if outputs.shape != shape or not np.isfinite(outputs).all():
-        raise ValueError(f"{name} has shape {outputs.shape}, expected finite outputs of shape {shape}: "
-                         "evaluate the model at its initial parameters.")
+        raise ValueError(
+            f"{name} has shape {outputs.shape}, expected finite outputs of shape {shape}: "
+            "evaluate the model at its initial parameters."
+        )
     return outputs
 
 

@@ -199,22 +199,34 @@ def _integrate(ntk, y, f0, loss, time, friction):
 
     matrix = symmetric(kernel_matrix(ntk))
     if np.isinf(time[-1]):
-        raise ValueError("time ends with inf, expected finite times: only mse without friction has a closed form; "
-                         "pass a large finite time.")
+        raise ValueError(
+            "time ends with inf, expected finite times: only mse without friction has a closed form; "
+            "pass a large finite time."
+        )
     dtype = jnp.result_type(float)
     end = jnp.asarray(time[-1] or 1.0, dtype)  # an array, lest every grid of times compile anew
     tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
     start = jnp.zeros((1 if friction is None else 2, *y.shape), dtype)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)),
-        diffrax.Dopri8(), 0.0, end, None, start,
+        diffrax.Dopri8(),
+        0.0,
+        end,
+        None,
+        start,
         args=tuple(jnp.asarray(each, dtype) for each in (matrix, y, f0, friction or 0.0)),
-        saveat=diffrax.SaveAt(ts=jnp.asarray(time, dtype)), max_steps=1_000_000, throw=False,
+        saveat=diffrax.SaveAt(ts=jnp.asarray(time, dtype)),
+        max_steps=1_000_000,
+        throw=False,
         stepsize_controller=diffrax.PIDController(
-            rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False))
+            rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False
+        ),
+    )
     if solution.result != diffrax.RESULTS.successful:
-        raise RuntimeError(f"integration up to time {time[-1]:g} failed after {solution.stats['num_steps']} steps: "
-                           "shorten the time, check that the loss is finite and smooth, or use mse (closed form).")
+        raise RuntimeError(
+            f"integration up to time {time[-1]:g} failed after {solution.stats['num_steps']} steps: "
+            "shorten the time, check that the loss is finite and smooth, or use mse (closed form)."
+        )
     coefficients = np.asarray(solution.ys, np.float64)[:, 0]
     return Solution(kernel_outputs(ntk, coefficients, f0), coefficients)
 

@@ -173,8 +173,12 @@ def trained_ensemble(
     """
     y, _ = check_targets(gram.ntk, data.y, None)
     time, m = check_times(time), len(cross.ntk)
-    for name, kernel, rows, columns in (("nngp", gram.nngp, len(y), len(y)), ("cross.ntk", cross.ntk, m, len(y)),
-                                        ("cross.nngp", cross.nngp, m, len(y)), ("prior", prior, m, m)):
+    for name, kernel, rows, columns in (
+        ("nngp", gram.nngp, len(y), len(y)),
+        ("cross.ntk", cross.ntk, m, len(y)),
+        ("cross.nngp", cross.nngp, m, len(y)),
+        ("prior", prior, m, m),
+    ):
         check_kernel(name, kernel, rows, columns, y.shape[1])
     eigen = psd_eigh(gram.ntk)
     filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
@@ -187,8 +191,10 @@ def trained_ensemble(
 
 def _leave_one_out(eigen: Eigen, y, ndim, ridge):
     if eigen.values[0] + ridge <= eigen.tolerance:
-        raise ValueError(f"kernel + ridge is singular: lambda_min = {eigen.values[0] + ridge:.3g} with ridge = "
-                         f"{ridge:g}: pass a positive ridge, or drop duplicate inputs.")
+        raise ValueError(
+            f"kernel + ridge is singular: lambda_min = {eigen.values[0] + ridge:.3g} with ridge = "
+            f"{ridge:g}: pass a positive ridge, or drop duplicate inputs."
+        )
     n, k = y.shape
     rows = eigen.vectors.reshape(n, 1 if ndim == 2 else k, -1)
     blocks = np.einsum("iam,m,ibm->iab", rows, eigen.inverse_values(ridge), rows, optimize=True)

@@ -130,21 +130,26 @@ def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | i
     check_rates(1.0, momentum)
     largest = largest_eigenvalue(kernel_matrix(ntk))
     if largest <= 0:
-        raise ValueError(f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
-                         "for a kernel that is zero.")
+        raise ValueError(
+            f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
+            "for a kernel that is zero."
+        )
     return 2 * (1 + momentum) * np.shape(ntk)[0] / largest
 
 
 def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
     curves = _curves("train", solution.outputs, data.y, loss)
     if (cross is None) != (test is None):
-        raise ValueError(f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
-                         "and training inputs) and test (the test examples), or neither.")
+        raise ValueError(
+            f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
+            "and training inputs) and test (the test examples), or neither."
+        )
     if test is None:
         return curves
     if f0 is not None and f0_test is None:
-        raise ValueError("got f0 without f0_test, expected both: test outputs at time 0 are not zero when training "
-                         "outputs are not.")
+        raise ValueError(
+            "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
+        )
     check_kernel("cross", cross, len(test.y), *np.shape(data.y))
     return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
 
