@@ -6,12 +6,32 @@ import math
 from collections.abc import Sequence
 
 from lazynet.activations import Relu
-from lazynet.layers import Conv, Dense, Flatten, GlobalAvgPool, MaxPool
-from lazynet.model import Model, serial
+from lazynet.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool
+from lazynet.model import Model, residual, serial
 
-__all__ = ["cnn", "mlp", "vgg11"]
+__all__ = ["cnn", "cntk", "mlp", "myrtle", "resnet18", "two_layer", "vgg11", "wide_resnet"]
 
 SQRT2 = math.sqrt(2.0)
+MYRTLE_CONVOLUTIONS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
+
+
+def two_layer(width: int, outputs: int = 1, *, activation: Model | None = None, b_std: float | None = None) -> Model:
+    """Two-layer network `f(x) = sum_j a_j phi(b_j . x)`, the smallest model that is lazy or not.
+
+    Args:
+        width: Number of hidden units.
+        outputs: Number of outputs.
+        activation: phi; Relu by default.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = two_layer(100)
+        >>> x = jnp.ones((4, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (4, 1)
+    """
+    return mlp((width,), outputs, activation=activation, b_std=b_std)
 
 
 def mlp(
@@ -118,3 +138,121 @@ def vgg11(
             features = max(1, round(width * channels))
             layers += [Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std), activation]
     return serial(*layers, Flatten(), Dense(outputs, W_std, b_std), name="vgg11")
+
+
+def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, b_std: float | None = None) -> Model:
+    """Convolutional network of the CNTK: `depth - 1` times [Conv 3x3 SAME, ReLU], a global average or Flatten, Dense.
+
+    All layers are trained (the reference fixes the first and the last one in its pooled variant).
+
+    Args:
+        depth: Number of layers with weights, at least 2.
+        outputs: Number of outputs of the linear head.
+        width: Channels at finite width.
+        pooled: Global average pooling, or the cheaper and less accurate Flatten.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If `depth` is less than 2.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lazynet.kernels import analytic_kernel
+        >>> analytic_kernel(cntk(3), jnp.ones((1, 4, 4, 3))).ntk.shape
+        (1, 1)
+
+    Source: Arora et al. (2019), section 4.
+    """
+    if depth < 2:
+        raise ValueError(f"cntk got depth={depth}, expected at least 2: one convolution and the linear head.")
+    body = [layer for _ in range(depth - 1) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
+    return serial(*body, GlobalAvgPool() if pooled else Flatten(), Dense(outputs, SQRT2, b_std), name="cntk")
+
+
+def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float | None = None) -> Model:
+    """Myrtle network: three stages of [Conv 3x3 SAME, ReLU], 2x2 average pools between them, a global one at the end.
+
+    Args:
+        depth: 5, 7 or 10 layers with weights.
+        outputs: Number of outputs of the linear head.
+        width: Channels at finite width.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If `depth` is not 5, 7 or 10.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lazynet.kernels import analytic_kernel
+        >>> analytic_kernel(myrtle(5), jnp.ones((1, 8, 8, 3))).ntk.shape
+        (1, 1)
+
+    Source: Shankar et al. (2020), as convolutional networks.
+    """
+    if depth not in MYRTLE_CONVOLUTIONS:
+        raise ValueError(f"myrtle got depth={depth}, expected 5, 7 or 10.")
+    layers = []
+    for stage, count in enumerate(MYRTLE_CONVOLUTIONS[depth]):
+        layers += [] if stage == 0 else [AvgPool((2, 2), (2, 2))]
+        layers += [layer for _ in range(count) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
+    return serial(*layers, GlobalAvgPool(), Dense(outputs, SQRT2, b_std), name="myrtle")
+
+
+def wide_resnet(blocks: int = 2, outputs: int = 10, *, width: int = 4, W_std: float = 1.0, b_std: float | None = None) -> Model:
+    """Wide residual network: three groups of pre-activation blocks with strides 1, 2, 2, without normalization.
+
+    Args:
+        blocks: Blocks in each group.
+        outputs: Number of outputs of the linear head.
+        width: Factor of the channels 16, 32, 64 at finite width.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = wide_resnet(1, width=1)
+        >>> x = jnp.ones((1, 8, 8, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (1, 10)
+
+    Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
+    """
+    layers = [Conv(16, (3, 3), (1, 1), "SAME", W_std, b_std)]
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        layers.append(_block(width * channels, stride, W_std, b_std, (3, 3)))
+        layers += [_block(width * channels, 1, W_std, b_std, None) for _ in range(blocks - 1)]
+    return serial(*layers, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="wide_resnet")
+
+
+def resnet18(outputs: int = 10, *, width: float = 1.0, W_std: float = 1.0, b_std: float | None = None) -> Model:
+    """ResNet-18 for 32x32 images: four groups of two pre-activation blocks, without normalization.
+
+    Args:
+        outputs: Number of outputs of the linear head.
+        width: Factor of all channel numbers (64 to 512).
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = resnet18(10, width=1 / 16)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape
+        (3, 3, 3, 4)
+
+    Source: He et al. (2016), in the pre-activation form, which has an infinite-width limit.
+    """
+    channels = [max(1, round(width * features)) for features in (64, 128, 256, 512)]
+    layers = [Conv(channels[0], (3, 3), (1, 1), "SAME", W_std, b_std)]
+    for group, features in enumerate(channels):
+        layers.append(_block(features, 1 if group == 0 else 2, W_std, b_std, None if group == 0 else (1, 1)))
+        layers.append(_block(features, 1, W_std, b_std, None))
+    return serial(*layers, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="resnet18")
+
+
+def _block(features, stride, W_std, b_std, shortcut):
+    """Pre-activation block; `shortcut` is the size of the convolution beside it, None for the identity."""
+    strides = (stride, stride)
+    body = [Relu(), Conv(features, (3, 3), strides, "SAME", W_std, b_std), Relu(), Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std)]
+    beside = None if shortcut is None else Conv(features, shortcut, strides, "SAME", W_std, b_std)
+    return residual(*body, shortcut=beside)
