@@ -33,7 +33,7 @@ _MODULES = (
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-__all__ = list(_HOME)
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str):

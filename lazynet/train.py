@@ -238,7 +238,7 @@ def log_spaced(n_steps: int, n_points: int) -> list[int]:
     return [0, *np.unique(np.round(np.geomspace(1, n_steps, n_points - 1)).astype(int)).tolist()]
 
 
-def _run(objective, state, data, optimizer, key, steps, learning_rate, batch_size):
+def _run(objective, state, data, optimizer, key, steps, learning_rate: Schedule, batch_size):
     n = len(data.x)
     per_epoch = n // batch_size
     damping = 1 - getattr(optimizer, "momentum", 0.0)
