@@ -354,7 +354,7 @@ def _check_affine(name, features, parameterization, s):
             f"{name} got s={s} with parameterization='ntk', expected (1, 1): width factors only change "
             "the 'standard' parameterization."
         )
-    return (features, None) if parameterization == "ntk" else (features * s[1], tuple(s))
+    return (features, None) if parameterization == "ntk" else (features * s[1], (s[0], s[1]))
 
 
 def _check_padding(name, padding):
@@ -362,10 +362,11 @@ def _check_padding(name, padding):
         raise ValueError(f"{name} got padding={padding!r}, expected 'SAME', 'VALID' or 'CIRCULAR'.")
 
 
-def _pair(name, argument, value):
+def _pair(name, argument, value) -> Pair:
     if len(tuple(value)) != 2 or any(not isinstance(v, int) or v < 1 for v in value):
         raise ValueError(f"{name} got {argument}={value!r}, expected two integers >= 1 (height, width).")
-    return tuple(value)
+    height, width = value
+    return height, width
 
 
 def _check_rank(name, x, rank, expected, fix):
