@@ -180,7 +180,9 @@ def show(summary: dict[str, Any], console) -> None:
     from rich.table import Table
 
     shown = {name: title for name, title in COLUMNS.items() if any(key.startswith(f"{name}/") for key in summary)}
-    table = Table("alpha", *shown.values(), box=None, title=f"{summary['data']}, {summary['seeds']} seed(s)")
+    table = Table("alpha", box=None, title=f"{summary['data']}, {summary['seeds']} seed(s)")
+    for title in shown.values():
+        table.add_column(title, no_wrap=True)
     for alpha in [key.split("=")[1] for key in summary if key.startswith("test_accuracy/alpha=")]:
         table.add_row(alpha, *(_cell(summary, name, f"alpha={alpha}") for name in shown))
     if "test_accuracy/kernel" in summary:
@@ -191,20 +193,21 @@ def show(summary: dict[str, Any], console) -> None:
 
 
 COLUMNS = {
-    "train_loss": "train loss",
-    "test_accuracy": "test acc. %",
-    "param_drift": "drift",
-    "ntk_change": "NTK change",
-    "linearization_gap": "gap",
-    "stability": "ReLU stable %",
-    "agreement": "same as inf %",
+    "train_loss": "train\nloss",
+    "test_accuracy": "test\nacc. %",
+    "param_drift": "weight\ndrift",
+    "ntk_change": "NTK\nchange",
+    "linearization_gap": "gap to\nlinear",
+    "stability": "ReLU\nstable %",
+    "agreement": "same as\ninf %",
 }
 
 
 def _remarks(summary):
     slopes = {name: summary.get(f"slope/{name}") for name in ("param_drift", "ntk_change", "linearization_gap")}
     if None not in slopes.values():
-        yield "slopes in alpha: " + ", ".join(f"{COLUMNS[name]} {slope:.2f}" for name, slope in slopes.items())
+        named = [f"{COLUMNS[name]} {slope:.2f}".replace("\n", " ") for name, slope in slopes.items()]
+        yield "slopes in alpha: " + ", ".join(named)
     if summary.get("kernel_left_out"):
         yield f"no kernel row: {summary['kernel_left_out']}"
     elif summary.get("kernel_data"):
