@@ -39,7 +39,7 @@ __all__ = [
 Parameterization = Literal["ntk", "standard"]
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 Pair = tuple[int, int]
-Scale = float | Array
+Scale = float | int | Array
 
 
 def Dense(

@@ -259,7 +259,7 @@ def symmetrize(model: Model) -> Model:
     return Model(init, apply, trace, kernel, f"symmetrize({model.name})")
 
 
-def propagate(member: Model, k: Kernel, path: str) -> Kernel:
+def propagate(member: Model, k: Any, path: str) -> Any:
     """Covariances after `member`; raises, naming the layer and the way out, if it has no infinite-width rule.
 
     Example:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from jax import lax
 
@@ -13,11 +13,12 @@ from lazynet.covariance.windows import Window
 from lazynet.typing import Array
 
 __all__ = [
-    "activation_rule", "affine", "conv_rule", "dense_rule", "flatten_rule", "global_pool_rule", "layer_norm_rule", "pool_rule",
+    "activation_rule", "affine", "concat_rule", "conv_rule", "dense_rule", "flatten_rule", "global_pool_rule",
+    "layer_norm_rule", "pool_rule",
 ]
 
 Rule = Callable[[Kernel], Kernel]
-Scale = float | Array
+Scale = float | int | Array
 
 
 def activation_rule(name: str, dual: Dual) -> Rule:
@@ -120,7 +121,7 @@ def global_pool_rule(name: str, *, mean: bool) -> Rule:
 
     def rule(k: Kernel) -> Kernel:
         _check_images(name, k)
-        return k.average(1.0 if mean else math.prod(k.cross.shape))
+        return k.average(1.0 if mean else float(math.prod(k.cross.shape)))
 
     return rule
 
@@ -128,6 +129,21 @@ def global_pool_rule(name: str, *, mean: bool) -> Rule:
 def flatten_rule(k: Kernel) -> Kernel:
     """`Sigma' = 1/(h w) sum_p Sigma[p, p]`, and the same for Theta; vectors stay as they are."""
     return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.cross.shape))
+
+
+def concat_rule(kernels: Sequence[Kernel]) -> Kernel:
+    """`Sigma' = sum_b c_b Sigma_b / sum_b c_b` for branches of c_b features side by side, and the same for Theta."""
+    features = sum(k.features for k in kernels)
+    weighted = [k.pointwise(_scaling(k.features / features), gaussian=True, fresh=True) for k in kernels]
+    total = Kernel.sum_independent(weighted, [""] * len(kernels))
+    return total.replace(features=features, gaussian=False, fresh=False)
+
+
+def _scaling(factor):
+    def pair(side1, side2, nngp, ntk, gap):
+        return factor * nngp, _times(ntk, factor), None if gap is None else factor * gap
+
+    return Pointwise(lambda q: (), pair, lambda nngp, ntk: (factor * nngp, _times(ntk, factor)))
 
 
 def _times(ntk, factor):

@@ -30,7 +30,7 @@ class Window(NamedTuple):
         if self.padding == "VALID":
             return 0, 0
         (top, _), (left, _) = lax.padtype_to_pads(shape, self.size, self.strides, "SAME")
-        return top, left
+        return int(top), int(left)
 
     def out(self, shape: Size) -> Size:
         """Shape of the outputs for images of a shape.
