@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import hashlib
+import os
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Key, Num
 
 from lazynet.covariance.planes import ring
 from lazynet.covariance.state import input_kernel
+from lazynet.covariance.tiles import assemble, open_store, tiles
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
 from lazynet.records import Gram
@@ -29,6 +31,8 @@ def analytic_kernel(
     x2: Num[ArrayLike, "n2 ..."] | None = None,
     *,
     tile: int | None = None,
+    store: str | os.PathLike | None = None,
+    progress: bool = False,
 ) -> Gram:
     """Kernels of the infinitely wide network, `nngp = E[f(x1) f(x2)]` and `ntk = E[<df(x1)/dw, df(x2)/dw>]`.
 
@@ -40,13 +44,18 @@ def analytic_kernel(
         x1: Inputs.
         x2: Other inputs; None for `x1` itself.
         tile: Side of the square tiles computed at a time (any number of inputs will do). A traced call is one tile.
+        store: Folder for the matrices as memory-mapped `.npy` files, where a killed run continues: finished tiles are
+            not computed again. Tiles are spread over the devices of a process, and over processes that share the
+            folder (`jax.distributed`).
+        progress: Whether to show a progress bar with the time left.
 
     Returns:
         `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype of the inputs: on the device if one tile was enough, on the
         host otherwise.
 
     Raises:
-        ValueError: For inputs of a wrong shape, a layer without a limit (named), or a network that ends in an image.
+        ValueError: For inputs of a wrong shape, a layer without a limit (named), a network that ends in an image, or
+            a store of another kernel.
         TypeError: For integer inputs.
 
     Example:
@@ -60,12 +69,13 @@ def analytic_kernel(
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
     _check_inputs(x1, x1 if x2 is None else x2, tile)
-    if tile is None and _traced(x1, x2):
-        tile = max(len(x1), 0 if x2 is None else len(x2))
-    tile = _balanced(x1 if x2 is None else x2) if tile is None else tile
-    if max(len(x1), 0 if x2 is None else len(x2)) <= tile:
+    traced, largest = _traced(x1, x2), max(len(x1), 0 if x2 is None else len(x2))
+    if traced and store is not None:
+        raise ValueError("analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap.")
+    side = tile or (largest if traced else _balanced(x1 if x2 is None else x2))
+    if largest <= side and store is None:
         return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
-    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), tile)
+    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
 
 
 def monte_carlo_kernel(
@@ -153,24 +163,32 @@ def _mirrored(full, diagonal):
     return upper + upper.T + jnp.diag(diagonal)
 
 
-def _tiled(model, x1, x2, side):
-    n1, n2 = len(x1), len(x1 if x2 is None else x2)
-    out = Gram(*(np.empty((n1, n2), x1.dtype) for _ in range(2)))
-    for rows, columns in _tiles(n1, n2, side, symmetric=x2 is None):
-        one, two = _rows(x1, rows, side), _rows(x1 if x2 is None else x2, columns, side)
-        block = _symmetric(model, one) if x2 is None and rows == columns else _block(model, one, two)
-        for matrix, values in zip(out, block, strict=True):
-            values = np.asarray(values)[: len(rows), : len(columns)]
-            matrix[rows.start : rows.stop, columns.start : columns.stop] = values
-            if x2 is None:
-                matrix[columns.start : columns.stop, rows.start : rows.stop] = values.T
-    return out
+def _tiled(model, x1, x2, side, store, progress):
+    symmetric, other = x2 is None, x1 if x2 is None else x2
+    every = tiles(len(x1), len(other), side, symmetric=symmetric)
+
+    def compute(device, tile):
+        rows, columns = tile
+        one, two = (jax.device_put(_rows(x, part, side), device) for x, part in ((x1, rows), (other, columns)))
+        return _symmetric(model, one) if symmetric and rows == columns else _block(model, one, two)
+
+    identity = {} if store is None else _identity(model, x1, x2, side)
+    target = open_store(store, (len(x1), len(other)), x1.dtype, len(every), identity)
+    return assemble(compute, every, target, symmetric=symmetric, progress=progress)
 
 
-def _tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> Iterator[tuple[range, range]]:
-    for i in range(0, n1, side):
-        for j in range(i if symmetric else 0, n2, side):
-            yield range(i, min(i + side, n1)), range(j, min(j + side, n2))
+def _identity(model, x1, x2, side):
+    """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
+    one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
+    network = _block.lower(model, one, one).as_text().encode()
+    return {
+        "network": hashlib.sha256(network).hexdigest(),
+        "x1": hashlib.sha256(x1.tobytes()).hexdigest(),
+        "x2": None if x2 is None else hashlib.sha256(x2.tobytes()).hexdigest(),
+        "shapes": [list(x1.shape), None if x2 is None else list(x2.shape)],
+        "dtype": str(x1.dtype),
+        "tile": side,
+    }
 
 
 def _balanced(x):

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +18,7 @@ from lazynet.kernels import analytic_kernel, monte_carlo_kernel
 from lazynet.layers import Dense, LayerNorm
 from lazynet.model import parallel, repeat, residual, serial, symmetrize
 
+ROOT = Path(__file__).resolve().parents[1]
 FULLY_CONNECTED = [name for name in GOLDEN if name.startswith("fc_")]
 KINKED = ("relu", "leaky", "abs", "abrelu", "nobias", "standard", "residual", "layernorm")
 
@@ -231,3 +238,66 @@ def test_a_tile_must_hold_an_example_and_an_error_needs_two_samples():
         analytic_kernel(_deep_relu(1), jnp.ones((2, 3)), tile=0)
     with pytest.raises(ValueError, match="n_samples=1"):
         monte_carlo_kernel(_deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=1)
+
+
+# Stores ----------------------------------------------------------------------------------------------------------
+
+WRITER = """
+import jax, numpy as np, sys
+jax.config.update("jax_enable_x64", True)
+from lazynet.activations import Relu
+from lazynet.kernels import analytic_kernel
+from lazynet.layers import Dense
+from lazynet.model import serial
+x = np.random.default_rng(0).normal(size=(60, 6))
+model = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
+print("ready", flush=True)
+gram = analytic_kernel(model, x, tile=2, store=sys.argv[1])
+"""
+
+
+def _stored_case():
+    x = np.random.default_rng(0).normal(size=(60, 6))
+    return serial(Dense(1, 1.5, 0.1), Relu(), Dense(1)), x
+
+
+def test_a_stored_kernel_is_the_kernel_and_is_not_computed_again(tmp_path):
+    model, x = _stored_case()
+    first = analytic_kernel(model, x, tile=16, store=tmp_path / "store")
+    np.testing.assert_allclose(first.ntk, analytic_kernel(model, x).ntk, rtol=1e-13)
+    marked = np.load(tmp_path / "store" / "ntk.npy", mmap_mode="r+")
+    marked[0, 0] = 7.0
+    again = analytic_kernel(model, x, tile=16, store=tmp_path / "store")
+    assert again.ntk[0, 0] == 7.0 and np.load(tmp_path / "store" / "done.npy").all()
+
+
+@pytest.mark.parametrize("changed", ["network", "x1", "tile", "x2"])
+def test_a_store_of_another_kernel_is_refused(tmp_path, changed):
+    model, x = _stored_case()
+    analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")
+    other = serial(Dense(1, 1.6, 0.1), Relu(), Dense(1)) if changed == "network" else model
+    x1 = x[:4] + 1 if changed == "x1" else x[:4]
+    with pytest.raises(ValueError, match=f"another kernel.*{changed}"):
+        analytic_kernel(other, x1, x[:4] if changed == "x2" else None, tile=3 if changed == "tile" else 2, store=tmp_path / "store")
+
+
+def test_a_folder_that_is_no_store_is_refused(tmp_path):
+    model, x = _stored_case()
+    with pytest.raises(ValueError, match="not a kernel store"):
+        analytic_kernel(model, x, store=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_store_survives_being_killed_at_any_moment(tmp_path):
+    model, x = _stored_case()
+    store, delays = tmp_path / "store", np.random.default_rng(1).uniform(0.2, 2.5, size=4)
+    for delay in delays:
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(store)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    resumed = analytic_kernel(model, x, tile=2, store=store)
+    whole = analytic_kernel(model, x, tile=2)
+    np.testing.assert_array_equal(resumed.ntk, whole.ntk)
+    np.testing.assert_array_equal(resumed.nngp, whole.nngp)
