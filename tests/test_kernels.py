@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -301,3 +302,16 @@ def test_a_store_survives_being_killed_at_any_moment(tmp_path):
     whole = analytic_kernel(model, x, tile=2)
     np.testing.assert_array_equal(resumed.ntk, whole.ntk)
     np.testing.assert_array_equal(resumed.nngp, whole.nngp)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    model, x = _stored_case()
+    starts = [f"import jax; jax.distributed.initialize('127.0.0.1:{port}', 2, {i})\n{WRITER}" for i in (0, 1)]
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store")], cwd=ROOT) for code in starts]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert np.load(tmp_path / "store" / "done.npy").all()
+    np.testing.assert_array_equal(np.load(tmp_path / "store" / "ntk.npy"), analytic_kernel(model, x, tile=2).ntk)
