@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Key, Num
 
-from lazynet.covariance.planes import ring
+from lazynet.covariance.lanes import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.covariance.tiles import assemble, open_store, tiles
 from lazynet.empirical import empirical_ntk
@@ -71,7 +71,9 @@ def analytic_kernel(
     _check_inputs(x1, x1 if x2 is None else x2, tile)
     traced, largest = _traced(x1, x2), max(len(x1), 0 if x2 is None else len(x2))
     if traced and store is not None:
-        raise ValueError("analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap.")
+        raise ValueError(
+            "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
+        )
     side = tile or (largest if traced else _balanced(x1 if x2 is None else x2))
     if largest <= side and store is None:
         return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
@@ -86,7 +88,7 @@ def monte_carlo_kernel(
     *,
     n_samples: int,
 ) -> tuple[Gram, Gram]:
-    """Mean over initializations of the empirical NNGP `f(x1) f(x2)^T / k` and NTK, with the standard error of each entry.
+    """Mean over initializations of the empirical NNGP `f(x1) f(x2)^T / k` and NTK, with each entry's standard error.
 
     Args:
         model: Network of finite width; it needs no infinite-width limit.
@@ -221,10 +223,14 @@ def _sample(model, key, x1, x2):
 
 def _check_inputs(x1, x2, tile):
     if x1.ndim not in (2, 4) or x1.shape[1:] != x2.shape[1:] or 0 in (*x1.shape, *x2.shape):
-        raise ValueError(f"got inputs of shapes {x1.shape} and {x2.shape}, expected two sets of vectors [n, features] or "
-                         "images [n, h, w, c] of one size, not empty.")
+        raise ValueError(
+            f"got inputs of shapes {x1.shape} and {x2.shape}, expected two sets of vectors [n, features] or "
+            "images [n, h, w, c] of one size, not empty."
+        )
     if not (jnp.issubdtype(x1.dtype, jnp.floating) and x1.dtype == x2.dtype):
-        raise TypeError(f"got inputs of dtypes {x1.dtype} and {x2.dtype}, expected one floating-point dtype: convert "
-                        "images by x.astype(float) / 255.")
+        raise TypeError(
+            f"got inputs of dtypes {x1.dtype} and {x2.dtype}, expected one floating-point dtype: convert "
+            "images by x.astype(float) / 255."
+        )
     if tile is not None and tile < 1:
         raise ValueError(f"got tile={tile}, expected at least 1.")

@@ -21,16 +21,44 @@ from lazynet.covariance.duals import Dual, gelu_dual
 from lazynet.covariance.rules import activation_rule, concat_rule
 from lazynet.covariance.state import Kernel
 from lazynet.kernels import analytic_kernel
+from lazynet.layers import Padding, Pair, Parameterization
 from lazynet.model import Model
 from lazynet.typing import ArrayLike
 
 __all__ = [
-    "ABRelu", "Abs", "AvgPool", "Conv", "Cos", "Dense", "Elementwise", "ElementwiseNumerical", "Erf", "FanInConcat",
-    "FanInSum", "FanOut", "Flatten", "Gelu", "GlobalAvgPool", "GlobalSumPool", "Identity", "LayerNorm", "LeakyRelu",
-    "Rbf", "Relu", "Sigmoid_like", "Sin", "SumPool", "Triple", "parallel", "repeat", "serial",
+    "ABRelu",
+    "Abs",
+    "AvgPool",
+    "Conv",
+    "Cos",
+    "Dense",
+    "Elementwise",
+    "ElementwiseNumerical",
+    "Erf",
+    "FanInConcat",
+    "FanInSum",
+    "FanOut",
+    "Flatten",
+    "Gelu",
+    "GlobalAvgPool",
+    "GlobalSumPool",
+    "Identity",
+    "LayerNorm",
+    "LeakyRelu",
+    "Rbf",
+    "Relu",
+    "Sigmoid_like",
+    "Sin",
+    "SumPool",
+    "Triple",
+    "parallel",
+    "repeat",
+    "serial",
 ]
 
 Shape = Sequence[int]
+# Branches pass tuples of arrays, for which `Apply` and `Rule` have no type.
+_layer: Callable[..., Model] = model.layer
 
 
 class Triple(tuple):
@@ -75,7 +103,7 @@ def parallel(*layers: Any) -> Triple:
     def kernel(ks):
         return tuple(model.propagate(b, k, path) for path, b, k in zip(paths, branches, ks, strict=True))
 
-    return Triple(model.layer("parallel", apply, init=init, kernel=kernel))
+    return Triple(_layer("parallel", apply, init=init, kernel=kernel))
 
 
 def repeat(layer: Triple, n: int) -> Triple:
@@ -86,7 +114,7 @@ def repeat(layer: Triple, n: int) -> Triple:
 def FanOut(num: int) -> Triple:
     """`num` references to the input."""
     kernel = lambda k: (k.replace(fresh=False),) * num  # noqa: E731
-    return Triple(model.layer("FanOut", lambda params, x: (x,) * num, kernel=kernel))
+    return Triple(_layer("FanOut", lambda params, x: (x,) * num, kernel=kernel))
 
 
 def FanInSum() -> Triple:
@@ -95,13 +123,13 @@ def FanInSum() -> Triple:
     def kernel(ks):
         return Kernel.sum_independent(ks, [f"{i} of parallel" for i in range(len(ks))])
 
-    return Triple(model.layer("FanInSum", lambda params, xs: sum(xs[1:], xs[0]), kernel=kernel))
+    return Triple(_layer("FanInSum", lambda params, xs: sum(xs[1:], xs[0]), kernel=kernel))
 
 
 def FanInConcat(axis: int = -1) -> Triple:
     """Features of all branches side by side."""
     _only("FanInConcat", axis=(axis, -1))
-    return Triple(model.layer("FanInConcat", lambda params, xs: jnp.concatenate(xs, axis=-1), kernel=concat_rule))
+    return Triple(_layer("FanInConcat", lambda params, xs: jnp.concatenate(xs, axis=-1), kernel=concat_rule))
 
 
 def Identity() -> Triple:
@@ -115,7 +143,7 @@ def Dense(
     b_std: float | None = None,
     batch_axis: int = 0,
     channel_axis: int = -1,
-    parameterization: str = "ntk",
+    parameterization: Parameterization = "ntk",
     s: tuple[int, int] = (1, 1),
 ) -> Triple:
     """Fully connected layer."""
@@ -127,11 +155,11 @@ def Conv(
     out_chan: int,
     filter_shape: Shape,
     strides: Shape | None = None,
-    padding: str = "VALID",
+    padding: Padding = "VALID",
     W_std: float = 1.0,
     b_std: float | None = None,
     dimension_numbers: tuple[str, str, str] | None = None,
-    parameterization: str = "ntk",
+    parameterization: Parameterization = "ntk",
     s: tuple[int, int] = (1, 1),
 ) -> Triple:
     """Convolution of images `[n, h, w, c]`."""
@@ -144,21 +172,25 @@ def Conv(
 def AvgPool(
     window_shape: Shape,
     strides: Shape | None = None,
-    padding: str = "VALID",
+    padding: Padding = "VALID",
     normalize_edges: bool = False,
     batch_axis: int = 0,
     channel_axis: int = -1,
 ) -> Triple:
     """Mean over windows; padded entries count as zeros."""
-    _only("AvgPool", normalize_edges=(normalize_edges and padding == "SAME", False), batch_axis=(batch_axis, 0),
-          channel_axis=(channel_axis, -1))
+    _only(
+        "AvgPool",
+        normalize_edges=(normalize_edges and padding == "SAME", False),
+        batch_axis=(batch_axis, 0),
+        channel_axis=(channel_axis, -1),
+    )
     return Triple(layers.AvgPool(_pair(window_shape), None if strides is None else _pair(strides), padding))
 
 
 def SumPool(
     window_shape: Shape,
     strides: Shape | None = None,
-    padding: str = "VALID",
+    padding: Padding = "VALID",
     batch_axis: int = 0,
     channel_axis: int = -1,
 ) -> Triple:
@@ -226,8 +258,14 @@ def Gelu(approximate: bool = False) -> Triple:
     """`x P(N(0, 1) <= x)`; `approximate` changes `apply_fn` only, as in neural-tangents."""
     if not approximate:
         return Triple(activations.Gelu())
-    return Triple(model.layer("Gelu", lambda params, x: jax.nn.gelu(x), record=lambda x, y: (x, x),
-                              kernel=activation_rule("Gelu", gelu_dual())))
+    return Triple(
+        model.layer(
+            "Gelu",
+            lambda params, x: jax.nn.gelu(x),
+            record=lambda x, y: (x, x),
+            kernel=activation_rule("Gelu", gelu_dual()),
+        )
+    )
 
 
 def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Triple:
@@ -313,18 +351,23 @@ def _kernel_fn(network):
 def _models(triples, where):
     for i, triple in enumerate(triples):
         if not isinstance(triple, Triple):
-            raise TypeError(f"stax.{where} got {triple!r} at position {i}, expected a layer of lazynet.stax: call its "
-                            "constructor, for instance Relu() and not Relu; lazynet's own models go into lazynet.serial.")
+            raise TypeError(
+                f"stax.{where} got {triple!r} at position {i}, expected a layer of lazynet.stax: call its constructor, "
+                "for instance Relu() and not Relu; lazynet's own models go into lazynet.serial."
+            )
     return [triple.model for triple in triples]
 
 
-def _pair(shape):
+def _pair(shape) -> Pair:
     if len(tuple(shape)) != 2:
         raise ValueError(f"got a window or strides {tuple(shape)}, expected (height, width): images are [n, h, w, c].")
-    return tuple(shape)
+    height, width = shape
+    return height, width
 
 
 def _only(name, **arguments):
     for argument, (value, expected) in arguments.items():
         if value != expected:
-            raise ValueError(f"stax.{name} got {argument}={value!r}, expected {expected!r}: batches come first, channels last.")
+            raise ValueError(
+                f"stax.{name} got {argument}={value!r}, expected {expected!r}: batches come first, channels last."
+            )

@@ -198,7 +198,9 @@ def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float |
     return serial(*layers, GlobalAvgPool(), Dense(outputs, SQRT2, b_std), name="myrtle")
 
 
-def wide_resnet(blocks: int = 2, outputs: int = 10, *, width: int = 4, W_std: float = 1.0, b_std: float | None = None) -> Model:
+def wide_resnet(
+    blocks: int = 2, outputs: int = 10, *, width: int = 4, W_std: float = 1.0, b_std: float | None = None
+) -> Model:
     """Wide residual network: three groups of pre-activation blocks with strides 1, 2, 2, without normalization.
 
     Args:
@@ -253,6 +255,11 @@ def resnet18(outputs: int = 10, *, width: float = 1.0, W_std: float = 1.0, b_std
 def _block(features, stride, W_std, b_std, shortcut):
     """Pre-activation block; `shortcut` is the size of the convolution beside it, None for the identity."""
     strides = (stride, stride)
-    body = [Relu(), Conv(features, (3, 3), strides, "SAME", W_std, b_std), Relu(), Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std)]
+    body = [
+        Relu(),
+        Conv(features, (3, 3), strides, "SAME", W_std, b_std),
+        Relu(),
+        Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std),
+    ]
     beside = None if shortcut is None else Conv(features, shortcut, strides, "SAME", W_std, b_std)
     return residual(*body, shortcut=beside)

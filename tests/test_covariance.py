@@ -89,17 +89,46 @@ def test_single_precision_is_kept_through_twenty_one_convolutions(head):
 WIDTH = 96
 SAME = ((3, 3), (1, 1), "SAME", 1.4, 0.2)
 BODIES = {
-    "Conv 3x2, stride 2": [Conv(WIDTH, (3, 2), (2, 1), "SAME", 1.4, 0.2), Relu(), Conv(WIDTH, *SAME), Relu(), Flatten()],
-    "VALID after SAME": [Conv(WIDTH, *SAME), Relu(), Conv(WIDTH, (3, 2), (2, 2), "VALID", 1.4), Relu(), GlobalAvgPool()],
+    "Conv 3x2, stride 2": [
+        Conv(WIDTH, (3, 2), (2, 1), "SAME", 1.4, 0.2),
+        Relu(),
+        Conv(WIDTH, *SAME),
+        Relu(),
+        Flatten(),
+    ],
+    "VALID after SAME": [
+        Conv(WIDTH, *SAME),
+        Relu(),
+        Conv(WIDTH, (3, 2), (2, 2), "VALID", 1.4),
+        Relu(),
+        GlobalAvgPool(),
+    ],
     "CIRCULAR": [Conv(WIDTH, (3, 3), (1, 1), "CIRCULAR", 1.4, 0.2), Relu(), GlobalSumPool()],
-    "AvgPool 3x2, stride 2, SAME": [Conv(WIDTH, *SAME), Relu(), AvgPool((3, 2), (2, 2), "SAME"), Conv(WIDTH, *SAME), Relu(),
-                                    GlobalAvgPool()],
-    "SumPool 2x2, stride 1, Flatten": [Conv(WIDTH, *SAME), Relu(), SumPool((2, 2)), Conv(WIDTH, *SAME), Erf(), Flatten()],
+    "AvgPool 3x2, stride 2, SAME": [
+        Conv(WIDTH, *SAME),
+        Relu(),
+        AvgPool((3, 2), (2, 2), "SAME"),
+        Conv(WIDTH, *SAME),
+        Relu(),
+        GlobalAvgPool(),
+    ],
+    "SumPool 2x2, stride 1, Flatten": [
+        Conv(WIDTH, *SAME),
+        Relu(),
+        SumPool((2, 2)),
+        Conv(WIDTH, *SAME),
+        Erf(),
+        Flatten(),
+    ],
     "pooled vectors": [Conv(WIDTH, *SAME), Relu(), GlobalAvgPool(), Dense(WIDTH, 1.4), Relu()],
     "LayerNorm": [Conv(WIDTH, *SAME), LayerNorm(), Gelu(), Flatten()],
     "residual": [Conv(WIDTH, *SAME), residual(Relu(), Conv(WIDTH, *SAME)), Relu(), GlobalAvgPool()],
-    "strided shortcut": [Conv(WIDTH, *SAME), residual(Relu(), Conv(WIDTH, (3, 3), (2, 2), "SAME"),
-                                                      shortcut=Conv(WIDTH, (1, 1), (2, 2), "SAME")), Relu(), GlobalAvgPool()],
+    "strided shortcut": [
+        Conv(WIDTH, *SAME),
+        residual(Relu(), Conv(WIDTH, (3, 3), (2, 2), "SAME"), shortcut=Conv(WIDTH, (1, 1), (2, 2), "SAME")),
+        Relu(),
+        GlobalAvgPool(),
+    ],
     "standard": [Conv(WIDTH, (3, 3), (1, 1), "SAME", 1.4, 0.2, parameterization="standard"), Relu(), Flatten()],
 }
 
@@ -129,7 +158,9 @@ def _brute_force(x1, x2, depth):
     def conv(s):
         padded = np.pad(s, [(0, 0), (0, 0)] + [(1, 1)] * 4)
         shifts = [(d, e) for d in range(3) for e in range(3)]
-        return 2 / 9 * sum(padded[:, :, d : d + height, e : e + width, d : d + height, e : e + width] for d, e in shifts)
+        return (
+            2 / 9 * sum(padded[:, :, d : d + height, e : e + width, d : d + height, e : e + width] for d, e in shifts)
+        )
 
     for _ in range(depth):
         pairs = {name: conv(s) for name, s in pairs.items()}
@@ -175,7 +206,10 @@ def test_pooled_kernels_do_not_see_flips_and_flat_ones_do():
 def test_a_strided_convolution_is_a_subsampled_one():
     x1, x2 = _images(0, 2, 6, 4), _images(1, 2, 6, 4)
     strided = serial(Conv(1, (2, 2), (2, 2), "VALID", 1.3, 0.1), Relu(), GlobalAvgPool())
-    patches = [jnp.reshape(jnp.transpose(jnp.reshape(x, (2, 3, 2, 2, 2, 2)), (0, 1, 3, 2, 4, 5)), (2, 3, 2, 8)) for x in (x1, x2)]
+    patches = [
+        jnp.reshape(jnp.transpose(jnp.reshape(x, (2, 3, 2, 2, 2, 2)), (0, 1, 3, 2, 4, 5)), (2, 3, 2, 8))
+        for x in (x1, x2)
+    ]
     pointwise = serial(Conv(1, (1, 1), (1, 1), "VALID", 1.3, 0.1), Relu(), GlobalAvgPool())
     got, expected = analytic_kernel(strided, x1, x2), analytic_kernel(pointwise, *patches)
     np.testing.assert_allclose(got.ntk, expected.ntk, rtol=1e-12)
@@ -183,7 +217,9 @@ def test_a_strided_convolution_is_a_subsampled_one():
 
 def test_derivatives_of_pooled_kernels_are_finite_at_equal_images():
     x = _images(0, 1, 3, 3)
-    model = serial(Conv(1, (3, 3), (1, 1), "SAME"), Relu(), AvgPool((2, 2), (1, 1)), Conv(1, (1, 1)), Relu(), GlobalAvgPool())
+    model = serial(
+        Conv(1, (3, 3), (1, 1), "SAME"), Relu(), AvgPool((2, 2), (1, 1)), Conv(1, (1, 1)), Relu(), GlobalAvgPool()
+    )
 
     def total(x1):
         return jnp.sum(analytic_kernel(model, x1, x).ntk)
@@ -214,3 +250,13 @@ def test_derivatives_of_pooled_kernels_are_finite_at_equal_images():
 def test_networks_of_images_without_a_limit_are_refused(model, words):
     with pytest.raises(ValueError, match=words):
         analytic_kernel(model, jnp.ones((1, 5, 5, 2)))
+
+
+def test_a_window_that_covers_the_images_is_a_global_pool():
+    x1, x2 = _images(0, 2), _images(1, 2)
+    grams = [
+        analytic_kernel(serial(Conv(1, (3, 3), (1, 1), "SAME"), Relu(), *head, Dense(1)), x1, x2)
+        for head in ([GlobalAvgPool()], [AvgPool((5, 4)), Flatten()])
+    ]
+    for pooled, covered in zip(*grams, strict=True):
+        np.testing.assert_allclose(pooled, covered, rtol=1e-13)

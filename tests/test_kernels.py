@@ -89,8 +89,12 @@ WIDTH = 128
 BODIES = {
     "Dense": [],
     "Dense, standard": [Dense(WIDTH, 1.2, 0.3, parameterization="standard"), Relu()],
-    "Dense, standard with width factors": [Dense(32, 1.2, 0.3, parameterization="standard", s=(1, 8)), Erf(),
-                                           Dense(32, 1.1, None, parameterization="standard", s=(8, 8)), Relu()],
+    "Dense, standard with width factors": [
+        Dense(32, 1.2, 0.3, parameterization="standard", s=(1, 8)),
+        Erf(),
+        Dense(32, 1.1, None, parameterization="standard", s=(8, 8)),
+        Relu(),
+    ],
     "Relu": [Dense(WIDTH, 1.4, 0.2), Relu()],
     "LeakyRelu": [Dense(WIDTH, 1.4, 0.2), LeakyRelu(0.2)],
     "Abs": [Dense(WIDTH, 1.4, 0.2), Abs()],
@@ -153,8 +157,15 @@ def test_the_kernel_of_one_set_is_exactly_symmetric(tile):
 
 # Derivatives -----------------------------------------------------------------------------------------------------
 
-SMOOTH_AND_KINKED = {"Relu": Relu(), "Abs": Abs(), "Erf": Erf(), "Gelu": Gelu(), "Sin": Sin(), "Rbf": Rbf(0.5),
-                     "tanh": elementwise(jnp.tanh, degree=16)}
+SMOOTH_AND_KINKED = {
+    "Relu": Relu(),
+    "Abs": Abs(),
+    "Erf": Erf(),
+    "Gelu": Gelu(),
+    "Sin": Sin(),
+    "Rbf": Rbf(0.5),
+    "tanh": elementwise(jnp.tanh, degree=16),
+}
 
 
 @pytest.mark.parametrize("b_std", [None, 0.3])
@@ -279,7 +290,9 @@ def test_a_store_of_another_kernel_is_refused(tmp_path, changed):
     other = serial(Dense(1, 1.6, 0.1), Relu(), Dense(1)) if changed == "network" else model
     x1 = x[:4] + 1 if changed == "x1" else x[:4]
     with pytest.raises(ValueError, match=f"another kernel.*{changed}"):
-        analytic_kernel(other, x1, x[:4] if changed == "x2" else None, tile=3 if changed == "tile" else 2, store=tmp_path / "store")
+        analytic_kernel(
+            other, x1, x[:4] if changed == "x2" else None, tile=3 if changed == "tile" else 2, store=tmp_path / "store"
+        )
 
 
 def test_a_folder_that_is_no_store_is_refused(tmp_path):
@@ -293,7 +306,9 @@ def test_a_store_survives_being_killed_at_any_moment(tmp_path):
     model, x = _stored_case()
     store, delays = tmp_path / "store", np.random.default_rng(1).uniform(0.2, 2.5, size=4)
     for delay in delays:
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(store)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(store)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        )
         assert process.stdout.readline() == "ready\n"
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)

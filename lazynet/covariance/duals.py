@@ -37,10 +37,10 @@ class Dual(NamedTuple):
 
 
 def rectifier_dual(a: float, b: float) -> Dual:
-    """Dual of `phi(x) = a min(x, 0) + b max(x, 0)`: `E[phi phi] = h s + g |x| |x'| (sin t - t cos t)`, `E[phi' phi'] = h - g t`.
+    """Dual of `phi(x) = a min(x, 0) + b max(x, 0)`: `E[phi phi] = h s + g |x| |x'| (sin t - t cos t)`.
 
-    Here t is the angle, h = (a^2 + b^2)/2 and g = (a - b)^2/(2 pi). At a vanishing input the derivative counts as
-    (a + b)/2, as in `jnp.maximum`.
+    `E[phi' phi'] = h - g t`, where t is the angle, h = (a^2 + b^2)/2 and g = (a - b)^2/(2 pi). At a vanishing input the
+    derivative counts as (a + b)/2, as in `jnp.maximum`.
 
     Example:
         >>> value, slope = rectifier_dual(0.0, 1.0).diagonal(jnp.array(2.0))
@@ -68,7 +68,9 @@ def rectifier_dual(a: float, b: float) -> Dual:
 
 
 def erf_dual(a: float, b: float, c: float) -> Dual:
-    """Dual of `phi(x) = a erf(b x) + c`: `E[phi phi] = a^2 (2/pi) asin(2 b^2 s / sqrt((1 + 2 b^2 q)(1 + 2 b^2 q'))) + c^2`.
+    """Dual of `phi(x) = a erf(b x) + c`: `E[phi phi] = a^2 (2/pi) asin(2 S / sqrt((1 + 2 Q)(1 + 2 Q'))) + c^2`.
+
+    Here S, Q and Q' are the covariance and the variances times b^2.
 
     Example:
         >>> round(float(erf_dual(1.0, 1.0, 0.0).diagonal(jnp.array(0.5))[0]), 6)

@@ -17,111 +17,20 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lazynet.covariance.lanes import Lanes, Request
 from lazynet.covariance.windows import Size, Window, apart, masked, slide, together
 from lazynet.typing import Array
 
-__all__ = [
-    "Lanes", "Planes", "Request", "all_pairs", "each_with_itself", "mean_over_pairs", "mean_over_positions", "ring",
-    "source", "variances",
-]
+__all__ = ["Planes", "mean_over_pairs", "mean_over_positions", "source", "total", "variances"]
 
 Plane = tuple[Array, Array | None]
-
-
-class Lanes(NamedTuple):
-    """Which images of two sets meet: lane l of group g pairs `first(x1, g)[..., l]` with `second(x2, g)[..., l]`."""
-
-    groups: int
-    first: Callable[[Array, Any], Array]
-    second: Callable[[Array, Any], Array]
-
-
-def all_pairs(n: int) -> Lanes:
-    """One group for each of the n images of the first set, which meets all images of the second.
-
-    Example:
-        >>> all_pairs(3).groups
-        3
-    """
-    return Lanes(n, lambda a, g: lax.dynamic_slice_in_dim(a, g, 1, -1), lambda a, g: a)
-
-
-def each_with_itself() -> Lanes:
-    """One group, in which image i meets image i.
-
-    Example:
-        >>> each_with_itself().groups
-        1
-    """
-    return Lanes(1, lambda a, g: a, lambda a, g: a)
-
-
-def ring(n: int) -> Lanes:
-    """Groups in which image i meets image i + g + 1 modulo n: every pair of different images once, for x1 = x2.
-
-    For even n the last group has every pair twice.
-
-    Example:
-        >>> ring(4).second(jnp.arange(4), 0).tolist()
-        [1, 2, 3, 0]
-    """
-    return Lanes(n // 2, lambda a, g: a, lambda a, g: jnp.roll(a, -1 - g, axis=-1))
-
-
-class Request(NamedTuple):
-    """What a recipe is asked for.
-
-    Attributes:
-        canvas: Canvas of the planes.
-        first, second: Selection of lanes from arrays of each set.
-        dtype: Of the planes.
-        same: Whether each lane pairs an image with itself, so that d = 0 has exact values.
-        single: Whether one displacement only will be asked for.
-        zero: Whether that is the displacement zero.
-        step: Displacements here in units of the displacements of the loop.
-        memo: Recipes that have been prepared already.
-        tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read before the branch
-            of `_guarded` is entered: inside, they would be fused into the innermost loops.
-    """
-
-    canvas: Size
-    first: Callable[[Array], Array]
-    second: Callable[[Array], Array]
-    dtype: Any
-    same: bool = False
-    single: bool = False
-    zero: bool = False
-    step: Size = (1, 1)
-    memo: dict = {}
-    tables: dict = {}
-
-    def new_loop(self, **changes) -> Request:
-        """The same request for a loop over displacements of its own."""
-        return self._replace(step=(1, 1), memo={}, tables={}, **changes)
-
-    def finer(self, strides: Size) -> Request:
-        """The request that a layer with strides makes to its input."""
-        step = self.step[0] * strides[0], self.step[1] * strides[1]
-        return self._replace(canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]), step=step)
-
-    def mask(self, axis: int, table: np.ndarray) -> Any:
-        """Asks for rows of a table: a key into `done`; None if nothing is masked, False if everything is."""
-        if table.all() or not table.any():
-            return None if table.all() else False
-        key = axis, self.step[axis], table.tobytes()
-        self.tables[key] = table
-        return key
-
-    def rows(self, p: Any, q: Any) -> dict:
-        """Rows of all tables for one displacement of the loop, in the dtype of the images."""
-        return {key: _row(table.astype(self.dtype), key[1] * (p, q)[key[0]]) for key, table in self.tables.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,13 +74,13 @@ class Planes:
 
         def build(request):
             below, canvas = self.build(request.finer(window.strides)), request.canvas
-            taps, (rows, columns) = together(window, self.shape, canvas), window.strides
+            taps, (rows, columns), size = together(window, self.shape, canvas), window.strides, math.prod(window.size)
             keys = [[request.mask(axis, table[0]) for table in tap.masks] for axis, tap in enumerate(taps)]
 
             def plane(p, q, done):
                 masks = [[done.get(key, key) for key in each] for each in keys]
                 values = below(rows * p, columns * q, done)
-                return tuple(_optional(lambda a: slide(a, taps, masks, canvas) / math.prod(window.size), a) for a in values)
+                return tuple(_optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values)
 
             return plane
 
@@ -179,6 +88,8 @@ class Planes:
 
     def pool(self, window: Window, scale: float) -> Planes:
         """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
+        if window.size == self.shape and window.padding == "VALID":
+            return self._covered(scale)
 
         def build(request):
             moves = math.prod(2 * k - 1 for k in window.size)
@@ -189,6 +100,15 @@ class Planes:
 
         return self._then(window.out(self.shape), window.strides, build)
 
+    def _covered(self, scale):
+        """The pool of one window that covers the images."""
+
+        def build(request):
+            total = _sum_over_pairs(self, request.new_loop(canvas=self.canvas, single=False, zero=False))
+            return lambda p, q, done: tuple(_optional(lambda a: scale**2 * a[None, None], a) for a in total)
+
+        return Planes((1, 1), (1, 1), self.dtype, _shared(build), self.needs)
+
     def add(self, others: Sequence[Planes]) -> Planes:
         """Covariances of a sum of independent images."""
         every = [self, *others]
@@ -198,12 +118,13 @@ class Planes:
 
             def plane(p, q, done):
                 values = [part(p, q, done) for part in parts]
-                return tuple(_sum([value[i] for value in values]) for i in (0, 1))
+                return tuple(total([value[i] for value in values]) for i in (0, 1))
 
             return plane
 
         canvas = max(planes.canvas[0] for planes in every), max(planes.canvas[1] for planes in every)
-        return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(dict.fromkeys(f for each in every for f in each.needs)))
+        needs = dict.fromkeys(function for planes in every for function in planes.needs)
+        return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(needs))
 
     def _then(self, shape, strides, build, needs=()):
         if min(shape) < 1:
@@ -221,7 +142,9 @@ def source(x1: Array, x2: Array) -> Planes:
         second = [_doubled(_placed(request.second(a), request.canvas, zeros=True), request) for a in pixels[1]]
 
         def plane(p, q, done):
-            return _sum([a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]) / len(first), None
+            return total([a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]) / len(
+                first
+            ), None
 
         return plane
 
@@ -245,19 +168,8 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plan
     """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head."""
 
     def group(g):
-        request = _request(planes, lanes, g, same=same)
-        plane = planes.build(request)
-        keys = [request.mask(axis, _live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
-
-        def live(p, q, done):
-            return [_optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
-
-        def add(total, p, q):
-            done = request.rows(p, q)
-            return jax.tree.map(jnp.add, total, _guarded(lambda: live(p, q, done), p))
-
-        total = _scan_planes(add, _zeros(lambda: live(0, 0, request.rows(0, 0))), planes.canvas)
-        return [_optional(lambda a: jnp.sum(a, axis=(0, 1)) / math.prod(planes.shape) ** 2, a) for a in total]
+        total = _sum_over_pairs(planes, _request(planes, lanes, g, same=same))
+        return [_optional(lambda a: a / math.prod(planes.shape) ** 2, a) for a in total]
 
     return _map_groups(group, planes, lanes.groups)
 
@@ -266,7 +178,35 @@ def variances(planes: Planes) -> Plane:
     """Plane d = 0 `[h, w, n]` of images with themselves."""
     request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(single=True, zero=True)
     plane, (height, width) = planes.build(request), planes.shape
-    return tuple(_optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
+    nngp, ntk = (_optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
+    return nngp, ntk
+
+
+def total(arrays: Sequence[Array | None]) -> Any:
+    """Sum of the arrays that are not None; None if there are none.
+
+    Example:
+        >>> float(total([None, jnp.ones(()), jnp.ones(())]))
+        2.0
+    """
+    present = [a for a in arrays if a is not None]
+    return functools.reduce(jnp.add, present) if present else None
+
+
+def _sum_over_pairs(planes, request):
+    """`sum_{p, p'} S[p, p']` of each lane."""
+    plane = planes.build(request)
+    keys = [request.mask(axis, _live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
+
+    def live(p, q, done):
+        return [_optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
+
+    def add(total, p, q):
+        done = request.rows(p, q)
+        return jax.tree.map(jnp.add, total, _guarded(lambda: live(p, q, done), p))
+
+    total = _scan_planes(add, _zeros(lambda: live(0, 0, request.rows(0, 0))), planes.canvas)
+    return [_optional(jnp.sum, a, (0, 1)) for a in total]
 
 
 def _pulled(below, fine, window, shape, scale):
@@ -293,7 +233,7 @@ def _pulled(below, fine, window, shape, scale):
 
 
 def _pushed(below, fine, window, shape, scale):
-    """All pooled planes at once: each finer plane is evaluated once and added to the pooled planes that it is part of."""
+    """All pooled planes at once: each finer plane is evaluated once and added to the pooled planes it is part of."""
     canvas, taps = _apart(window, shape, fine.canvas)
     residues = [(r, s) for r in range(window.strides[0]) for s in range(window.strides[1])]
     targets = [(index, *target) for index, residue in enumerate(residues) for target in _targets(window, residue)]
@@ -309,19 +249,25 @@ def _pushed(below, fine, window, shape, scale):
     def add(total, p, q):
         planes = finer(p, q)
         ats = [[(d + o + 2 * c) % c for d, o, c in zip((p, q), off, canvas, strict=True)] for _, _, off in targets]
-        masks = [[tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, at, strict=True)]
-                 for (_, e, _), at in zip(targets, ats, strict=True)]
+        masks = [
+            [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, at, strict=True)]
+            for (_, e, _), at in zip(targets, ats, strict=True)
+        ]
+
+        def part(index, mask):
+            return [_optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
 
         def parts():
-            return [[_optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
-                    for (index, _, _), mask in zip(targets, masks, strict=True)]
+            return [part(index, mask) for (index, _, _), mask in zip(targets, masks, strict=True)]
 
-        for part, at in zip(_guarded(parts, p), ats, strict=True):
-            total = [_optional(_accumulated, old, new, at) for old, new in zip(total, part, strict=True)]
+        for values, at in zip(_guarded(parts, p), ats, strict=True):
+            total = [_optional(_accumulated, old, new, at) for old, new in zip(total, values, strict=True)]
         return total
 
-    start = [_optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
-             for a in _zeros(lambda: below(0, 0, fine.rows(0, 0)))]
+    start = [
+        _optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
+        for a in _zeros(lambda: below(0, 0, fine.rows(0, 0)))
+    ]
     stored = [_optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
 
     def plane(p, q, done):
@@ -441,7 +387,8 @@ def _starts(start):
 def _exact_at_zero(p, q, exact, values):
     if isinstance(p, int) and isinstance(q, int):
         return exact if p == q == 0 else values
-    return tuple(_optional(lambda a, b: jnp.where((p == 0) & (q == 0), a, b), a, b) for a, b in zip(exact, values, strict=True))
+    here = (p == 0) & (q == 0)
+    return tuple(_optional(lambda a, b: jnp.where(here, a, b), a, b) for a, b in zip(exact, values, strict=True))
 
 
 def _live(n, canvas):
@@ -454,18 +401,9 @@ def _live_part(a, masks):
     return masked(masked(a, masks[0], 0), masks[1], 1)
 
 
-def _row(table, index):
-    return table[index] if isinstance(index, int) else lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
-
-
 def _cropped_mean(a, shape):
     return jnp.mean(a[: shape[0], : shape[1]], axis=(0, 1))
 
 
-def _sum(arrays):
-    present = [a for a in arrays if a is not None]
-    return functools.reduce(jnp.add, present) if present else None
-
-
-def _optional(function, value, *rest):
+def _optional(function, value, *rest) -> Any:
     return None if value is None else function(value, *rest)

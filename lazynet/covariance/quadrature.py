@@ -60,13 +60,14 @@ def _expectation(f, g, degree):
     return expectation
 
 
-def _mean(h, degree):
+def _mean(h, degree) -> Callable[[Array], Array]:
     """`E[h(z)]` as a function of the variance; its derivative is E[h''(z)]/2."""
 
     @jax.custom_jvp
     def mean(q):
         nodes, weights = _nodes(degree, q.dtype)
-        return sum(w * h(safe_sqrt(q) * x) for x, w in zip(nodes, weights, strict=True))
+        terms = (w * h(safe_sqrt(q) * x) for x, w in zip(nodes, weights, strict=True))
+        return sum(terms, jnp.zeros_like(q))
 
     @mean.defjvp
     def mean_jvp(primals, tangents):

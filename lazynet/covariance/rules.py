@@ -13,8 +13,15 @@ from lazynet.covariance.windows import Window
 from lazynet.typing import Array
 
 __all__ = [
-    "activation_rule", "affine", "concat_rule", "conv_rule", "dense_rule", "flatten_rule", "global_pool_rule",
-    "layer_norm_rule", "pool_rule",
+    "activation_rule",
+    "affine",
+    "concat_rule",
+    "conv_rule",
+    "dense_rule",
+    "flatten_rule",
+    "global_pool_rule",
+    "layer_norm_rule",
+    "pool_rule",
 ]
 
 Rule = Callable[[Kernel], Kernel]
@@ -93,9 +100,7 @@ def layer_norm_rule(eps: float) -> Rule:
     return rule
 
 
-def conv_rule(
-    features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
-) -> Rule:
+def conv_rule(features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None) -> Rule:
     """`Sigma'[p, p'] = W^2/k sum_d Sigma[s p + d, s p' + d] + b^2`, `Theta' = W^2/k sum_d Theta[...] + Sigma'`."""
 
     def rule(k: Kernel) -> Kernel:
@@ -152,10 +157,14 @@ def _times(ntk, factor):
 
 def _check_images(name: str, k: Kernel) -> None:
     if k.vectors:
-        raise ValueError(f"{name} got vectors, expected images [n, h, w, c]: put {name} before Flatten() or a global pool.")
+        raise ValueError(
+            f"{name} got vectors, expected images [n, h, w, c]: put {name} before Flatten() or a global pool."
+        )
 
 
 def _check_gaussian(name: str, k: Kernel) -> None:
     if not k.gaussian:
-        raise ValueError(f"{name} got activations that are not Gaussian in the infinite-width limit, expected "
-                         f"pre-activations: put a Dense or Conv directly before {name}.")
+        raise ValueError(
+            f"{name} got activations that are not Gaussian in the infinite-width limit, expected "
+            f"pre-activations: put a Dense or Conv directly before {name}."
+        )

@@ -11,16 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.planes import (
-    Lanes,
-    Planes,
-    all_pairs,
-    each_with_itself,
-    mean_over_pairs,
-    mean_over_positions,
-    source,
-    variances,
-)
+from lazynet.covariance.lanes import Lanes, all_pairs, each_with_itself
+from lazynet.covariance.planes import Planes, mean_over_pairs, mean_over_positions, source, total, variances
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 
@@ -47,8 +39,8 @@ class Pointwise(NamedTuple):
     """
 
     side: Callable[[Array], tuple[Array, ...]]
-    pair: Callable[..., tuple[Array, Array, Array | None]]
-    diagonal: Callable[[Array, Array], tuple[Array, Array]]
+    pair: Callable[..., tuple[Array, Array | None, Array | None]]
+    diagonal: Callable[..., tuple[Array, Array | None]]
 
 
 class Vectors(NamedTuple):
@@ -109,7 +101,7 @@ class Kernel:
         positive: Whether no covariance can be negative.
     """
 
-    cross: Vectors | Planes
+    cross: Any
     first: Side
     second: Side
     features: int
@@ -152,7 +144,7 @@ class Kernel:
         """The state after means over windows that move together at both positions."""
 
         def side(own):
-            moments = once(lambda: Moments(*(a if a is None else moving_mean(a, window) for a in own.moments())))
+            moments = once(lambda: Moments(*_each(lambda a: moving_mean(a, window), own.moments())))
             return Side(moments, own.pairs.window(window))
 
         return self.replace(cross=self.cross.window(window), first=side(self.first), second=side(self.second))
@@ -170,7 +162,7 @@ class Kernel:
         """Vectors of all positions: the mean over equal positions."""
 
         def side(own):
-            return Side(once(lambda: Moments(*(a if a is None else jnp.mean(a, axis=(0, 1)) for a in own.moments()))))
+            return Side(once(lambda: Moments(*_each(lambda a: jnp.mean(a, axis=(0, 1)), own.moments()))))
 
         cross = self._vectors(mean_over_positions(self.cross, self.lanes))
         return self.replace(cross=cross, first=side(self.first), second=side(self.second), gaussian=False, fresh=False)
@@ -179,19 +171,19 @@ class Kernel:
         """Vectors of the mean over positions, times `scale`: the mean over all pairs of positions."""
 
         def scaled(pair):
-            return [a if a is None else scale**2 * a for a in pair]
+            return _each(lambda a: scale**2 * a, pair)
 
         def side(own):
             pooled = once(lambda: scaled(mean_over_pairs(own.pairs, each_with_itself(), same=True)))
-            return Side(once(lambda: Moments(*(a if a is None else a[0] for a in pooled()))))
+            return Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
 
         cross = self._vectors(scaled(mean_over_pairs(self.cross, self.lanes)))
         return self.replace(cross=cross, first=side(self.first), second=side(self.second))
 
     def _vectors(self, pair):
         def spread(a1, a2):
-            groups = jnp.arange(self.lanes.groups)
-            return jax.vmap(lambda g: self.lanes.first(a1, g))(groups), jax.vmap(lambda g: self.lanes.second(a2, g))(groups)
+            groups, (_, first, second) = jnp.arange(self.lanes.groups), self.lanes
+            return jax.vmap(lambda g: first(a1, g))(groups), jax.vmap(lambda g: second(a2, g))(groups)
 
         return Vectors(*pair, gap=None, spread=spread)
 
@@ -231,7 +223,8 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
     """Covariances of the inputs `x1 x2^T / d` (d features or channels), with no tangents yet.
 
     Args:
-        x1, x2: Vectors `[n, d]` or images `[n, h, w, d]`.
+        x1: Vectors `[n, d]` or images `[n, h, w, d]`.
+        x2: The second set of inputs.
         lanes: Which images meet; all pairs by default.
 
     Example:
@@ -271,15 +264,9 @@ def once(compute: Callable[[], Any]) -> Callable[[], Any]:
     return functools.cache(compute)
 
 
-def total(arrays: Sequence[Array | None]) -> Array | None:
-    """Sum of the arrays that are not None.
-
-    Example:
-        >>> float(total([None, jnp.ones(()), jnp.ones(())]))
-        2.0
-    """
-    present = [a for a in arrays if a is not None]
-    return functools.reduce(jnp.add, present) if present else None
+def _each(function, parts) -> Any:
+    """The function of every part that is not None."""
+    return [a if a is None else function(a) for a in parts]
 
 
 def _sum_sides(sides):

@@ -44,7 +44,9 @@ def tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> list[Tile]:
     return [(range(i, min(i + side, n1)), range(j, min(j + side, n2))) for i, j in starts]
 
 
-def assemble(compute: Callable[[Any, Tile], Gram], every: list[Tile], store: Store, *, symmetric: bool, progress: bool) -> Gram:
+def assemble(
+    compute: Callable[[Any, Tile], Gram], every: list[Tile], store: Store, *, symmetric: bool, progress: bool
+) -> Gram:
     """Computes the tiles that are missing and puts them, and with `symmetric` their transposes, into the store.
 
     Each process takes every `jax.process_count()`-th tile, each of its devices one tile at a time.
@@ -56,7 +58,8 @@ def assemble(compute: Callable[[Any, Tile], Gram], every: list[Tile], store: Sto
         symmetric: Whether a tile also gives its mirror image.
         progress: Whether to show a progress bar with the time left.
     """
-    devices, queue = jax.local_devices(), collections.deque()
+    devices = jax.local_devices()
+    queue: collections.deque[tuple[int, Gram]] = collections.deque()
     mine = range(jax.process_index(), len(every), jax.process_count())
     missing = [index for index in mine if not store.done[index]]
     with _bar(len(missing), progress) as advance:
@@ -75,7 +78,9 @@ def assemble(compute: Callable[[Any, Tile], Gram], every: list[Tile], store: Sto
     return store.gram
 
 
-def open_store(folder: str | os.PathLike | None, shape: tuple[int, int], dtype: Any, count: int, identity: dict) -> Store:
+def open_store(
+    folder: str | os.PathLike | None, shape: tuple[int, int], dtype: Any, count: int, identity: dict
+) -> Store:
     """A store in memory, or one in a folder that a killed run left and that is continued.
 
     The folder holds `nngp.npy`, `ntk.npy`, `done.npy` and `manifest.json`. It appears complete or not at all, and a
@@ -120,11 +125,15 @@ def _check(folder, identity):
     try:
         found = json.loads((folder / "manifest.json").read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"store={str(folder)!r} is not a kernel store (no readable manifest.json): choose a new folder.") from error
+        raise ValueError(
+            f"store={str(folder)!r} is not a kernel store (no readable manifest.json): choose a new folder."
+        ) from error
     differing = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
     if differing:
-        raise ValueError(f"store={str(folder)!r} belongs to another kernel: {', '.join(differing)} differ; choose a new "
-                         "folder, or delete this one to start again.")
+        raise ValueError(
+            f"store={str(folder)!r} belongs to another kernel: {', '.join(differing)} differ; choose a new "
+            "folder, or delete this one to start again."
+        )
 
 
 def _write(store, every, index, block, symmetric):

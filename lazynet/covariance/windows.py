@@ -83,12 +83,18 @@ def slide(x: Array, taps: list[Taps], masks: list[list[Mask]], canvas: Size) -> 
     Both axes are padded at once and summed one after the other: this is the form that XLA's CPU backend compiles to
     vector code (padding each axis by itself is ten times slower).
     """
-    widths = [(t.before, max(t.stride * (c - 1) + t.size - t.before - n, 0)) for t, c, n in zip(taps, canvas, x.shape)]
+    widths = [
+        (t.before, max(t.stride * (c - 1) + t.size - t.before - n, 0))
+        for t, c, n in zip(taps, canvas, x.shape[:2], strict=True)
+    ]
     x = _padded(x, widths, taps)
     for axis in (0, 1):
         stop, stride = taps[axis].stride * (canvas[axis] - 1) + 1, taps[axis].stride
-        parts = [masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
-                 for t, mask in enumerate(masks[axis]) if mask is not False]
+        parts = [
+            masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
+            for t, mask in enumerate(masks[axis])
+            if mask is not False
+        ]
         x = functools.reduce(jnp.add, parts)
     return x
 
@@ -101,8 +107,11 @@ def moving_mean(variances: Array, window: Window) -> Array:
         (2, 1, 1)
     """
     shape = variances.shape[0], variances.shape[1]
-    taps = [t._replace(masks=np.ones((t.size, 1), bool)) for t in together(window._replace(padding="VALID"), shape, (1, 1))]
-    taps = [t._replace(before=b, wrap=window.padding == "CIRCULAR") for t, b in zip(taps, window.before(shape), strict=True)]
+    wrap, before = window.padding == "CIRCULAR", window.before(shape)
+    taps = together(window._replace(padding="VALID"), shape, (1, 1))
+    taps = [
+        t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap) for t, b in zip(taps, before, strict=True)
+    ]
     return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
 
 
@@ -121,8 +130,10 @@ def _taps(window, shape, canvas, axis, moves):
     before, out = window.before(shape)[axis], window.out(shape)[axis]
     wrap = window.padding == "CIRCULAR"
     if wrap and n != count * stride:
-        raise ValueError(f"CIRCULAR windows need images whose size is a multiple of all strides and that are not cropped "
-                         f"later: got size {n} on a canvas of {count * stride}; pad the images or use padding='SAME'.")
+        raise ValueError(
+            f"CIRCULAR windows need images whose size is a multiple of all strides and that are not cropped "
+            f"later: got size {n} on a canvas of {count * stride}; pad the images or use padding='SAME'."
+        )
     index = np.arange(count)
 
     def position(t):
@@ -134,8 +145,10 @@ def _taps(window, shape, canvas, axis, moves):
 
     partner = (index[None, :] + index[:, None]) % count
     padded = [(position(t) < 0) | (position(t) >= count * stride) for t in range(window.size[axis])]
-    masks = [[(inside(t)[None, :] & inside(t + e)[partner]) | (padded[t] & (not wrap)) for e in group]
-             for t, group in enumerate(moves)]
+    masks = [
+        [(inside(t)[None, :] & inside(t + e)[partner]) | (padded[t] & (not wrap)) for e in group]
+        for t, group in enumerate(moves)
+    ]
     return Taps(np.array(masks), stride, before, window.size[axis], wrap)
 
 
