@@ -1,0 +1,238 @@
+"""How fast networks approach their infinite-width limits: kernels, training and the law of the outputs.
+
+    python -m experiments run width_convergence                    # about two minutes
+    python -m experiments run width_convergence --preset smoke     # about 40 seconds
+
+Fully connected networks in the NTK parameterization, width m in every hidden layer. Expected slopes in m:
+
+    | relative error of the empirical NTK, 1, 2, 3 hidden ReLU layers        | -1/2          |
+    | ... of depth 1 against the kernel of depth 2 (negative control)        | 0             |
+    | training of 2 hidden tanh layers, 100 steps of a fixed learning rate:  |               |
+    |   relative change of the input and of the output weights               | -1/2          |
+    |   relative change of the hidden weights                                | -1            |
+    |   relative change of the NTK                                           | about -1      |
+    |   distance of all weights from their start                             | 0             |
+    |   distance from the weights of the linearized network                  | -1/2          |
+    |   distance from the outputs of the linearized network                  | about -1      |
+    | law of the outputs at initialization, 1 hidden ReLU layer:             |               |
+    |   excess kurtosis (15/m exactly)                                       | -1            |
+    |   relative covariance of the squares of two outputs (5/m exactly)      | -1            |
+
+For the change of the NTK and the output gap the literature proves an upper bound of slope -1/2 only; what is measured
+lies between, so that the fact is an interval.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lazynet as ln
+from experiments import facts, panels
+from experiments.flows import descent_direction
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Widths and draws of the three parts, and the problem."""
+
+    depths: tuple[int, ...] = (1, 2, 3)
+    widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
+    seeds: int = 30
+    inputs: int = 8
+    examples: int = 12
+    training_widths: tuple[int, ...] = (32, 64, 128, 256, 512)
+    training_seeds: int = 8
+    learning_rate: float = 1.0
+    steps: int = 100
+    output_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
+    networks: int = 40_000
+    outputs: int = 16
+    precision: str = "float64"
+
+
+PRESETS = {
+    "smoke": Config(
+        widths=(32, 128, 512),
+        training_widths=(32, 96, 288),
+        training_seeds=5,
+        output_widths=(8, 24, 72),
+        networks=10_000,
+    ),
+    "laptop": Config(),
+}
+
+CHUNK = 1000
+"""Networks whose outputs are drawn at a time."""
+
+ITEMS = {"0_Dense": "input", "2_Dense": "hidden", "4_Dense": "output"}
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Measures the three parts, draws the figure and returns the facts."""
+    from experiments.store import save_arrays
+
+    with console.status("empirical kernels"):
+        errors = kernel_errors(config)
+    with console.status("training"):
+        movement = _movement(config)
+    with console.status("outputs"):
+        law = _law_of_outputs(config)
+    widths = {"widths": config.widths, "training_widths": config.training_widths, "output_widths": config.output_widths}
+    save_arrays(folder / "measured.npz", {**widths, **errors, **movement, **law})
+    _draw(config, errors, movement, law, folder / "figures" / "width_convergence.png")
+    return facts.summarize(list(_facts(config, errors, movement, law))) | {"seeds": config.seeds}
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table of facts."""
+    facts.show(summary, console, f"slopes in the width, kernels of {summary['seeds']} seeds")
+
+
+def _facts(config, errors, movement, law):
+    for name, values in errors.items():
+        expected = 0.0 if "against" in name else -0.5
+        yield facts.power_law(name, config.widths, values, expected, 0.1)
+    tolerances = {"input": (-0.5, 0.12), "hidden": (-1, 0.15), "output": (-0.5, 0.12)}
+    for item, (slope, tolerance) in tolerances.items():
+        values = movement[f"weight_change/{item}"]
+        yield facts.power_law(f"weight_change/{item}", config.training_widths, values, slope, tolerance)
+    yield facts.power_law("weight_drift", config.training_widths, movement["weight_drift"], 0, 0.1)
+    yield facts.power_law("weight_gap", config.training_widths, movement["weight_gap"], -0.5, 0.15)
+    for name in ("ntk_change", "output_gap"):
+        yield facts.power_law(name, config.training_widths, movement[name], at_least=-1.15, at_most=-0.45)
+    for name, exact in (("excess_kurtosis", 15.0), ("squares_covariance", 5.0)):
+        yield facts.power_law(name, config.output_widths, law[name], -1, 0.15)
+        yield facts.close(f"{name}_times_width", np.mean(law[name] * config.output_widths), exact, 0.1 * exact)
+
+
+def kernel_errors(config: Config) -> dict[str, np.ndarray]:
+    """Relative errors of the empirical NTK for every depth and in the negative control, `[seeds, widths]`."""
+    x = _inputs(config, config.examples)
+    limits = {depth: ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk for depth in (*config.depths, 2)}
+    errors: dict[str, list] = {}
+    for depth in config.depths:
+        for width in config.widths:
+            model = _relu_network(width, depth)
+            kernels = [_empirical(model, seed, x) for seed in range(config.seeds)]
+            errors.setdefault(f"ntk_error/depth={depth}", []).append(_distances(kernels, limits[depth]))
+            if depth == 1:
+                errors.setdefault("ntk_error/depth=1_against_2", []).append(_distances(kernels, limits[2]))
+    return {name: np.array(rows).T for name, rows in errors.items()}
+
+
+def _relu_network(width, depth):
+    return ln.zoo.mlp((width,) * depth, 1)
+
+
+def _empirical(model, seed, x):
+    params0 = model.init(jax.random.fold_in(jax.random.key(1), seed), x)
+    return ln.empirical.empirical_ntk(model.apply, params0, x, outputs="trace")
+
+
+def _distances(kernels, limit):
+    return [float(ln.diagnostics.kernel_distance(kernel, limit)) for kernel in kernels]
+
+
+def _inputs(config, count):
+    return jax.random.normal(jax.random.key(0), (count, config.inputs), jnp.dtype(config.precision))
+
+
+def _movement(config):
+    """How far training moves each part, `[seeds, widths]`."""
+    x = _inputs(config, config.examples)
+    y = jax.random.normal(jax.random.key(2), (config.examples, 1), x.dtype)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(config.training_seeds))
+    columns = []
+    for width in config.training_widths:
+        model = ln.zoo.mlp((width, width), 1, activation=ln.elementwise(jnp.tanh), W_std=1.0)
+        params0 = jax.vmap(lambda key, model=model: model.init(key, x))(keys)
+        columns.append(jax.jit(jax.vmap(partial(_train, config, model, ln.Data(x, y))))(params0))
+    return {name: np.stack([np.asarray(column[name]) for column in columns], axis=1) for name in columns[0]}
+
+
+def _train(config, model, data, params0):
+    """Gradient descent on the network and on its linearization side by side."""
+    functions = model.apply, ln.linearize(model.apply, params0)
+
+    def advance(state, _):
+        slopes = (
+            descent_direction(lambda w, f=f: ln.mse(f(w, data.x), data.y), w)
+            for f, w in zip(functions, state, strict=True)
+        )
+        new = tuple(ln.trees.add_scaled(w, config.learning_rate, v) for w, v in zip(state, slopes, strict=True))
+        return new, _distances_of(functions, new, params0, data.x)
+
+    (params, _), curves = jax.lax.scan(advance, (params0, params0), length=config.steps)
+    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace") for w in (params0, params))
+    drift = ln.diagnostics.layer_drift(params, params0)
+    layers = {f"weight_change/{item}": drift[path] for path, item in ITEMS.items()}
+    return jax.tree.map(jnp.max, curves) | layers | {"ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0)}
+
+
+def _distances_of(functions, state, params0, x):
+    (network, tangent), (w, v) = functions, state
+    return {
+        "weight_drift": ln.trees.norm(ln.trees.subtract(w, params0)),
+        "weight_gap": ln.trees.norm(ln.trees.subtract(w, v)),
+        "output_gap": jnp.sqrt(jnp.mean((network(w, x) - tangent(v, x)) ** 2)),
+    }
+
+
+def _law_of_outputs(config):
+    """Excess kurtosis of an output, and the relative covariance of the squares of two outputs, `[widths]`."""
+    x = _inputs(config, 1)
+    outputs = [_draw_outputs(config, width, x) for width in config.output_widths]
+    return {name: np.array([law(f) for f in outputs]) for name, law in LAWS.items()}
+
+
+def _draw_outputs(config, width, x):
+    """Outputs of many independent networks at one input, `[networks, outputs]`."""
+    model = ln.serial(ln.Dense(width), ln.Relu(), ln.Dense(config.outputs))
+
+    def draw(key):
+        return model.apply(model.init(key, x), x)[0]
+
+    keys = jax.random.split(jax.random.key(4), (config.networks // CHUNK, CHUNK))
+    outputs = jax.jit(lambda keys: jax.lax.map(jax.vmap(draw), keys))(keys)
+    return np.asarray(outputs).reshape(-1, config.outputs)
+
+
+def excess_kurtosis(outputs: np.ndarray) -> float:
+    """`E f^4 / (E f^2)^2 - 3`, zero for a Gaussian."""
+    return float(np.mean(outputs**4) / np.mean(outputs**2) ** 2 - 3)
+
+
+def squares_covariance(outputs: np.ndarray) -> float:
+    """`E f_a^2 f_b^2 / (E f^2)^2 - 1` over pairs a != b of outputs, zero if they are independent."""
+    squares, k = outputs**2, outputs.shape[1]
+    pairs = (squares.sum(1) ** 2 - (squares**2).sum(1)) / (k * (k - 1))
+    return float(np.mean(pairs) / np.mean(squares) ** 2 - 1)
+
+
+LAWS = {"excess_kurtosis": excess_kurtosis, "squares_covariance": squares_covariance}
+
+
+def _draw(config, errors, movement, law, path):
+    kernels = {f"depth {depth}": errors[f"ntk_error/depth={depth}"] for depth in config.depths}
+    names = {
+        "weight_change/input": r"input weights $\Delta W/W$",
+        "weight_change/hidden": r"hidden weights $\Delta W/W$",
+        "weight_change/output": r"output weights $\Delta W/W$",
+        "ntk_change": r"NTK $\Delta\Theta/\Theta$",
+    }
+    moved = {label: movement[name] for name, label in names.items()}
+    laws = {"excess kurtosis": law["excess_kurtosis"], "covariance of squares": law["squares_covariance"]}
+    panels.save([
+        panels.Panel("empirical against analytic NTK", config.widths, kernels, "width $m$", "relative error"),
+        panels.Panel(f"training, {config.steps} steps", config.training_widths, moved, "width $m$", "relative change"),
+        panels.Panel("outputs at initialization", config.output_widths, laws, "width $m$", "deviation from the limit"),
+    ], path)  # fmt: skip
