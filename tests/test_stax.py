@@ -11,25 +11,29 @@ from lazynet import predict, stax
 
 ARCHITECTURES = {
     "gelu": "serial(Dense(8, 1.5, 0.1), Gelu(), Dense(8, 1.1, 0.2), Cos(1.2, 0.7, 0.3), Dense(2))",
-    "concat": "serial(FanOut(2), parallel(serial(Dense(8), Relu()), serial(Dense(4, 1.4, 0.1), Erf())), FanInConcat(-1), Dense(1))",
+    "concat": "serial(FanOut(2), parallel(serial(Dense(8), Relu()), serial(Dense(4, 1.4, 0.1), Erf())), "
+    "FanInConcat(-1), Dense(1))",
     "repeat": "serial(Dense(8), repeat(serial(LeakyRelu(0.3), Dense(8, 1.5, 0.1)), 3))",
     "standard": "serial(Dense(8, 1.5, 0.1, parameterization='standard', s=(1, 4)), Abs(), "
-                "Dense(2, 1.1, None, parameterization='standard', s=(4, 1)))",
+    "Dense(2, 1.1, None, parameterization='standard', s=(4, 1)))",
     "numerical": "serial(Dense(8, 1.2, 0.1), ElementwiseNumerical(jnp.tanh, 80), Dense(1))",
 }
 CONVOLUTIONAL = {
     "strided": "serial(Conv(4, (3, 2), (2, 1), 'SAME', 1.4, 0.1), Relu(), Conv(4, (2, 2), None, 'VALID', 1.2), Gelu(), "
-               "GlobalSumPool(), Dense(1))",
+    "GlobalSumPool(), Dense(1))",
     "pools": "serial(Conv(4, (3, 3), None, 'SAME', 1.4), Relu(), AvgPool((2, 3), (1, 2), 'SAME'), "
-             "Conv(4, (1, 1), None, 'VALID', 1.2, 0.1), ABRelu(-0.3, 1.2), SumPool((2, 2), (2, 2)), Flatten(), Dense(1))",
-    "norms": "serial(Conv(4, (3, 3), None, 'CIRCULAR', 1.4, 0.1), LayerNorm(), Relu(), GlobalAvgPool(), Dense(4), Erf(), Dense(1))",
+    "Conv(4, (1, 1), None, 'VALID', 1.2, 0.1), ABRelu(-0.3, 1.2), SumPool((2, 2), (2, 2)), Flatten(), Dense(1))",
+    "norms": "serial(Conv(4, (3, 3), None, 'CIRCULAR', 1.4, 0.1), LayerNorm(), Relu(), GlobalAvgPool(), Dense(4), "
+    "Erf(), Dense(1))",
     "standard": "serial(Conv(4, (3, 3), None, 'SAME', 1.4, 0.1, None, 'standard'), Relu(), Flatten(), "
-                "Dense(1, 1.1, 0.1, parameterization='standard'))",
+    "Dense(1, 1.1, 0.1, parameterization='standard'))",
 }
 
 
 def _network(expression, module=stax):
-    return eval(expression, {name: getattr(module, name) for name in stax.__all__ if hasattr(module, name)} | {"jnp": jnp})
+    return eval(
+        expression, {name: getattr(module, name) for name in stax.__all__ if hasattr(module, name)} | {"jnp": jnp}
+    )
 
 
 def _inputs(shape, seed=0):
@@ -48,8 +52,10 @@ def test_the_script_of_kernel_regression_runs_after_changing_its_import():
     x_train, x_test = _inputs((20, 6)), _inputs((5, 6), 1)
     y_train = jnp.sin(x_train[:, :1])
     init_fn, apply_fn, kernel_fn = stax.serial(
-        stax.Dense(512, W_std=1.5, b_std=0.05), stax.Erf(),
-        stax.Dense(512, W_std=1.5, b_std=0.05), stax.Erf(),
+        stax.Dense(512, W_std=1.5, b_std=0.05),
+        stax.Erf(),
+        stax.Dense(512, W_std=1.5, b_std=0.05),
+        stax.Erf(),
         stax.Dense(1, W_std=1.5, b_std=0.05),
     )
     _, params = init_fn(jax.random.key(0), (-1, 6))
@@ -75,8 +81,12 @@ def _wide_resnet(block_size, k):
     """The network of neural-tangents' readme, with its names."""
 
     def block(channels, strides=(1, 1), channel_mismatch=False):
-        main = stax.serial(stax.Relu(), stax.Conv(channels, (3, 3), strides, padding="SAME"),
-                           stax.Relu(), stax.Conv(channels, (3, 3), padding="SAME"))
+        main = stax.serial(
+            stax.Relu(),
+            stax.Conv(channels, (3, 3), strides, padding="SAME"),
+            stax.Relu(),
+            stax.Conv(channels, (3, 3), padding="SAME"),
+        )
         shortcut = stax.Identity() if not channel_mismatch else stax.Conv(channels, (3, 3), strides, padding="SAME")
         return stax.serial(stax.FanOut(2), stax.parallel(main, shortcut), stax.FanInSum())
 
@@ -85,8 +95,12 @@ def _wide_resnet(block_size, k):
 
     return stax.serial(
         stax.Conv(16, (3, 3), padding="SAME"),
-        group(block_size, 16 * k), group(block_size, 32 * k, (2, 2)), group(block_size, 64 * k, (2, 2)),
-        stax.AvgPool((2, 2)), stax.Flatten(), stax.Dense(10, 1.0, 0.0),
+        group(block_size, 16 * k),
+        group(block_size, 32 * k, (2, 2)),
+        group(block_size, 64 * k, (2, 2)),
+        stax.AvgPool((2, 2)),
+        stax.Flatten(),
+        stax.Dense(10, 1.0, 0.0),
     )
 
 
