@@ -25,7 +25,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Config:
     examples: int = 10
     time: float = 10.0
     steps: int = 1000
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(alphas=(10.0, 30.0, 100.0, 300.0), seeds=8, steps=200), "laptop": Config()}
@@ -69,6 +69,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Integrates every variant at all scales and seeds at once, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "alphas")
     with console.status("gradient flows"):
         measured = {variant: measure(config, variant) for variant in VARIANTS}
     arrays = {f"{variant}/{name}": value for variant, values in measured.items() for name, value in values.items()}

@@ -7,7 +7,7 @@ ReLU units with weights all over the circle give the features relu(cos(s - t)), 
 
     gamma_k = int relu(cos s) exp(-iks) ds = 2 (k = 0), pi/2 (k = 1), 2 (-1)^(p+1) / (k^2 - 1) (k = 2p), 0 (odd k >= 3).
 
-Their kernel k(phi) = (sin phi + (pi - phi) cos phi) / 2 is pi times the library's NNGP of Dense, Relu, Dense, and its
+Their kernel k(phi) = (sin phi + (pi - phi) cos phi) / 2 is pi times the library's NNGP of Dense, Relu, Dense. Expected
 eigenvalues are gamma_k^2: 4, 2.467, 0.444, 0, 0.0178, 0, 0.00327, then for even k a decay of slope -4 (fitted from
 k = 10 on). Both are measured by a discrete Fourier transform of a few thousand points.
 
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Config:
     decay_from: int = 10
     decay_to: int = 200
     cutoffs: tuple[int, ...] = (20, 50, 100, 200, 400)
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(points=2**13, decay_to=100), "laptop": Config()}
@@ -53,6 +53,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures coefficients, eigenvalues and norms, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "cutoffs")
     with console.status("kernel on the circle"):
         angles = 2 * np.pi * np.arange(config.points) / config.points
         features = fourier(np.maximum(np.cos(angles), 0))

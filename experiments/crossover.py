@@ -22,7 +22,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ class Config:
     loss: float = 1e-2
     learning_rate: float = 0.5
     max_steps: int = 100_000
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(widths=(64, 512), scales=(0.1, 0.3, 1.0, 3.0, 10.0, 100.0), seeds=8), "laptop": Config()}
@@ -66,6 +66,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "widths", "scales")
     cells = [(variant, width) for variant in VARIANTS for width in config.widths]
     results = {
         cell: measure(config, cell[1], cell[0]) for cell in track(cells, "widths", console=console, transient=True)
@@ -195,7 +196,7 @@ def _draw(config, measured, path):
     for (name, variant), ax in zip(drawn, axes, strict=True):
         values = measured[f"{name}/{variant}"]
         for style, width, of_width in zip(plots.curve_styles(len(values)), config.widths, values, strict=True):
-            bars = of_width.std(0, ddof=1)
+            bars = of_width.std(0, ddof=1) if config.seeds > 1 else None
             ax.errorbar(
                 config.scales, of_width.mean(0), bars, capsize=2, label=f"width {width}", **style | {"markevery": None}
             )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Fact", "close", "power_law", "show", "summarize", "within"]
+__all__ = ["Fact", "check_sweeps", "close", "power_law", "show", "summarize", "within"]
 
 
 class Fact(NamedTuple):
@@ -35,6 +35,20 @@ class Fact(NamedTuple):
             return abs(self.measured - self.expected) <= self.tolerance
         low = -math.inf if self.at_least is None else self.at_least
         return low <= self.measured <= (math.inf if self.at_most is None else self.at_most)
+
+
+def check_sweeps(config: Any, *sweeps: str) -> None:
+    """Refuses a configuration without seeds, or with a sweep that is too short for a slope.
+
+    Raises:
+        ValueError: Naming the field and its value.
+    """
+    if getattr(config, "seeds", 1) < 1:
+        raise ValueError(f"seeds={config.seeds}, expected at least 1.")
+    for sweep in sweeps:
+        values = getattr(config, sweep)
+        if len(set(values)) < 2 or list(values) != sorted(values) or not values[0] > 0:
+            raise ValueError(f"{sweep}={values}, expected at least two positive values in increasing order.")
 
 
 def close(name: str, measured: float, expected: float, tolerance: float) -> Fact:
@@ -63,7 +77,7 @@ def power_law(
     from lazynet.diagnostics import fit_slope
 
     values = np.atleast_2d(np.asarray(values, float))
-    slope = fit_slope(list(x), values.mean(0))
+    slope = fit_slope(np.asarray(x, float), values.mean(0))
     if expected is not None and tolerance is not None:
         return close(f"slope/{name}", slope, expected, tolerance)
     return within(f"slope/{name}", slope, at_least=at_least, at_most=at_most)

@@ -48,10 +48,10 @@ class Config:
     activation: Literal["relu", "tanh"] = "relu"
     iterations: int = 20
     restarts: int = 3
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
-PRESETS = {"smoke": Config(widths=(64, 512, 4096), seeds=6), "laptop": Config()}
+PRESETS = {"smoke": Config(widths=(64, 256, 1024), seeds=6), "laptop": Config()}
 
 SCALES = {"inv_sqrt": lambda m: m**-0.5, "inv": lambda m: 1.0 / m, "one": lambda m: 1.0}
 INITS = ("iid", "doubled")
@@ -71,6 +71,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "widths")
     values: dict[str, list] = {}
     for width in track(config.widths, "kappa", console=console, transient=True):
         for init in INITS:

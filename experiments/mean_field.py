@@ -18,7 +18,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class Config:
     test_examples: int = 50
     steps: tuple[int, ...] = (0, 20, 300)
     learning_rate: float = 1.0
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(widths=(64, 256, 1024), reference_width=16_384, seeds=16), "laptop": Config()}
@@ -56,6 +56,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains all widths, seeds and both scales, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "widths")
     with console.status("training"):
         data, x_test = _problem(config)
         reference = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)

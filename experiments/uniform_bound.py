@@ -30,7 +30,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +64,7 @@ class Config:
     many_alphas: tuple[float, ...] = (10.0, 100.0, 1000.0)
     many_horizon: float = 25.0
     many_steps: int = 1000
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(widths=(100, 1000), seeds=4), "laptop": Config()}
@@ -102,6 +102,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "alphas", "many_alphas")
     collected, curves, summary = [], {}, {"seeds": config.seeds}
     for width in track(config.widths, "many weights", console=console, transient=True):
         problem, constants = _draw_problem(config, width, config.inputs, config.examples)

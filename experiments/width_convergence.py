@@ -27,7 +27,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ class Config:
     output_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
     networks: int = 40_000
     outputs: int = 16
-    precision: str = "float64"
+    precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {
@@ -80,6 +80,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures the three parts, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
+    facts.check_sweeps(config, "widths", "training_widths", "output_widths")
+    if config.networks < CHUNK:
+        raise ValueError(f"networks={config.networks}, expected at least {CHUNK}.")
     with console.status("empirical kernels"):
         errors = kernel_errors(config)
     with console.status("training"):
