@@ -29,7 +29,7 @@ _PUBLIC = {
 }
 _MODULES = (
     "activations covariance datasets diagnostics empirical flow interop kernels layers linalg losses model plots "
-    "predict records scattering trees typing zoo"
+    "predict records scattering stax trees typing zoo"
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
