@@ -1,10 +1,10 @@
 # Every target runs a step of .ci/run, which builds the environments it needs.
-.PHONY: check test slow lint types smoke newest oracle clean
+.PHONY: check test notebooks slow lint types smoke newest oracle clean
 
 check:
 	bash .ci/run
 
-test slow lint types smoke newest oracle:
+test notebooks slow lint types smoke newest oracle:
 	bash .ci/run $@
 
 clean:
