@@ -1,7 +1,7 @@
 """How fast training becomes linear: distances to initialization and to the tangent model against alpha.
 
     python -m experiments run alpha_rates                    # about 20 seconds
-    python -m experiments run alpha_rates --preset smoke     # about 10 seconds
+    python -m experiments run alpha_rates --preset smoke     # about 15 seconds
 
 Theorem 2.2 of Chizat, Oyallon and Bach (2019): on a finite horizon T, gradient flow w(t) on (1/alpha^2) R(alpha h) from
 h(w0) = 0 stays within O(1/alpha) of w0, within O(1/alpha^2) of the linearized flow, and its outputs within O(1/alpha).

@@ -69,7 +69,8 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     facts.check_sweeps(config, "widths", "scales")
     cells = [(variant, width) for variant in VARIANTS for width in config.widths]
     results = {
-        cell: measure(config, cell[1], cell[0]) for cell in track(cells, "widths", console=console, transient=True)
+        cell: measure(config, cell[1], cell[0])
+        for cell in track(cells, "widths", console=console, transient=True, disable=not console.is_terminal)
     }
     measured = {
         f"{name}/{variant}": np.stack([results[variant, width][name] for width in config.widths])

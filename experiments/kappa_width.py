@@ -1,7 +1,7 @@
 """How lazy a two-layer network is at initialization: kappa against width, for three scales of the output.
 
-    python -m experiments run kappa_width                    # about a minute
-    python -m experiments run kappa_width --preset smoke     # about 20 seconds
+    python -m experiments run kappa_width                    # about 40 seconds
+    python -m experiments run kappa_width --preset smoke     # about 15 seconds
 
 For h(x) = alpha(m) sum_j b_j phi(a_j . x) with m units, all weights from N(0, 1), and the square loss,
 
@@ -73,7 +73,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     facts.check_sweeps(config, "widths")
     values: dict[str, list] = {}
-    for width in track(config.widths, "kappa", console=console, transient=True):
+    for width in track(config.widths, "kappa", console=console, transient=True, disable=not console.is_terminal):
         for init in INITS:
             for name, of_seeds in _measure(config, width, init).items():
                 values.setdefault(f"{name}/{init}", []).append(of_seeds)

@@ -1,6 +1,6 @@
 """The mean-field scale 1/m: a wide network converges to a nonlinear limit, and never becomes lazy.
 
-    python -m experiments run mean_field                    # about a minute
+    python -m experiments run mean_field                    # about 30 seconds
     python -m experiments run mean_field --preset smoke     # about 20 seconds
 
 h(x) = 1/m sum_j b_j tanh(a_j . x) with all weights from N(0, 1), trained by gradient descent with the learning rate m

@@ -1,7 +1,7 @@
 """Lazy training for all times: the explicit constants of the convergence theorems, as inequalities.
 
     python -m experiments run uniform_bound                    # about a minute
-    python -m experiments run uniform_bound --preset smoke     # about 20 seconds
+    python -m experiments run uniform_bound --preset smoke     # about 25 seconds
 
 h(w, x) = 1/sqrt m sum_j s_j tanh(w_j . x) with fixed signs s and trained input weights, centered, has the Lipschitz
 constant Lip(Dh) = max|tanh''| max|x|^2 / sqrt m, |.| being the norm of the empirical measure, for which the risk
@@ -104,7 +104,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     facts.check_sweeps(config, "alphas", "many_alphas")
     collected, curves, summary = [], {}, {"seeds": config.seeds}
-    for width in track(config.widths, "many weights", console=console, transient=True):
+    for width in track(config.widths, "many weights", console=console, transient=True, disable=not console.is_terminal):
         problem, constants = _draw_problem(config, width, config.inputs, config.examples)
         alphas = constants.alpha0[:, None] * np.array(config.multiples)
         seen = _flow_all(config, problem, constants, alphas)

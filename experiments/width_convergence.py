@@ -18,7 +18,8 @@ Fully connected networks in the NTK parameterization, width m in every hidden la
     |   excess kurtosis (15/m exactly)                                       | -1            |
     |   relative covariance of the squares of two outputs (5/m exactly)      | -1            |
 
-For the change of the NTK and the output gap the literature proves an upper bound of slope -1/2 only; what is measured
+Where lecture notes state o(1/m) for the distance to the weights of the linearized network, it is m^(-1/2) in this
+parameterization. For the change of the NTK and the output gap the literature proves an upper bound of slope -1/2 only; what is measured
 lies between, so that the fact is an interval.
 """
 
