@@ -18,10 +18,11 @@ times fall with slopes -1 (weights to w0), -1 (outputs to the linearized ones) a
 ones; the theorem has log(alpha) / alpha^2). The negative control is alpha = 0.01, where alpha h cannot reach y, and the
 bound fails.
 
-Theorem 2.5 (more examples than weights; one unit with 3 weights, 30 examples): the flow converges exponentially to a
-minimizer. Expected: the logarithm of |f(t) - f(inf)| falls linearly, at the smallest eigenvalue of the Hessian of the
-loss at the limit (within 5 %), the gradient vanishes (below 1e-8), and the rate tends to that of the linearized model,
-sigma^2, with slope -1 in alpha: it is up to 27 % off at alpha = 10, as the residual at the minimum does not vanish.
+More examples than weights, the under-parametrized case (one unit with 3 weights, 30 examples): the flow converges
+exponentially to a minimizer. Expected: the logarithm of |f(t) - f(inf)| falls linearly, at the smallest eigenvalue of
+the Hessian of the loss at the limit (within 5 %), the gradient vanishes (below 1e-8), and the rate tends to that of the
+linearized model, sigma^2, with slope -1 in alpha: it is up to 27 % off at alpha = 10, as the residual at the minimum
+does not vanish.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Constants(NamedTuple):
 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Integrates the flows of both theorems, draws the figure and returns the facts."""
+    """Integrates the flows of both cases, draws the figure and returns the facts."""
     from rich.progress import track
 
     from experiments.store import save_arrays
@@ -125,7 +126,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
 def show(summary: dict[str, Any], console) -> None:
     """Prints the table of facts and the thresholds."""
-    facts.show(summary, console, f"theorems 2.4 and 2.5, worst of {summary['seeds']} seeds")
+    facts.show(summary, console, f"convergence for all times, worst of {summary['seeds']} seeds")
     for key, value in summary.items():
         if key.startswith("alpha0/"):
             console.print(f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds", highlight=False)
@@ -273,7 +274,7 @@ def _far_below(config, problem, constants):
 
 
 def _many_examples(config):
-    """Theorem 2.5: rates of convergence to the limit, `[seeds, alphas]`, and the facts about them."""
+    """More examples than weights: rates of convergence to the limit, `[seeds, alphas]`, and the facts about them."""
     problem, constants = _draw_problem(config, config.few_units, config.few_inputs, config.many_examples)
     alphas = np.tile(config.many_alphas, (config.seeds, 1))
     seen = _flow_all(_Horizon(config.many_horizon, config.many_steps), problem, constants, alphas)
@@ -336,7 +337,7 @@ def _draw(config, curves, sweep, many, path):
     for alpha, distance, style in zip(config.many_alphas, many["many/distance"][0], styles, strict=True):
         right.plot(many["many/time"][0], distance, label=rf"$\alpha={alpha:g}$", **style)
     right.set(yscale="log", xlabel=r"time $\sigma^2 t$", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None))
-    right.set_title("theorem 2.5: more examples than weights", fontsize=11)
+    right.set_title("more examples than weights", fontsize=11)
     for ax in (left, right):
         ax.grid(True, color="0.88", linewidth=0.6)
         ax.legend(fontsize="small", frameon=False)
