@@ -213,8 +213,8 @@ def _compare_with_linearized(config, cells) -> None:
     for (seed, alpha), cell in cells.items():
         reference = cells.get((seed, float("inf")))
         if reference is not None and np.isfinite(alpha):
-            gap = np.sqrt(np.mean((cell["outputs"] - reference["outputs"]) ** 2))
-            cell["final"]["linearization_gap"] = float(gap / np.sqrt(np.mean(reference["outputs"] ** 2)))
+            gap = diagnostics.output_gap(cell["outputs"], reference["outputs"])
+            cell["final"]["linearization_gap"] = float(gap)
             same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
             cell["final"]["agreement"] = float(np.mean(same))
 
