@@ -342,7 +342,7 @@ def test_a_sweep_of_ridges_is_one_solve_each(full):
         expected = rows @ np.linalg.solve(matrix + ridge * np.eye(len(matrix)), y.ravel())
         np.testing.assert_allclose(predictions.ravel(), expected, rtol=1e-8, atol=1e-10)
         single = flow.kernel_regression(kernel, _data(y), cross=cross, ridge=float(ridge))
-        np.testing.assert_array_equal(single, predictions)
+        np.testing.assert_allclose(single, predictions, rtol=1e-9, atol=1e-11)
 
 
 def test_regression_on_duplicate_inputs_is_the_limit_of_a_vanishing_ridge():

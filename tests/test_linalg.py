@@ -71,10 +71,37 @@ def test_solve_psd_agrees_with_a_general_solver(columns):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_solve_psd_refuses_duplicate_rows_even_when_rounding_lets_cholesky_pass(dtype):
+def test_solve_psd_gives_duplicate_rows_the_pseudo_inverse_even_when_rounding_lets_cholesky_pass(dtype):
     matrix = _psd(5)[np.ix_([0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 4])].astype(dtype)
-    with pytest.raises(ValueError, match=r"lambda_min = .* with ridge = 0.* larger ridge"):
-        linalg.solve_psd(matrix, np.ones(6), ridge=0.0)
+    expected = np.linalg.pinv(matrix.astype(np.float64), rtol=1e-6, hermitian=True) @ np.ones(6)
+    np.testing.assert_allclose(linalg.solve_psd(matrix, np.ones(6), ridge=0.0), expected, rtol=1e-8)
+
+
+def test_solve_psd_refuses_a_matrix_that_is_no_kernel():
+    with pytest.raises(ValueError, match="not positive semi-definite"):
+        linalg.solve_psd(np.diag([1.0, -0.1]), np.ones(2), ridge=0.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_by_blocks_of_a_mapped_file_is_that_of_the_matrix(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(linalg, "BLOCK_BYTES", 8 * 7 * 3)
+    matrix, columns = _psd(7).astype(dtype), np.random.default_rng(1).normal(size=(7, 2))
+    mapped = np.memmap(tmp_path / "kernel", dtype, "w+", shape=(7, 7))
+    mapped[:] = matrix
+    np.testing.assert_allclose(linalg.blocked_product(mapped, columns), matrix.astype(np.float64) @ columns, rtol=1e-12)
+    full = _psd(6).reshape(3, 2, 3, 2).transpose(0, 2, 1, 3).astype(dtype)
+    expected = linalg.kernel_matrix(full).astype(np.float64) @ columns[:6]
+    np.testing.assert_allclose(linalg.blocked_product(full, columns[:6]), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("place", [(0, 6), (6, 0), (5, 6)])
+def test_an_asymmetry_or_a_nan_is_found_in_any_block(monkeypatch, place):
+    monkeypatch.setattr(linalg, "BLOCK_BYTES", 8 * 7 * 2)
+    for value, message in ((1e3, "not symmetric"), (np.nan, "1 entries that are not finite")):
+        matrix = _psd(7)
+        matrix[place] = value
+        with pytest.raises(ValueError, match=message):
+            linalg.check_symmetric(matrix)
 
 
 def test_the_full_kernel_of_decoupled_outputs_is_a_kronecker_product():

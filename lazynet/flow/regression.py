@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 
 from lazynet.flow.checks import check_kernel, check_ridges, check_targets, check_times
 from lazynet.flow.dynamics import expand, flow_weights, kernel_outputs
-from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh, symmetric
+from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh, solve_psd, symmetric
 from lazynet.records import Data, Gram
 from lazynet.typing import ArrayLike
 
@@ -24,7 +24,9 @@ def kernel_regression(
 ) -> Float[np.ndarray, "*r m k"]:
     """Predictions `f(x) = K(x, X) (K(X, X) + ridge I)^{-1} y`, for one ridge or a sweep from one eigendecomposition.
 
-    With the NTK and ridge 0 this is the infinite-time limit of `gradient_flow` from f0 = 0.
+    With the NTK and ridge 0 this is the infinite-time limit of `gradient_flow` from f0 = 0. One ridge is solved by
+    Cholesky, an axis of ridges by an eigendecomposition, which takes as long as about thirty single solves; for
+    kernels that leave no room for either there is `conjugate_gradient_regression`.
 
     Args:
         kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
@@ -44,10 +46,13 @@ def kernel_regression(
         [[1.0, 3.0], [0.5, 1.5]]
     """
     y, _ = check_targets(kernel, data.y, None)
-    eigen = psd_eigh(kernel_matrix(kernel))
-    weights = np.stack([eigen.inverse_values(value) for value in check_ridges(ridge)])
-    outputs = kernel_outputs(cross, expand(eigen, weights, y, np.ndim(kernel)))
-    return outputs if np.ndim(ridge) else outputs[0]
+    ridges, matrix = check_ridges(ridge), kernel_matrix(kernel)
+    if not np.ndim(ridge):
+        columns = y if np.ndim(kernel) == 2 else y.reshape(-1, 1)
+        return kernel_outputs(cross, solve_psd(matrix, columns, ridge=float(ridges[0])).reshape(y.shape))
+    eigen = psd_eigh(matrix)
+    weights = np.stack([eigen.inverse_values(value) for value in ridges])
+    return kernel_outputs(cross, expand(eigen, weights, y, np.ndim(kernel)))
 
 
 def leave_one_out(
