@@ -9,20 +9,22 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Key, Num
 
 from lazynet.covariance.lanes import ring
 from lazynet.covariance.state import input_kernel
-from lazynet.covariance.tiles import assemble, open_store, tiles
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
 from lazynet.records import Gram
+from lazynet.tiles import assemble, open_store, tiles
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
 
 TILE_OF_VECTORS = 256
 TILE_OF_IMAGES = 32
+"""Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
 
 
 def analytic_kernel(
@@ -31,6 +33,7 @@ def analytic_kernel(
     x2: Num[ArrayLike, "n2 ..."] | None = None,
     *,
     tile: int | None = None,
+    memory: int = 2**30,
     store: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Gram:
@@ -43,10 +46,13 @@ def analytic_kernel(
         model: Network of layers with an infinite-width limit.
         x1: Inputs.
         x2: Other inputs; None for `x1` itself.
-        tile: Side of the square tiles computed at a time (any number of inputs will do). A traced call is one tile.
+        tile: Side of the square tiles computed at a time (any number of inputs will do); None for the fastest one
+            within `memory`. A traced call is one tile.
+        memory: Bytes that the arrays of one tile may take, by the compiler's account of each tile compiled. Beside
+            that, only the result and the inputs are held. Each device computes one tile at a time.
         store: Folder for the matrices as memory-mapped `.npy` files, where a killed run continues: finished tiles are
             not computed again. Tiles are spread over the devices of a process, and over processes that share the
-            folder (`jax.distributed`).
+            folder (`jax.distributed`); without a store, each process computes all.
         progress: Whether to show a progress bar with the time left.
 
     Returns:
@@ -54,8 +60,8 @@ def analytic_kernel(
         host otherwise.
 
     Raises:
-        ValueError: For inputs of a wrong shape, a layer without a limit (named), a network that ends in an image, or
-            a store of another kernel.
+        ValueError: For inputs of a wrong shape, a layer without a limit (named), a network that ends in an image, a
+            tile that does not fit the memory, or a store of another kernel.
         TypeError: For integer inputs.
 
     Example:
@@ -69,13 +75,15 @@ def analytic_kernel(
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
     _check_inputs(x1, x1 if x2 is None else x2, tile)
-    traced, largest = _traced(x1, x2), max(len(x1), 0 if x2 is None else len(x2))
+    traced, sides = _traced(x1, x2), [len(x) for x in (x1, x2) if x is not None]
     if traced and store is not None:
         raise ValueError(
             "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
         )
-    side = tile or (largest if traced else _balanced(x1 if x2 is None else x2))
-    if largest <= side and store is None:
+    if traced:
+        return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
+    side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
+    if max(sides) <= side and store is None:
         return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
     return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
 
@@ -172,11 +180,14 @@ def _tiled(model, x1, x2, side, store, progress):
     def compute(device, tile):
         rows, columns = tile
         one, two = (jax.device_put(_rows(x, part, side), device) for x, part in ((x1, rows), (other, columns)))
-        return _symmetric(model, one) if symmetric and rows == columns else _block(model, one, two)
+        gram = _symmetric(model, one) if symmetric and rows == columns else _block(model, one, two)
+        return gram._asdict()
 
+    shapes = dict.fromkeys(Gram._fields, (len(x1), len(other)))
     identity = {} if store is None else _identity(model, x1, x2, side)
-    target = open_store(store, (len(x1), len(other)), x1.dtype, len(every), identity)
-    return assemble(compute, every, target, symmetric=symmetric, progress=progress)
+    target = open_store(store, shapes, x1.dtype, len(every), identity)
+    mirror = dict.fromkeys(Gram._fields, (1, 0)) if symmetric else None
+    return Gram(**assemble(compute, every, target, mirror=mirror, progress=progress))
 
 
 def _identity(model, x1, x2, side):
@@ -193,10 +204,41 @@ def _identity(model, x1, x2, side):
     }
 
 
-def _balanced(x):
+def _fitting_side(model, x1, x2, tile, memory, *, stored):
+    """The side given, or the fastest one whose tiles fit the memory."""
+    largest = max(len(x) for x in (x1, x2) if x is not None)
+    side = tile or _balanced(largest, x1.ndim)
+    needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
+    while needed > memory and tile is None and side > 1:
+        side = max(1, min(side - 1, side * memory // needed))
+        needed = _bytes(model, x1, x2, side, alone=False)
+    if needed > memory:
+        way_out = "use smaller inputs" if side == 1 else f"pass a tile of at most {max(1, side * memory // needed)}"
+        raise ValueError(f"a tile of side {side} needs {needed:,} bytes, memory={memory:,}: {way_out}, or allow more.")
+    return side
+
+
+def _bytes(model, x1, x2, side, *, alone):
+    """What the compiler reserves for a tile; the computation finds the programs compiled here, not to compile again."""
+    device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
+    sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
+    sets = [jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes]
+    programs = [_block.lower(model, *sets)] if len(sets) == 2 else [_symmetric.lower(model, *sets)]
+    if x2 is None and side < len(x1):
+        programs.append(_block.lower(model, *sets, *sets))
+    return max(_reserved(program.compile().memory_analysis()) for program in programs)
+
+
+def _reserved(report):
+    if report is None:
+        return 0
+    return report.temp_size_in_bytes + report.argument_size_in_bytes + report.output_size_in_bytes
+
+
+def _balanced(n, ndim):
     """Side of tiles of about the same size; whole vector registers for images, whose kernels run one lane a pair."""
-    largest, multiple = (TILE_OF_VECTORS, 1) if x.ndim == 2 else (TILE_OF_IMAGES, 8)
-    side = -(-len(x) // -(-len(x) // largest))
+    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, 8)
+    side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
 
 

@@ -17,7 +17,7 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
-    {"trees", "linalg", "records", "covariance"},
+    {"trees", "linalg", "records", "tiles", "covariance"},
     {"model", "losses", "lazy"},
     {"layers", "activations", "scattering"},
     {"zoo", "kernels", "empirical", "stax", "interop", "train", "flow", "predict", "datasets"},

@@ -273,14 +273,73 @@ def _stored_case():
     return serial(Dense(1, 1.5, 0.1), Relu(), Dense(1)), x
 
 
-def test_a_stored_kernel_is_the_kernel_and_is_not_computed_again(tmp_path):
+def test_a_stored_kernel_is_the_kernel_and_is_not_computed_again(tmp_path, monkeypatch):
     model, x = _stored_case()
     first = analytic_kernel(model, x, tile=16, store=tmp_path / "store")
     np.testing.assert_allclose(first.ntk, analytic_kernel(model, x).ntk, rtol=1e-13)
-    marked = np.load(tmp_path / "store" / "ntk.npy", mmap_mode="r+")
-    marked[0, 0] = 7.0
+    monkeypatch.delattr("lazynet.tiles._write")
     again = analytic_kernel(model, x, tile=16, store=tmp_path / "store")
-    assert again.ntk[0, 0] == 7.0 and np.load(tmp_path / "store" / "done.npy").all()
+    np.testing.assert_array_equal(again.ntk, first.ntk)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 50), (50, 3), (59, 59)])
+def test_a_damaged_tile_is_computed_again(tmp_path, row, column):
+    model, x = _stored_case()
+    first = np.array(analytic_kernel(model, x, tile=16, store=tmp_path / "store").ntk)
+    damaged = np.load(tmp_path / "store" / "ntk.npy", mmap_mode="r+")
+    damaged[row, column] += 1e-9
+    damaged.flush()
+    again = analytic_kernel(model, x, tile=16, store=tmp_path / "store")
+    np.testing.assert_array_equal(again.ntk, first)
+
+
+@pytest.mark.parametrize("name", ["ntk.npy", "done.npy"])
+def test_a_store_with_a_file_cut_off_is_refused(tmp_path, name):
+    model, x = _stored_case()
+    analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")
+    path = tmp_path / "store" / name
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=f"{name}.*cut off"):
+        analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")
+
+
+def test_tiles_fit_the_memory_given_to_them():
+    model, x = _stored_case()
+    budget = 60_000
+    limited, whole = analytic_kernel(model, x, memory=budget), analytic_kernel(model, x)
+    assert isinstance(limited.ntk, np.ndarray)
+    np.testing.assert_allclose(limited.ntk, whole.ntk, rtol=1e-12, atol=1e-15)
+    with pytest.raises(ValueError, match="tile of side 60 needs .*pass a tile of at most") as refusal:
+        analytic_kernel(model, x, tile=60, memory=budget)
+    fitting = int(str(refusal.value).split("at most ")[1].split(",")[0])
+    analytic_kernel(model, x, tile=fitting, memory=budget)
+    with pytest.raises(ValueError, match="memory=10: .*or allow more"):
+        analytic_kernel(model, x, memory=10)
+
+
+PEAK = """
+import resource, sys, numpy as np
+from lazynet.activations import Relu
+from lazynet.kernels import analytic_kernel
+from lazynet.layers import Dense
+from lazynet.model import serial
+model = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
+x = np.random.default_rng(0).normal(size=(4000, 6)).astype(np.float32)
+analytic_kernel(model, x[:1000])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+gram = analytic_kernel(model, x, store=sys.argv[1] if len(sys.argv) > 1 else None)
+print(peak() - before, gram.nngp.nbytes + gram.ntk.nbytes)
+"""
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_beside_the_result_memory_holds_one_tile(tmp_path, stored):
+    command = [sys.executable, "-c", PEAK, *([str(tmp_path / "store")] if stored else [])]
+    grown, result = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    )
+    assert grown < result + 2**25
 
 
 @pytest.mark.parametrize("changed", ["network", "x1", "tile", "x2"])

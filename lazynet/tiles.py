@@ -1,0 +1,220 @@
+"""Matrices of any size, tile by tile: over devices and processes, into memory or into resumable files."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+__all__ = ["Store", "assemble", "open_store", "tiles"]
+
+Tile = tuple[range, range]
+Mirror = Mapping[str, tuple[int, ...]]
+
+
+class Store(NamedTuple):
+    """Where tiles go.
+
+    Attributes:
+        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files.
+        done: For each tile the checksum of what was written, 0 for a tile that is missing.
+
+    Example:
+        >>> Store({"ntk": np.zeros((4, 4))}, np.zeros(3, np.uint32)).matrices["ntk"].shape
+        (4, 4)
+    """
+
+    matrices: dict[str, np.ndarray]
+    done: np.ndarray
+
+
+def tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> list[Tile]:
+    """Square tiles that cover `[n1, n2]`, or its upper triangle.
+
+    Example:
+        >>> tiles(3, 3, 2, symmetric=True)
+        [(range(0, 2), range(0, 2)), (range(0, 2), range(2, 3)), (range(2, 3), range(2, 3))]
+    """
+    starts = [(i, j) for i in range(0, n1, side) for j in range(i if symmetric else 0, n2, side)]
+    return [(range(i, min(i + side, n1)), range(j, min(j + side, n2))) for i, j in starts]
+
+
+def assemble(
+    compute: Callable[[Any, Tile], Mapping[str, Any]],
+    every: list[Tile],
+    store: Store,
+    *,
+    mirror: Mirror | None,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
+
+    With files, each process takes every `jax.process_count()`-th tile; in memory, which processes do not share, each
+    takes all. Each device of a process computes one tile at a time while the last one is written.
+
+    Args:
+        compute: `compute(device, tile) -> {name: block}` on that device; it need not wait for the result. A block may
+            be larger than its tile, whose first rows and columns then count.
+        every: All tiles.
+        store: Where the tiles go.
+        mirror: For a symmetric matrix, the order of axes that turns a block into its mirror image, for each name.
+        progress: Whether to show a progress bar with the time left.
+
+    Returns:
+        The matrices of the store.
+
+    Example:
+        >>> store = open_store(None, {"k": (3, 3)}, np.float64, count=3, identity={})
+        >>> compute = lambda device, tile: {"k": np.add.outer(*map(np.asarray, tile)) * 1.0}
+        >>> assemble(compute, tiles(3, 3, 2, symmetric=True), store, mirror={"k": (1, 0)})["k"][0].tolist()
+        [0.0, 1.0, 2.0]
+    """
+    devices = jax.local_devices()
+    shared = any(isinstance(matrix, np.memmap) for matrix in store.matrices.values())
+    first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
+    missing = [index for index in range(first, len(every), turns) if not _intact(store, every, index, mirror)]
+    queue: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
+    with _bar(len(missing), progress) as advance:
+        for turn, index in enumerate(missing):
+            queue.append((index, compute(devices[turn % len(devices)], every[index])))
+            if len(queue) > len(devices):
+                _write(store, every, *queue.popleft(), mirror)
+                advance()
+        while queue:
+            _write(store, every, *queue.popleft(), mirror)
+            advance()
+    if turns > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("lazynet: all tiles are written")
+    return store.matrices
+
+
+def open_store(
+    folder: str | os.PathLike | None, shapes: Mapping[str, tuple[int, ...]], dtype: Any, count: int, identity: dict
+) -> Store:
+    """A store in memory, or one in a folder that a killed run left and that is continued.
+
+    The folder holds `<name>.npy` for each matrix, `done.npy` and `manifest.json`. It appears complete or not at all,
+    and a tile counts as done only after all of it was written, so a run may be killed at any moment. A tile whose
+    values do not have the checksum they were written with is computed again.
+
+    Args:
+        folder: Path, or None for memory.
+        shapes: Of each matrix.
+        dtype: Of the matrices.
+        count: Number of tiles.
+        identity: What the kernel depends on (digests of the network and the inputs, the tile).
+
+    Raises:
+        ValueError: If the folder belongs to another kernel, naming the entries that differ, or lacks a file.
+
+    Example:
+        >>> open_store(None, {"ntk": (2, 2)}, np.float32, count=1, identity={}).done.tolist()
+        [0]
+    """
+    if folder is None:
+        return Store({name: np.empty(shape, dtype) for name, shape in shapes.items()}, np.zeros(count, np.uint32))
+    folder = Path(folder)
+    if not folder.exists():
+        _create(
+            folder,
+            {**{name: (shape, dtype) for name, shape in shapes.items()}, "done": ((count,), np.uint32)},
+            identity,
+        )
+    _check(folder, identity)
+    matrices = {name: _mapped(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
+    return Store(matrices, _mapped(folder / "done.npy", (count,)))
+
+
+def _create(folder, files, identity):
+    """Makes the folder under another name and renames it: of several processes one succeeds."""
+    made = folder.with_name(f"{folder.name}.{os.getpid()}.{jax.process_index()}.tmp")
+    made.mkdir(parents=True)
+    try:
+        for name, (shape, dtype) in files.items():
+            np.lib.format.open_memmap(made / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+        (made / "manifest.json").write_text(json.dumps(identity, indent=1))
+        made.rename(folder)
+    except OSError:
+        shutil.rmtree(made)
+        if not folder.exists():
+            raise
+
+
+def _check(folder, identity):
+    try:
+        found = json.loads((folder / "manifest.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"store={str(folder)!r} is not a kernel store (no readable manifest.json): choose a new folder."
+        ) from error
+    differing = sorted(key for key in {*found, *identity} if found.get(key) != identity.get(key))
+    if differing:
+        raise ValueError(
+            f"store={str(folder)!r} belongs to another kernel: {', '.join(differing)} differ; choose a new "
+            "folder, or delete this one to start again."
+        )
+
+
+def _mapped(path, shape):
+    try:
+        np.lib.format.open_memmap(path, mode="r")  # opened for writing, a file that was cut off would grow silently
+        array = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is missing or cut off ({error}): delete its folder to start again.") from error
+    if array.shape != shape:
+        raise ValueError(f"{str(path)!r} has shape {array.shape}, expected {shape}: delete its folder to start again.")
+    return array
+
+
+def _write(store, every, index, blocks, mirror):
+    for name, matrix in store.matrices.items():
+        rows, columns = every[index]
+        values = np.asarray(blocks[name])[: len(rows), : len(columns)]
+        matrix[rows.start : rows.stop, columns.start : columns.stop] = values
+        if mirror is not None:
+            matrix[columns.start : columns.stop, rows.start : rows.stop] = values.transpose(mirror[name])
+        _flush(matrix)
+    store.done[index] = _checksum(store, every[index], mirror)
+    _flush(store.done)
+
+
+def _intact(store, every, index, mirror):
+    return store.done[index] != 0 and store.done[index] == _checksum(store, every[index], mirror)
+
+
+def _checksum(store, tile, mirror):
+    """A number other than 0 that depends on every value of a tile and of its mirror image."""
+    value = 0
+    for rows, columns in (tile,) if mirror is None else (tile, tile[::-1]):
+        for matrix in store.matrices.values():
+            block = matrix[rows.start : rows.stop, columns.start : columns.stop]
+            value = zlib.crc32(np.ascontiguousarray(block).tobytes(), value)
+    return value or 1
+
+
+def _flush(array):
+    if isinstance(array, np.memmap):
+        array.flush()
+
+
+@contextlib.contextmanager
+def _bar(total, progress) -> Iterator[Callable[[], None]]:
+    if not progress:
+        yield lambda: None
+        return
+    from rich.progress import Progress
+
+    with Progress() as bar:
+        task = bar.add_task("kernel tiles", total=total)
+        yield lambda: bar.advance(task)
