@@ -14,7 +14,7 @@ from lazynet.lazy import lazy as lazy
 from lazynet.train import train as train
 
 _PUBLIC = {
-    "model": "Model layer serial parallel residual repeat symmetrize",
+    "model": "Model layer serial parallel residual repeat symmetrize freeze",
     "layers": "Dense Conv AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten LayerNorm Identity",
     "activations": "Relu LeakyRelu Abs ABRelu Erf Gelu Sin Cos Rbf Sigmoid_like elementwise",
     "lazy": "linearize taylor_expand center scale lazy weights",

@@ -13,13 +13,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lazynet.covariance.state import Kernel
 from lazynet.typing import Array, Params
 
-__all__ = ["Model", "child_path", "layer", "parallel", "propagate", "repeat", "residual", "serial", "symmetrize"]
+__all__ = [
+    "Model",
+    "Structure",
+    "child_path",
+    "layer",
+    "parallel",
+    "propagate",
+    "repeat",
+    "residual",
+    "serial",
+    "structure",
+    "symmetrize",
+]
 
 Rule = Callable[[Kernel], Kernel]
+Rows = Callable[[Any], Array]
 
 
 class Model(NamedTuple):
@@ -55,6 +69,35 @@ class Model(NamedTuple):
     name: str
 
 
+class Structure(NamedTuple):
+    """What the apply of a model knows of its Dense and Conv layers, `z = m (rows(x) W) + b`.
+
+    Attributes:
+        trace: `Model.trace` of the same model.
+        rows: For the path of each such layer, the function from its input `[n, ...]` to the rows
+            `[n, positions, fan_in]` that its weights multiply.
+
+    Example:
+        >>> import lazynet as ln
+        >>> found = structure(ln.serial(ln.Conv(8, (3, 3)), ln.Relu()).apply)
+        >>> found.rows["0_Conv"](jnp.ones((1, 5, 5, 2))).shape
+        (1, 9, 18)
+    """
+
+    trace: Callable[[Params, Any], tuple[Array, dict[str, tuple[Array, Array]]]]
+    rows: dict[str, Rows]
+
+
+def structure(apply: Any) -> Structure | None:
+    """The Dense and Conv layers behind the apply of a model, or None for any other function.
+
+    Example:
+        >>> structure(jnp.sin) is None
+        True
+    """
+    return getattr(apply, "structure", None)
+
+
 def layer(
     name: str,
     apply: Callable[[Params, Any], Array],
@@ -62,6 +105,7 @@ def layer(
     init: Callable[[Any, Any], Params] | None = None,
     record: Callable[[Any, Array], tuple[Array, Array]] | None = None,
     kernel: Rule | None = None,
+    rows: Rows | None = None,
 ) -> Model:
     """A model from a single function: how every layer of lazynet is made, and how to add your own.
 
@@ -71,6 +115,9 @@ def layer(
         init: `init(key, x) -> params`; None for a layer without parameters.
         record: `record(x, outputs) -> (layer input, pre-activation)`; None for a layer that `trace` passes over.
         kernel: Infinite-width rule, None if there is none.
+        rows: For a layer `z = m (rows(x) W) + b` the function of `Structure`. Its apply must then add the entry
+            `"probe"` of its parameters, if there is one, to `rows(x) W`, and take biases `[n, features]` of each
+            example; derivatives by the probe are those by W for one example at a time.
 
     Example:
         >>> double = layer("Double", lambda params, x: 2.0 * x)
@@ -82,6 +129,8 @@ def layer(
         outputs = apply(params, x)
         return outputs, {} if record is None else {"": record(x, outputs)}
 
+    if rows is not None:
+        _attach(apply, trace, {"": rows})
     return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
 
 
@@ -133,6 +182,7 @@ def serial(*layers: Model, name: str = "serial") -> Model:
             k = propagate(member, k, child_path(i, member))
         return k
 
+    _attach(apply, trace, {child_path(i, member): member for i, member in enumerate(layers)})
     return Model(init, apply, trace, kernel, name)
 
 
@@ -178,6 +228,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         start = k.replace(fresh=False)
         return Kernel.sum_independent([propagate(b, start, p) for p, b in zip(paths, branches, strict=True)], paths)
 
+    _attach(apply, trace, dict(zip(paths, branches, strict=True)))
     return Model(init, apply, trace, kernel, name)
 
 
@@ -256,7 +307,41 @@ def symmetrize(model: Model) -> Model:
     def kernel(k):
         return propagate(model, k, model.name).without_nngp()
 
+    _attach(apply, trace, {"plus": model, "minus": model})
     return Model(init, apply, trace, kernel, f"symmetrize({model.name})")
+
+
+def freeze(model: Model) -> Model:
+    """The same function with weights that are not trained: `dh/dw = 0`, `Theta' = (prod of W_std^2 phi') Theta`.
+
+    What came before a frozen layer is still trained through it. With all but the last layer frozen, the tangent
+    kernel is the NNGP kernel (of the last layer's inputs); with the first k layers frozen, features are learned, to
+    first order, in the later ones only.
+
+    Args:
+        model: A layer or a network.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = serial(freeze(serial(ln.Dense(1), ln.Relu())), ln.Dense(1))
+        >>> gram = ln.analytic_kernel(model, jnp.eye(2))
+        >>> bool(jnp.array_equal(gram.ntk, gram.nngp))
+        True
+
+    Source: Arora et al. (2020), "Harnessing the power of infinitely wide deep nets on small-data tasks", section 3.
+    """
+    _check_models((model,), "freeze")
+
+    def rule(k):
+        return propagate(model, k.replace(trained=False), model.name).replace(trained=k.trained)
+
+    def apply(params, x):
+        return model.apply(lax.stop_gradient(params), x)
+
+    def trace(params, x):
+        return model.trace(lax.stop_gradient(params), x)
+
+    return Model(model.init, apply, trace, None if model.kernel is None else rule, model.name)
 
 
 def propagate(member: Model, k: Any, path: str) -> Any:
@@ -287,8 +372,17 @@ def child_path(i: int, member: Model) -> str:
     return f"{i}_{member.name}"
 
 
+def _attach(apply: Callable, trace: Callable, members: dict[str, Any]) -> None:
+    """Makes the layers of the members, or those given as functions, known to the apply of a new model."""
+    rows = {}
+    for path, member in members.items():
+        found = structure(member.apply) if isinstance(member, Model) else Structure(trace, {"": member})
+        rows |= _nested(path, found.rows) if found else {}
+    vars(apply)["structure"] = Structure(trace, rows)
+
+
 def _nested(path: str, below: dict) -> dict:
-    return {f"{path}/{sub}" if sub else path: entry for sub, entry in below.items()}
+    return {"/".join(filter(None, (path, sub))): entry for sub, entry in below.items()}
 
 
 def _sum(outputs: list[Array], paths: list[str]) -> Array:

@@ -17,7 +17,7 @@ import lazynet as ln
 from lazynet.activations import ABRelu, Abs, Cos, Erf, Gelu, LeakyRelu, Rbf, Relu, Sigmoid_like, Sin, elementwise
 from lazynet.kernels import analytic_kernel, monte_carlo_kernel
 from lazynet.layers import Dense, LayerNorm
-from lazynet.model import parallel, repeat, residual, serial, symmetrize
+from lazynet.model import freeze, parallel, repeat, residual, serial, symmetrize
 
 ROOT = Path(__file__).resolve().parents[1]
 FULLY_CONNECTED = [name for name in GOLDEN if name.startswith("fc_")]
@@ -110,6 +110,9 @@ BODIES = {
     "residual": [Dense(WIDTH, 1.4, 0.2), residual(Relu(), Dense(WIDTH, 1.1)), Relu()],
     "parallel": [parallel(Dense(WIDTH), serial(Dense(WIDTH, 1.4, 0.2), Erf(), Dense(WIDTH))), Relu()],
     "repeat": [repeat(serial(Dense(WIDTH, 1.4, 0.1), Relu()), 2)],
+    "frozen first layer": [freeze(Dense(WIDTH, 1.4, 0.2)), Relu(), Dense(WIDTH, 1.4, 0.2), Relu()],
+    "frozen second layer": [Dense(WIDTH, 1.4, 0.2), Relu(), freeze(Dense(WIDTH, 1.4, 0.2)), Relu()],
+    "frozen branch": [Dense(WIDTH, 1.4), residual(Relu(), freeze(Dense(WIDTH, 1.1))), Relu()],
 }
 
 
@@ -135,6 +138,20 @@ def test_the_standard_error_shrinks_with_the_number_of_samples():
     x = _inputs(0, 3, 5)
     errors = [monte_carlo_kernel(_deep_relu(1, 16), jax.random.key(0), x, n_samples=n)[1].nngp for n in (8, 128)]
     assert 2 < float(jnp.mean(errors[0]) / jnp.mean(errors[1])) < 8
+
+
+def test_tangent_kernels_of_the_layers_add_up():
+    x = _inputs(0, 4, 5)
+    layers = [Dense(1, 1.4, 0.2), Relu(), Dense(1, 1.1, 0.3), Erf(), Dense(1, 1.2, 0.1)]
+    whole = analytic_kernel(serial(*layers), x)
+    parts = [
+        analytic_kernel(serial(*[part if i == j else freeze(part) for j, part in enumerate(layers)]), x)
+        for i in (0, 2, 4)
+    ]
+    np.testing.assert_allclose(sum(part.ntk for part in parts), whole.ntk, rtol=1e-13)
+    for part in parts:
+        np.testing.assert_array_equal(part.nngp, whole.nngp)
+    assert not np.any(analytic_kernel(freeze(serial(*layers)), x).ntk)
 
 
 # Tiles -----------------------------------------------------------------------------------------------------------

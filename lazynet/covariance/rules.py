@@ -65,12 +65,15 @@ def dense_rule(features: int, W_std: Scale, b_std: Scale | None, scheme: tuple[i
 def affine(k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None) -> Kernel:
     """The state after fresh weights and biases on features that were averaged over `fan_in` inputs.
 
-    In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`.
+    In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`. Weights that are not
+    trained leave `Theta' = W^2 Theta`.
     """
     W2, b2 = W_std**2, 0.0 if b_std is None else b_std**2
 
     def diagonal(nngp, ntk):
         new = W2 * nngp + b2
+        if not k.trained:
+            return new, _times(ntk, W2)
         own = new if scheme is None else fan_in / scheme[0] * nngp + float(b_std is not None)
         return new, own if ntk is None else W2 * ntk + own
 

@@ -22,7 +22,7 @@ __all__ = ["Kernel", "Moments", "Pointwise", "Side", "Vectors", "input_kernel"]
 class Moments(NamedTuple):
     """Variances of each input with itself, position by position: `[n]` for vectors, `[h, w, n]` for images.
 
-    `ntk` is None before the first weights.
+    `ntk` is None before the first trained weights.
     """
 
     nngp: Array
@@ -99,6 +99,7 @@ class Kernel:
         gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a nonlinearity).
         fresh: Whether the last weights are this branch's own, so that sums with other branches are independent.
         positive: Whether no covariance can be negative.
+        trained: Whether new weights add to the tangent kernel.
     """
 
     cross: Any
@@ -109,6 +110,7 @@ class Kernel:
     gaussian: bool = False
     fresh: bool = False
     positive: bool = False
+    trained: bool = True
 
     @property
     def nngp(self) -> Array:
@@ -116,8 +118,8 @@ class Kernel:
         return self.cross.nngp
 
     @property
-    def ntk(self) -> Array:
-        """Tangent kernel `[n1, n2]` of vectors."""
+    def ntk(self) -> Array | None:
+        """Tangent kernel `[n1, n2]` of vectors; None if no weights are trained."""
         return self.cross.ntk
 
     @property
