@@ -182,6 +182,13 @@ def test_the_heavy_ball_flow_agrees_with_neural_tangents():
     np.testing.assert_allclose(test, z["ce_mom/f_test"], atol=1e-7)
 
 
+@pytest.mark.parametrize("friction", [None, 0.3])
+def test_the_default_precision_of_an_integration_is_nine_digits(friction):
+    settings = dict(time=[1.0, 5.0, 40.0], friction=friction)
+    default, tight = (_golden_cross_entropy(**settings, **more).outputs for more in ({}, {"rtol": 1e-12}))
+    np.testing.assert_allclose(default, tight, rtol=0, atol=1e-9)
+
+
 def test_the_cross_entropy_flow_conserves_the_sum_of_the_logits_and_lowers_the_loss():
     z = golden()
     outputs = _golden_cross_entropy(time=np.array([0.0, 5.0, 30.0])).outputs
@@ -462,16 +469,34 @@ NTK, Y = np.eye(3), np.ones((3, 2))
             lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=np.array([0.5])),
             "increasing integers",
         ),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], loss=cross_entropy, rtol=0.0), "rtol = 0.0"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.nan]), "increasing times"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=Y * np.nan), "f0 has .* expected finite outputs"),
+        (lambda: flow.gradient_descent(NTK * np.nan, _data(Y), learning_rate=0.1, save_at=[1]), "9 entries"),
+        (lambda: flow.gradient_descent(NTK + np.tri(3), _data(Y), learning_rate=0.1, save_at=[1]), "asymmetry is 1"),
+        (
+            lambda: flow.gradient_descent(
+                NTK + np.tri(3), _data(Y), learning_rate=0.1, save_at=[1], loss=cross_entropy
+            ),
+            "asymmetry is 1",
+        ),
+        (lambda: flow.max_learning_rate(NTK + np.tri(3)), "asymmetry is 1"),
         (lambda: flow.max_learning_rate(np.zeros((2, 2))), "lambda_max = 0"),
         (lambda: flow.max_learning_rate(NTK, momentum=-0.1), "momentum = -0.1"),
         (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=-1.0), "ridge = -1.0"),
+        (lambda: flow.kernel_regression(NTK + np.tri(3), _data(Y), cross=NTK), "asymmetry is 1"),
+        (lambda: flow.kernel_regression(NTK * np.nan, _data(Y), cross=NTK, ridge=1.0), "9 entries"),
+        (lambda: flow.kernel_regression(-NTK, _data(Y), cross=NTK), "not positive semi-definite"),
         (lambda: flow.kernel_regression(NTK, _data(Y), cross=np.ones((4, 2))), r"kernel has shape \(4, 2\)"),
+        (lambda: flow.leave_one_out(NTK + np.tri(3), _data(Y), ridge=0.1), "asymmetry is 1"),
         (lambda: flow.leave_one_out(NTK, _data(Y), ridge=np.array([0.1, np.nan])), "ridge = nan"),
         (
             lambda: flow.trained_ensemble(Gram(np.eye(2), NTK), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK),
             "nngp",
         ),
         (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=np.eye(2)), "prior has shape"),
+        (lambda: flow.nngp_posterior(NTK, _data(Y), cross=NTK, prior=NTK, ridge=-0.1), "ridge = -0.1"),
+        (lambda: flow.nngp_posterior(NTK * np.nan, _data(Y), cross=NTK, prior=NTK), "9 entries"),
     ],
 )
 def test_a_mistake_is_named(call, message):

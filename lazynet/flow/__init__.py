@@ -10,23 +10,31 @@ so that outputs on any further inputs cost one matrix product, and a singular ke
 direction a(t) has the limit t/n (y - f0), where a formula with the inverse of the kernel has none.
 
 `gradient_flow` and `gradient_descent` give curves of losses and accuracies, `solve_flow` and `solve_descent` the
-functions behind them. Kernels are `[n, n]` where outputs decouple (analytic kernels, or `outputs="trace"`), or
-`[n, n, k, k]` (the full empirical kernel). Closed forms are evaluated in float64 on the host, whatever the dtype of the
-kernel, and are not traceable; slightly negative eigenvalues are taken as zero (see `lazynet.linalg`).
+functions behind them, `linearized_weights` the weights that belong to dual coefficients. Kernels are `[n, n]` where
+outputs decouple (analytic kernels, or `outputs="trace"`), or `[n, n, k, k]` (the full empirical kernel). Closed forms
+are evaluated in float64 on the host, whatever the dtype of the kernel, and are not traceable; slightly negative
+eigenvalues are taken as zero (see `lazynet.linalg`). Kernels too large for an eigendecomposition are inverted by
+`conjugate_gradient_regression`.
 """
 
-from lazynet.flow.dynamics import Solution, kernel_outputs, solve_descent, solve_flow
+from lazynet.flow.conjugate import ConjugateGradient, conjugate_gradient_regression
+from lazynet.flow.descent import solve_descent
+from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
 from lazynet.flow.regression import Gaussian, kernel_regression, leave_one_out, nngp_posterior, trained_ensemble
 from lazynet.flow.trajectories import gradient_descent, gradient_flow, max_learning_rate
+from lazynet.flow.weights import linearized_weights
 
 __all__ = [
+    "ConjugateGradient",
     "Gaussian",
     "Solution",
+    "conjugate_gradient_regression",
     "gradient_descent",
     "gradient_flow",
     "kernel_outputs",
     "kernel_regression",
     "leave_one_out",
+    "linearized_weights",
     "max_learning_rate",
     "nngp_posterior",
     "solve_descent",

@@ -8,13 +8,14 @@ from lazynet import linalg
 
 
 def check_targets(kernel, y, f0):
-    """Targets and initial outputs in float64, after checking that they and the kernel belong together."""
+    """Targets and initial outputs in float64, after checking that they and the kernel, if formed, belong together."""
     y = np.asarray(y, np.float64)
     if y.ndim != 2:
         raise ValueError(f"targets of shape {y.shape}, expected [n, k]: reshape scalar targets by y[:, None].")
     if not np.isfinite(y).all():
         raise ValueError(f"targets have {np.sum(~np.isfinite(y))} entries that are not finite, expected none.")
-    check_kernel("kernel of the training inputs", kernel, len(y), *y.shape)
+    if not callable(kernel):
+        check_kernel("kernel of the training inputs", kernel, len(y), *y.shape)
     return y, np.zeros_like(y) if f0 is None else check_outputs("f0", f0, y.shape)
 
 
@@ -60,6 +61,15 @@ def check_rates(learning_rate, momentum):
         raise ValueError(f"learning_rate = {learning_rate}, expected a finite number > 0.")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum = {momentum}, expected a number in [0, 1): 1 never forgets a gradient.")
+
+
+def check_batches(batch_size, key, n):
+    """The number of examples per step, after checking that minibatches have a key."""
+    if batch_size is not None and not 1 <= batch_size <= n:
+        raise ValueError(f"batch_size = {batch_size}, expected between 1 and the {n} training examples, or None.")
+    if batch_size is not None and batch_size < n and key is None:
+        raise ValueError(f"batch_size = {batch_size} without key, expected the key that draws the batches.")
+    return batch_size or n
 
 
 def check_ridges(ridge):

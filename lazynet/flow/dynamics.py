@@ -1,4 +1,4 @@
-"""The dynamics in dual coefficients: closed forms for `mse`, a differential equation for other losses."""
+"""The flow in dual coefficients: a closed form for `mse`, a differential equation for other losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_outputs, check_rates, check_steps, check_targets, check_times
+from lazynet.flow.checks import check_kernel, check_outputs, check_targets, check_times
 from lazynet.linalg import Eigen, kernel_matrix, psd_eigh, symmetric
 from lazynet.losses import mse
 from lazynet.typing import ArrayLike, LossFn
@@ -40,6 +40,7 @@ def solve_flow(
     loss: LossFn = mse,
     f0: Float[ArrayLike, "..."] | None = None,
     friction: float | int | None = None,
+    rtol: float = 1e-11,
 ) -> Solution:
     """Outputs and dual coefficients of the kernel gradient flow: `f = f0 + Theta a`, `da/dt = -grad_f L(f)`.
 
@@ -47,8 +48,8 @@ def solve_flow(
     A null direction (phi = 1) moves at a constant rate: invisible on the training set, it matters to a `cross` kernel
     computed with rounding. At infinite time null directions are left out, as the pseudo-inverse does.
 
-    Other losses are integrated by an explicit eighth-order Runge-Kutta method, relative tolerance 1e-8 (1e-5 in
-    float32, which is used when x64 is off). Its cost grows like `lambda_max(Theta) t / n`.
+    Other losses are integrated by an explicit eighth-order Runge-Kutta method, in float32 when x64 is off. Its cost
+    grows like `lambda_max(Theta) t / n`, and hardly with the precision asked for.
 
     Args:
         ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
@@ -57,9 +58,10 @@ def solve_flow(
         loss: Loss averaged over examples.
         f0: Training outputs at time 0, `[n, k]`; zero if left out.
         friction: gamma > 0 replaces the flow by that of the heavy ball, `a'' = -grad_f L - gamma a'`, `a'(0) = 0`.
+        rtol: Relative error allowed in a step of the integration, at least 1e-5 in float32; closed forms ignore it.
 
     Raises:
-        ValueError: If shapes do not fit, times do not increase, or the kernel is no kernel.
+        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, or rtol is not in (0, 1).
         RuntimeError: If the integration needs more than a million steps.
 
     Example:
@@ -71,44 +73,8 @@ def solve_flow(
     time = check_times(time)
     if loss is mse and friction is None:
         eigen = psd_eigh(kernel_matrix(ntk))
-        return _closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
-    return _integrate(ntk, y, f0, loss, time, friction)
-
-
-def solve_descent(
-    ntk: Float[ArrayLike, "n1 n2 ..."],
-    y: Float[ArrayLike, "..."],
-    *,
-    learning_rate: float | int,
-    momentum: float | int = 0.0,
-    save_at: Num[ArrayLike, "..."] | Sequence[int] | int,
-    f0: Float[ArrayLike, "..."] | None = None,
-) -> Solution:
-    """Outputs and dual coefficients of full-batch gradient descent on `mse`: `v <- m v + (f - y)/n; a <- a - lr v`.
-
-    Each eigenmode of the kernel is an affine map of (a, v), raised to the number of steps by repeated squaring.
-
-    Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
-        y: Training targets, `[n, k]`.
-        learning_rate: Step size lr > 0.
-        momentum: Heavy-ball momentum m in [0, 1).
-        save_at: Increasing numbers of steps >= 0.
-        f0: Training outputs at step 0, `[n, k]`; zero if left out.
-
-    Raises:
-        ValueError: If shapes do not fit, steps do not increase, a rate is out of range, or the kernel is no kernel.
-
-    Example:
-        >>> solve_descent(np.eye(1), np.ones((1, 1)), learning_rate=0.5, save_at=[0, 1, 2]).outputs[:, 0, 0].tolist()
-        [0.0, 0.5, 0.75]
-    """
-    y, f0 = check_targets(ntk, y, f0)
-    step = check_steps(save_at)
-    check_rates(learning_rate, momentum)
-    eigen = psd_eigh(kernel_matrix(ntk))
-    weights = _descent_weights(eigen.values, len(y), learning_rate, momentum, step)
-    return _closed_form(eigen, weights, y, f0, np.ndim(ntk))
+        return closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
+    return _integrate(ntk, y, f0, loss, time, friction, rtol)
 
 
 def kernel_outputs(
@@ -149,38 +115,8 @@ def flow_weights(eigen: Eigen, tau):
     return np.where(finite, np.where(finite, tau[:, None], 0.0) * phi, eigen.inverse_values())
 
 
-def _descent_weights(values, n, learning_rate, momentum, step):
-    """Dual coefficient per save point and mode, for a residual y - f0 of one."""
-    change = _change_per_step(values, n, learning_rate, momentum)
-    state = np.zeros((len(values), 3, 1))
-    state[:, 2] = 1.0
-    weights = []
-    with np.errstate(over="ignore", invalid="ignore"):
-        for steps in np.diff(step, prepend=0):
-            state = state + _change_after(change, int(steps)) @ state
-            weights.append(state[:, 0, 0])
-    return np.stack(weights)
-
-
-def _change_per_step(values, n, learning_rate, momentum):
-    """`M - I` of the affine map M of (a, v, 1) that one step is, per mode."""
-    rate, zero = values / n, np.zeros_like(values)
-    velocity = np.stack([rate, zero + momentum, zero - 1 / n], axis=-1)
-    rows = [-learning_rate * velocity, velocity - np.array([0.0, 1.0, 0.0]), np.stack([zero] * 3, axis=-1)]
-    return np.stack(rows, axis=-2)
-
-
-def _change_after(change, steps):
-    """`M^steps - I` by repeated squaring of `D = M - I`, which keeps the digits of eigenvalues far below one."""
-    total = np.zeros_like(change)
-    while steps:
-        if steps % 2:
-            total = total + change + change @ total
-        change, steps = 2 * change + change @ change, steps // 2
-    return total
-
-
-def _closed_form(eigen: Eigen, weights, y, f0, ndim):
+def closed_form(eigen: Eigen, weights, y, f0, ndim) -> Solution:
+    """The solution whose dual coefficients are `V diag(weights) V' (y - f0)` at each time."""
     with np.errstate(over="ignore", invalid="ignore"):
         outputs = f0 + expand(eigen, eigen.values * weights, y - f0, ndim)
         return Solution(outputs, expand(eigen, weights, y - f0, ndim))
@@ -193,7 +129,7 @@ def expand(eigen: Eigen, weights, residual, ndim):
     return (eigen.vectors @ modes).reshape(len(weights), *residual.shape)
 
 
-def _integrate(ntk, y, f0, loss, time, friction):
+def _integrate(ntk, y, f0, loss, time, friction, rtol):
     """Solves `a' = -grad L`, or `a' = b, b' = -grad L - friction b`, by diffrax in the widest dtype available."""
     import diffrax
 
@@ -203,9 +139,11 @@ def _integrate(ntk, y, f0, loss, time, friction):
             "time ends with inf, expected finite times: only mse without friction has a closed form; "
             "pass a large finite time."
         )
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol = {rtol}, expected a relative error between 0 and 1.")
     dtype = jnp.result_type(float)
     end = jnp.asarray(time[-1] or 1.0, dtype)  # an array, lest every grid of times compile anew
-    tolerance = 1e-8 if dtype == jnp.float64 else 1e-5
+    tolerance = jnp.asarray(rtol if dtype == jnp.float64 else max(rtol, 1e-5), dtype)
     start = jnp.zeros((1 if friction is None else 2, *y.shape), dtype)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)),

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Key, Num
 
 from lazynet.flow.checks import check_kernel, check_rates, check_steps, check_times
-from lazynet.flow.dynamics import Solution, kernel_outputs, solve_descent, solve_flow
+from lazynet.flow.descent import solve_descent
+from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import kernel_matrix, largest_eigenvalue
 from lazynet.losses import accuracy, mse
 from lazynet.records import Data, Trajectory
-from lazynet.typing import ArrayLike, LossFn
+from lazynet.typing import Array, ArrayLike, LossFn
 
 
 def gradient_flow(
@@ -27,6 +28,7 @@ def gradient_flow(
     cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
     test: Data | None = None,
     f0_test: Float[ArrayLike, "..."] | None = None,
+    rtol: float = 1e-11,
 ) -> Trajectory:
     """Curve of the kernel gradient flow `df/dt = -Theta grad_f L(f)`: training by infinitely small steps.
 
@@ -42,6 +44,7 @@ def gradient_flow(
         cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
         test: Test examples; only the targets are used.
         f0_test: Test outputs at time 0, `[m, k]`; required with `cross` when `f0` is given.
+        rtol: Relative error allowed in a step of an integration.
 
     Returns:
         Trajectory with metrics train_loss and train_accuracy, and test_loss and test_accuracy if there is a test
@@ -57,7 +60,7 @@ def gradient_flow(
         [0.5, 0.067668, 0.0]
     """
     time = check_times(time)
-    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0)
+    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, rtol=rtol)
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     return Trajectory(np.full(len(time), -1), time, metrics, None, None)
 
@@ -69,15 +72,19 @@ def gradient_descent(
     learning_rate: float | int,
     momentum: float | int = 0.0,
     save_at: Num[ArrayLike, "..."] | Sequence[int] | int,
+    loss: LossFn = mse,
+    batch_size: int | None = None,
+    key: Key[Array, ""] | None = None,
     f0: Float[ArrayLike, "..."] | None = None,
     cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
     test: Data | None = None,
     f0_test: Float[ArrayLike, "..."] | None = None,
 ) -> Trajectory:
-    """Curve of full-batch gradient descent on `mse`, exactly: `f_s - y = (I - lr Theta/n)^s (f_0 - y)`.
+    """Curve of gradient descent in function space, for full batches on `mse` `f_s - y = (I - lr Theta/n)^s (f_0 - y)`.
 
-    No step is simulated: any number of steps costs one eigendecomposition. A learning rate above
-    `max_learning_rate` diverges here as it does in training.
+    Training of a linearized network by `train`, step for step, also with momentum, with minibatches in the same order,
+    and with other losses. Full batches on `mse` are not simulated: any number of steps costs one eigendecomposition.
+    A learning rate above `max_learning_rate` diverges here as it does in training.
 
     Args:
         ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
@@ -85,6 +92,9 @@ def gradient_descent(
         learning_rate: Step size lr > 0.
         momentum: Heavy-ball momentum m in [0, 1): `v <- m v + g; w <- w - lr v`.
         save_at: Increasing numbers of steps >= 0 at which to record.
+        loss: Loss averaged over examples.
+        batch_size: Examples per step; None for full batch.
+        key: Draws the batches, in the order of `train` with the same key.
         f0: Training outputs at step 0, `[n, k]`; zero if left out.
         cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
         test: Test examples; only the targets are used.
@@ -94,7 +104,8 @@ def gradient_descent(
         Trajectory as from `gradient_flow`, with `time = learning_rate * step / (1 - momentum)`.
 
     Raises:
-        ValueError: If shapes do not fit, steps do not increase, a rate is out of range, or the kernel is no kernel.
+        ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of range, minibatches
+            have no key, or the kernel is no kernel.
 
     Example:
         >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [-1.0]]))
@@ -103,8 +114,18 @@ def gradient_descent(
         [0.5, 0.125, 0.03125]
     """
     step = check_steps(save_at)
-    solution = solve_descent(ntk, data.y, learning_rate=learning_rate, momentum=momentum, save_at=step, f0=f0)
-    metrics = _metrics(solution, data, mse, f0, cross, test, f0_test)
+    solution = solve_descent(
+        ntk,
+        data.y,
+        learning_rate=learning_rate,
+        momentum=momentum,
+        save_at=step,
+        loss=loss,
+        batch_size=batch_size,
+        key=key,
+        f0=f0,
+    )
+    metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     bad = np.flatnonzero(~np.isfinite(metrics["train_loss"]))
     diverged_at = int(step[bad[0]]) if len(bad) else None
     return Trajectory(step, learning_rate * step / (1 - momentum), metrics, None, diverged_at)
