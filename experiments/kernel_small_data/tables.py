@@ -1,0 +1,164 @@
+"""Classifiers on tables, every one tuned by the same nested cross-validation."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.progress import track
+
+from experiments import store
+from lazynet import datasets
+from lazynet.activations import Relu
+from lazynet.kernels import analytic_kernel
+from lazynet.layers import Dense
+from lazynet.model import Model, freeze, serial
+from lazynet.records import Data
+
+__all__ = ["check_tables", "compare_on_tables", "relu_network"]
+
+METHODS = ("ntk", "nngp", "rbf", "forest")
+
+
+class Candidate(NamedTuple):
+    """A setting to be chosen from: its name, and the scores and predictions it gives."""
+
+    name: str
+    score: Callable[[np.ndarray, np.ndarray], float]
+    predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def check_tables(tables) -> None:
+    """Refuses a configuration that cannot run, before anything is computed."""
+    if tables.depth < 1 or min(tables.outer, tables.inner) < 2:
+        raise ValueError(
+            f"tables.depth={tables.depth}, outer={tables.outer}, inner={tables.inner}: expected a depth of at least 1 "
+            "and at least 2 folds each."
+        )
+
+
+@functools.cache
+def relu_network(depth: int, frozen: int = 0) -> Model:
+    """`depth` hidden ReLU layers without biases and a linear head, the first `frozen` of the layers not trained."""
+    layers = [part for _ in range(depth) for part in (Dense(1, 2**0.5, None), Relu())] + [Dense(1, 2**0.5, None)]
+    return serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :]) if frozen else serial(*layers)
+
+
+def compare_on_tables(config, folder: Path, console) -> dict[str, Any]:
+    """Accuracy of each method on each table: mean and standard deviation over the outer folds, CPU time and choices."""
+    summary: dict[str, Any] = {}
+    cells = [(name, method) for name in config.tables.names for method in METHODS]
+    for name, method in track(cells, "tables", console=console, transient=True, disable=not console.is_terminal):
+        path = folder / "cells" / f"{name},{method}.json"
+        if not path.exists():
+            store.write_json(path, _nested(config, name, method))
+        cell = store.read_json(path)
+        key = f"table={name}/method={method}"
+        summary[f"test_accuracy/{key}"] = float(np.mean(cell["accuracies"]))
+        summary[f"test_accuracy_std/{key}"] = float(np.std(cell["accuracies"], ddof=1))
+        summary |= {f"{entry}/{key}": cell[entry] for entry in ("candidates", "seconds", "chosen")}
+    return summary
+
+
+def _nested(config, name, method) -> dict[str, Any]:
+    """One method on one table: the inner folds choose the setting that predicts the outer one."""
+    from sklearn.model_selection import StratifiedKFold
+
+    data = _whole_table(name)
+    labels = data.y.argmax(axis=1)
+    outer = StratifiedKFold(config.tables.outer, shuffle=True, random_state=config.seed)
+    start, accuracies, chosen, count = time.process_time(), [], [], 0
+    for train, test in outer.split(data.x, labels):
+        candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
+        inner = list(_inner_folds(config, train, labels))
+        scores = [np.mean([one.score(fit, held_out) for fit, held_out in inner]) for one in candidates]
+        best, count = candidates[int(np.argmax(scores))], len(candidates)
+        accuracies.append(float(np.mean(best.predict(train, test) == labels[test])))
+        chosen.append(best.name)
+    return {
+        "accuracies": accuracies,
+        "chosen": chosen,
+        "candidates": count,
+        "seconds": round(time.process_time() - start, 2),
+    }
+
+
+def _inner_folds(config, train, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedKFold
+
+    inner = StratifiedKFold(config.tables.inner, shuffle=True, random_state=config.seed + 1)
+    for fit, held_out in inner.split(train, labels[train]):
+        yield train[fit], train[held_out]
+
+
+def _whole_table(name) -> Data:
+    parts = datasets.tabular(name)
+    return Data(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _standardized(data, train) -> Data:
+    """All rows, in units of the standard deviation of each column over the training rows; constant columns dropped."""
+    varying = np.ptp(data.x[train], axis=0) > 0
+    kept = Data(np.asarray(data.x[:, varying], np.float64), data.y)
+    return datasets.standardize(Data(kept.x[train], kept.y[train]), kept, center="feature", scale="feature")[1]
+
+
+def _candidates(config, method, x, labels) -> Iterator[Candidate]:
+    if method == "forest":
+        yield from _forests(config, x, labels)
+        return
+    for name, kernel in _kernels(config.tables, method, x):
+        for C in config.tables.C:
+            yield _machine(f"{name}, C={C:g}", kernel, C, labels)
+
+
+def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
+    """Kernels between all rows, each scaled to a mean of 1 on the diagonal."""
+    if method == "rbf":
+        distances = np.sum((x[:, None] - x[None]) ** 2, axis=-1) if len(x) < 500 else _squared_distances(x)
+        scale = np.median(distances)
+        for exponent in np.linspace(-7, 7, tables.gammas):
+            yield f"gamma={2**exponent / scale:.3g}", np.exp(-(2**exponent) / scale * distances)
+        return
+    for depth in range(1, tables.depth + 1):
+        for frozen in (depth,) if method == "nngp" else range(depth):
+            kernel = np.asarray(analytic_kernel(relu_network(depth, frozen), x.astype(np.float32)).ntk, np.float64)
+            name = f"depth={depth}" + (f", frozen={frozen}" if method == "ntk" else "")
+            yield name, kernel / np.mean(np.diag(kernel))
+
+
+def _squared_distances(x):
+    squares = np.sum(x**2, axis=1)
+    return np.maximum(squares[:, None] + squares[None] - 2 * x @ x.T, 0.0)
+
+
+def _machine(name, kernel, C, labels) -> Candidate:
+    from sklearn.svm import SVC
+
+    def predict(fit, held_out):
+        machine = SVC(C=C, kernel="precomputed").fit(kernel[np.ix_(fit, fit)], labels[fit])
+        return machine.predict(kernel[np.ix_(held_out, fit)])
+
+    return Candidate(name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict)
+
+
+def _forests(config, x, labels) -> Iterator[Candidate]:
+    from sklearn.ensemble import RandomForestClassifier
+
+    def candidate(share, leaf):
+        def predict(fit, held_out):
+            forest = RandomForestClassifier(
+                config.tables.trees, max_features=share, min_samples_leaf=leaf, random_state=config.seed
+            )
+            return forest.fit(x[fit], labels[fit]).predict(x[held_out])
+
+        name = f"max_features={share}, min_samples_leaf={leaf}"
+        return Candidate(name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict)
+
+    for share in (0.1, "sqrt", 0.5):
+        for leaf in (1, 3, 10):
+            yield candidate(share, leaf)
