@@ -22,14 +22,16 @@ _PUBLIC = {
     "records": "Data Gram Trajectory",
     "kernels": "analytic_kernel monte_carlo_kernel",
     "empirical": "empirical_ntk empirical_nngp ntk_vector_product estimate_max_learning_rate",
-    "flow": "gradient_flow gradient_descent kernel_regression nngp_posterior max_learning_rate",
+    "flow": "gradient_flow gradient_descent kernel_regression conjugate_gradient_regression nngp_posterior "
+    "max_learning_rate",
     "diagnostics": "is_lazy",
     "interop": "from_flax from_neural_tangents",
     "train": "train snapshots evaluate sgd log_spaced TrainState",
+    "ensembles": "train_ensemble",
 }
 _MODULES = (
-    "activations covariance datasets diagnostics empirical flow interop kernels layers linalg losses model plots "
-    "predict records scattering stax trees typing zoo"
+    "activations covariance datasets diagnostics empirical ensembles flow interop kernels layers linalg losses "
+    "model plots predict records scattering spectra stax trees typing zoo"
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

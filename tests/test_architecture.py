@@ -20,7 +20,7 @@ LAYERS = (
     {"trees", "linalg", "records", "tiles", "covariance"},
     {"model", "losses", "lazy"},
     {"layers", "activations", "scattering"},
-    {"zoo", "kernels", "empirical", "stax", "interop", "train", "flow", "predict", "datasets"},
+    {"zoo", "kernels", "empirical", "stax", "interop", "train", "flow", "predict", "datasets", "spectra", "ensembles"},
     {"diagnostics", "plots"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -169,7 +169,8 @@ def _preconditioner(system: _System, rank):
     factor, rest = _pivoted_cholesky(system.diagonal, system.row, rank)
     if not len(factor):
         return lambda v: v
-    basis, triangle = scipy.linalg.qr(factor.T, mode="economic", overwrite_a=True, check_finite=False)
+    factors = scipy.linalg.qr(factor.T, mode="economic", overwrite_a=True, check_finite=False)
+    basis, triangle = (np.asarray(part) for part in factors)
     del factor
     rotation, scales, _ = np.linalg.svd(triangle)
     shift = max(system.ridge + rest.mean(), np.finfo(np.float64).eps * scales[0] ** 2)
