@@ -23,6 +23,8 @@ CONVOLUTIONAL = {
     "GlobalSumPool(), Dense(1))",
     "pools": "serial(Conv(4, (3, 3), None, 'SAME', 1.4), Relu(), AvgPool((2, 3), (1, 2), 'SAME'), "
     "Conv(4, (1, 1), None, 'VALID', 1.2, 0.1), ABRelu(-0.3, 1.2), SumPool((2, 2), (2, 2)), Flatten(), Dense(1))",
+    "cropped and periodic": "serial(Conv(4, (2, 1), None, 'VALID', 1.3, 0.1), Relu(), "
+    "Conv(4, (3, 3), None, 'CIRCULAR', 1.4), Relu(), GlobalAvgPool(), Dense(1))",
     "norms": "serial(Conv(4, (3, 3), None, 'CIRCULAR', 1.4, 0.1), LayerNorm(), Relu(), GlobalAvgPool(), Dense(4), "
     "Erf(), Dense(1))",
     "standard": "serial(Conv(4, (3, 3), None, 'SAME', 1.4, 0.1, None, 'standard'), Relu(), Flatten(), "
@@ -166,3 +168,21 @@ def _agree(expression, x1, x2, tolerance=1e-9):
         assert relative(got.nngp, expected.nngp) < tolerance
         # The reference takes the diagonal of the tangent kernel of kinked activations from a cancelling square root.
         assert relative(got.ntk, expected.ntk) < (tolerance if pair[1] is not None else max(tolerance, 1e-7))
+
+
+@pytest.mark.oracle
+def test_single_precision_kernels_of_near_duplicates_are_ten_times_closer_to_positive_than_those_of_the_reference():
+    from jax.experimental import disable_x64
+    from neural_tangents import stax as reference
+
+    rng, smallest = np.random.default_rng(0), []
+    x = rng.normal(size=(12, 50))
+    x = np.concatenate([x, x + 1e-4 * rng.normal(size=x.shape)]).astype(np.float32)
+    expression = f"serial({'Dense(1, 1.5, 0.1), Relu(), ' * 10}Dense(1, 1.5, 0.1))"
+    with disable_x64():
+        for module in (stax, reference):
+            ntk = _network(expression, module)[2](jnp.asarray(x), None, "ntk")
+            values = np.linalg.eigvalsh(np.asarray(ntk, np.float64))
+            smallest.append(values[0] / values[-1])
+    ours, theirs = smallest
+    assert ours > -1e-6 and theirs < 10 * min(ours, -1e-9)

@@ -24,8 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lazynet.covariance.dense import apart_everywhere, as_pairs, as_plane, together_everywhere
 from lazynet.covariance.lanes import Lanes, Request
-from lazynet.covariance.windows import Size, Window, apart, masked, slide, together
+from lazynet.covariance.windows import Size, Window, apart, masked, moving_mean, slide, together
 from lazynet.typing import Array
 
 __all__ = ["Planes", "mean_over_pairs", "mean_over_positions", "source", "total", "variances"]
@@ -73,6 +74,9 @@ class Planes:
         """Means over windows that move together at both positions, `1/k sum_d S[s p + d, s p' + d]`."""
 
         def build(request):
+            if not window.periodic_on(self.shape, request.canvas):
+                alone = request.zero and _averaged_at_zero(self, request, window)
+                return alone or _rewritten(self, request, lambda pairs: together_everywhere(pairs, window))
             below, canvas = self.build(request.finer(window.strides)), request.canvas
             taps, (rows, columns), size = together(window, self.shape, canvas), window.strides, math.prod(window.size)
             keys = [[request.mask(axis, table[0]) for table in tap.masks] for axis, tap in enumerate(taps)]
@@ -92,6 +96,8 @@ class Planes:
             return self._covered(scale)
 
         def build(request):
+            if not window.periodic_on(self.shape, request.canvas):
+                return _rewritten(self, request, lambda pairs: apart_everywhere(pairs, window, scale))
             moves = math.prod(2 * k - 1 for k in window.size)
             canvas = request.finer(window.strides).canvas
             pull = request.single and moves < math.prod(canvas)
@@ -207,6 +213,30 @@ def _sum_over_pairs(planes, request):
 
     total = _scan_planes(add, _zeros(lambda: live(0, 0, request.rows(0, 0))), planes.canvas)
     return [_optional(jnp.sum, a, (0, 1)) for a in total]
+
+
+def _rewritten(planes, request, rule):
+    """Planes of all pairs of positions after a rule, for periodic images that do not fill their canvas."""
+    fine = request.new_loop(canvas=planes.canvas, single=False, zero=False)
+    plane, (height, width) = planes.build(fine), planes.canvas
+
+    def one(d):
+        rows = fine.rows(d[0], d[1])
+        return _guarded(lambda: tuple(plane(d[0], d[1], {**rows})), d[0])
+
+    displacements = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
+    every = lax.map(one, jnp.asarray(displacements, jnp.int32))
+    unfolded = [_optional(lambda a: a.reshape(height, width, *a.shape[1:]), a) for a in every]
+    pairs = [_optional(lambda a: rule(as_pairs(a, planes.shape)), a) for a in unfolded]
+    return lambda p, q, done: tuple(_optional(as_plane, a, p, q, request.canvas) for a in pairs)
+
+
+def _averaged_at_zero(planes, request, window):
+    """The plane of displacement zero alone: windows that move together need no other."""
+    fine, (height, width) = request.new_loop(canvas=planes.canvas), planes.shape
+    plane, rows = planes.build(fine), fine.rows(0, 0)
+    means = [_optional(lambda a: moving_mean(a[:height, :width], window), a) for a in plane(0, 0, {**rows})]
+    return lambda p, q, done: tuple(_optional(_placed, a, request.canvas) for a in means)
 
 
 def _pulled(below, fine, window, shape, scale):

@@ -45,6 +45,16 @@ class Window(NamedTuple):
             height, width = (-(-n // s) for n, s in zip(shape, self.strides, strict=True))
         return height, width
 
+    def periodic_on(self, shape: Size, canvas: Size) -> bool:
+        """Whether the images fill the canvas that outputs on `canvas` come from, as periodic images must.
+
+        Example:
+            >>> Window((3, 3), (2, 2), "CIRCULAR").periodic_on((8, 8), (4, 4))
+            True
+        """
+        filled = all(n == s * c for n, s, c in zip(shape, self.strides, canvas, strict=True))
+        return filled or self.padding != "CIRCULAR"
+
 
 class Taps(NamedTuple):
     """Terms of a sum along one axis: the sum at I is `sum_t masks[t][..., P, I] x[stride I + t - before]`.
@@ -129,11 +139,6 @@ def _taps(window, shape, canvas, axis, moves):
     n, count, stride = shape[axis], canvas[axis], window.strides[axis]
     before, out = window.before(shape)[axis], window.out(shape)[axis]
     wrap = window.padding == "CIRCULAR"
-    if wrap and n != count * stride:
-        raise ValueError(
-            f"CIRCULAR windows need images whose size is a multiple of all strides and that are not cropped "
-            f"later: got size {n} on a canvas of {count * stride}; pad the images or use padding='SAME'."
-        )
     index = np.arange(count)
 
     def position(t):
