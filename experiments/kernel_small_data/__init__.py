@@ -48,7 +48,7 @@ class TablesConfig:
     inner: int = 4
     C: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     gammas: int = 15
-    trees: int = 200
+    trees: int = 100
 
 
 @dataclass(frozen=True)
