@@ -80,11 +80,11 @@ def Dense(
     def apply(params, x):
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
         _check_channels("Dense", x, params["W"].shape[0])
-        z = (x @ params["W"]) * _multiplier(x.shape[-1], W_std, scheme)
+        z = _probed(x @ params["W"], params) * _multiplier(x.shape[-1], W_std, scheme)
         return _add_bias(z, params, b_std, scheme)
 
     kernel = dense_rule(features, W_std, b_std, scheme)
-    return layer("Dense", apply, init=init, record=_preactivation, kernel=kernel)
+    return layer("Dense", apply, init=init, record=_preactivation, kernel=kernel, rows=lambda x: x[:, None, :])
 
 
 def Conv(
@@ -138,10 +138,14 @@ def Conv(
         _check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
         z = lax.conv_general_dilated(image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        z = _probed(z, params)
         return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
+    def rows(x):
+        return _windows(x, kernel_size, strides, padding, fill=0.0).reshape(x.shape[0], -1, fan_in(x.shape[-1]))
+
     kernel = conv_rule(features, Window(kernel_size, strides, padding), W_std, b_std, scheme)
-    return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel)
+    return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel, rows=rows)
 
 
 def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
@@ -300,11 +304,17 @@ def _multiplier(fan_in, W_std, scheme):
     return W_std / math.sqrt(fan_in) if scheme is None else 1 / math.sqrt(scheme[0])
 
 
+def _probed(z, params):
+    """Adds the zeros by which an empirical kernel differentiates (`model.layer`)."""
+    return z + params["probe"] if "probe" in params else z
+
+
 def _add_bias(z, params, b_std, scheme):
+    """Adds biases `[features]`, or `[n, features]` where each example has its own."""
     if b_std is None:
         return z
     b = params["b"] if scheme is not None else params["b"] * b_std
-    return z + b.reshape((1,) * (z.ndim - 1) + b.shape)
+    return z + b.reshape(*(b.shape[:-1] or (1,)), *(1,) * (z.ndim - 2), b.shape[-1])
 
 
 def _pool(name, window, strides, padding, divisor):

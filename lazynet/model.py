@@ -76,6 +76,7 @@ class Structure(NamedTuple):
         trace: `Model.trace` of the same model.
         rows: For the path of each such layer, the function from its input `[n, ...]` to the rows
             `[n, positions, fan_in]` that its weights multiply.
+        independent: Whether every layer has an infinite-width rule, hence treats the examples of a batch one by one.
 
     Example:
         >>> import lazynet as ln
@@ -86,6 +87,7 @@ class Structure(NamedTuple):
 
     trace: Callable[[Params, Any], tuple[Array, dict[str, tuple[Array, Array]]]]
     rows: dict[str, Rows]
+    independent: bool
 
 
 def structure(apply: Any) -> Structure | None:
@@ -114,7 +116,7 @@ def layer(
         apply: `apply(params, x) -> outputs`.
         init: `init(key, x) -> params`; None for a layer without parameters.
         record: `record(x, outputs) -> (layer input, pre-activation)`; None for a layer that `trace` passes over.
-        kernel: Infinite-width rule, None if there is none.
+        kernel: Infinite-width rule, None if there is none, or if `apply` mixes the examples of a batch.
         rows: For a layer `z = m (rows(x) W) + b` the function of `Structure`. Its apply must then add the entry
             `"probe"` of its parameters, if there is one, to `rows(x) W`, and take biases `[n, features]` of each
             example; derivatives by the probe are those by W for one example at a time.
@@ -130,7 +132,7 @@ def layer(
         return outputs, {} if record is None else {"": record(x, outputs)}
 
     if rows is not None:
-        _attach(apply, trace, {"": rows})
+        vars(apply)["structure"] = Structure(trace, {"": rows}, kernel is not None)
     return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
 
 
@@ -372,13 +374,14 @@ def child_path(i: int, member: Model) -> str:
     return f"{i}_{member.name}"
 
 
-def _attach(apply: Callable, trace: Callable, members: dict[str, Any]) -> None:
-    """Makes the layers of the members, or those given as functions, known to the apply of a new model."""
-    rows = {}
+def _attach(apply: Callable, trace: Callable, members: dict[str, Model]) -> None:
+    """Makes what is known of the members known to the apply of the model they form."""
+    rows, independent = {}, True
     for path, member in members.items():
-        found = structure(member.apply) if isinstance(member, Model) else Structure(trace, {"": member})
-        rows |= _nested(path, found.rows) if found else {}
-    vars(apply)["structure"] = Structure(trace, rows)
+        found = structure(member.apply) or Structure(member.trace, {}, member.kernel is not None)
+        rows |= _nested(path, found.rows)
+        independent &= found.independent
+    vars(apply)["structure"] = Structure(trace, rows, independent)
 
 
 def _nested(path: str, below: dict) -> dict:

@@ -11,13 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lazynet import empirical
 from lazynet.empirical import (
+    contraction,
     empirical_nngp,
     empirical_ntk,
     estimate_max_learning_rate,
+    jacobians,
     largest_ntk_eigenvalue,
+    layerwise,
     ntk_vector_product,
+    products,
+    rows,
 )
 from lazynet.layers import Conv, Dense, GlobalAvgPool
 from lazynet.lazy import lazy, linearize
@@ -74,11 +78,16 @@ def test_full_kernel_is_the_product_of_explicit_jacobians(network, tile):
     np.testing.assert_allclose(ntk, dense_ntk(apply, params, x1, x2), atol=1e-12)
 
 
+def general(apply):
+    """The same function, of whose layers nothing is known."""
+    return lambda params, x: apply(params, x)
+
+
 def test_convolutions_give_the_same_kernel_in_the_loop_and_vmapped(monkeypatch):
     apply, params, x, _ = problem("cnn")
-    loop = empirical_ntk(apply, params, x)
-    monkeypatch.setattr(empirical, "_has_convolution", lambda *arguments: False)
-    np.testing.assert_allclose(empirical_ntk(apply, params, x), loop, atol=1e-12)
+    loop = empirical_ntk(general(apply), params, x)
+    monkeypatch.setattr(jacobians, "loops", lambda *arguments: False)
+    np.testing.assert_allclose(empirical_ntk(general(apply), params, x), loop, atol=1e-12)
 
 
 def test_trace_is_the_mean_of_the_diagonal_blocks():
@@ -125,13 +134,13 @@ def test_kernel_of_one_set_is_exactly_symmetric(outputs, tile):
 
 def test_each_row_of_tiles_computes_its_jacobian_once(monkeypatch):
     apply, params, x1, x2 = problem()
-    sizes, original = [], empirical._jacobians
+    sizes, original = [], rows.features
 
-    def counted(function, params, x, **options):
+    def counted(function, params, x, *options):
         sizes.append(len(x))
-        return original(function, params, x, **options)
+        return original(function, params, x, *options)
 
-    monkeypatch.setattr(empirical, "_jacobians", counted)
+    monkeypatch.setattr(rows, "features", counted)
     empirical_ntk(apply, params, x1, x2, tile=2)
     assert len(sizes) == 3 + 3 * 2
 
@@ -174,10 +183,17 @@ def test_integer_leaves_are_not_differentiated():
 def test_new_parameters_and_new_initializations_compile_nothing(network):
     apply, params, x1, x2 = problem(network)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    compiled = (empirical._vmapped_jacobian, empirical._example_jacobian, empirical._contract, empirical._product)
+    compiled = (
+        jacobians.vmapped_jacobian,
+        jacobians.example_jacobian,
+        layerwise.layer_features,
+        contraction.contract,
+        products._product,
+    )
 
     def everything(params0, alpha, u):
         empirical_ntk(lazy(apply, params0, alpha), u, x1, x2)
+        empirical_ntk(apply, params0, x1, x2)
         ntk_vector_product(lazy(apply, params0, alpha), u, x1, x2)(jnp.ones((4, apply(params0, x2).shape[1])))
 
     everything(params, 2.0, zeros)
@@ -300,7 +316,7 @@ def test_nngp_of_one_set_is_exactly_symmetric():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a, p, x: empirical._check_options("mean", None), "outputs is 'mean', expected one of"),
+        (lambda a, p, x: empirical_ntk(a, p, x, outputs="trace", memory=0), "memory is 0, expected"),
         (lambda a, p, x: empirical_ntk(a, p, x, tile=0), "tile is 0, expected"),
         (lambda a, p, x: empirical_ntk(a, p, x, where=lambda path: False), "where selects none of the parameters"),
         (lambda a, p, x: ntk_vector_product(a, p, x)(jnp.ones((6, 2))), r"v has shape \(6, 2\), expected .*\(6, 3\)"),

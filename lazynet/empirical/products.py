@@ -1,0 +1,142 @@
+"""Products of the empirical tangent kernel with vectors, and its largest eigenvalue, without forming it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Num
+
+from lazynet.empirical.jacobians import call
+from lazynet.losses import as_partial
+from lazynet.typing import Apply, Array, ArrayLike, Key, Params
+
+
+def ntk_vector_product(
+    apply: Apply,
+    params: Params,
+    x1: Num[ArrayLike, "n1 *inputs"],
+    x2: Num[ArrayLike, "n2 *inputs"] | None = None,
+) -> Callable[[Array], Array]:
+    """The linear map `v -> Theta(x1, x2) v = J(x1) (J(x2)^T v)`, without forming the kernel.
+
+    One product costs one backward and one forward derivative, whatever the number of outputs.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Where to take the derivative.
+        x1: Examples of the rows.
+        x2: Examples of the columns; None for those of the rows.
+
+    Returns:
+        A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an argument.
+
+    Raises:
+        ValueError: When called, if v does not have the shape of the outputs at x2.
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> product = ntk_vector_product(linear, {"w": jnp.ones((2, 1))}, jnp.eye(2))
+        >>> product(jnp.array([[1.0], [2.0]])).tolist()
+        [[1.0], [2.0]]
+    """
+    return Partial(_product, as_partial(apply), params, x1, x1 if x2 is None else x2)
+
+
+def largest_ntk_eigenvalue(
+    apply: Apply, params: Params, x: Num[ArrayLike, "n *inputs"], *, key: Key[Array, ""], iterations: int = 15
+) -> float:
+    """Largest eigenvalue `lambda_max(Theta)` of the `[n k, n k]` kernel, by Lanczos iteration on products.
+
+    The value approaches lambda_max from below, and is at least that of as many power iterations from the same start.
+    The iteration runs on the host, in float64, around one compiled product: convolutions are slow in compiled loops.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Where to take the derivative.
+        x: Examples; a few hundred give a good estimate of `lambda_max / n` for a large data set.
+        key: Draws the starting vector.
+        iterations: Number of products.
+
+    Raises:
+        ValueError: If `iterations` is below 1, or if the product is not finite.
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> round(largest_ntk_eigenvalue(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
+        9.0
+    """
+    if iterations < 1:
+        raise ValueError(f"iterations is {iterations}, expected at least 1.")
+    shape = jax.eval_shape(call, as_partial(apply), params, x)
+    start = jax.random.normal(key, shape.shape, shape.dtype)
+    return _largest_ritz_value(ntk_vector_product(apply, params, x), start, iterations)
+
+
+def estimate_max_learning_rate(
+    apply: Apply,
+    params: Params,
+    x: Num[ArrayLike, "n *inputs"],
+    *,
+    key: Key[Array, ""],
+    momentum: float = 0.0,
+    iterations: int = 15,
+) -> float:
+    """Largest stable learning rate `2 (1 + momentum) n / lambda_max(Theta)`, without forming the kernel.
+
+    Full-batch gradient descent on the linearized network with the loss 1/(2n) sum |h - y|^2 diverges above it;
+    minibatches need a fraction of it. The eigenvalue is approached from below, so this bound is approached from above.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Initial parameters (zeros for a `lazy` function).
+        x: Training inputs, or a few hundred of them.
+        key: Draws the starting vector of the iteration.
+        momentum: Heavy-ball momentum, in [0, 1).
+        iterations: Number of products with the kernel.
+
+    Raises:
+        ValueError: If `momentum` is outside [0, 1).
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> round(estimate_max_learning_rate(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
+        0.4444
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}, expected a number in [0, 1).")
+    top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
+    return 2 * (1 + momentum) * len(x) / top if top > 0 else math.inf
+
+
+@jax.jit
+def _product(function: Partial, params: Params, x1: Any, x2: Any, v: Array) -> Array:
+    values, pull_back = jax.vjp(lambda p: function(p, x2), params)
+    if v.shape != values.shape:
+        raise ValueError(f"v has shape {v.shape}, expected that of the outputs at x2, {values.shape}.")
+    return jax.jvp(lambda p: function(p, x1), (params,), pull_back(v.astype(values.dtype)))[1]
+
+
+def _largest_ritz_value(product: Callable[[Array], Array], start: Array, iterations: int) -> float:
+    """Largest eigenvalue of the operator restricted to the Krylov space of `start`, with full orthogonalization."""
+    q = np.asarray(start, np.float64).ravel()
+    basis, images = np.empty((0, q.size)), np.empty((0, q.size))
+    while len(basis) < min(iterations, q.size):
+        basis = np.vstack([basis, q / np.linalg.norm(q)])
+        image = product(jnp.asarray(basis[-1].reshape(start.shape), start.dtype))
+        images = np.vstack([images, np.asarray(image, np.float64).ravel()])
+        if not np.isfinite(images[-1]).all():
+            raise ValueError("the tangent kernel times a vector is not finite: check the parameters and the inputs.")
+        q = images[-1]
+        for _ in range(2):
+            q = q - basis.T @ (basis @ q)
+        if np.linalg.norm(q) <= jnp.finfo(start.dtype).eps * np.linalg.norm(images[-1]):
+            break
+    projected = basis @ images.T
+    return float(np.linalg.eigvalsh((projected + projected.T) / 2)[-1])

@@ -1,0 +1,156 @@
+"""Rows of blocks of an empirical kernel: on one device, or over devices and processes into a resumable store."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
+from lazynet.empirical.jacobians import Outputs, call, parameter_names
+from lazynet.empirical.memory import Plan
+from lazynet.tiles import Tile, assemble, open_store
+from lazynet.typing import Array, ArrayLike, Params
+
+
+def in_memory(
+    function: Partial, params: Params, x1: ArrayLike, x2: ArrayLike | None, chosen: Plan, outputs: Outputs
+) -> Array:
+    """The kernel on the device of its inputs."""
+    own = split(x1, chosen.tile)
+    if x2 is not None:
+        other = split(x2, chosen.tile)
+        return concatenated([row(function, params, part, other, chosen, outputs) for part in own])
+    rows: list[list[Array]] = []
+    for i, part in enumerate(own):
+        upper = row(function, params, part, own[i:], chosen, outputs, diagonal=True)
+        rows.append([above[i].transpose(MIRROR[outputs]) for above in rows] + upper)
+    return concatenated(rows)
+
+
+def row(
+    function: Partial,
+    params: Params,
+    own: Array,
+    others: list[Array],
+    chosen: Plan,
+    outputs: Outputs,
+    diagonal: bool = False,
+) -> list[Array]:
+    """Blocks of the kernel of `own` with every other tile; the first is symmetric where it is `own` itself."""
+    totals: list[Array] = []
+    for group in chosen.groups:
+        rows = features(function, params, own, group, outputs)
+        for j, other in enumerate(others):
+            columns = rows if diagonal and j == 0 else features(function, params, other, group, outputs)
+            block = contract(rows, columns, outputs)
+            totals[j : j + 1] = [totals[j] + block if j < len(totals) else block]
+            if len(others) > 1 or len(chosen.groups) > 1:
+                jax.block_until_ready(block)
+    return [symmetric(totals[0], outputs), *totals[1:]] if diagonal else totals
+
+
+def in_store(
+    function: Partial,
+    params: Params,
+    x1: ArrayLike,
+    x2: ArrayLike | None,
+    chosen: Plan,
+    outputs: Outputs,
+    memory: int,
+    store: str | os.PathLike | None,
+    progress: bool,
+) -> np.ndarray:
+    """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
+    one, two = np.asarray(x1), np.asarray(x1 if x2 is None else x2)
+    k = jax.eval_shape(call, function, params, one[:1]).size
+    shape = (len(one), len(two), *{"full": (k, k), "diagonal": (k,)}.get(outputs, ()))
+    dtype = _dtype(params, chosen)
+    blocks = max(1, memory // (chosen.tile**2 * dtype.itemsize * k ** (len(shape) - 2)))
+    every = _strips(len(one), len(two), chosen.tile, blocks * chosen.tile, symmetric=x2 is None)
+    identity = {} if store is None else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
+    target = open_store(store, {"ntk": shape}, dtype, len(every), identity)
+    placed = functools.cache(lambda device: jax.device_put((function, params), device))
+
+    def compute(device, strip):
+        own = jax.device_put(one[slice(*_ends(strip[0]))], device)
+        others = split(jax.device_put(two[slice(*_ends(strip[1]))], device), chosen.tile)
+        diagonal = x2 is None and strip[0].start == strip[1].start
+        here, weights = placed(device)
+        return concatenated([row(here, weights, own, others, chosen, outputs, diagonal=diagonal)])
+
+    mirror = {"ntk": MIRROR[outputs]} if x2 is None else None
+    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
+
+        def start(device, strip):
+            return {"ntk": _Pending(pool.submit(compute, device, strip))}
+
+        return assemble(start, every, target, mirror=mirror, progress=progress)["ntk"]
+
+
+class _Pending(NamedTuple):
+    """A row that a thread of its device works on; NumPy waits for it."""
+
+    future: concurrent.futures.Future
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Values of the row."""
+        return np.asarray(self.future.result(), dtype)
+
+
+def split(x: ArrayLike, tile: int) -> list[Array]:
+    """Slices of at most `tile` examples; their starts are operands, so that equal sizes share a compilation."""
+    return [lax.dynamic_slice_in_dim(x, start, min(tile, len(x) - start)) for start in range(0, len(x), tile)]
+
+
+@jax.jit
+def concatenated(rows: list[list[Array]]) -> Array:
+    """The kernel of its blocks."""
+    return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows], axis=0)
+
+
+def _ends(part: range) -> tuple[int, int]:
+    return part.start, part.stop
+
+
+def _strips(n1: int, n2: int, tile: int, width: int, *, symmetric: bool) -> list[Tile]:
+    """Rows of tiles, or their upper triangle, cut where they are wider than `width`."""
+    starts = [(i, j) for i in range(0, n1, tile) for j in range(i if symmetric else 0, n2, width)]
+    return [(range(i, min(i + tile, n1)), range(j, min(j + width, n2))) for i, j in starts]
+
+
+def _dtype(params: Params, chosen: Plan) -> np.dtype:
+    named = dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
+    return np.dtype(jnp.result_type(*(named[name] for group in chosen.groups for name in group)))
+
+
+def _identity(
+    function: Partial, params: Params, x1: np.ndarray, x2: np.ndarray | None, chosen: Plan, outputs: Outputs
+) -> dict[str, Any]:
+    """What a stored kernel depends on; the function is known by its compiled form and the arrays it carries."""
+    program = jax.jit(call).lower(function, params, x1[:1]).as_text()
+    return {
+        "kernel": "empirical_ntk",
+        "network": hashlib.sha256(program.encode()).hexdigest(),
+        "params": _digest(*jax.tree.leaves((function, params))),
+        "x1": _digest(x1),
+        "x2": None if x2 is None else _digest(x2),
+        "outputs": outputs,
+        "parameters": [list(group) for group in chosen.groups],
+        "tile": chosen.tile,
+    }
+
+
+def _digest(*arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return digest.hexdigest()
