@@ -1,10 +1,11 @@
 """Cost of infinite-width kernels, side by side with neural-tangents where it can be imported.
 
-    python benchmarks/kernels.py [--jobs gap21 flat21 myrtle5 wide_resnet fc4]
+    python benchmarks/kernels.py [--jobs gap21 flat21 myrtle5 wide_resnet fc4] [--sizes]
 
 Prints CPU time and wall time per kernel entry (NNGP and NTK, float32) of both libraries in the same run, their ratio,
 and for the 21-layer networks the time per pair of positions and layer beside the arithmetic bound of one core
-(58 operations). neural-tangents imports on jax < 0.6 only; elsewhere its column is empty. Times are the smallest of
+(58 operations). With `--sizes`, the cost per entry of the upper triangle of a Gram matrix against the number of images,
+which should not depend on it. neural-tangents imports on jax < 0.6 only; elsewhere its column is empty. Times are the smallest of
 three runs after compilation; on a shared machine trust the ratio of CPU times.
 """
 
@@ -86,11 +87,11 @@ def fc4(library: Any) -> Any:
     return library.serial(*body, library.Dense(1))
 
 
-def timed(run: Callable[[], Any], entries: int) -> Timing:
+def timed(run: Callable[[], Any], entries: int, repeats: int = 3) -> Timing:
     start = time.perf_counter()
     jax.block_until_ready(run())
     compile_s, best = time.perf_counter() - start, (math.inf, math.inf)
-    for _ in range(3):
+    for _ in range(repeats):
         cpu, wall = time.process_time(), time.perf_counter()
         jax.block_until_ready(run())
         best = min(best, (time.process_time() - cpu, time.perf_counter() - wall))
@@ -129,6 +130,17 @@ def job(
     print(line, flush=True)
 
 
+def sizes(name: str, head: str, counts: tuple[int, ...]) -> None:
+    """Prints the cost per unique entry for Gram matrices of several sizes, and the largest deviation."""
+    network, costs = conv21(stax, head).model, []
+    for n in counts:
+        x = images(n, 0)
+        costs.append(timed(lambda x=x: analytic_kernel(network, x), n * (n + 1) // 2, repeats=1 if n > 32 else 2))
+    spread = max(cost.cpu for cost in costs) / min(cost.cpu for cost in costs) - 1
+    line = ", ".join(f"N={n} {cost.cpu:.4f}" for n, cost in zip(counts, costs, strict=True))
+    print(f"{name} cpu-ms per entry of the upper triangle: {line}; spread {100 * spread:.0f} %", flush=True)
+
+
 def main() -> None:
     jobs = {
         "gap21": (lambda library: conv21(library, "GlobalAvgPool"), (1, 32), (1, 1)),
@@ -139,12 +151,16 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="*", default=list(jobs), choices=list(jobs))
-    chosen = parser.parse_args().jobs
+    parser.add_argument("--sizes", action="store_true", help="also the cost per entry against the number of images")
+    arguments = parser.parse_args()
     peer = reference()
     found = "found" if peer else "not importable here"
     print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, neural-tangents {found}", flush=True)
-    for name in chosen:
+    for name in arguments.jobs:
         job(name, *jobs[name], peer)
+    if arguments.sizes:
+        sizes("gap21", "GlobalAvgPool", (16, 32, 64))
+        sizes("flat21", "Flatten", (64, 128, 256, 512))
 
 
 if __name__ == "__main__":
