@@ -29,14 +29,17 @@ from lazynet.diagnostics import (
     ntk_change,
     output_gap,
     param_drift,
+    tangent_at,
     target_alignment,
 )
 from lazynet.empirical import empirical_ntk
+from lazynet.flow import solve_descent
 from lazynet.layers import Dense, Flatten, MaxPool
 from lazynet.lazy import lazy, linearize, weights
-from lazynet.losses import mse
+from lazynet.losses import mse, objective
 from lazynet.model import serial, symmetrize
 from lazynet.records import Data
+from lazynet.train import sgd, snapshots, train
 
 KEY = jax.random.key(0)
 ONE = jnp.ones((1, 1))
@@ -334,6 +337,65 @@ def test_general_kappa_of_the_square_loss_is_half_of_its_own_form_for_one_output
     assert general == pytest.approx(kappa(square, 2.0 * ONE, data, key=KEY) / 2)
 
 
+# ---- the tangent at later weights
+
+
+@cache
+def trained(steps=60):
+    """A small network that is not lazy, trained for a while and for longer, both by the same steps."""
+    model, params, data = problem(width=6)
+    states = snapshots(
+        objective(model.apply, mse),
+        params,
+        data,
+        sgd(),
+        key=KEY,
+        save_at=[steps, 2 * steps],
+        learning_rate=0.5,
+    )
+    return model, params, data, *(state.params for state in states)
+
+
+def test_tangent_at_later_weights_touches_the_network_there_to_first_order():
+    model, _, data, later, _ = trained()
+    tangent = tangent_at(model.apply, later)
+    np.testing.assert_allclose(tangent.apply(later, data.x), model.apply(later, data.x))
+    sizes, gaps = [1e-3, 1e-2], []
+    for size in sizes:
+        near = moved(later, size)
+        gaps.append(float(jnp.max(jnp.abs(tangent.apply(near, data.x) - model.apply(near, data.x)))))
+    assert fit_slope(sizes, gaps) == pytest.approx(2, abs=0.05)
+
+
+def test_kernel_of_the_tangent_is_that_of_the_later_weights_for_the_model_and_its_tangent():
+    model, params, data, later, _ = trained()
+    tangent = tangent_at(model.apply, later)
+    kernel = tangent.kernel(data.x, outputs="trace")
+    np.testing.assert_allclose(kernel, empirical_ntk(model.apply, later, data.x, outputs="trace"), rtol=1e-12)
+    np.testing.assert_allclose(kernel, empirical_ntk(tangent.apply, params, data.x, outputs="trace"), rtol=1e-10)
+    assert float(kernel_distance(kernel, empirical_ntk(model.apply, params, data.x, outputs="trace"))) > 0.1
+
+
+def test_kernel_of_later_weights_predicts_later_training_better_than_the_initial_one():
+    model, params, data, later, end = trained()
+    start, outputs = model.apply(later, data.x), model.apply(end, data.x)
+    settings = dict(learning_rate=0.5, save_at=[60], f0=start)
+    gaps = [
+        float(output_gap(jnp.asarray(solve_descent(kernel, data.y, **settings).outputs[0]), outputs))
+        for kernel in (tangent_at(model.apply, w).kernel(data.x) for w in (later, params))
+    ]
+    assert gaps[0] < gaps[1] / 2
+
+
+def test_training_the_tangent_is_descent_with_its_kernel_from_the_later_outputs():
+    model, _, data, later, _ = trained()
+    tangent = tangent_at(model.apply, later)
+    settings = dict(save_at=[40], learning_rate=0.3)
+    direct = train(objective(tangent.apply, mse), tangent.params, data, sgd(0.5), key=KEY, **settings)
+    exact = solve_descent(tangent.kernel(data.x), data.y, f0=model.apply(later, data.x), momentum=0.5, **settings)
+    np.testing.assert_allclose(tangent.apply(direct.params, data.x), exact.outputs[0], atol=1e-9)
+
+
 # ---- rates and the verdict
 
 
@@ -401,6 +463,8 @@ def test_flax_module_has_every_diagnostic_that_needs_no_layers():
         (lambda: target_alignment(jnp.eye(2), jnp.ones((3, 1))), r"\(2, 2\) with targets of shape \(3, 1\)"),
         (lambda: kernel_spectrum(np.eye(2), np.ones((3, 1))), r"kernel of shape \(2, 2\) with targets"),
         (lambda: kernel_spectrum(np.array([[1.0, 2.0], [0.0, 1.0]])), "not symmetric"),
+        (lambda: kernel_spectrum(np.full((2, 2), np.nan)), "4 entries that are not finite"),
+        (lambda: kernel_velocity([ONE, ONE], np.array([0.0, np.nan])), "do not increase"),
         (lambda: activation_stability(problem()[0], problem()[1], problem()[1], problem()[2].x), "no layer with gates"),
         (lambda: hessian_norm(lambda w, x: x @ w, ONE, ONE, key=KEY, restarts=0), "restarts is 0"),
         (lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=0.0), "alpha is 0.0"),
@@ -418,6 +482,6 @@ def test_bad_input_is_named_with_what_was_expected(call, message):
 
 
 def test_every_diagnostic_is_exported():
-    modules = ("curvature", "displacement", "kernels", "rates", "stability", "verdict")
+    modules = ("curvature", "displacement", "kernels", "rates", "stability", "tangent", "verdict")
     names = {name for module in modules for name in getattr(diagnostics, module).__all__}
     assert set(diagnostics.__all__) == names

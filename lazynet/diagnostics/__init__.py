@@ -15,12 +15,14 @@ from lazynet.diagnostics.kernels import (
 )
 from lazynet.diagnostics.rates import fit_slope
 from lazynet.diagnostics.stability import Stability, activation_stability
+from lazynet.diagnostics.tangent import Tangent, tangent_at
 from lazynet.diagnostics.verdict import Laziness, is_lazy
 
 __all__ = [
     "Laziness",
     "Spectrum",
     "Stability",
+    "Tangent",
     "activation_stability",
     "cka",
     "fit_slope",
@@ -37,5 +39,6 @@ __all__ = [
     "ntk_change",
     "output_gap",
     "param_drift",
+    "tangent_at",
     "target_alignment",
 ]
