@@ -5,8 +5,8 @@
 Prints CPU time and wall time per kernel entry (NNGP and NTK, float32) of both libraries in the same run, their ratio,
 and for the 21-layer networks the time per pair of positions and layer beside the arithmetic bound of one core
 (58 operations). With `--sizes`, the cost per entry of the upper triangle of a Gram matrix against the number of images,
-which should not depend on it. neural-tangents imports on jax < 0.6 only; elsewhere its column is empty. Times are the smallest of
-three runs after compilation; on a shared machine trust the ratio of CPU times.
+which should not depend on it. neural-tangents imports on jax < 0.6 only; elsewhere its column is empty. Times are the
+smallest of three runs after compilation; on a shared machine trust the ratio of CPU times.
 """
 
 from __future__ import annotations

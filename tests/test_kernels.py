@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -375,6 +376,33 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     model, x = _stored_case()
     with pytest.raises(ValueError, match="not a kernel store"):
         analytic_kernel(model, x, store=tmp_path)
+
+
+DEVICES = """
+import jax, numpy as np
+import lazynet.kernels
+from lazynet.activations import Relu
+from lazynet.layers import Dense
+from lazynet.model import serial
+used, assemble = set(), lazynet.kernels.assemble
+def recorded(compute, *rest, **options):
+    return assemble(lambda device, tile: used.add(device.id) or compute(device, tile), *rest, **options)
+lazynet.kernels.assemble = recorded
+x = np.random.default_rng(0).normal(size=(20, 6)).astype(np.float32)
+model = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
+tiled = lazynet.kernels.analytic_kernel(model, x, tile=6)
+whole = lazynet.kernels.analytic_kernel(model, x)
+print(sorted(used), float(np.max(np.abs(tiled.ntk - whole.ntk))))
+"""
+
+
+def test_tiles_are_dealt_to_all_devices():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    run = subprocess.run(
+        [sys.executable, "-c", DEVICES], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    used, _, difference = run.stdout.strip().rpartition(" ")
+    assert used == "[0, 1, 2, 3]" and float(difference) < 1e-6
 
 
 @pytest.mark.slow
