@@ -289,6 +289,8 @@ def _times(t, unit):
 
 
 def _regularized(kernel, diag_reg, absolute):
+    if not (np.isfinite(diag_reg) and diag_reg >= 0):
+        raise ValueError(f"diag_reg = {diag_reg}, expected a finite number >= 0.")
     kernel = np.asarray(kernel, np.float64)
     n, outputs = kernel.shape[0], kernel.shape[3:]
     identity = np.eye(n) if not outputs else np.einsum("ij,ab->ijab", np.eye(n), np.eye(outputs[0]))

@@ -97,7 +97,7 @@ def test_gradient_descent_agrees_with_neural_tangents(case, settings):
     y = np.eye(3)[z["ce/labels"]]
     predict_fn = predict.gradient_descent(cross_entropy, z["mse/k_train_train"], y, **settings)
     train, test = predict_fn(z["ce/t"], z["mse/f0"], z["mse/g0"], z["mse/k_test_train"])
-    _close(train, z[f"{case}/f_train"], 1e-7)
+    _close(train, z[f"{case}/f_train"], 1e-7)  # neural-tangents integrates to 1.4e-8
     _close(test, z[f"{case}/f_test"], 1e-7)
 
 
@@ -182,6 +182,13 @@ EYE, Y = np.eye(2), np.ones((2, 3))
         (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)), r"expected targets \[n, k\] and \(-1,\)"),
         (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0), "fx_test_0 without k_test_train"),
         (lambda: predict.gradient_descent_mse(EYE, Y)(-1.0), "times >= 0"),
+        (lambda: predict.gradient_descent_mse(EYE, Y)(np.nan), "increasing times"),
+        (lambda: predict.gradient_descent_mse(EYE + np.tri(2), Y)(1.0), "not symmetric"),
+        (lambda: predict.gradient_descent_mse(EYE * np.nan, Y)(1.0), "4 entries that are not finite"),
+        (lambda: predict.gradient_descent_mse(EYE, Y * np.nan)(1.0), "6 entries that are not finite"),
+        (lambda: predict.gradient_descent_mse(EYE, Y, diag_reg=-0.1), "diag_reg = -0.1"),
+        (lambda: predict.gp_inference(EYE, Y, diag_reg=np.nan)("nngp"), "diag_reg = nan"),
+        (lambda: predict.gradient_descent(cross_entropy, EYE + np.tri(2), Y)(1.0), "not symmetric"),
         (lambda: predict.gradient_descent(cross_entropy, EYE, Y)(None), "only mse"),
         (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum = 1.0"),
         (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
