@@ -1,0 +1,152 @@
+"""Prior features, kernels and training in one table: heads on scattering coefficients, from few images to all.
+
+    python -m experiments run scattering_cifar10 --preset smoke                     # digits, seconds
+    python -m experiments run scattering_cifar10 --set data.root=DIR                # about 20 minutes on 2 cores
+    python -m experiments run scattering_cifar10 --preset paper --set data.root=DIR # more draws, all test images
+
+The coefficients (order 2, logarithm of coefficient + 0.01) are computed once and kept in the run folder; the heads see
+their principal components, at most `components` of them, fitted on the training images of the draw. Ridge, RBF and
+NTK heads are kernel ridge regressions whose ridge has the best leave-one-out accuracy; the logistic head holds a fifth
+of its training images out. The perceptron has one hidden layer and runs through a fixed number of epochs; the NTK head
+is its infinite-width limit. Training sets are balanced draws. Every cell is stored when it is done.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from experiments.lazy_vs_standard import DataConfig
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Scattering transform; `log_offset=0` keeps the coefficients without their logarithm."""
+
+    J: int = 2
+    L: int = 8
+    max_order: int = 2
+    log_offset: float = 0.01
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """Perceptrons of one hidden layer in the NTK parameterization, trained by SGD with momentum 0.9."""
+
+    width: int = 512
+    alphas: tuple[float, ...] = (0.01, 0.1, math.inf)
+    batch_size: int = 100
+    epochs: int = 60
+    lr_fraction: float = 0.02
+    lr_examples: int = 1000
+
+
+@dataclass(frozen=True)
+class Config:
+    """The experiment; `draws` are the training sets of each size, and ridges are relative to the mean diagonal."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    mlp: MlpConfig = field(default_factory=MlpConfig)
+    sizes: tuple[int, ...] = (100, 500, 1000, 5000)
+    draws: tuple[int, ...] = (5, 3, 3, 1)
+    all_images: bool = True
+    components: int = 1000
+    ridges: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    precision: Literal["float32", "float64"] = "float32"
+
+
+PRESETS = {
+    "smoke": Config(
+        data=DataConfig("digits", n_train=1000, n_test=797),
+        features=FeatureConfig(J=1),
+        mlp=MlpConfig(width=64, batch_size=50, epochs=20),
+        sizes=(50, 200),
+        draws=(2, 2),
+    ),
+    "laptop": Config(data=DataConfig("cifar10", n_train=50_000, n_test=4000)),
+    "paper": Config(data=DataConfig("cifar10", n_train=50_000, n_test=10_000), draws=(10, 10, 10, 5), components=5000),
+}
+
+
+LEFT_OUT = "kernels and perceptrons grow faster than n: of all images, ridge on scattering alone"
+"""Why cells of the last column are empty."""
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Computes features and cells that are not stored yet, draws the figure and returns the flat summary."""
+    from experiments.scattering_cifar10.cells import check, compute
+
+    check(config)
+    cells = compute(config, folder, console)
+    summary = summarize(config, cells)
+    from experiments.scattering_cifar10.figures import draw
+
+    draw(config, summary, folder / "figures" / "accuracy_against_n.png")
+    return summary
+
+
+def summarize(config: Config, cells: dict[tuple, dict[str, Any]]) -> dict[str, Any]:
+    """Means and standard deviations over draws, times, chosen ridges and those at an edge of the grid."""
+    summary: dict[str, Any] = {"data": _data_label(config), "heads": [], "sizes": [str(n) for n in config.sizes]}
+    for head, n in dict.fromkeys((head, n) for n, _, head in cells):
+        drawn = [cell for (size, _, name), cell in cells.items() if (name, size) == (head, n)]
+        accuracies = [cell["accuracy"] for cell in drawn]
+        summary["heads"] += [] if head in summary["heads"] else [head]
+        summary[f"accuracy/{head}/n={n}"] = float(np.mean(accuracies))
+        if len(drawn) > 1:
+            summary[f"accuracy_std/{head}/n={n}"] = float(np.std(accuracies, ddof=1))
+        summary[f"seconds/{head}/n={n}"] = float(np.sum([cell["seconds"] for cell in drawn]))
+        if "ridge" in drawn[0]:
+            summary[f"ridge/{head}/n={n}"] = float(np.median([cell["ridge"] for cell in drawn]))
+    named = {f"{head}, n={n}, draw {draw}": cell for (n, draw, head), cell in cells.items()}
+    summary["ridge_at_edge"] = [name for name, cell in named.items() if cell.get("at_edge")]
+    summary["diverged"] = [name for name, cell in named.items() if cell.get("diverged")]
+    if config.all_images:
+        summary["sizes"] += [str(config.data.n_train)]
+        summary["left_out"] = LEFT_OUT
+    return summary
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints one row for each head: test accuracy in percent for every n, and the time of all its cells."""
+    from rich.table import Table
+
+    table = Table("head", box=None, title=f"{summary['data']}, test accuracy %")
+    for n in summary["sizes"]:
+        table.add_column(f"n = {n}", no_wrap=True)
+    table.add_column("time")
+    for head in summary["heads"]:
+        seconds = sum(value for key, value in summary.items() if key.startswith(f"seconds/{head}/"))
+        table.add_row(head, *(_cell(summary, f"{head}/n={n}") for n in summary["sizes"]), f"{seconds:.0f} s")
+    console.print(table)
+    for line in _remarks(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _remarks(summary):
+    if "left_out" in summary:
+        yield f"-: {summary['left_out']}"
+    edges = summary["ridge_at_edge"]
+    yield "ridges: all inside the grid" if not edges else f"ridge at an edge of the grid: {'; '.join(edges)}"
+    if summary["diverged"]:
+        yield f"diverged: {'; '.join(summary['diverged'])}"
+
+
+def _cell(summary, name):
+    mean, deviation = summary.get(f"accuracy/{name}"), summary.get(f"accuracy_std/{name}")
+    if mean is None:
+        return "-"
+    return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+
+
+def _data_label(config):
+    data = config.data
+    name = data.label or {"digits": "digits", "cifar10": "CIFAR-10"}[data.name]
+    return f"{name}, {data.n_test} test images"

@@ -1,0 +1,74 @@
+"""Images and their features: scattering coefficients, computed once in parts that a killed run finds again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import store
+from lazynet import datasets
+from lazynet.records import Data
+from lazynet.scattering import filter_bank, scattering2d_nhwc
+
+__all__ = ["load_images", "scattering_features"]
+
+PART = 5000
+"""Images in one file of features."""
+
+BATCH = 250
+"""Images in one call of the transform."""
+
+
+def load_images(data) -> tuple[Data, Data]:
+    """Train and test images `[n, H, W, C]` with pixels in [0, 1], and one-hot targets."""
+    if data.name == "digits":
+        parts = datasets.digits(data.n_train, data.n_test)
+        return tuple(Data(part.x.reshape(-1, 8, 8, 1).astype(np.float32), part.y) for part in parts)
+    root = datasets.data_root(data.root)
+    return datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
+
+
+def scattering_features(config, images: np.ndarray, name: str, folder: Path, advance) -> np.ndarray:
+    """Coefficients `[n, h, w, C K]` of all images in half precision, from the files of the folder or computed now.
+
+    Half precision keeps 60,000 images in 2 GB; its rounding is a thousandth of the spread of a feature.
+    """
+    filters = filter_bank(images.shape[1:3], config.J, config.L)
+    features = None
+    for start in range(0, len(images), PART):
+        part = images[start : start + PART]
+        path = folder / "features" / f"{name}-{start:05d}.npz"
+        if not path.exists():
+            store.save_arrays(path, {"features": np.concatenate(list(_transformed(config, filters, part, advance)))})
+        else:
+            advance(len(part))
+        stored = store.load_arrays(path)["features"]
+        if features is None:
+            features = np.empty((len(images), *stored.shape[1:]), np.float16)
+        features[start : start + PART] = stored
+    return features
+
+
+def _transformed(config, filters, images, advance) -> Iterator[np.ndarray]:
+    """The features of every batch, by one thread for each core."""
+    transform = partial(_transform, filters=filters, max_order=config.max_order, offset=config.log_offset)
+    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
+        for batch in pool.map(lambda batch: np.asarray(transform(batch)), batches):
+            advance(len(batch))
+            yield batch
+
+
+@partial(jax.jit, static_argnames=("max_order", "offset"))
+def _transform(x, *, filters, max_order: int, offset: float):
+    coefficients = scattering2d_nhwc(x, filters, max_order=max_order)
+    if offset:
+        coefficients = jnp.log(jnp.abs(coefficients) + offset)
+    return coefficients.astype(jnp.float16)

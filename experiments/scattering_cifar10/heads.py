@@ -1,0 +1,222 @@
+"""The heads: ridge and logistic regression, kernels, and multilayer perceptrons trained from standard to linearized."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import lazynet as ln
+from lazynet import datasets, empirical, kernels, linalg, zoo
+from lazynet.records import Data
+
+__all__ = ["Problem", "all_images", "head", "head_names", "principal_components"]
+
+MOMENTUM = 0.9
+
+
+class Problem(NamedTuple):
+    """Principal components as rows of mean squared length one, with centered one-hot targets."""
+
+    train: Data
+    test: Data
+
+
+def head_names(config) -> list[str]:
+    """Rows of the table: without prior features, on them, and with training on top."""
+    trained = [f"mlp/alpha={alpha:g}" for alpha in config.mlp.alphas]
+    return ["pixels/ridge", "pixels/ntk", "ridge", "logistic", "rbf", "ntk", *trained]
+
+
+def head(config, name: str, problem: Problem, key) -> dict[str, Any]:
+    """Test accuracy of one head, and what was chosen for it on the training set."""
+    if name == "logistic":
+        return _logistic(config, problem)
+    if name.startswith("mlp/"):
+        return _perceptron(config, float(name.partition("=")[2]), problem, key)
+    return _kernel_ridge(config, problem, *KERNELS[name.removeprefix("pixels/")](config, problem))
+
+
+def principal_components(config, train: Data, test: Data) -> Problem:
+    """Features minus their mean over the training set, on its leading principal components.
+
+    All components that n training examples have are kept, up to a limit, so that small sets lose nothing.
+    """
+    rows, others = (np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in (train, test))
+    center = rows.mean(0)
+    rows, others = rows - center, others - center
+    eigen = linalg.psd_eigh(rows @ rows.T)
+    kept = slice(-1, -1 - min(config.components, int((eigen.values > eigen.tolerance).sum())), -1)
+    vectors, scale = eigen.vectors[:, kept], np.sqrt(eigen.values[kept])
+    unit = math.sqrt(np.square(scale).sum() / len(rows))
+    x, x_test = vectors * scale / unit, (others @ rows.T) @ vectors / scale / unit
+    problem = Problem(Data(x, train.y), Data(x_test, test.y))
+    return Problem(*(_as_float32(datasets.center_targets(part)) for part in problem))
+
+
+def _as_float32(data: Data) -> Data:
+    return Data(np.asarray(data.x, np.float32), np.asarray(data.y, np.float32))
+
+
+def _linear(config, problem: Problem):
+    x, x_test = problem.train.x, problem.test.x
+    return x @ x.T, x_test @ x.T
+
+
+def _rbf(config, problem: Problem):
+    """`exp(-|x - x'|^2 / (2 median))`, median of the squared distances of training examples."""
+    squares = _squared_distances(problem.train.x, problem.train.x)
+    scale = 2 * np.median(squares[np.triu_indices(len(squares), 1)])
+    return np.exp(-squares / scale), np.exp(-_squared_distances(problem.test.x, problem.train.x) / scale)
+
+
+def _squared_distances(a, b):
+    return np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0)
+
+
+def _ntk(config, problem: Problem):
+    """The tangent kernel of the infinitely wide perceptron."""
+    x, x_test = (jnp.asarray(_unit_pixels(part.x)) for part in problem)
+    model = _model(config)
+    return kernels.analytic_kernel(model, x).ntk, kernels.analytic_kernel(model, x_test, x).ntk
+
+
+KERNELS = {"ridge": _linear, "rbf": _rbf, "ntk": _ntk}
+
+
+def _kernel_ridge(config, problem: Problem, kernel, cross) -> dict[str, Any]:
+    """Kernel ridge regression; the ridge, relative to the mean diagonal, has the best leave-one-out accuracy."""
+    y, kernel = np.asarray(problem.train.y, np.float64), np.asarray(kernel, np.float64)
+    eigen, mean = linalg.psd_eigh(kernel), float(np.trace(kernel)) / len(kernel)
+    weights = [eigen.inverse_values(ridge * mean) for ridge in config.ridges]
+    solved = [eigen.vectors @ (w[:, None] * (eigen.vectors.T @ y)) for w in weights]
+    left_out = [y - s / (np.square(eigen.vectors) @ w)[:, None] for s, w in zip(solved, weights, strict=True)]
+    best = _best([_accuracy(outputs, y) for outputs in left_out])
+    return _chosen(config, best) | {"accuracy": _accuracy(np.asarray(cross) @ solved[best], problem.test.y)}
+
+
+def _logistic(config, problem: Problem) -> dict[str, Any]:
+    """Multinomial logistic regression; its penalty is the best of the same ridges on a fifth of the training set."""
+    from sklearn.linear_model import LogisticRegression
+
+    (x, y), (x_test, y_test) = ((part.x, part.y.argmax(1)) for part in problem)
+    held = len(x) // 5
+
+    def fitted(ridge, x, y):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=Warning, module="sklearn")
+            return LogisticRegression(C=1 / ridge, max_iter=300).fit(x, y)
+
+    scores = [fitted(ridge, x[held:], y[held:]).score(x[:held], y[:held]) for ridge in config.ridges]
+    best = _best(scores)
+    return _chosen(config, best) | {"accuracy": fitted(config.ridges[best], x, y).score(x_test, y_test)}
+
+
+def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
+    """One hidden layer trained by SGD on the squared loss, from the same initial weights for every alpha."""
+    train, test = (Data(jnp.asarray(_unit_pixels(part.x)), jnp.asarray(part.y)) for part in problem)
+    model, settings = _model(config), config.mlp
+    params0 = model.init(jax.random.fold_in(key, 0), train.x)
+    bound = empirical.estimate_max_learning_rate(
+        model.apply, params0, train.x[: settings.lr_examples], momentum=MOMENTUM, key=jax.random.fold_in(key, 1)
+    )
+    batch = min(settings.batch_size, len(train.x))
+    curve = ln.train(
+        ln.objective(ln.lazy(model.apply, params0, alpha), ln.mse),
+        None,
+        train,
+        _OPTIMIZER,
+        key=jax.random.fold_in(key, 2),
+        save_at=[settings.epochs * (len(train.x) // batch)],
+        learning_rate=settings.lr_fraction * bound,
+        batch_size=batch,
+        test=test,
+    )
+    last = {name: float(values[-1]) for name, values in curve.metrics.items()}
+    return {
+        "accuracy": last["test_accuracy"],
+        "train_loss": last["train_loss"],
+        "diverged": curve.diverged_at is not None,
+    }
+
+
+_OPTIMIZER = ln.sgd(MOMENTUM)
+
+
+def _model(config) -> ln.Model:
+    return zoo.mlp((config.mlp.width,), 10)
+
+
+def _unit_pixels(x: np.ndarray) -> np.ndarray:
+    """Rows of mean square one, which the NTK parameterization expects: times the square root of their length."""
+    return x * np.float32(math.sqrt(x.shape[1]))
+
+
+def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
+    """Ridge regression in its primal form on all training images; the ridge is the best on the last fifth of them."""
+    train, test = (datasets.center_targets(Data(part.x.reshape(len(part.x), -1), part.y)) for part in (train, test))
+    rows, y = train.x, np.asarray(train.y, np.float32)
+    split, center = len(rows) - len(rows) // 5, _mean(rows)
+    first, last = (
+        _normal_equations(rows[part], y[part], center, advance) for part in (slice(split), slice(split, None))
+    )
+    mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
+    held = Data(rows[split:], y[split:])
+    grid = config.ridges[:: 2 if len(config.ridges) > 6 else 1]
+    best = _best([_primal_accuracy(*first, ridge * mean, center, held) for ridge in grid])
+    both = first[0] + last[0], first[1] + last[1]
+    return {
+        "ridge": grid[best],
+        "at_edge": best in (0, len(grid) - 1),
+        "accuracy": _primal_accuracy(*both, grid[best] * mean, center, test),
+    }
+
+
+def _mean(rows):
+    return sum(rows[i : i + 1000].sum(0, dtype=np.float32) for i in range(0, len(rows), 1000)) / np.float32(len(rows))
+
+
+def _normal_equations(rows, y, center, advance):
+    """`X'X` and `X'Y` of centered rows, 1000 rows at a time."""
+    from scipy.linalg.blas import ssyrk
+
+    gram = np.zeros((rows.shape[1],) * 2, np.float32, order="F")
+    moment = np.zeros((rows.shape[1], y.shape[1]), np.float32)
+    for i in range(0, len(rows), 1000):
+        block = rows[i : i + 1000].astype(np.float32) - center
+        gram = ssyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True, lower=True)
+        moment += block.T @ y[i : i + 1000]
+        advance(len(block))
+    return gram, moment
+
+
+def _primal_accuracy(gram, moment, ridge, center, data: Data) -> float:
+    import scipy.linalg
+
+    shifted = gram.copy(order="F")
+    shifted[np.diag_indices_from(shifted)] += np.float32(ridge)
+    try:
+        factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
+    except np.linalg.LinAlgError:  # the ridge is below the rounding of the matrix
+        return 0.0
+    weights = scipy.linalg.cho_solve(factor, moment, check_finite=False)
+    parts = [data.x[i : i + 1000].astype(np.float32) - center for i in range(0, len(data.x), 1000)]
+    return _accuracy(np.concatenate([part @ weights for part in parts]), data.y)
+
+
+def _best(scores: list[float]) -> int:
+    """The index of the largest score; of the middle one if several are equal."""
+    ties = np.flatnonzero(np.asarray(scores) == max(scores))
+    return int(ties[len(ties) // 2])
+
+
+def _chosen(config, best: int) -> dict[str, Any]:
+    return {"ridge": config.ridges[best], "at_edge": best in (0, len(config.ridges) - 1)}
+
+
+def _accuracy(outputs, y) -> float:
+    return float(np.mean(np.argmax(outputs, 1) == np.argmax(np.asarray(y), 1)))
