@@ -18,6 +18,7 @@ import pytest
 from scipy.linalg import expm
 
 from lazynet import flow
+from lazynet.linalg import eigh, kernel_matrix, psd_eigh
 from lazynet.losses import cross_entropy, logistic, mse
 from lazynet.records import Data, Gram
 
@@ -433,6 +434,26 @@ def test_training_the_last_layer_forever_gives_the_posterior():
     np.testing.assert_allclose(ensemble.covariance[0], posterior.covariance, atol=1e-9)
 
 
+# ------------------------------------------------------------------------------------------------- one decomposition
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_one_eigendecomposition_serves_curves_regressions_and_leave_one_out(full):
+    ntk, cross, y, f0, _ = _problem(full=full)
+    eigen = psd_eigh(kernel_matrix(ntk))
+    descent = dict(learning_rate=0.1, momentum=0.5, save_at=[3], f0=f0)
+    for function in (
+        lambda kernel: flow.solve_flow(kernel, y, time=TIMES, f0=f0).outputs,
+        lambda kernel: flow.gradient_flow(kernel, _data(y), time=TIMES, f0=f0).metrics["train_loss"],
+        lambda kernel: flow.solve_descent(kernel, y, **descent).coefficients,
+        lambda kernel: flow.kernel_regression(kernel, _data(y), cross=cross, ridge=np.array([0.1, 1.0])),
+        lambda kernel: flow.leave_one_out(kernel, _data(y), ridge=0.1),
+    ):
+        np.testing.assert_array_equal(function(eigen), function(ntk))
+    single = flow.kernel_regression(eigen, _data(y), cross=cross, ridge=0.1)
+    np.testing.assert_allclose(single, flow.kernel_regression(ntk, _data(y), cross=cross, ridge=0.1), rtol=1e-9)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 NTK, Y = np.eye(3), np.ones((3, 2))
@@ -470,6 +491,12 @@ NTK, Y = np.eye(3), np.ones((3, 2))
             "increasing integers",
         ),
         (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], loss=cross_entropy, rtol=0.0), "rtol = 0.0"),
+        (lambda: flow.solve_flow(psd_eigh(np.eye(4)), Y, time=1.0), "eigendecomposition of size 4"),
+        (
+            lambda: flow.solve_flow(eigh(np.diag([1.0, 1.0, -1.0])), Y, time=1.0),
+            "lambda_min = -1, .* use linalg.psd_eigh",
+        ),
+        (lambda: flow.solve_flow(psd_eigh(NTK), Y, time=1.0, loss=cross_entropy), "serves mse by full batches only"),
         (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.nan]), "increasing times"),
         (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=Y * np.nan), "f0 has .* expected finite outputs"),
         (lambda: flow.gradient_descent(NTK * np.nan, _data(Y), learning_rate=0.1, save_at=[1]), "9 entries"),

@@ -13,7 +13,8 @@ direction a(t) has the limit t/n (y - f0), where a formula with the inverse of t
 functions behind them, `linearized_weights` the weights that belong to dual coefficients. Kernels are `[n, n]` where
 outputs decouple (analytic kernels, or `outputs="trace"`), or `[n, n, k, k]` (the full empirical kernel). Closed forms
 are evaluated in float64 on the host, whatever the dtype of the kernel, and are not traceable; slightly negative
-eigenvalues are taken as zero (see `lazynet.linalg`). Kernels too large for an eigendecomposition are inverted by
+eigenvalues are taken as zero (see `lazynet.linalg`). A decomposition that is needed more than once can be made once,
+`linalg.psd_eigh(linalg.kernel_matrix(kernel))`, and passed for the kernel. Kernels too large for it are inverted by
 `conjugate_gradient_regression`.
 """
 

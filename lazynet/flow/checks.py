@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lazynet import linalg
+from lazynet.linalg import Eigen, kernel_matrix, psd_eigh
 
 
 def check_targets(kernel, y, f0):
@@ -14,7 +15,9 @@ def check_targets(kernel, y, f0):
         raise ValueError(f"targets of shape {y.shape}, expected [n, k]: reshape scalar targets by y[:, None].")
     if not np.isfinite(y).all():
         raise ValueError(f"targets have {np.sum(~np.isfinite(y))} entries that are not finite, expected none.")
-    if not callable(kernel):
+    if isinstance(kernel, Eigen):
+        _check_eigen(kernel, *y.shape)
+    elif not callable(kernel):
         check_kernel("kernel of the training inputs", kernel, len(y), *y.shape)
     return y, np.zeros_like(y) if f0 is None else check_outputs("f0", f0, y.shape)
 
@@ -26,6 +29,31 @@ def check_kernel(name, kernel, rows, n, k):
             f"{name} has shape {np.shape(kernel)}, expected {(rows, n)}, or {(rows, n, k, k)} for the "
             f"full empirical kernel, with {n} training examples and {k} outputs."
         )
+
+
+def decompose(kernel, n) -> tuple[Eigen, int]:
+    """The eigendecomposition of a kernel of n training inputs, unless it is one, and the kernel's number of axes."""
+    if isinstance(kernel, Eigen):
+        return kernel, 2 if len(kernel.values) == n else 4
+    return psd_eigh(kernel_matrix(kernel)), np.ndim(kernel)
+
+
+def _check_eigen(eigen, n, k):
+    if len(eigen.values) not in (n, n * k) or eigen.values[0] < 0:
+        raise ValueError(
+            f"eigendecomposition of size {len(eigen.values)} with lambda_min = {eigen.values[0]:.3g}, expected the "
+            f"size {n} or {n * k} and no negative eigenvalue: use linalg.psd_eigh(linalg.kernel_matrix(kernel))."
+        )
+
+
+def formed(kernel) -> np.ndarray:
+    """The kernel on the host, after refusing an eigendecomposition where its entries are needed."""
+    if isinstance(kernel, Eigen):
+        raise ValueError(
+            "kernel is an eigendecomposition, which serves mse by full batches only: pass the kernel, which is needed "
+            "here entry by entry."
+        )
+    return np.asarray(kernel)
 
 
 def check_outputs(name, outputs, shape):

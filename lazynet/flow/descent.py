@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Num
 
-from lazynet.flow.checks import check_batches, check_rates, check_steps, check_targets
+from lazynet.flow.checks import check_batches, check_rates, check_steps, check_targets, decompose, formed
 from lazynet.flow.dynamics import Solution, closed_form, kernel_outputs
-from lazynet.linalg import check_symmetric, kernel_matrix, psd_eigh
+from lazynet.linalg import Eigen, check_symmetric, kernel_matrix
 from lazynet.losses import mse
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
 def solve_descent(
-    ntk: Float[ArrayLike, "n1 n2 ..."],
+    ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     y: Float[ArrayLike, "..."],
     *,
     learning_rate: float | int,
@@ -36,7 +36,8 @@ def solve_descent(
     kernel in its batch, and the kernel is not copied.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for full batches on `mse` also its
+            `linalg.psd_eigh`.
         y: Training targets, `[n, k]`.
         learning_rate: Step size lr > 0.
         momentum: Heavy-ball momentum m in [0, 1).
@@ -60,12 +61,13 @@ def solve_descent(
     check_rates(learning_rate, momentum)
     batch_size = check_batches(batch_size, key, len(y))
     if loss is mse and batch_size == len(y):
-        eigen = psd_eigh(kernel_matrix(ntk))
+        eigen, ndim = decompose(ntk, len(y))
         weights = _descent_weights(eigen.values, len(y), learning_rate, momentum, step)
-        return closed_form(eigen, weights, y, f0, np.ndim(ntk))
-    check_symmetric(kernel_matrix(ntk))
-    coefficients = _simulate(np.asarray(ntk), y, f0, loss, learning_rate, momentum, step, key, batch_size)
-    return Solution(kernel_outputs(ntk, coefficients, f0), coefficients)
+        return closed_form(eigen, weights, y, f0, ndim)
+    kernel = formed(ntk)
+    check_symmetric(kernel_matrix(kernel))
+    coefficients = _simulate(kernel, y, f0, loss, learning_rate, momentum, step, key, batch_size)
+    return Solution(kernel_outputs(kernel, coefficients, f0), coefficients)
 
 
 def _simulate(ntk, y, f0, loss, learning_rate, momentum, step, key, batch_size):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_outputs, check_targets, check_times
-from lazynet.linalg import Eigen, kernel_matrix, psd_eigh, symmetric
+from lazynet.flow.checks import check_kernel, check_outputs, check_targets, check_times, decompose, formed
+from lazynet.linalg import Eigen, kernel_matrix, symmetric
 from lazynet.losses import mse
 from lazynet.typing import ArrayLike, LossFn
 
@@ -33,7 +33,7 @@ class Solution(NamedTuple):
 
 
 def solve_flow(
-    ntk: Float[ArrayLike, "n1 n2 ..."],
+    ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     y: Float[ArrayLike, "..."],
     *,
     time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
@@ -52,7 +52,7 @@ def solve_flow(
     grows like `lambda_max(Theta) t / n`, and hardly with the precision asked for.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for `mse` also its `linalg.psd_eigh`.
         y: Training targets, `[n, k]`.
         time: Increasing times >= 0; the last may be infinite for `mse` without friction.
         loss: Loss averaged over examples.
@@ -72,9 +72,9 @@ def solve_flow(
     y, f0 = check_targets(ntk, y, f0)
     time = check_times(time)
     if loss is mse and friction is None:
-        eigen = psd_eigh(kernel_matrix(ntk))
-        return closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, np.ndim(ntk))
-    return _integrate(ntk, y, f0, loss, time, friction, rtol)
+        eigen, ndim = decompose(ntk, len(y))
+        return closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, ndim)
+    return _integrate(formed(ntk), y, f0, loss, time, friction, rtol)
 
 
 def kernel_outputs(
@@ -125,8 +125,9 @@ def closed_form(eigen: Eigen, weights, y, f0, ndim) -> Solution:
 def expand(eigen: Eigen, weights, residual, ndim):
     """`V diag(weights) V' residual` for every row of weights, `[s, n, k]`."""
     columns = residual if ndim == 2 else residual.reshape(-1, 1)
-    modes = weights[:, :, None] * (eigen.vectors.T @ columns)
-    return (eigen.vectors @ modes).reshape(len(weights), *residual.shape)
+    modes = weights.T[:, :, None] * (eigen.vectors.T @ columns)[:, None, :]
+    expanded = (eigen.vectors @ modes.reshape(len(modes), -1)).reshape(modes.shape)
+    return expanded.swapaxes(0, 1).reshape(len(weights), *residual.shape)
 
 
 def _integrate(ntk, y, f0, loss, time, friction, rtol):

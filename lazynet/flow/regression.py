@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_ridges, check_targets, check_times
+from lazynet.flow.checks import check_kernel, check_ridges, check_targets, check_times, decompose
 from lazynet.flow.dynamics import expand, flow_weights, kernel_outputs
 from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh, solve_psd, symmetric
 from lazynet.records import Data, Gram
@@ -16,7 +16,7 @@ from lazynet.typing import ArrayLike
 
 
 def kernel_regression(
-    kernel: Float[ArrayLike, "n1 n2 ..."],
+    kernel: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     data: Data,
     *,
     cross: Float[ArrayLike, "m1 m2 ..."],
@@ -29,7 +29,7 @@ def kernel_regression(
     kernels that leave no room for either there is `conjugate_gradient_regression`.
 
     Args:
-        kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`.
         data: Training examples; only the targets are used (center one-hot targets first).
         cross: Kernel between the inputs wanted and the training inputs.
         ridge: Absolute ridges >= 0; 0 gives the pseudo-inverse, the limit of a vanishing ridge.
@@ -46,24 +46,26 @@ def kernel_regression(
         [[1.0, 3.0], [0.5, 1.5]]
     """
     y, _ = check_targets(kernel, data.y, None)
-    ridges, matrix = check_ridges(ridge), kernel_matrix(kernel)
-    if not np.ndim(ridge):
+    ridges = check_ridges(ridge)
+    if not np.ndim(ridge) and not isinstance(kernel, Eigen):
         columns = y if np.ndim(kernel) == 2 else y.reshape(-1, 1)
-        return kernel_outputs(cross, solve_psd(matrix, columns, ridge=float(ridges[0])).reshape(y.shape))
-    eigen = psd_eigh(matrix)
+        solved = solve_psd(kernel_matrix(kernel), columns, ridge=float(ridges[0]))
+        return kernel_outputs(cross, solved.reshape(y.shape))
+    eigen, ndim = decompose(kernel, len(y))
     weights = np.stack([eigen.inverse_values(value) for value in ridges])
-    return kernel_outputs(cross, expand(eigen, weights, y, np.ndim(kernel)))
+    outputs = kernel_outputs(cross, expand(eigen, weights, y, ndim))
+    return outputs if np.ndim(ridge) else outputs[0]
 
 
 def leave_one_out(
-    kernel: Float[ArrayLike, "n1 n2 ..."], data: Data, *, ridge: float | int | Float[ArrayLike, " r"]
+    kernel: Float[ArrayLike, "n1 n2 ..."] | Eigen, data: Data, *, ridge: float | int | Float[ArrayLike, " r"]
 ) -> Float[np.ndarray, "*r n k"]:
     """Prediction of each example from all others: `f_i = y_i - [G_ii]^{-1} [G y]_i` with G = (K + ridge I)^{-1}.
 
     Exact, for the price of one regression: the cheapest honest way to choose a ridge or a depth on training data.
 
     Args:
-        kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`.
         data: Training examples; only the targets are used.
         ridge: Absolute ridges >= 0, such that K + ridge I is invertible.
 
@@ -81,8 +83,8 @@ def leave_one_out(
     Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, equation 5.12.
     """
     y, _ = check_targets(kernel, data.y, None)
-    eigen = psd_eigh(kernel_matrix(kernel))
-    left_out = [_leave_one_out(eigen, y, np.ndim(kernel), value) for value in check_ridges(ridge)]
+    eigen, ndim = decompose(kernel, len(y))
+    left_out = [_leave_one_out(eigen, y, ndim, value) for value in check_ridges(ridge)]
     return np.stack(left_out) if np.ndim(ridge) else left_out[0]
 
 

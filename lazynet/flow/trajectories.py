@@ -12,14 +12,14 @@ from jaxtyping import Float, Key, Num
 from lazynet.flow.checks import check_kernel, check_rates, check_steps, check_times
 from lazynet.flow.descent import solve_descent
 from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
-from lazynet.linalg import kernel_matrix, largest_eigenvalue
+from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
 from lazynet.losses import accuracy, mse
 from lazynet.records import Data, Trajectory
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
 def gradient_flow(
-    ntk: Float[ArrayLike, "n1 n2 ..."],
+    ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     data: Data,
     *,
     time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
@@ -36,7 +36,8 @@ def gradient_flow(
     the same axis as training: `time = learning_rate * step / (1 - momentum)`.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh` where there is a
+            closed form: one decomposition then serves several curves and regressions.
         data: Training examples; only the targets are used.
         time: Increasing times >= 0; the last may be infinite for `mse`.
         loss: `mse` is solved in closed form, any other loss by integration (see `solve_flow`).
@@ -66,7 +67,7 @@ def gradient_flow(
 
 
 def gradient_descent(
-    ntk: Float[ArrayLike, "n1 n2 ..."],
+    ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     data: Data,
     *,
     learning_rate: float | int,
@@ -87,7 +88,8 @@ def gradient_descent(
     A learning rate above `max_learning_rate` diverges here as it does in training.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh` where there is a
+            closed form: one decomposition then serves several curves and regressions.
         data: Training examples; only the targets are used.
         learning_rate: Step size lr > 0.
         momentum: Heavy-ball momentum m in [0, 1): `v <- m v + g; w <- w - lr v`.
