@@ -7,14 +7,28 @@ compiled code). A second call with other parameters of the same shapes compiles 
 
 from __future__ import annotations
 
+from lazynet.empirical.batching import batch
+from lazynet.empirical.dropin import (
+    empirical_kernel_fn,
+    empirical_nngp_fn,
+    empirical_ntk_fn,
+    empirical_ntk_vp_fn,
+    monte_carlo_kernel_fn,
+)
 from lazynet.empirical.nngp import empirical_nngp
 from lazynet.empirical.ntk import empirical_ntk
 from lazynet.empirical.products import estimate_max_learning_rate, largest_ntk_eigenvalue, ntk_vector_product
 
 __all__ = [
+    "batch",
+    "empirical_kernel_fn",
     "empirical_nngp",
+    "empirical_nngp_fn",
     "empirical_ntk",
+    "empirical_ntk_fn",
+    "empirical_ntk_vp_fn",
     "estimate_max_learning_rate",
     "largest_ntk_eigenvalue",
+    "monte_carlo_kernel_fn",
     "ntk_vector_product",
 ]

@@ -23,8 +23,8 @@ def check_independent(function: Partial, params: Params, x: ArrayLike) -> None:
     if len(x) == 0 or (known and known.independent) or is_traced((function, params, x)):
         return
     first, floating = jnp.asarray(x[:1]), jnp.issubdtype(x.dtype, jnp.floating)
-    other = jnp.full_like(first, jnp.nan) if floating else jnp.asarray(x[-1:])
     with jax.debug_nans(False):
+        other = jnp.full_like(first, jnp.nan) if floating else jnp.asarray(x[-1:])
         beside = _first_row(function, params, jnp.concatenate([first, other]))
         if floating and not bool(jnp.isnan(beside).any()):
             return
