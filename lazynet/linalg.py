@@ -48,7 +48,7 @@ ASYMMETRY_LIMIT = 1e-4
 NEGATIVE_LIMIT = 1e-3
 """Largest `-lambda_min / lambda_max` that counts as rounding (TF32 contractions come close to it)."""
 
-BLOCK_BYTES = 2**25
+BLOCK_BYTES = 2**23
 """Size of a block of rows in float64."""
 
 
