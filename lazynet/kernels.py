@@ -26,6 +26,9 @@ TILE_OF_VECTORS = 256
 TILE_OF_IMAGES = 32
 """Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
 
+LANES = 16, 8
+"""The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
+
 
 def analytic_kernel(
     model: Model,
@@ -129,8 +132,8 @@ def monte_carlo_kernel(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _block(model, x1, x2):
-    k = _limit(model, x1, x2)
-    return _gram(k.nngp, k.ntk)
+    k = _limit(model, x1, _padded(x2))
+    return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -140,9 +143,19 @@ def _symmetric(model, x):
         k = _limit(model, x, x)
         full = _gram(k.nngp, k.ntk)
     else:
-        k = _limit(model, x, x, ring(len(x)))
+        padded = _padded(x)
+        k = _limit(model, padded, padded, ring(len(padded)))
         full = [_unrolled(values) for values in _gram(k.nngp, k.ntk)]
-    return Gram(*(_mirrored(a, own) for a, own in zip(full, _gram(*k.first.moments()), strict=True)))
+    square = [_mirrored(a, own) for a, own in zip(full, _gram(*k.first.moments()), strict=True)]
+    return Gram(*(values[: len(x), : len(x)] for values in square))
+
+
+def _padded(x):
+    """Images repeated up to whole vector registers: a lane is a pair, and odd numbers cost several times as much."""
+    if x.ndim == 2:
+        return x
+    lanes = max(LANES[0], -(-len(x) // LANES[1]) * LANES[1])
+    return x[np.minimum(np.arange(lanes), len(x) - 1)]
 
 
 def _unrolled(values):
@@ -236,8 +249,8 @@ def _reserved(report):
 
 
 def _balanced(n, ndim):
-    """Side of tiles of about the same size; whole vector registers for images, whose kernels run one lane a pair."""
-    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, 8)
+    """Side of tiles of about the same size, in whole vector registers for images."""
+    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
 
