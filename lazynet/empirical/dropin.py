@@ -73,7 +73,7 @@ def empirical_ntk_fn(
     if implementation not in (0, 1, 2, 3):
         raise ValueError(f"implementation is {implementation!r}, expected 0, 1, 2 or 3 (all give the same kernel).")
 
-    def ntk_fn(x1: ArrayLike, x2: ArrayLike | None, params: Params, **kwargs: Any) -> Any:
+    def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function = _bound(f, kwargs)
         shape = _output_shape(function, params, x1)
         traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
@@ -113,7 +113,7 @@ def empirical_nngp_fn(f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_
         [[1.0, 1.0], [1.0, 1.0]]
     """
 
-    def nngp_fn(x1: ArrayLike, x2: ArrayLike | None, params: Params, **kwargs: Any) -> Any:
+    def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function = _bound(f, kwargs)
         shape = _output_shape(function, params, x1)
         traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
@@ -159,7 +159,7 @@ def empirical_kernel_fn(
         "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
     }
 
-    def kernel_fn(x1: ArrayLike, x2: ArrayLike | None, get: Get, params: Params, **kwargs: Any) -> Any:
+    def kernel_fn(x1: Any, x2: Any, get: Get, params: Params, **kwargs: Any) -> Any:
         names = _names(get)
         found = [kinds[name](x1, x2, params, **kwargs) for name in names]
         return found[0] if isinstance(get, str) else _record("EmpiricalKernel", names)(*found)
@@ -240,7 +240,7 @@ def monte_carlo_kernel_fn(
     empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
     sample = batch(empirical, batch_size, device_count, store_on_device)
 
-    def means(x1: ArrayLike, x2: ArrayLike | None, get: Get, **kwargs: Any) -> Iterator[Any]:
+    def means(x1: Any, x2: Any, get: Get, **kwargs: Any) -> Iterator[Any]:
         rest, total = key, None
         for count in range(1, max(counts) + 1):
             rest, own = jax.random.split(rest)
@@ -251,7 +251,7 @@ def monte_carlo_kernel_fn(
                 mean = jax.tree.map(lambda value, count=count: value / count, total)
                 yield mean[0] if isinstance(get, str) else mean
 
-    def kernel_fn(x1: ArrayLike, x2: ArrayLike | None = None, get: Get = None, **kwargs: Any) -> Any:
+    def kernel_fn(x1: Any, x2: Any = None, get: Get = None, **kwargs: Any) -> Any:
         found = means(x1, x2, get, **kwargs)
         return next(found) if isinstance(n_samples, int) else found
 

@@ -98,6 +98,6 @@ def reduced(h: Array, outputs: Outputs) -> Array:
     return jnp.sum(h, axis=1, keepdims=True) / math.sqrt(h.shape[1]) if outputs == "sum" else h
 
 
-def call(function: Partial, params: Params, x: Any) -> Array:
+def call(function: Partial, params: Params, x: Any) -> Any:
     """The function itself, for transformations that take it as an argument."""
     return function(params, x)
