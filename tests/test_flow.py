@@ -190,6 +190,15 @@ def test_the_default_precision_of_an_integration_is_nine_digits(friction):
     np.testing.assert_allclose(default, tight, rtol=0, atol=1e-9)
 
 
+def test_the_curve_of_the_heavy_ball_oscillates_as_its_modes_do():
+    """A mode `x'' + gamma x' + lambda/n x = 0` from x = 1, x' = 0."""
+    gamma, time = 0.4, np.array([0.0, 1.0, 3.0, 9.0])
+    curve = flow.gradient_flow(np.array([[4.0]]), _data(np.ones((1, 1))), time=time, friction=gamma)
+    omega = np.sqrt(4.0 - gamma**2 / 4)
+    residual = np.exp(-gamma * time / 2) * (np.cos(omega * time) + gamma / (2 * omega) * np.sin(omega * time))
+    np.testing.assert_allclose(curve.metrics["train_loss"], residual**2 / 2, atol=1e-9)
+
+
 def test_the_cross_entropy_flow_conserves_the_sum_of_the_logits_and_lowers_the_loss():
     z = golden()
     outputs = _golden_cross_entropy(time=np.array([0.0, 5.0, 30.0])).outputs

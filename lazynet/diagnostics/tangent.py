@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from lazynet.empirical import empirical_ntk
 from lazynet.lazy import linearize
 from lazynet.losses import as_partial
-from lazynet.typing import Apply, Array, Params
+from lazynet.typing import Apply, ArrayLike, Params
 
 __all__ = ["Tangent", "tangent_at"]
 
@@ -32,7 +32,7 @@ class Tangent(NamedTuple):
 
     apply: Partial
     params: Params
-    kernel: Callable[..., Array]
+    kernel: Callable[..., ArrayLike]
 
 
 def tangent_at(apply: Apply, params: Params) -> Tangent:

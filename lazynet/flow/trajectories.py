@@ -28,6 +28,7 @@ def gradient_flow(
     cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
     test: Data | None = None,
     f0_test: Float[ArrayLike, "..."] | None = None,
+    friction: float | int | None = None,
     rtol: float = 1e-11,
 ) -> Trajectory:
     """Curve of the kernel gradient flow `df/dt = -Theta grad_f L(f)`: training by infinitely small steps.
@@ -45,6 +46,7 @@ def gradient_flow(
         cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
         test: Test examples; only the targets are used.
         f0_test: Test outputs at time 0, `[m, k]`; required with `cross` when `f0` is given.
+        friction: gamma > 0 replaces the flow by that of the heavy ball, as in `solve_flow`.
         rtol: Relative error allowed in a step of an integration.
 
     Returns:
@@ -61,7 +63,7 @@ def gradient_flow(
         [0.5, 0.067668, 0.0]
     """
     time = check_times(time)
-    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, rtol=rtol)
+    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol)
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     return Trajectory(np.full(len(time), -1), time, metrics, None, None)
 
