@@ -21,7 +21,8 @@ _PUBLIC = {
     "losses": "mse cross_entropy logistic accuracy Objective objective",
     "records": "Data Gram Trajectory",
     "kernels": "analytic_kernel monte_carlo_kernel",
-    "empirical": "empirical_ntk empirical_nngp ntk_vector_product estimate_max_learning_rate",
+    "empirical": "empirical_ntk empirical_nngp ntk_vector_product estimate_max_learning_rate batch empirical_ntk_fn "
+    "empirical_nngp_fn empirical_ntk_vp_fn empirical_kernel_fn monte_carlo_kernel_fn",
     "flow": "gradient_flow gradient_descent kernel_regression conjugate_gradient_regression nngp_posterior "
     "max_learning_rate",
     "diagnostics": "is_lazy",

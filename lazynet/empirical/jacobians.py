@@ -58,7 +58,7 @@ def loops(function: Partial, params: Params, x: ArrayLike) -> bool:
     if jax.default_backend() != "cpu":
         return False
     example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    return "conv_general_dilated" in str(jax.make_jaxpr(call)(function, params, example))
+    return "conv_general_dilated" in str(_call.trace(function, params, example).jaxpr)
 
 
 @partial(jax.jit, static_argnames=("names", "outputs"))
@@ -101,3 +101,7 @@ def reduced(h: Array, outputs: Outputs) -> Array:
 def call(function: Partial, params: Params, x: Any) -> Any:
     """The function itself, for transformations that take it as an argument."""
     return function(params, x)
+
+
+_call = jax.jit(call)
+"""Remembers what it traced."""

@@ -15,7 +15,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
-from lazynet.empirical.jacobians import Outputs, call, parameter_names
+from lazynet.empirical.jacobians import Outputs, call
 from lazynet.empirical.memory import Plan
 from lazynet.tiles import Tile, assemble, open_store
 from lazynet.typing import Array, ArrayLike, Params
@@ -71,13 +71,12 @@ def in_store(
 ) -> np.ndarray:
     """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
     one, two = np.asarray(x1), np.asarray(x1 if x2 is None else x2)
-    k = jax.eval_shape(call, function, params, one[:1]).size
-    shape = (len(one), len(two), *{"full": (k, k), "diagonal": (k,)}.get(outputs, ()))
-    dtype = _dtype(params, chosen)
-    blocks = max(1, memory // (chosen.tile**2 * dtype.itemsize * k ** (len(shape) - 2)))
+    block = jax.eval_shape(lambda x: row(function, params, x, [x], chosen, outputs)[0], one[:1])
+    shape, entry = (len(one), len(two), *block.shape[2:]), block.size * block.dtype.itemsize
+    blocks = max(1, memory // (chosen.tile**2 * entry))
     every = _strips(len(one), len(two), chosen.tile, blocks * chosen.tile, symmetric=x2 is None)
     identity = {} if store is None else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
-    target = open_store(store, {"ntk": shape}, dtype, len(every), identity)
+    target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
 
     def compute(device, strip):
@@ -125,11 +124,6 @@ def _strips(n1: int, n2: int, tile: int, width: int, *, symmetric: bool) -> list
     """Rows of tiles, or their upper triangle, cut where they are wider than `width`."""
     starts = [(i, j) for i in range(0, n1, tile) for j in range(i if symmetric else 0, n2, width)]
     return [(range(i, min(i + tile, n1)), range(j, min(j + width, n2))) for i, j in starts]
-
-
-def _dtype(params: Params, chosen: Plan) -> np.dtype:
-    named = dict(zip(parameter_names(params), jax.tree.leaves(params), strict=True))
-    return np.dtype(jnp.result_type(*(named[name] for group in chosen.groups for name in group)))
 
 
 def _identity(
