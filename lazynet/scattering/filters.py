@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lazynet.scattering.levels import at_level, averaging, layer
@@ -128,8 +127,13 @@ def filter_bank(
         for axis, size, margin in zip(phi, (height, width), margins, strict=True)
     )
     arrays = tuple(psi), tuple(phi), tuple(zip(rows, columns, strict=True))
-    psi, phi, average = jax.tree.map(jnp.asarray, arrays)
+    psi, phi, average = jax.device_put(jax.tree.map(_in_default_precision, arrays))
     return Filters(psi, phi, average, (height, width), J, L, margins, padding, sampling, pool)
+
+
+def _in_default_precision(array: np.ndarray) -> np.ndarray:
+    """The array in float64 or complex128 if x64 is on and in single precision otherwise, cast on the host."""
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
 def _check_size(shape: Sequence[int], J: int, L: int, padding: str, sampling: str) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def averaging(
         inside = (pixel >= margin[0]) & (pixel < margin[0] + size)
         return inside[None] / inside.sum()
     offset = 0.5 * (step - 1) if sampling == "centered" else 0.0
+    impulse = np.fft.ifft(spectrum * np.exp(1j * frequencies(n) * offset)).real
     first = 1 if sum(margin) else 0
-    wanted = step * (first + np.arange(size >> J)) + offset
-    lag = wanted[:, None] - position
-    return np.einsum("k,hnk->hn", spectrum, np.cos(frequencies(n) * lag[:, :, None])) / n
+    wanted = step * (first + np.arange(size >> J))
+    return impulse[(wanted[:, None] - position) % n]

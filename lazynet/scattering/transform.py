@@ -17,6 +17,7 @@ from lazynet.typing import Array, ArrayLike
 __all__ = ["Path", "scattering2d", "scattering2d_nhwc", "scattering_paths", "wavelet_coefficients"]
 
 _ACCELERATOR_BYTES = 2**31  # temporaries of one chunk of images on an accelerator
+_SMALL_GRID = 64**2  # frequencies up to which adding halves is faster on a CPU than a strided mean
 
 
 class Path(NamedTuple):
@@ -199,17 +200,31 @@ def pad_plane(x: Array, filters: Filters) -> Array:
 def filter_maps(spectrum: Array, wave: Array, step: int) -> Array:
     """Fourier transform of the convolution, decimated: the mean over the frequencies that alias to the same one."""
     if jnp.iscomplexobj(wave):
-        product = spectrum * wave
-    else:
-        product = jax.lax.complex(spectrum.real * wave, spectrum.imag * wave)
+        return _alias(spectrum * wave, step)
+    if 1 < step <= 4 and wave.shape[-1] * wave.shape[-2] <= _SMALL_GRID:
+        return jax.lax.complex(*(_alias_by_halves(part, wave, step) for part in (spectrum.real, spectrum.imag)))
+    return _alias(jax.lax.complex(spectrum.real * wave, spectrum.imag * wave), step)
+
+
+def _alias(product: Array, step: int) -> Array:
     *batch, height, width = product.shape
     return product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
+
+
+def _alias_by_halves(spectrum: Array, wave: Array, step: int) -> Array:
+    total = sum(a * b for a, b in zip(_quarters(spectrum), _quarters(wave), strict=True))
+    return (total if step == 2 else sum(_quarters(total))) / step**2
+
+
+def _quarters(a: Array) -> list[Array]:
+    return [quarter for rows in jnp.split(a, 2, -2) for quarter in jnp.split(rows, 2, -1)]
 
 
 def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
     """`A u A'^T` at full precision: the averaged, decimated and cropped map."""
     rows, columns = matrices
-    return jnp.einsum("hp,...pq,wq->...hw", rows, u, columns, precision="highest")
+    narrow = jnp.matmul(u.reshape(-1, u.shape[-1]), columns.T, precision="highest")  # one product for all maps
+    return jnp.einsum("hp,...pw->...hw", rows, narrow.reshape(*u.shape[:-1], -1), precision="highest")
 
 
 def _cast(filters: Filters, dtype) -> Filters:

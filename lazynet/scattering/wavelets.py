@@ -110,10 +110,12 @@ def morlet(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[n
         >>> bool(abs(morlet(w[:, None], w[None, :], 0, angles(8))[:, 0, 0]).max() < 1e-12)
         True
     """
-    xi, origin = CENTER_FREQUENCY / 2**j, np.zeros((1, 1))
-    ratio = _lattice_sum(origin, origin, j, theta, xi) / _lattice_sum(origin, origin, j, theta, 0.0)
-    wave, envelope = _lattice_sum(w0, w1, j, theta, xi), _lattice_sum(w0, w1, j, theta, 0.0)
-    return wave - ratio * envelope
+    xi = CENTER_FREQUENCY / 2**j
+    wave, envelope = (_lattice_sum(w0, w1, j, theta, center) for center in (xi, 0.0))
+    if w0.flat[0] == 0 and w1.flat[0] == 0:  # a DFT grid has the origin
+        return wave - wave[:, :1, :1] / envelope[:, :1, :1] * envelope
+    zero = np.zeros((1, 1))
+    return wave - _lattice_sum(zero, zero, j, theta, xi) / _lattice_sum(zero, zero, j, theta, 0.0) * envelope
 
 
 def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
@@ -148,7 +150,15 @@ def _lattice_sum(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray, xi: 
     """`sum_m exp(-|D R_theta^T (omega + 2 pi m - xi e_theta)|^2 / 2)` at every (theta, w0, w1)."""
     along = WIDTH * 2**j
     across = along * len(theta) / SLANT
-    return np.stack([_one_lattice_sum(w0.ravel(), w1.ravel(), along, across, angle, xi) for angle in theta.tolist()])
+    reverse, sums = -np.arange(w1.size), {}
+    symmetric = bool(np.abs(np.sin(0.5 * (w1 + w1[:, reverse]))).max() < 1e-12)
+    for angle in theta.tolist():
+        opposite = next((other for other in sums if symmetric and abs(other + angle) < 1e-12), None)
+        if opposite is None:
+            sums[angle] = _one_lattice_sum(w0.ravel(), w1.ravel(), along, across, angle, xi)
+        else:  # the sums have period 2 pi: on a DFT grid, w1 -> -w1 is a reversal of the bins
+            sums[angle] = sums[opposite][:, reverse]
+    return np.stack(list(sums.values()))
 
 
 def _one_lattice_sum(w0: np.ndarray, w1: np.ndarray, along: float, across: float, angle: float, xi: float):
