@@ -109,7 +109,7 @@ def _over_scales(config, measured, ax):
 def _atoms(config, measured, ax):
     labels = {"fourier": "Fourier modulus", "scattering": "scattering"}
     for style, (name, label) in zip(plots.curve_styles(2), labels.items(), strict=True):
-        ax.plot(config.frequencies, measured[f"atom/{name}"], label=label, **style)
+        ax.plot(config.frequencies, measured[f"atom/{name}"], label=label, **style | {"markevery": None})
     ax.set(xlabel="frequency of the atom (rad/pixel)", ylabel="relative change", ylim=(0, None))
     _finish(ax, f"Gabor atom dilated by {100 * config.dilation:g} %")
 
