@@ -53,6 +53,8 @@ def run(
         raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
     module = importlib.import_module(f"experiments.{name}")
     config = configure(module.PRESETS, preset, set)
+    if getattr(module, "HOST_DEVICES", False):
+        _use_all_cores()
     _set_precision(config)
     from experiments import store
 
@@ -94,6 +96,13 @@ def _set_precision(config) -> None:
     import jax
 
     jax.config.update("jax_enable_x64", getattr(config, "precision", "float32") == "float64")
+
+
+def _use_all_cores() -> None:
+    """Makes every core of a CPU a device, for experiments that spread independent work over devices."""
+    flag = "--xla_force_host_platform_device_count"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={os.cpu_count()}".strip()
 
 
 def main() -> None:

@@ -1,0 +1,170 @@
+"""Population loss of SGD on fresh samples against the scale of initialization: a sharp transition to a plateau.
+
+    python -m experiments run population_sgd                    # 17 scales, 10 trials: about 8 minutes
+    python -m experiments run population_sgd --preset smoke     # 4 scales, 2 trials: about a minute
+
+Figure 2 (b) of the paper: inputs on the unit sphere of R^100, fresh batches of 200 at every step, a teacher of 3 ReLU
+neurons divided by 200 (as in the authors' code), a doubled student of m = 50 with output 1/m sum_j a_j max(0, <w_j, x>)
+and weights of standard deviation tau; 20,000 steps of size min(0.25/tau^2, 25), times m, and times d for the hidden
+weights (factors that the gradients of the authors' code leave out). All scales of a trial see the same batches, which
+is six times cheaper than batches of their own. Reported is the mean loss of the last 2,000 batches.
+
+Expected, divided by the largest value over tau: below 0.02 for tau <= 0.1, between 0.2 and 0.35 at 0.2, 0.7 to 0.85 at
+0.316, above 0.9 from 0.5 on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from experiments import facts, store
+from experiments.students import Student, Weights, doubled, gradients, on_sphere, relu_net, spread, step
+
+__all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
+
+HOST_DEVICES = True
+"""Every core of a CPU is a device of its own, and trains trials by itself."""
+
+SCALES = (0.01, 0.02, 0.04, *(float(f"{10.0**exponent:.4g}") for exponent in np.arange(-10, 1) / 10), 2.0, 4.0, 8.0)
+BOUNDS = {0.2: (0.2, 0.35), 0.1995: (0.2, 0.35), 0.316: (0.7, 0.85), 0.3162: (0.7, 0.85)}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Scales, trials, sizes and training."""
+
+    taus: tuple[float, ...] = SCALES
+    trials: int = 10
+    d: int = 100
+    width: int = 50
+    teacher: int = 3
+    batch_size: int = 200
+    steps: int = 20_000
+    last: int = 2_000
+    precision: Literal["float32", "float64"] = "float32"
+
+
+PRESETS = {"smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2), "laptop": Config(), "paper": Config()}
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Trains the trials that are not stored yet, draws the figure and returns the flat summary."""
+    from rich.progress import track
+
+    facts.check_sweeps(config, "taus")
+    if config.width % 2 or config.trials < 1 or not 0 < config.last <= config.steps:
+        raise ValueError(
+            f"width={config.width}, trials={config.trials}, last={config.last}, steps={config.steps}: expected an even "
+            "width, at least one trial and 0 < last <= steps."
+        )
+    trials = range(config.trials)
+    done = spread(partial(_stored, config, folder), trials)
+    shown = track(done, "trials", len(trials), console=console, transient=True, disable=not console.is_terminal)
+    loss = np.stack(list(shown))
+    store.save_arrays(folder / "measured.npz", {"tau": config.taus, "loss": loss})
+    _draw(config, loss, folder / "figures" / "population_sgd.png")
+    return _summary(config, loss)
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the curve and the table of facts."""
+    from rich.table import Table
+
+    table = Table("tau", "loss", "of the largest", box=None)
+    for tau in [key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")]:
+        deviation = f" ± {summary[f'test_loss_std/tau={tau}']:.2g}" if f"test_loss_std/tau={tau}" in summary else ""
+        table.add_row(tau, f"{summary[f'test_loss/tau={tau}']:.3g}{deviation}", f"{summary[f'relative/tau={tau}']:.3f}")
+    console.print(table)
+    facts.show(summary, console, f"population loss against scale, mean of {summary['trials']} trials")
+
+
+def _stored(config, folder, trial) -> np.ndarray:
+    path = folder / "cells" / f"trial={trial}.npz"
+    if not path.exists():
+        store.save_arrays(path, {"loss": train(config, trial)})
+    return store.load_arrays(path)["loss"]
+
+
+def train(config: Config, trial: int) -> np.ndarray:
+    """Mean loss of the last batches at every scale, `[s]`."""
+    start, teacher, key = draw(config, trial)
+    tau = jnp.asarray(config.taus)
+    alpha, size = tau**2 / config.width, jnp.minimum(0.25 / tau**2, 25.0)
+    student = Student(start, alpha, size * tau**2 / config.width, jnp.zeros_like(tau), float(config.d))
+    u = jax.tree.map(lambda leaf: jnp.zeros((len(config.taus), *leaf.shape)), start)
+    u, _ = _descend(student, u, teacher, key, 0, config.steps - config.last, config.batch_size)
+    _, total = _descend(student, u, teacher, key, config.steps - config.last, config.steps, config.batch_size)
+    return np.asarray(total) / config.last
+
+
+@partial(jax.jit, static_argnames="batch_size")
+def _descend(student, u, teacher, key, first, stop, batch_size):
+    """Steps `first` to `stop`, each on a batch of its own, and the sum of the batch losses before each step."""
+
+    def body(i, carry):
+        u, total = carry
+        x = on_sphere(jax.random.fold_in(key, i), batch_size, student.start.hidden.shape[1])
+        y = relu_net(teacher, x)[None]
+        residual, gradient = gradients(student, jnp.matmul(student.start.hidden, x, precision="highest"), u, x, y)
+        return step(student, u, gradient), total + jnp.mean(residual**2, axis=1) / 2
+
+    return lax.fori_loop(first, stop, body, (u, jnp.zeros_like(student.alpha)))
+
+
+def draw(config: Config, trial: int) -> tuple[Weights, Weights, Any]:
+    """Initial weights at scale 1, the teacher, and the key of the batches."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 5)
+    signs = jax.random.rademacher(keys[1], (config.teacher,), jnp.result_type(float)) / config.batch_size
+    teacher = Weights(on_sphere(keys[0], config.teacher, config.d).T, signs)
+    half = config.width // 2
+    start = Weights(jax.random.normal(keys[2], (half, config.d)), jax.random.normal(keys[3], (half,)))
+    return doubled(start), teacher, keys[4]
+
+
+def _summary(config, loss) -> dict[str, Any]:
+    summary: dict[str, Any] = {"trials": config.trials}
+    relative = loss.mean(0) / loss.mean(0).max()
+    for i, tau in enumerate(config.taus):
+        summary[f"test_loss/tau={tau:g}"] = float(loss[:, i].mean())
+        summary[f"relative/tau={tau:g}"] = float(relative[i])
+        if config.trials > 1:
+            summary[f"test_loss_std/tau={tau:g}"] = float(loss[:, i].std(ddof=1))
+    return summary | facts.summarize(list(_facts(config, relative)))
+
+
+def _facts(config, relative):
+    for tau, value in zip(config.taus, relative, strict=True):
+        if tau <= 0.1:
+            yield facts.within(f"below/tau={tau:g}", value, at_most=0.02)
+        elif tau in BOUNDS:
+            low, high = BOUNDS[tau]
+            yield facts.within(f"transition/tau={tau:g}", value, at_least=low, at_most=high)
+        elif tau >= 0.5:
+            yield facts.within(f"plateau/tau={tau:g}", value, at_least=0.9)
+
+
+def _draw(config, loss, file) -> None:
+    from matplotlib.figure import Figure
+
+    from lazynet import plots
+
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    ax = figure.subplots()
+    scaled = loss / loss.mean(0).max()
+    mean, std = scaled.mean(0), scaled.std(0)
+    (line,) = ax.plot(config.taus, mean, "o-", ms=3, label=f"mean ± std of {config.trials} trials")
+    ax.fill_between(config.taus, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+    ax.set(
+        xscale="log", xlabel="scale of initialization tau", ylabel="population loss / its largest value", ylim=(0, None)
+    )
+    ax.legend()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, file)

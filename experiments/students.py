@@ -1,0 +1,153 @@
+"""Two-layer ReLU students of a ReLU teacher, many scales at a time: the engine of the synthetic figures.
+
+A student is `h(w; x) = sum_j a_j max(0, <w_j, x>)` and trains the displacement u = alpha (w - w0) of
+
+    f(u, x) = f0(x) + alpha [h(w0 + u/alpha; x) - h(w0; x)]
+
+by gradient descent on 1/(2n) sum (f - y)^2. Samples stand last, `[units, n]`, so that units of several scales form one
+matrix product with the inputs they share. The difference is not taken between two rounded outputs: neuron by neuron,
+
+    alpha [max(0, z0 + v/alpha) - max(0, z0)] = max(v, -alpha z0) if z0 > 0, else max(v + alpha z0, 0),
+
+which is exact in float32 for every alpha.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "Student",
+    "Weights",
+    "descend",
+    "doubled",
+    "gradients",
+    "measure",
+    "on_sphere",
+    "outputs",
+    "relu_net",
+    "spread",
+    "step",
+]
+
+
+class Weights(NamedTuple):
+    """Hidden weights `[..., m, d]` and output weights `[..., m]`."""
+
+    hidden: Any
+    out: Any
+
+
+class Student(NamedTuple):
+    """What stays fixed in training: initial weights, scales `alpha [s]`, rates `rate [s]` and `hidden_factor`.
+
+    `offset [s]` multiplies the outputs at initialization: 0 for a centered or doubled student, alpha otherwise. The
+    learning rate of the hidden weights is `hidden_factor` times that of the output weights.
+    """
+
+    start: Weights
+    alpha: Any
+    rate: Any
+    offset: Any
+    hidden_factor: float = 1.0
+
+
+def on_sphere(key, n: int, d: int, dtype=None):
+    """N points, uniform on the unit sphere of R^d, one a column: `[d, n]`."""
+    normal = jax.random.normal(key, (d, n), dtype or jnp.result_type(float))
+    return normal / jnp.linalg.norm(normal, axis=0, keepdims=True)
+
+
+def doubled(weights: Weights) -> Weights:
+    """The weights twice, the copy with negated outputs: the student vanishes at initialization."""
+    return Weights(jnp.concatenate([weights.hidden] * 2), jnp.concatenate([weights.out, -weights.out]))
+
+
+def relu_net(weights: Weights, x):
+    """`h(w; x)`, `[n]`, for inputs `[d, n]`."""
+    return _dot(weights.out, jnp.maximum(_dot(weights.hidden, x), 0))
+
+
+def outputs(student: Student, u: Weights, x):
+    """`f(u, x)`, `[s, n]`."""
+    return _forward(student, _dot(student.start.hidden, x), u, x)[0]
+
+
+def gradients(student: Student, z0, u: Weights, x, y) -> tuple[Any, Weights]:
+    """Residuals `[s, n]` and the gradient of the loss in u; `z0` are the pre-activations at initialization."""
+    f, active, now = _forward(student, z0, u, x)
+    residual = f - y
+    pull = residual / y.shape[-1]
+    out = student.start.out[None] + u.out / student.alpha[:, None]
+    back = jnp.where(now > 0, out[:, :, None] * pull[:, None, :], 0)
+    hidden = lax.dot_general(back, x, (((2,), (1,)), ((), ())), precision="highest")
+    return residual, Weights(hidden, jnp.einsum("smn,sn->sm", active, pull, precision="highest"))
+
+
+@jax.jit
+def descend(student: Student, u: Weights, x, y, steps) -> Weights:
+    """`steps` steps of full-batch gradient descent."""
+    z0 = _dot(student.start.hidden, x)
+    return lax.fori_loop(0, steps, lambda _, u: step(student, u, gradients(student, z0, u, x, y)[1]), u)
+
+
+def step(student: Student, u: Weights, gradient: Weights) -> Weights:
+    """One step of gradient descent."""
+    rate = student.rate[:, None]
+    hidden = u.hidden - student.hidden_factor * rate[:, :, None] * gradient.hidden
+    return Weights(hidden, u.out - rate * gradient.out)
+
+
+@jax.jit
+def measure(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str, Any]:
+    """Training and test loss, share of ReLU gates as at initialization, and relative drift of the weights, `[s]`."""
+    z0 = _dot(student.start.hidden, x)
+    f, _, now = _forward(student, z0, u, x)
+    norm0 = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in student.start))
+    moved = jnp.sqrt(jnp.sum(u.hidden**2, axis=(1, 2)) + jnp.sum(u.out**2, axis=1)) / student.alpha
+    return {
+        "train_loss": _loss(f, y),
+        "test_loss": _loss(outputs(student, u, x_test), y_test),
+        "stability": jnp.mean((now > 0) == (z0 > 0)[None], axis=(1, 2), dtype=f.dtype),
+        "drift": moved / norm0,
+    }
+
+
+def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]:
+    """`compute(cell)` for every cell, as many at a time as there are devices, in the order of the cells."""
+    devices = jax.local_devices()
+
+    def on(turn_cell):
+        turn, cell = turn_cell
+        with jax.default_device(devices[turn % len(devices)]):
+            return compute(cell)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        yield from pool.map(on, enumerate(cells))
+
+
+def _forward(student, z0, u, x):
+    """Outputs, activations now, and pre-activations now."""
+    alpha = student.alpha[:, None, None]
+    moved = lax.dot_general(u.hidden, x, (((2,), (0,)), ((), ())), precision="highest")
+    scaled, now = alpha * z0[None], z0[None] + moved / alpha
+    active = jnp.maximum(now, 0)
+    change = jnp.where(z0[None] > 0, jnp.maximum(moved, -scaled), jnp.maximum(moved + scaled, 0))
+    f = jnp.einsum("sm,smn->sn", u.out, active, precision="highest")
+    f = f + jnp.einsum("m,smn->sn", student.start.out, change, precision="highest")
+    start = _dot(student.start.out, jnp.maximum(z0, 0))
+    return f + student.offset[:, None] * start[None], active, now
+
+
+def _loss(f, y):
+    return jnp.mean((f - y) ** 2, axis=-1) / 2
+
+
+_dot = functools.partial(jnp.matmul, precision="highest")
