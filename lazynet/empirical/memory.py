@@ -68,6 +68,14 @@ def peak_bytes(function: Partial, params: Params, x: ArrayLike, names: Names, ou
     return held + max(sum(made), held + _reserved(contract.lower(shapes, shapes, outputs)))
 
 
+def entry_shape(
+    function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs
+) -> jax.ShapeDtypeStruct:
+    """The kernel of one example with itself, as a shape."""
+    shapes = _shapes(function, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), names, outputs)
+    return jax.eval_shape(lambda own: contract(own, own, outputs), shapes)
+
+
 def _needed(
     function: Partial, params: Params, x: ArrayLike, side: int, groups: tuple[Names, ...], outputs: Outputs
 ) -> int:

@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
 from lazynet.empirical.jacobians import Outputs, call
-from lazynet.empirical.memory import Plan
+from lazynet.empirical.memory import Plan, entry_shape
 from lazynet.tiles import Tile, assemble, open_store
 from lazynet.typing import Array, ArrayLike, Params
 
@@ -71,7 +71,7 @@ def in_store(
 ) -> np.ndarray:
     """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
     one, two = np.asarray(x1), np.asarray(x1 if x2 is None else x2)
-    block = jax.eval_shape(lambda x: row(function, params, x, [x], chosen, outputs)[0], one[:1])
+    block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
     shape, entry = (len(one), len(two), *block.shape[2:]), block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
     every = _strips(len(one), len(two), chosen.tile, blocks * chosen.tile, symmetric=x2 is None)
