@@ -1,10 +1,11 @@
-"""Command line of the experiments: `python -m experiments list | run | show`."""
+"""Command line of the experiments: `python -m experiments list | run | show | sweep | compare`."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import pkgutil
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -49,9 +50,7 @@ def run(
         set: Override of one field of the configuration; may be given several times.
         out: Folder of the run folders.
     """
-    if name not in experiment_names():
-        raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
-    module = importlib.import_module(f"experiments.{name}")
+    module = _experiment(name)
     config = configure(module.PRESETS, preset, set)
     if getattr(module, "HOST_DEVICES", False):
         _use_all_cores()
@@ -91,6 +90,58 @@ def show(folder: tyro.conf.Positional[Path]) -> None:
     console.print(f"time     {seconds} s", highlight=False)
 
 
+def sweep(
+    name: tyro.conf.Positional[str],
+    over: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE,VALUE")],
+    preset: str = "laptop",
+    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")] = (),
+    out: Path = Path("runs"),
+    print: bool = False,
+) -> None:
+    """Runs an experiment at every point of a grid, except where it has been run before, and says how to compare them.
+
+    Args:
+        name: Experiment, see `list`.
+        over: Field and its values; given several times, all combinations are run.
+        preset: Size of the experiment: smoke, laptop or paper.
+        set: Override of one field for all runs; may be given several times.
+        out: Folder of the run folders.
+        print: Prints one command per unfinished run, for a cluster's own scheduler, and runs nothing.
+    """
+    from experiments.sweep import grid, run_points
+
+    points = grid(name, _experiment(name).PRESETS, preset, over, set, out)
+    if print:
+        for point in points:
+            if not point.finished:
+                console.print(shlex.join(point.command), soft_wrap=True, highlight=False, markup=False)
+        return
+    run_points(points, console)
+    folders = shlex.join(str(point.folder) for point in points)
+    console.print(f"compare  python -m experiments compare {folders}", soft_wrap=True, highlight=False)
+
+
+def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs/compare.png")) -> None:
+    """Prints the numbers of several finished runs beside each other and draws their curves together.
+
+    Args:
+        runs: Run folders of one experiment, as printed by `run` and `sweep`.
+        out: File of the figure.
+    """
+    from experiments import compare as comparison
+
+    loaded = comparison.load(runs)
+    comparison.show(loaded, console)
+    if comparison.draw(loaded, out):
+        console.print(f"figure   {out}", soft_wrap=True, highlight=False)
+
+
+def _experiment(name: str):
+    if name not in experiment_names():
+        raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
+    return importlib.import_module(f"experiments.{name}")
+
+
 def _set_precision(config) -> None:
     """Switches float64 on before the first array exists, if the configuration asks for it."""
     import jax
@@ -108,7 +159,7 @@ def _use_all_cores() -> None:
 def main() -> None:
     """Parses the command line; a user's mistake is one line on standard error and exit status 2."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    commands = {"list": list_experiments, "run": run, "show": show}
+    commands = {"list": list_experiments, "run": run, "show": show, "sweep": sweep, "compare": compare}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=experiments.__doc__)
     except (ValueError, TypeError, OSError) as error:

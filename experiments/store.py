@@ -28,7 +28,16 @@ from experiments.config import as_dictionary
 from lazynet.records import Trajectory
 from lazynet.train import TrainState
 
-__all__ = ["load_arrays", "load_checkpoint", "open_run", "read_json", "save_arrays", "save_checkpoint", "write_json"]
+__all__ = [
+    "load_arrays",
+    "load_checkpoint",
+    "open_run",
+    "read_json",
+    "run_folder",
+    "save_arrays",
+    "save_checkpoint",
+    "write_json",
+]
 
 
 def open_run(name: str, config: Any, out: Path) -> Path:
@@ -37,9 +46,7 @@ def open_run(name: str, config: Any, out: Path) -> Path:
     Raises:
         ValueError: If the folder cannot be written, or holds another configuration.
     """
-    described = {"experiment": name, **as_dictionary(config)}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:10]
-    folder = Path(out) / f"{name}-{digest}"
+    described, folder = _described(name, config), run_folder(name, config, out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.rglob("*.partial"):
@@ -55,6 +62,12 @@ def open_run(name: str, config: Any, out: Path) -> Path:
             f"{folder / 'config.json'} is not this run's configuration: remove the folder or use another --out."
         )
     return folder
+
+
+def run_folder(name: str, config: Any, out: Path) -> Path:
+    """Where a run of this configuration stands or will stand."""
+    digest = hashlib.sha256(json.dumps(_described(name, config), sort_keys=True).encode()).hexdigest()[:10]
+    return Path(out) / f"{name}-{digest}"
 
 
 def environment() -> dict[str, Any]:
@@ -134,6 +147,10 @@ def _atomically(path: Path, write) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _described(name: str, config: Any) -> dict[str, Any]:
+    return {"experiment": name, **as_dictionary(config)}
 
 
 def _version(package: str) -> str | None:

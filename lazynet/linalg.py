@@ -2,7 +2,7 @@
 
 The condition number of a neural kernel easily exceeds 1e7, more than float32 resolves. Eigenvalues and solves are
 therefore computed in float64 whatever the kernel's dtype: on the accelerator, if there is one and x64 is enabled, else
-by NumPy on the host, whose LAPACK is faster on a CPU than that of `jax.numpy` (eigenvalues alone by a factor of 30).
+by NumPy on the host, whose LAPACK is faster on a CPU than that of `jax.numpy` (eigenvalues alone several times).
 Results are NumPy arrays on the host.
 
 Kernels too large for a decomposition are read in blocks of rows (`blocked_product`, `check_symmetric`): they may be
@@ -266,8 +266,7 @@ def solve_psd(
 ) -> Float[np.ndarray, "m ..."]:
     """`(A + ridge I)^{-1} b` in float64: by Cholesky where A + ridge I is definite, else as `psd_eigh` inverts it.
 
-    Cholesky takes a thirtieth of the time of an eigendecomposition, which pays from the second ridge on. It is used
-    if its squared pivots stay above rounding; a singular kernel, or one with negative eigenvalues that the ridge does
+    Cholesky takes about a tenth of the time of an eigendecomposition, which serves every ridge. It is used if its squared pivots stay above rounding; a singular kernel, or one with negative eigenvalues that the ridge does
     not lift, has the pseudo-inverse of the nearest positive semi-definite matrix instead.
 
     Args:

@@ -25,7 +25,7 @@ def kernel_regression(
     """Predictions `f(x) = K(x, X) (K(X, X) + ridge I)^{-1} y`, for one ridge or a sweep from one eigendecomposition.
 
     With the NTK and ridge 0 this is the infinite-time limit of `gradient_flow` from f0 = 0. One ridge is solved by
-    Cholesky, an axis of ridges by an eigendecomposition, which takes as long as about thirty single solves; for
+    Cholesky, an axis of ridges by an eigendecomposition, which takes as long as about ten single solves; for
     kernels that leave no room for either there is `conjugate_gradient_regression`.
 
     Args:

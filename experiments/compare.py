@@ -1,0 +1,125 @@
+"""Several runs together: what they were configured to do differently, and their numbers in one table and one figure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import store
+
+__all__ = ["Run", "differences", "draw", "load", "series", "show"]
+
+POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
+PANELS = 6
+
+
+class Run(NamedTuple):
+    """A finished run: its folder, configuration and summary."""
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def load(folders: Sequence[Path]) -> list[Run]:
+    """Finished runs of one experiment.
+
+    Raises:
+        ValueError: If there are fewer than two, one is not finished, or they belong to different experiments.
+    """
+    for folder in folders:
+        if not (folder / "DONE").exists():
+            raise ValueError(
+                f"{folder} is not the folder of a finished run (no file DONE): finish it, or leave it out."
+            )
+    runs = [Run(f, store.read_json(f / "config.json"), store.read_json(f / "summary.json")) for f in folders]
+    names = sorted({run.config["experiment"] for run in runs})
+    if len(runs) < 2 or len(names) > 1:
+        raise ValueError(
+            f"compare got {len(runs)} runs of {', '.join(names)}: expected at least two of one experiment."
+        )
+    return runs
+
+
+def differences(runs: Sequence[Run]) -> list[str]:
+    """A label for each run: the fields in which the configurations differ."""
+    flat = [_flat(run.config) for run in runs]
+    keys = [key for key in flat[0] if any(other.get(key) != flat[0][key] for other in flat)]
+    return [
+        ", ".join(f"{key}={config.get(key)}" for key in keys) or run.folder.name
+        for config, run in zip(flat, runs, strict=True)
+    ]
+
+
+def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:
+    """Curves of a flat summary: entries `quantity/x=value` as points of `quantity against x`, if there are several."""
+    curves: dict[str, dict[float, float]] = {}
+    for key, number in summary.items():
+        match = POINT.match(key)
+        if match and _number(number):
+            try:
+                x = float(match["value"])
+            except ValueError:
+                continue
+            name = f"{match['before'].rstrip('/')}{match['after'] or ''} against {match['name']}"
+            curves.setdefault(name, {})[x] = float(number)
+    return {name: points for name, points in curves.items() if len(points) > 1}
+
+
+def show(runs: Sequence[Run], console) -> None:
+    """Prints the numbers that all runs have, one column for each run."""
+    from rich.table import Table
+
+    shared = [
+        key
+        for key, value in runs[0].summary.items()
+        if _number(value) and all(_number(r.summary.get(key)) for r in runs)
+    ]
+    table = Table(runs[0].config["experiment"], box=None)
+    for label in differences(runs):
+        table.add_column(label)
+    for key in shared:
+        if not key.startswith(("expected/", "tolerance/", "at_least/", "at_most/")):
+            table.add_row(key, *(f"{run.summary[key]:.4g}" for run in runs))
+    console.print(table)
+
+
+def draw(runs: Sequence[Run], path: Path) -> bool:
+    """Draws the curves that all runs share, at most six; returns whether there were any."""
+    from matplotlib.figure import Figure
+
+    from lazynet import plots
+
+    curves = [series(run.summary) for run in runs]
+    names = [name for name in curves[0] if all(name in other for other in curves) and "_std" not in name][:PANELS]
+    if not names:
+        return False
+    columns = min(3, len(names))
+    figure = Figure(figsize=(4.6 * columns, 3.6 * -(-len(names) // columns)), layout="constrained")
+    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
+    for name, ax in zip(names, axes, strict=False):
+        quantity, _, x = name.partition(" against ")
+        for label, own in zip(differences(runs), curves, strict=True):
+            points = sorted((a, b) for a, b in own[name].items() if a != float("inf"))
+            ax.plot(*zip(*points, strict=True), "o-", ms=3, label=label)
+        positive = min(a for a, _ in points) > 0
+        ax.set(xlabel=x, ylabel=quantity, xscale="log" if positive else "linear")
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    axes[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, path)
+    return True
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
