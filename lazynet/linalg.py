@@ -266,8 +266,9 @@ def solve_psd(
 ) -> Float[np.ndarray, "m ..."]:
     """`(A + ridge I)^{-1} b` in float64: by Cholesky where A + ridge I is definite, else as `psd_eigh` inverts it.
 
-    Cholesky takes about a tenth of the time of an eigendecomposition, which serves every ridge. It is used if its squared pivots stay above rounding; a singular kernel, or one with negative eigenvalues that the ridge does
-    not lift, has the pseudo-inverse of the nearest positive semi-definite matrix instead.
+    Cholesky takes about a tenth of the time of an eigendecomposition, which serves every ridge. It is used if its
+    squared pivots stay above rounding; a singular kernel, or one with negative eigenvalues that the ridge does not
+    lift, has the pseudo-inverse of the nearest positive semi-definite matrix instead.
 
     Args:
         matrix: Symmetric positive semi-definite A.
