@@ -41,7 +41,7 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(textures=("strokes",), size=32, J=3, L=4, steps=60),
+    "smoke": Config(textures=("strokes",), size=32, J=2, L=4, steps=60),
     "laptop": Config(),
     "paper": Config(size=256, J=6, steps=500),
 }
@@ -122,20 +122,21 @@ def synthesize(config: Config, source: np.ndarray, max_order: int) -> tuple[np.n
     filters = filter_bank(source.shape, config.J, config.L, padding="periodic", pool="mean")
     wanted = _moments(jnp.asarray(source, dtype), filters, max_order)
 
-    @jax.jit
     def objective(x):
         difference = _moments(x.reshape(source.shape), filters, max_order) - wanted
         return (difference @ difference) / (wanted @ wanted)
 
-    value_and_slope, errors = jax.jit(jax.value_and_grad(objective)), []
+    value_and_slope = jax.jit(jax.value_and_grad(objective))
 
     def host(x):
         value, slope = value_and_slope(jnp.asarray(x, dtype))
         return float(value), np.asarray(slope, np.float64)
 
+    def record(intermediate_result):
+        errors.append(float(intermediate_result.fun))
+
     start = np.random.default_rng(config.seed).standard_normal(source.size)
-    errors.append(float(objective(jnp.asarray(start, dtype))))
-    record = lambda intermediate_result: errors.append(float(intermediate_result.fun))  # noqa: E731
+    errors = [host(start)[0]]
     settings = {"maxiter": config.steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-12}
     end = minimize(host, start, jac=True, method="L-BFGS-B", callback=record, options=settings)
     return end.x.reshape(source.shape), np.sqrt(errors)

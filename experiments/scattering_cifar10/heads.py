@@ -141,7 +141,7 @@ def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
         ln.objective(ln.lazy(model.apply, params0, alpha), ln.mse),
         None,
         train,
-        _OPTIMIZER,
+        ln.sgd(MOMENTUM),
         key=jax.random.fold_in(key, 2),
         save_at=[settings.epochs * (len(train.x) // batch)],
         learning_rate=settings.lr_fraction * bound,
@@ -154,9 +154,6 @@ def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
         "train_loss": last["train_loss"],
         "diverged": curve.diverged_at is not None,
     }
-
-
-_OPTIMIZER = ln.sgd(MOMENTUM)
 
 
 def _model(config) -> ln.Model:

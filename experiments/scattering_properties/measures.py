@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -116,39 +117,55 @@ def commutator_norm(J: int, size: int, epsilon: float, shift: float = 0.0) -> fl
     `shift` pixels are added to the displacement of largest gradient epsilon.
     """
     tau = displacement(size, epsilon)
-    deform, spectra = jnp.asarray(deformation_matrix((tau[0] + shift, tau[1]))), _spectra(size, J)
-    return _operator_norm(lambda x: _filtered(spectra, deform @ x) - _filtered(spectra, x) @ deform.T, size**2)
+    return _operator_norm(_commutator, deformation_matrix((tau[0] + shift, tau[1])), _spectra(size, J))
 
 
 def averaging_norm(J: int, size: int, amplitude: float) -> float:
     """Operator norm of `L_tau A_J - A_J` for a displacement of at most `amplitude` pixels along each axis."""
-    deform = jnp.asarray(deformation_matrix(displacement(size, 2 * np.pi * amplitude / size)))
-    low = _spectra(size, J)[:1]
-    return _operator_norm(lambda x: (y := _filtered(low, x)) @ deform.T - y, size**2)
+    deform = deformation_matrix(displacement(size, 2 * np.pi * amplitude / size))
+    return _operator_norm(_averaging_change, deform, _spectra(size, J)[:1])
 
 
-def _spectra(size: int, J: int):
+def _commutator(deform, spectra, x):
+    return _filtered(spectra, deform @ x) - _filtered(spectra, x) @ deform.T
+
+
+def _averaging_change(deform, spectra, x):
+    average = _filtered(spectra, x)
+    return average @ deform.T - average
+
+
+def _spectra(size: int, J: int) -> np.ndarray:
     """The low-pass and all wavelets in Fourier, `[1 + J L, size, size]`."""
-    low, waves = np.outer(*_bank(size, J).phi), _bank(size, J).psi[0].values()
-    return jnp.concatenate([jnp.asarray(low)[None], *waves])
+    filters = _bank(size, J)
+    return np.concatenate([np.outer(*filters.phi)[None], *filters.psi[0].values()])
 
 
 def _filtered(spectra, x):
     """Real and imaginary parts of a flat map filtered by every spectrum, one a row."""
     size = spectra.shape[-1]
-    maps = jnp.fft.ifft2(jnp.fft.fft2(x.reshape(1, size, size)) * spectra).reshape(len(spectra), -1)
+    spectrum = jnp.fft.fft2(x.reshape(1, size, size))
+    maps = jnp.fft.ifft2(spectrum * spectra.astype(spectrum.dtype)).reshape(len(spectra), -1)
     return jnp.concatenate([maps.real, maps.imag])
 
 
-def _operator_norm(operator: Callable, n: int) -> float:
-    """The largest singular value of a linear map on R^n, by Lanczos iterations."""
+def _operator_norm(operator: Callable, deform: np.ndarray, spectra: np.ndarray) -> float:
+    """The largest singular value of `x -> operator(deform, spectra, x)`, by Lanczos iterations."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    transpose = jax.linear_transpose(operator, jnp.zeros(n))
-    gram = jax.jit(lambda x: transpose(operator(x))[0])
-    matrix = LinearOperator((n, n), matvec=lambda x: np.asarray(gram(x.ravel())), dtype=np.float64)
+    n, arrays = len(deform), (jnp.asarray(deform), jnp.asarray(spectra))
+    matrix = LinearOperator(
+        (n, n), matvec=lambda x: np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays)), dtype=np.float64
+    )
     start = np.random.default_rng(0).standard_normal(n)
     return math.sqrt(eigsh(matrix, 1, tol=1e-4, v0=start, return_eigenvectors=False)[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def _normal(operator, x, *arrays):
+    """The operator, then its transpose."""
+    apply = partial(operator, *arrays)
+    return jax.linear_transpose(apply, x)(apply(x))[0]
 
 
 def dilated_atoms(J: int, size: int, frequencies: Sequence[float], dilation: float) -> tuple[np.ndarray, np.ndarray]:
