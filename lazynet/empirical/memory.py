@@ -15,7 +15,8 @@ from lazynet.empirical.jacobians import Names, Outputs, example_jacobian, loops,
 from lazynet.empirical.layerwise import layer_features, layer_names
 from lazynet.typing import ArrayLike, Params
 
-MEMORY = 2**30
+MEMORY = 2**32
+"""Default budget in bytes."""
 
 
 class Plan(NamedTuple):
