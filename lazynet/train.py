@@ -2,13 +2,11 @@
 
 The loop stays on the host because a convolution inside `lax.scan` is 11 to 100 times slower on CPU. The objective
 (with its initialization and alpha) and the learning rate are arguments of the step, so a sweep over them compiles
-once; make the optimizer once as well, or use `sgd`, which compares by value.
+once; make the optimizer and the augmentation once as well, or use `sgd`, which compares by value.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -16,60 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
+from jax.sharding import NamedSharding
 
 from lazynet import trees
 from lazynet.datasets import check_data
 from lazynet.lazy import is_lazy_function
 from lazynet.losses import Objective, accuracy, cross_entropy
+from lazynet.optimizers import SGD, check_optimizer, sgd
 from lazynet.records import Data, Trajectory
+from lazynet.sharding import first_shards, place, replicated
+from lazynet.steps import Augment, Plan, Source, advance, check_plan, epoch_order, placed_data
 from lazynet.typing import Array, Params
 
 __all__ = ["SGD", "TrainState", "evaluate", "log_spaced", "sgd", "snapshots", "train"]
 
 Schedule = float | Callable[[int], Any]
 
-
-@dataclasses.dataclass(frozen=True)
-class SGD:
-    """Stochastic gradient descent with momentum, as an optax transformation that knows its momentum; see `sgd`."""
-
-    momentum: float = 0.0
-    nesterov: bool = False
-
-    def init(self, params: Params) -> Any:
-        """Velocity v = 0."""
-        return self._transformation.init(params)
-
-    def update(self, grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
-        """The update `-v` of the new velocity `v <- momentum v + g`."""
-        return self._transformation.update(grads, state, params)
-
-    @property
-    def _transformation(self):
-        return optax.sgd(1.0, self.momentum or None, self.nesterov)
-
-
-def sgd(momentum: float = 0.0, nesterov: bool = False) -> SGD:
-    """Optimizer `v <- momentum v + g, w <- w - learning_rate v`; `train` supplies the learning rate.
-
-    It is covariant under u = alpha (w - w0): the same steps in u and in w give the same function, which is what makes
-    an alpha sweep a sweep of one thing only.
-
-    Args:
-        momentum: In [0, 1).
-        nesterov: Whether to look ahead.
-
-    Raises:
-        ValueError: If the momentum is outside [0, 1).
-
-    Example:
-        >>> sgd(0.9) == sgd(0.9), sgd(0.9).momentum
-        (True, 0.9)
-    """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"sgd got momentum={momentum}, expected 0 <= momentum < 1.")
-    return SGD(float(momentum), nesterov)
+AUGMENTATION = np.uint32(2**32 - 1)
+"""Number of the stream of random numbers that augments batches; the lower ones are epochs."""
 
 
 class TrainState(NamedTuple):
@@ -102,6 +64,9 @@ def train(
     save_at: Sequence[int],
     learning_rate: Schedule,
     batch_size: int | None = None,
+    microbatches: int = 1,
+    augment: Augment | None = None,
+    sharding: NamedSharding | None = None,
     test: Data | None = None,
     measure: Callable[[Params], dict[str, Any]] | None = None,
     on_save: Callable[[TrainState, Trajectory], None] | None = None,
@@ -122,6 +87,11 @@ def train(
         save_at: Strictly increasing steps to record, 0 included if wanted; the last one ends the training.
         learning_rate: A number, or a function of the step (an optax schedule).
         batch_size: Examples per step; None for full batch.
+        microbatches: Parts of a batch whose gradients are averaged one after the other, for less memory.
+        augment: `augment(key, x) -> x`, applied to every batch and to no evaluation; its key is a function of `key`
+            and the step. For instance `datasets.crop_and_flip`.
+        sharding: From `data_parallel()`: divides every batch over devices and processes. Each device holds all
+            examples, or its part of a full batch; what is returned is on this process's first device.
         test: Test set.
         measure: `measure(params) -> {name: number}`, recorded next to the losses.
         on_save: Called with the state and the curve so far after every record, for progress bars and checkpoints.
@@ -131,7 +101,8 @@ def train(
         The curve, with the final parameters in `params`.
 
     Raises:
-        ValueError: For inconsistent data, batch size, steps or targets; if `params` is the initialization of a lazy
+        ValueError: For inconsistent data, batch size, steps or targets; if a batch does not divide evenly over
+            microbatches and devices; if `params` is the initialization of a lazy
             function; if the optimizer is not covariant and the function is lazy.
 
     Example:
@@ -154,11 +125,17 @@ def train(
         save_at=remaining,
         learning_rate=learning_rate,
         batch_size=batch_size,
+        microbatches=microbatches,
+        augment=augment,
+        sharding=sharding,
         resume=done,
     )
+    parts = {"train": data} | ({} if test is None else {"test": test})
     curve = Trajectory(*_columns(rows), None if done is None else done.params, None)
     for state in states:
-        rows.append({"step": state.step, "time": state.time, **_record(objective, state.params, data, test, measure)})
+        rows.append(
+            {"step": state.step, "time": state.time, **_record(objective, state.params, parts, measure, sharding)}
+        )
         finite = bool(np.isfinite(rows[-1]["train_loss"]))
         curve = Trajectory(*_columns(rows), state.params, None if finite else state.step)
         if on_save is not None:
@@ -178,6 +155,9 @@ def snapshots(
     save_at: Sequence[int],
     learning_rate: Schedule,
     batch_size: int | None = None,
+    microbatches: int = 1,
+    augment: Augment | None = None,
+    sharding: NamedSharding | None = None,
     resume: TrainState | None = None,
 ) -> Iterator[TrainState]:
     """States of training at the steps `save_at`, one by one: `train` without its records.
@@ -193,15 +173,17 @@ def snapshots(
         [0, 2]
     """
     steps = _checked_steps(save_at)
-    batch_size = _checked_batch_size(batch_size, data)
+    plan = Plan(optimizer, _checked_batch_size(batch_size, data), microbatches, augment, sharding)
+    check_plan(plan)
     _check_targets(objective, data)
-    _check_optimizer(objective, optimizer)
+    check_optimizer(objective, optimizer)
     state = resume if resume is not None else _start(objective, params, optimizer)
-    data = Data(jnp.asarray(data.x), jnp.asarray(data.y))
-    return _run(objective, state, data, optimizer, key, steps, learning_rate, batch_size)
+    return _run(plan, objective, state, placed_data(plan, data), key, steps, learning_rate)
 
 
-def evaluate(objective: Objective, params: Params, data: Data, *, batch_size: int = 2048) -> dict[str, float]:
+def evaluate(
+    objective: Objective, params: Params, data: Data, *, batch_size: int = 2048, sharding: NamedSharding | None = None
+) -> dict[str, float]:
     """Mean loss and accuracy on a whole data set, `{"loss": ..., "accuracy": ...}`, evaluated in chunks.
 
     Args:
@@ -209,6 +191,7 @@ def evaluate(objective: Objective, params: Params, data: Data, *, batch_size: in
         params: Parameters of `objective.apply`.
         data: Data set.
         batch_size: Examples per evaluation, which bounds the memory.
+        sharding: From `data_parallel()`: divides the chunks over devices.
 
     Example:
         >>> from lazynet import mse, objective
@@ -216,11 +199,14 @@ def evaluate(objective: Objective, params: Params, data: Data, *, batch_size: in
         >>> evaluate(goal, jnp.ones((2, 1)), Data(jnp.eye(2), jnp.ones((2, 1))))
         {'loss': 0.0, 'accuracy': 1.0}
     """
-    n = len(data.x)
-    totals = np.zeros(2)
+    n, totals = len(data.x), np.zeros(2)
+    everywhere = None if sharding is None else replicated(sharding)
+    objective, params = place((objective, params), everywhere)
     for start in range(0, n, batch_size):
         chunk = Data(data.x[start : start + batch_size], data.y[start : start + batch_size])
-        totals += len(chunk.x) / n * np.asarray(_loss_and_accuracy(objective, params, chunk), np.float64)
+        even = sharding is not None and len(chunk.x) % sharding.mesh.size == 0
+        values = _loss_and_accuracy(objective, params, place(chunk, sharding if even else everywhere))
+        totals += len(chunk.x) / n * np.asarray(values, np.float64)
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 
 
@@ -238,37 +224,22 @@ def log_spaced(n_steps: int, n_points: int) -> list[int]:
     return [0, *np.unique(np.round(np.geomspace(1, n_steps, n_points - 1)).astype(int)).tolist()]
 
 
-def _run(objective, state, data, optimizer, key, steps, learning_rate: Schedule, batch_size):
-    n = len(data.x)
-    per_epoch = n // batch_size
-    damping = 1 - getattr(optimizer, "momentum", 0.0)
+def _run(plan, objective, state, data, key, steps, learning_rate: Schedule):
+    everywhere = None if plan.sharding is None else replicated(plan.sharding)
+    draws = None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
     step, time, params, opt_state = state.step, state.time, *_copied((state.params, state.opt_state))
-    epoch, order = -1, None
+    objective, params, opt_state = place((objective, params, opt_state), everywhere)
+    damping, per_epoch = 1 - getattr(plan.optimizer, "momentum", 0.0), len(data.x) // plan.batch_size
+    epoch, source = None, Source(data, None, draws)
     for last in steps:
         while step < last:
-            if batch_size < n and step // per_epoch != epoch:
+            if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
                 epoch = step // per_epoch
-                order = _permutation(jax.random.fold_in(key, epoch), n)
-            rate = learning_rate(step) if callable(learning_rate) else learning_rate
-            start = (step % per_epoch) * batch_size
-            params, opt_state = _step(optimizer, batch_size, objective, params, opt_state, data, order, start, rate)
-            step, time = step + 1, time + float(rate) / damping
-        yield TrainState(step, time, *_copied((params, opt_state)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
-def _step(optimizer, batch_size, objective, params, opt_state, data, order, start, rate):
-    if order is not None:
-        rows = lax.dynamic_slice(order, (start,), (batch_size,))
-        data = Data(data.x[rows], data.y[rows])
-    grads = jax.grad(objective.value)(params, data)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
-    return trees.add_scaled(params, rate, updates), opt_state
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _permutation(key, n):
-    return jax.random.permutation(key, n)
+                source = source._replace(order=epoch_order(plan, jax.random.fold_in(key, epoch), len(data.x)))
+            rate = float(learning_rate(step) if callable(learning_rate) else learning_rate)
+            params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
+            step, time = step + 1, time + rate / damping
+        yield TrainState(step, time, *_copied(_local(plan, (params, opt_state))))
 
 
 @jax.jit
@@ -277,11 +248,11 @@ def _loss_and_accuracy(objective, params, data):
     return objective.loss(outputs, data.y), accuracy(outputs, data.y)
 
 
-def _record(objective, params, data, test, measure):
+def _record(objective, params, parts, measure, sharding):
     row = {}
-    for name, part in (("train", data), ("test", test)):
-        if part is not None:
-            row |= {f"{name}_{key}": value for key, value in evaluate(objective, params, part).items()}
+    for name, part in parts.items():
+        values = evaluate(objective, params, part, sharding=sharding)
+        row |= {f"{name}_{key}": value for key, value in values.items()}
     return row | ({} if measure is None else {name: float(value) for name, value in measure(params).items()})
 
 
@@ -305,6 +276,10 @@ def _rows(curve):
 @jax.jit
 def _copied(tree):
     return jax.tree.map(jnp.copy, tree)
+
+
+def _local(plan, tree):
+    return tree if plan.sharding is None else first_shards(tree)
 
 
 def _start(objective, params, optimizer):
@@ -351,39 +326,3 @@ def _check_targets(objective, data):
             f"cross_entropy needs one-hot or probability targets, but row 0 of y sums to {total:.3g}: "
             "use one_hot(labels, classes), not centered targets."
         )
-
-
-def _check_optimizer(objective, optimizer):
-    """Only updates that scale with the gradient and ignore the weights commute with u = alpha (w - w0)."""
-    if isinstance(optimizer, SGD) or not is_lazy_function(objective.apply):
-        return
-    params = {"w": jnp.array([0.3, -1.2, 2.0]), "b": jnp.array([[0.7]])}
-    grads = [jax.tree.map(lambda p, s=s: jnp.cos(s + p), params) for s in (0.0, 1.0, 2.0)]
-
-    def updates(params, factor):
-        state, seen = optimizer.init(params), []
-        for g in grads:
-            update, state = optimizer.update(jax.tree.map(lambda leaf: factor * leaf, g), state, params)
-            seen.append(jax.tree.map(lambda leaf: leaf / factor, update))
-        return seen
-
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        reference = updates(params, 1.0)
-        ignores_weights = _close(reference, updates(jax.tree.map(lambda p: 5.0 * p + 1.0, params), 1.0))
-        scales = all(_close(reference, updates(params, factor)) for factor in (1e-3, 1e3))
-    if ignores_weights and scales:
-        return
-    reason = (
-        "its updates do not scale with the gradient, as those of Adam or of gradient clipping"
-        if ignores_weights
-        else "its updates depend on the weights, as with weight decay"
-    )
-    raise ValueError(
-        f"the optimizer cannot train a lazy function: {reason}. In u = alpha (w - w0) it would "
-        "be another algorithm for every alpha: use sgd(momentum)."
-    )
-
-
-def _close(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return all(np.allclose(x, y, rtol=1e-4, atol=1e-6) for x, y in pairs)

@@ -17,10 +17,11 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
-    {"trees", "linalg", "records", "tiles", "covariance"},
+    {"trees", "linalg", "records", "tiles", "sharding", "covariance"},
     {"model", "losses", "lazy"},
     {"layers", "activations", "scattering"},
-    {"zoo", "kernels", "empirical", "stax", "interop", "train", "flow", "predict", "datasets", "spectra", "ensembles"},
+    {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
+    | {"optimizers", "steps", "train", "ensembles"},
     {"diagnostics", "plots"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,100 @@
+"""One process of a data-parallel training: started by the tests of data parallelism, prints its curve as JSON."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+
+
+def join(port: str, index: str) -> None:
+    """Joins two processes on this machine, with a heartbeat of 10 s where this jax lets one choose it."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    known = inspect.signature(jax.distributed.initialize).parameters
+    heartbeat = {"heartbeat_timeout_seconds": 10} if "heartbeat_timeout_seconds" in known else {}
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(index), **heartbeat)
+
+
+def training(sharding, *, batch_size=16, microbatches=1, save_at=(0, 1, 5, 12), **settings):
+    """A curve of a small lazy network on random examples."""
+    import jax.numpy as jnp
+
+    import lazynet as ln
+
+    x = jax.random.normal(jax.random.key(1), (40, 6))
+    y = jnp.sin(x @ jnp.ones((6, 2)))
+    model = ln.serial(ln.Dense(16, 1.5, 0.1), ln.Erf(), ln.Dense(2))
+    goal = ln.objective(ln.lazy(model.apply, model.init(jax.random.key(0), x), 3.0), ln.mse)
+    data, test = ln.Data(x, y), ln.Data(x[:7], y[:7])
+    return ln.train(
+        goal,
+        None,
+        data,
+        ln.sgd(0.9),
+        key=jax.random.key(2),
+        save_at=save_at,
+        learning_rate=0.05,
+        batch_size=batch_size,
+        microbatches=microbatches,
+        augment=_jitter,
+        sharding=sharding,
+        test=test,
+        measure=lambda u: {"norm": ln.trees.norm(u)},
+        **settings,
+    )
+
+
+def _jitter(key, x):
+    return x + 0.1 * jax.random.normal(key, x.shape, x.dtype)
+
+
+def as_lists(curve) -> dict:
+    """Metrics and final parameters of a curve."""
+    import numpy as np
+
+    metrics = {name: np.asarray(values).tolist() for name, values in curve.metrics.items()}
+    leaves = {f"leaf {i}": np.asarray(leaf).tolist() for i, leaf in enumerate(jax.tree.leaves(curve.params))}
+    return metrics | leaves
+
+
+def long_training(sharding, folder: Path):
+    """A training that takes long enough to be killed, with a checkpoint at every record."""
+    import lazynet as ln
+    from experiments import store
+
+    path = folder / "checkpoint.npz"
+    example = training(None, save_at=[0])
+    optimizer = ln.sgd(0.9)
+
+    def on_save(state, curve):
+        if jax.process_index() == 0:
+            store.save_checkpoint(path, state, curve)
+        (folder / f"step={state.step},process={jax.process_index()}").touch()
+        time.sleep(0.1)
+
+    resume = None
+    if path.exists():
+        start = ln.TrainState(0, 0.0, example.params, optimizer.init(example.params))
+        resume = store.load_checkpoint(path, start)
+        (folder / f"resumed at {resume[0].step}").touch()
+    return training(sharding, save_at=range(0, 100, 2), on_save=on_save, resume=resume)
+
+
+if __name__ == "__main__":
+    task, *words = sys.argv[1:]
+    if task in ("two", "long"):
+        join(words[0], words[1])
+    from lazynet.sharding import data_parallel
+
+    if task == "long":
+        result = as_lists(long_training(data_parallel(), Path(words[2])))
+    else:
+        batch_size = None if words[-2] == "None" else int(words[-2])
+        result = as_lists(training(data_parallel(), batch_size=batch_size, microbatches=int(words[-1])))
+    print(json.dumps(result | {"devices": jax.device_count()}))

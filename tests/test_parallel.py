@@ -1,0 +1,121 @@
+"""Facts about data-parallel training: the curve of one device on virtual devices and on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import parallel_worker
+import pytest
+
+import lazynet as ln
+from lazynet.sharding import data_parallel
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = [sys.executable, str(ROOT / "tests" / "parallel_worker.py")]
+BOUND = 60
+
+
+def _start(*words, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [*WORKER, *map(str, words)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _result(process):
+    printed, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors[-3000:]
+    return json.loads(printed.splitlines()[-1])
+
+
+def _free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def _assert_equal_to_rounding(result, expected):
+    for name, values in expected.items():
+        np.testing.assert_allclose(result[name], values, rtol=1e-11, atol=1e-13, err_msg=name)
+
+
+def _alone(batch_size, microbatches=1):
+    return parallel_worker.as_lists(parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches))
+
+
+@pytest.mark.parametrize(("devices", "batch_size", "microbatches"), [(4, 16, 2), (8, 16, 1), (8, None, 1)])
+def test_virtual_devices_give_the_curve_of_one_device(devices, batch_size, microbatches):
+    result = _result(_start("devices", batch_size, microbatches, devices=devices))
+    assert result["devices"] == devices
+    _assert_equal_to_rounding(result, _alone(batch_size, microbatches))
+
+
+def test_two_processes_give_the_curve_of_one_device():
+    port = _free_port()
+    results = [_result(process) for process in [_start("two", port, i, 16, 1, devices=2) for i in (0, 1)]]
+    assert [result["devices"] for result in results] == [4, 4]
+    for result in results:
+        _assert_equal_to_rounding(result, _alone(16))
+
+
+def test_a_sharding_of_one_device_changes_no_bit():
+    settings = dict(batch_size=8, save_at=(0, 5))
+    plain, sharded = (parallel_worker.training(s, **settings) for s in (None, data_parallel(jax.devices()[:1])))
+    np.testing.assert_array_equal(plain.metrics["train_loss"], sharded.metrics["train_loss"])
+
+
+def test_microbatches_give_the_curve_of_the_whole_batch():
+    goal = ln.objective(lambda w, x: jax.numpy.tanh(x @ w), ln.mse)
+    x = jax.random.normal(jax.random.key(1), (24, 5))
+    data = ln.Data(x, jax.numpy.sin(x[:, :1]))
+    settings = dict(key=jax.random.key(0), save_at=[0, 7], learning_rate=0.5)
+    for batch_size in (8, None):
+        curves = [
+            ln.train(goal, jax.numpy.ones((5, 1)), data, ln.sgd(0.9), batch_size=batch_size, microbatches=m, **settings)
+            for m in (1, 4)
+        ]
+        np.testing.assert_allclose(curves[0].params, curves[1].params, rtol=1e-13)
+
+
+@pytest.mark.parametrize(("batch_size", "microbatches"), [(16, 3), (16, 0), (15, 2)])
+def test_batches_that_do_not_divide_are_refused(batch_size, microbatches):
+    with pytest.raises(ValueError, match=rf"batch_size={batch_size} does not divide into microbatches={microbatches}"):
+        parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches)
+
+
+def test_no_devices_are_refused():
+    with pytest.raises(ValueError, match="no devices"):
+        data_parallel([])
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
+    port = _free_port()
+    pair = [_start("long", port, i, tmp_path) for i in (0, 1)]
+    _wait_for(tmp_path / "step=10,process=1", pair)
+    pair[1].send_signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    pair[0].communicate(timeout=BOUND)
+    assert pair[0].returncode != 0 and time.monotonic() - killed_at < BOUND
+    assert not (tmp_path / "step=98,process=0").exists(), "the training ended before the process was killed"
+    port = _free_port()
+    results = [_result(process) for process in [_start("long", port, i, tmp_path) for i in (0, 1)]]
+    assert list(tmp_path.glob("resumed at *"))
+    alone = parallel_worker.as_lists(parallel_worker.training(None, save_at=range(0, 100, 2)))
+    _assert_equal_to_rounding(results[0], alone)
+
+
+def _wait_for(path, processes):
+    deadline = time.monotonic() + 240
+    while not path.exists():
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.1)
