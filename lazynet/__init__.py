@@ -27,12 +27,14 @@ _PUBLIC = {
     "max_learning_rate",
     "diagnostics": "is_lazy",
     "interop": "from_flax from_neural_tangents",
-    "train": "train snapshots evaluate sgd log_spaced TrainState",
+    "train": "train snapshots evaluate log_spaced TrainState",
+    "optimizers": "sgd inverse_epoch_decay",
+    "sharding": "data_parallel",
     "ensembles": "train_ensemble",
 }
 _MODULES = (
     "activations covariance datasets diagnostics empirical ensembles flow interop kernels layers linalg losses "
-    "model plots predict records scattering spectra stax trees typing zoo"
+    "model optimizers plots predict records scattering sharding spectra stax trees typing zoo"
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
