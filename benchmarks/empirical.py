@@ -3,11 +3,11 @@
     python benchmarks/empirical.py [--jobs fc resnet] [--ways lazynet grad nt1 nt2 nt3 general]
 
 The full kernel `[16, 16, k, k]` in float32 of a 3072-2048-2048-2048-8 network and of a small residual network on
-32x32 images, both written with the layers of lazynet: `lazynet` knows them, `general` (on demand; minutes on the first
-network) does not; `grad` is `jax.vmap(jax.grad)` and one product of matrices a parameter; `nt1` to `nt3` are the implementations of neural-tangents
-(the first is its default), with `vmap_axes=0`, where it can be imported (jax < 0.6). Prints CPU time and wall time, the
-smallest of three runs after compilation, their ratio to lazynet, and the memory beside parameters and inputs that the
-compiler reserves. On a shared machine trust the ratio of CPU times.
+32x32 images, both written with the layers of lazynet. `lazynet` knows them; `general` (on demand; minutes on the first
+network) does not. `grad` is `jax.vmap(jax.grad)` and one product of matrices a parameter; `nt1` to `nt3` are the
+implementations of neural-tangents (the first is its default), with `vmap_axes=0`, where it can be imported (jax < 0.6).
+Prints CPU time and wall time, the smallest of three runs after compilation, their ratio to lazynet, and the memory
+beside parameters and inputs that the compiler reserves. On a shared machine trust the ratio of CPU times.
 """
 
 from __future__ import annotations
