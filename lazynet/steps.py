@@ -70,7 +70,9 @@ def check_plan(plan: Plan) -> None:
             f"{plan.microbatches * devices}: change batch_size, or leave examples out of a full batch."
         )
     if plan.augment is not None and not (callable(plan.augment) and isinstance(plan.augment, Hashable)):
-        raise TypeError(f"augment got {plan.augment!r}, expected a function of (key, x), such as crop_and_flip.")
+        raise TypeError(
+            f"augment got {plan.augment!r}, expected a function of (key, x) that can be hashed, such as crop_and_flip."
+        )
 
 
 def placed_data(plan: Plan, data: Data) -> Data:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
     {"trees", "linalg", "records", "tiles", "sharding", "covariance"},
-    {"model", "losses", "lazy"},
+    {"model", "losses", "lazy", "compute"},
     {"layers", "activations", "scattering"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
     | {"optimizers", "steps", "train", "ensembles"},

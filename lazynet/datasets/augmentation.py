@@ -1,0 +1,50 @@
+"""Random transformations of batches on the device, as pure functions of a key: the argument `augment` of `train`."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Key, Num
+
+from lazynet.typing import Array, ArrayLike
+
+__all__ = ["crop_and_flip"]
+
+
+def crop_and_flip(
+    key: Key[Array, ""], x: Num[ArrayLike, "n height width channels"], *, padding: int = 4
+) -> Num[Array, "n height width channels"]:
+    """Image i moved by `(a_i, b_i)`, uniform in [-padding, padding]^2, zeros moving in, mirrored with probability 1/2.
+
+    It stays on the device, so that batches drawn there are augmented there: `train(..., augment=crop_and_flip)`. Of
+    standardized images the zeros are the mean color.
+
+    Args:
+        key: Draws the moves and the mirrors of all images of the batch.
+        x: Images.
+        padding: Largest move, in pixels; 0 only mirrors.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Raises:
+        ValueError: If `padding` is negative.
+
+    Example:
+        >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
+        >>> crop_and_flip(jax.random.key(1), x, padding=0)[0, :, :, 0].tolist()
+        [[0.0, 1.0], [2.0, 3.0]]
+    """
+    if padding < 0:
+        raise ValueError(f"crop_and_flip got padding={padding}, expected pixels >= 0.")
+    key_crop, key_flip = jax.random.split(key)
+    corners = jax.random.randint(key_crop, (len(x), 2), 0, 2 * padding + 1)
+    flips = jax.random.bernoulli(key_flip, 0.5, (len(x),))
+    padded = jnp.pad(jnp.asarray(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    cropped = jax.vmap(lambda image, corner: _crop(image, corner, x.shape[1:]))(padded, corners)
+    return jnp.where(flips[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def _crop(image, corner, shape):
+    return lax.dynamic_slice(image, (corner[0], corner[1], jnp.zeros_like(corner[0])), shape)
