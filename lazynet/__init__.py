@@ -30,10 +30,11 @@ _PUBLIC = {
     "train": "train snapshots evaluate log_spaced TrainState",
     "optimizers": "sgd inverse_epoch_decay",
     "sharding": "data_parallel",
+    "compute": "compute_in remat",
     "ensembles": "train_ensemble",
 }
 _MODULES = (
-    "activations covariance datasets diagnostics empirical ensembles flow interop kernels layers linalg losses "
+    "activations compute covariance datasets diagnostics empirical ensembles flow interop kernels layers linalg losses "
     "model optimizers plots predict records scattering sharding spectra stax trees typing zoo"
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
