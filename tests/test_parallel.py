@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
 import os
 import signal
@@ -21,7 +23,9 @@ from lazynet.sharding import data_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = [sys.executable, str(ROOT / "tests" / "parallel_worker.py")]
-BOUND = 60
+HEARTBEAT = "heartbeat_timeout_seconds" in inspect.signature(jax.distributed.initialize).parameters
+BOUND = 60 if HEARTBEAT else 180
+"""Seconds; without a choice of the heartbeat, jax gives a lost process up after 100."""
 
 
 def _start(*words, devices=1):
@@ -29,6 +33,20 @@ def _start(*words, devices=1):
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [*WORKER, *map(str, words)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@contextlib.contextmanager
+def _pair(*words, devices=1):
+    """Two processes that know each other, neither of which outlives the test."""
+    task, *rest = words
+    port = _free_port()
+    pair = [_start(task, port, i, *rest, devices=devices) for i in (0, 1)]
+    try:
+        yield pair
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
 
 
 def _result(process):
@@ -60,8 +78,8 @@ def test_virtual_devices_give_the_curve_of_one_device(devices, batch_size, micro
 
 
 def test_two_processes_give_the_curve_of_one_device():
-    port = _free_port()
-    results = [_result(process) for process in [_start("two", port, i, 16, 1, devices=2) for i in (0, 1)]]
+    with _pair("two", 16, 1, devices=2) as pair:
+        results = [_result(process) for process in pair]
     assert [result["devices"] for result in results] == [4, 4]
     for result in results:
         _assert_equal_to_rounding(result, _alone(16))
@@ -99,16 +117,14 @@ def test_no_devices_are_refused():
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
-    port = _free_port()
-    pair = [_start("long", port, i, tmp_path) for i in (0, 1)]
-    _wait_for(tmp_path / "step=10,process=1", pair)
-    pair[1].send_signal(signal.SIGKILL)
-    killed_at = time.monotonic()
-    pair[0].communicate(timeout=BOUND)
-    assert pair[0].returncode != 0 and time.monotonic() - killed_at < BOUND
+    with _pair("long", tmp_path) as pair:
+        _wait_for(tmp_path / "step=10,process=1", pair)
+        pair[1].send_signal(signal.SIGKILL)
+        pair[0].communicate(timeout=BOUND)
+        assert pair[0].returncode != 0
     assert not (tmp_path / "step=98,process=0").exists(), "the training ended before the process was killed"
-    port = _free_port()
-    results = [_result(process) for process in [_start("long", port, i, tmp_path) for i in (0, 1)]]
+    with _pair("long", tmp_path) as pair:
+        results = [_result(process) for process in pair]
     assert list(tmp_path.glob("resumed at *"))
     alone = parallel_worker.as_lists(parallel_worker.training(None, save_at=range(0, 100, 2)))
     _assert_equal_to_rounding(results[0], alone)
