@@ -63,37 +63,60 @@ def as_lists(curve) -> dict:
     return metrics | leaves
 
 
-def long_training(sharding, folder: Path):
+def long_training(sharding, folder: Path, *, save_at, pause: float):
     """A training that takes long enough to be killed, with a checkpoint at every record."""
     import lazynet as ln
     from experiments import store
 
     path = folder / "checkpoint.npz"
     example = training(None, save_at=[0])
-    optimizer = ln.sgd(0.9)
 
     def on_save(state, curve):
         if jax.process_index() == 0:
             store.save_checkpoint(path, state, curve)
         (folder / f"step={state.step},process={jax.process_index()}").touch()
-        time.sleep(0.1)
+        time.sleep(pause)
 
     resume = None
     if path.exists():
-        start = ln.TrainState(0, 0.0, example.params, optimizer.init(example.params))
+        start = ln.TrainState(0, 0.0, example.params, ln.sgd(0.9).init(example.params))
         resume = store.load_checkpoint(path, start)
         (folder / f"resumed at {resume[0].step}").touch()
-    return training(sharding, save_at=range(0, 100, 2), on_save=on_save, resume=resume)
+    return training(sharding, save_at=save_at, on_save=on_save, resume=resume)
+
+
+def sharded_checkpoint(sharding, folder: Path) -> dict:
+    """Saves arrays divided over all processes and reads them divided, and whole on every device."""
+    import numpy as np
+
+    import lazynet as ln
+    from lazynet.checkpoints import load_sharded, save_sharded
+    from lazynet.sharding import place, replicated
+
+    host = {"w": np.arange(48.0).reshape(16, 3) / 7}
+    divided, whole = place(host, sharding), place(host, replicated(sharding))
+    save_sharded(folder, ln.TrainState(4, 0.25, divided, ()))
+    loaded = [load_sharded(folder, ln.TrainState(0, 0.0, like, ())).params["w"] for like in (divided, whole)]
+    return {
+        "divided": loaded[0].sharding.is_equivalent_to(sharding, 2),
+        "rows here": [np.asarray(shard.data).tolist() for shard in loaded[0].addressable_shards],
+        "whole": np.asarray(loaded[1]).tolist(),
+    }
 
 
 if __name__ == "__main__":
     task, *words = sys.argv[1:]
-    if task in ("two", "long"):
+    if task in ("two", "long", "orbax"):
         join(words[0], words[1])
     from lazynet.sharding import data_parallel
 
     if task == "long":
-        result = as_lists(long_training(data_parallel(), Path(words[2])))
+        curve = long_training(data_parallel(), Path(words[2]), save_at=range(0, 100, 2), pause=0.1)
+        result = as_lists(curve)
+    elif task == "alone":
+        result = as_lists(long_training(None, Path(words[0]), save_at=range(int(words[1])), pause=0.0))
+    elif task == "orbax":
+        result = sharded_checkpoint(data_parallel(), Path(words[2]))
     else:
         batch_size = None if words[-2] == "None" else int(words[-2])
         result = as_lists(training(data_parallel(), batch_size=batch_size, microbatches=int(words[-1])))

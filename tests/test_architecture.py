@@ -22,7 +22,7 @@ LAYERS = (
     {"layers", "activations", "scattering"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
     | {"optimizers", "steps", "train", "ensembles"},
-    {"diagnostics", "plots", "writers"},
+    {"diagnostics", "plots", "writers", "checkpoints"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = ["diffrax", "flax", "matplotlib", "orbax", "rich", "scipy.integrate", "sklearn", "tyro"]

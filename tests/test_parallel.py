@@ -116,9 +116,41 @@ def test_no_devices_are_refused():
 
 
 @pytest.mark.slow
+def test_a_training_killed_at_random_moments_resumes_bit_identically(tmp_path):
+    records, moments = 600, np.random.default_rng(0).uniform(0.1, 1.5, size=4)
+    for moment in moments:
+        before = len(list(tmp_path.glob("step=*")))
+        process = _start("alone", tmp_path, records)
+        try:
+            _wait_until(lambda before=before: len(list(tmp_path.glob("step=*"))) > before, [process])
+            time.sleep(moment)
+            assert process.poll() is None, "the training ended before it was killed"
+        finally:
+            process.kill()
+            process.wait()
+    assert not (tmp_path / f"step={records - 1},process=0").exists()
+    result = _result(_start("alone", tmp_path, records))
+    assert len(list(tmp_path.glob("resumed at *"))) > 2
+    alone = parallel_worker.as_lists(parallel_worker.training(None, save_at=range(records)))
+    for name, values in alone.items():
+        np.testing.assert_array_equal(result[name], values, err_msg=name)
+
+
+@pytest.mark.slow
+def test_arrays_divided_over_two_processes_are_saved_and_read_in_another_sharding(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    expected = (np.arange(48.0).reshape(16, 3) / 7).tolist()
+    with _pair("orbax", tmp_path / "run", devices=2) as pair:
+        results = [_result(process) for process in pair]
+    for i, result in enumerate(results):
+        assert result["divided"] and result["whole"] == expected
+        assert sum(result["rows here"], []) == expected[8 * i : 8 * (i + 1)]
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
     with _pair("long", tmp_path) as pair:
-        _wait_for(tmp_path / "step=10,process=1", pair)
+        _wait_until((tmp_path / "step=10,process=1").exists, pair)
         pair[1].send_signal(signal.SIGKILL)
         pair[0].communicate(timeout=BOUND)
         assert pair[0].returncode != 0
@@ -130,8 +162,8 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
     _assert_equal_to_rounding(results[0], alone)
 
 
-def _wait_for(path, processes):
+def _wait_until(happened, processes):
     deadline = time.monotonic() + 240
-    while not path.exists():
+    while not happened():
         assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
         time.sleep(0.1)
