@@ -23,7 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
+
+HOST_DEVICES = True
+"""Every core of a CPU is a device of its own: kernels of images run on one core each."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ PRESETS = {
     "laptop": Config(),
     "laptop/cifar10": Config(
         data=_CIFAR,
-        images=ImagesConfig(pooled_sizes=(10, 20, 40, 80, 160), draws=10, pooled_draws=2, n_test=2000, pooled_test=200),
+        images=ImagesConfig(pooled_sizes=(10, 20, 40, 80, 160), draws=5, pooled_draws=2, n_test=2000, pooled_test=200),
     ),
     "paper": Config(
         data=_CIFAR, images=ImagesConfig(draws=20, pooled_draws=20, n_test=10_000, pooled_test=10_000, depth=14)
