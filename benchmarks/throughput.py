@@ -67,7 +67,7 @@ def variants(width, batch):
     """Standard, lazy and linearized training of VGG-11 of one width."""
     model = zoo.vgg11(10, width=width)
     data = ln.Data(jax.random.normal(jax.random.key(1), (batch, 32, 32, 3), jnp.float32), jnp.zeros((batch, 10)))
-    params = jax.jit(model.init)(jax.random.key(0), data.x)
+    params = model.init(jax.random.key(0), data.x)
     lazy = {name: ln.lazy(model.apply, params, alpha) for name, alpha in (("lazy", 10.0), ("linearized", math.inf))}
     runs = {"standard": (ln.objective(model.apply, ln.mse), params, data, None)}
     return runs | {name: (ln.objective(function, ln.mse), None, data, None) for name, function in lazy.items()}
