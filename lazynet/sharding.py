@@ -20,7 +20,8 @@ def data_parallel(devices: Sequence[Any] | None = None) -> NamedSharding:
     Each device differentiates its part of every batch and the gradients are averaged, `g = 1/D sum_d g_d`, so that a
     training curve is that of one device up to rounding. With several processes, call `jax.distributed.initialize`
     first (with a `heartbeat_timeout_seconds`, so that a lost process ends the others) and run the same program with
-    the same data in each.
+    the same data in each. `on_save` runs in every process: only `jax.process_index() == 0` should write files, and all
+    processes should resume from the same one.
 
     Args:
         devices: Which devices; by default all of them, of all processes.

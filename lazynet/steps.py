@@ -17,9 +17,10 @@ from lazynet.records import Data
 from lazynet.sharding import place, replicated
 from lazynet.typing import Array, ArrayLike, Params
 
-__all__ = ["Plan", "advance", "check_plan", "epoch_order", "placed_data"]
+__all__ = ["Augment", "Plan", "Source", "advance", "check_plan", "epoch_order", "placed_data"]
 
 Augment = Callable[[Any, Any], Array]
+"""`augment(key, x) -> x`: inputs `[n, *inputs]` of a batch to inputs of the same shape."""
 
 
 class Plan(NamedTuple):
@@ -45,7 +46,17 @@ class Plan(NamedTuple):
 
 
 class Source(NamedTuple):
-    """The examples, the order of this epoch (None: as they come), and the key of the augmentation."""
+    """Where a step gets its examples from.
+
+    Attributes:
+        data: All examples.
+        order: That of this epoch; None to take all of them as they come.
+        key: Of the augmentation, folded with the number of the draw; None without one.
+
+    Example:
+        >>> Source(Data(jnp.eye(2), jnp.eye(2)), None, None).order is None
+        True
+    """
 
     data: Data
     order: Array | None

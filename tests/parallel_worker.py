@@ -54,6 +54,15 @@ def _jitter(key, x):
     return x + 0.1 * jax.random.normal(key, x.shape, x.dtype)
 
 
+def refusal(sharding) -> str:
+    """What is said of a batch with one example more than there are devices."""
+    try:
+        training(sharding, batch_size=jax.device_count() + 1)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def as_lists(curve) -> dict:
     """Metrics and final parameters of a curve."""
     import numpy as np
@@ -118,6 +127,8 @@ if __name__ == "__main__":
     elif task == "orbax":
         result = sharded_checkpoint(data_parallel(), Path(words[2]))
     else:
-        batch_size = None if words[-2] == "None" else int(words[-2])
-        result = as_lists(training(data_parallel(), batch_size=batch_size, microbatches=int(words[-1])))
+        cases = [word.split(",") for word in words[2 if task == "two" else 0 :]]
+        settings = [dict(batch_size=None if b == "None" else int(b), microbatches=int(m)) for b, m in cases]
+        result = {"curves": [as_lists(training(data_parallel(), **each)) for each in settings]}
+        result["refused"] = refusal(data_parallel())
     print(json.dumps(result | {"devices": jax.device_count()}))

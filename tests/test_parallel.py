@@ -70,19 +70,24 @@ def _alone(batch_size, microbatches=1):
     return parallel_worker.as_lists(parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches))
 
 
-@pytest.mark.parametrize(("devices", "batch_size", "microbatches"), [(4, 16, 2), (8, 16, 1), (8, None, 1)])
-def test_virtual_devices_give_the_curve_of_one_device(devices, batch_size, microbatches):
-    result = _result(_start("devices", batch_size, microbatches, devices=devices))
+@pytest.mark.parametrize(("devices", "cases"), [(4, [(16, 2)]), (8, [(16, 1), (None, 1)])])
+def test_virtual_devices_give_the_curve_of_one_device(devices, cases):
+    result = _result(_start("devices", *(f"{b},{m}" for b, m in cases), devices=devices))
     assert result["devices"] == devices
-    _assert_equal_to_rounding(result, _alone(batch_size, microbatches))
+    expected = (
+        f"batch_size={devices + 1} does not divide into microbatches=1 over {devices} devices, expected a multiple"
+    )
+    assert result["refused"].startswith(expected)
+    for curve, case in zip(result["curves"], cases, strict=True):
+        _assert_equal_to_rounding(curve, _alone(*case))
 
 
 def test_two_processes_give_the_curve_of_one_device():
-    with _pair("two", 16, 1, devices=2) as pair:
+    with _pair("two", "16,1", devices=2) as pair:
         results = [_result(process) for process in pair]
     assert [result["devices"] for result in results] == [4, 4]
     for result in results:
-        _assert_equal_to_rounding(result, _alone(16))
+        _assert_equal_to_rounding(result["curves"][0], _alone(16))
 
 
 def test_a_sharding_of_one_device_changes_no_bit():
