@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path as File
 
@@ -244,3 +245,11 @@ def test_the_graph_has_one_forward_and_one_inverse_fft_per_scale(J):
 
 def test_the_gradient_doubles_the_number_of_fft_operations():
     assert fft_operations(3, gradient=True) == 2 * fft_operations(3)
+
+
+def test_frequencies_outside_the_band_of_a_wavelet_do_not_contribute():
+    filters = filter_bank((40, 48), 5, 4)
+    assert filters.band == (0, 0, 0, 1, 2)
+    x = np.random.default_rng(0).standard_normal((40, 48))
+    whole = dataclasses.replace(filters, band=(0,) * 5)
+    np.testing.assert_allclose(scattering2d(x, filters), scattering2d(x, whole), atol=1e-11)

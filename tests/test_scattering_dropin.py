@@ -128,6 +128,7 @@ def test_importing_it_does_not_import_scikit_learn_or_kymatio():
 )
 def test_kymatio_gives_the_same_numbers_metadata_and_filters(shape, J, L, max_order):
     from kymatio.scattering2d.frontend import numpy_frontend as frontend
+
     x = image(2, *shape, seed=1)
     theirs = frontend.ScatteringNumPy2D(J, shape, L, max_order, out_type="list")
     ours = Scattering2D(J, shape, L, max_order, out_type="list")

@@ -30,7 +30,7 @@ _WAVELETS = {"morlet": morlet, "gabor": gabor}
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["psi", "phi", "average"],
-    meta_fields=["shape", "J", "L", "margins", "padding", "sampling", "pool"],
+    meta_fields=["shape", "J", "L", "margins", "padding", "sampling", "pool", "band"],
 )
 @dataclass(frozen=True)
 class Filters:
@@ -51,6 +51,8 @@ class Filters:
         padding: How the margins are filled; "given" if the caller passes padded images.
         sampling: Position of the samples, "kymatio" or "centered".
         pool: "lowpass" or "mean".
+        band: `band[j]`: the last level whose grid holds every frequency of psi_j, up to 1e-12 of its maximum: the
+            transform takes psi_j to be zero elsewhere (0 with centered sampling, whose phases need the full grid).
     """
 
     psi: tuple[dict[int, Any], ...]
@@ -63,6 +65,7 @@ class Filters:
     padding: str
     sampling: str
     pool: str
+    band: tuple[int, ...]
 
 
 def filter_bank(
@@ -128,7 +131,8 @@ def filter_bank(
     )
     arrays = tuple(psi), tuple(phi), tuple(zip(rows, columns, strict=True))
     psi, phi, average = jax.device_put(jax.tree.map(_in_default_precision, arrays))
-    return Filters(psi, phi, average, (height, width), J, L, margins, padding, sampling, pool)
+    band = tuple(_band(wave, j) if sampling == "kymatio" else 0 for j, wave in enumerate(waves))
+    return Filters(psi, phi, average, (height, width), J, L, margins, padding, sampling, pool, band)
 
 
 def _in_default_precision(array: np.ndarray) -> np.ndarray:
@@ -181,6 +185,16 @@ def _waves(wavelet: str | Wavelet, padded: tuple[int, ...], J: int, L: int) -> l
         if wave.shape != (L, *padded):
             raise ValueError(f"the wavelet of scale {j} has shape {wave.shape}; expected [L, P, Q] = {(L, *padded)}")
     return waves
+
+
+def _band(wave: np.ndarray, j: int) -> int:
+    """The last level up to j whose DFT grid misses nothing above 1e-12 of the wavelets of scale j."""
+    size = np.abs(wave).max(0)
+    for level in range(j, 0, -1):
+        rows, columns = (slice((n >> level) // 2, n - (n >> level) // 2) for n in size.shape)
+        if max(size[rows].max(), size[:, columns].max()) <= 1e-12 * size.max():
+            return level
+    return 0
 
 
 def _normalized(psi: list[dict[int, np.ndarray]], phi: list[np.ndarray], J: int, sampling: str):

@@ -83,11 +83,11 @@ def _plane(x: Array, *, filters: Filters, angular_scales: int) -> Array:
     spectrum, circulants = jnp.fft.fft2(x)[None], angular_filters(filters.L, angular_scales)
     first, second = [], []
     for j1 in range(filters.J):
-        y1 = jnp.abs(jnp.fft.ifft2(filter_maps(spectrum, filters.psi[0][j1], 2**j1)))
+        y1 = jnp.abs(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j1)))
         first.append(average_maps(y1.mean(0), filters.average[j1])[None])
         moduli = jnp.fft.fft2(y1)[:, None]
         for j2 in range(j1 + 1, filters.J):
-            z = jnp.fft.ifft2(filter_maps(moduli, filters.psi[j1][j2][None], 2 ** (j2 - j1)))
+            z = jnp.fft.ifft2(filter_maps(moduli, filters, j1, j2))
             y2 = _along_angles(z, circulants.astype(z.dtype))
             second.append(average_maps(y2, filters.average[j2]).reshape(-1, *first[0].shape[-2:]))
     return jnp.concatenate([average_maps(x, filters.average[0])[None], *first, *second])

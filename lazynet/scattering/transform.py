@@ -17,7 +17,7 @@ from lazynet.typing import Array, ArrayLike
 __all__ = ["Path", "scattering2d", "scattering2d_nhwc", "scattering_paths", "wavelet_coefficients"]
 
 _ACCELERATOR_BYTES = 2**31  # temporaries of one chunk of images on an accelerator
-_SMALL_GRID = 64**2  # frequencies up to which adding halves is faster on a CPU than a strided mean
+_SMALL_GRID = 64**2  # frequencies up to which adding quarters is faster on a CPU than a strided mean
 
 
 class Path(NamedTuple):
@@ -156,7 +156,7 @@ def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
 
 def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
     spectrum = jnp.fft.fft2(pad_plane(x, filters))[None]
-    return tuple(jnp.fft.ifft2(filter_maps(spectrum, wave, 2**j)) for j, wave in filters.psi[0].items())
+    return tuple(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j)) for j in range(filters.J))
 
 
 def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
@@ -171,9 +171,9 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
         return zeroth
     spectrum, moduli = jnp.fft.fft2(x)[None], []
     for j in range(filters.J):
-        filtered = [filter_maps(spectrum, filters.psi[0][j], 2**j)]
+        filtered = [filter_maps(spectrum, filters, 0, j)]
         for j1, modulus in enumerate(moduli):
-            both = filter_maps(modulus[:, None], filters.psi[j1][j][None], 2 ** (j - j1))
+            both = filter_maps(modulus[:, None], filters, j1, j)
             filtered.append(both.reshape(-1, *both.shape[-2:]))
         maps = jnp.abs(jnp.fft.ifft2(jnp.concatenate(filtered)))
         averages = average_maps(maps, filters.average[j])
@@ -197,13 +197,32 @@ def pad_plane(x: Array, filters: Filters) -> Array:
     return jnp.pad(x, filters.margins, mode=filters.padding)
 
 
-def filter_maps(spectrum: Array, wave: Array, step: int) -> Array:
-    """Fourier transform of the convolution, decimated: the mean over the frequencies that alias to the same one."""
+def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
+    """Fourier transform of maps [..., 1, P, Q] of a level convolved with psi_j and decimated: [..., L, P', Q'].
+
+    Decimation is the mean over the frequencies that alias to the same one. Those outside the band of psi_j do not
+    contribute and are cropped first.
+    """
+    wave, step = filters.psi[level][j], 2 ** (j - level)
+    wave = wave.reshape((1,) * (spectrum.ndim - wave.ndim) + wave.shape)
+    levels = filters.band[j] - level
+    if levels > 0:
+        spectrum, wave, step = _crop(spectrum, levels), _crop(wave, levels) / 4**levels, step >> levels
     if jnp.iscomplexobj(wave):
         return _alias(spectrum * wave, step)
     if 1 < step <= 4 and wave.shape[-1] * wave.shape[-2] <= _SMALL_GRID:
-        return jax.lax.complex(*(_alias_by_halves(part, wave, step) for part in (spectrum.real, spectrum.imag)))
+        return jax.lax.complex(*(_alias_by_quarters(part, wave, step) for part in (spectrum.real, spectrum.imag)))
     return _alias(jax.lax.complex(spectrum.real * wave, spectrum.imag * wave), step)
+
+
+def _crop(spectrum: Array, levels: int) -> Array:
+    """The DFT bins k in [-n/2, n/2) of both axes, n = N / 2^levels."""
+    for axis in (-2, -1):
+        n = spectrum.shape[axis] >> levels
+        low = jax.lax.slice_in_dim(spectrum, 0, (n + 1) // 2, axis=axis)
+        high = jax.lax.slice_in_dim(spectrum, spectrum.shape[axis] - n // 2, spectrum.shape[axis], axis=axis)
+        spectrum = jnp.concatenate([low, high], axis)
+    return spectrum
 
 
 def _alias(product: Array, step: int) -> Array:
@@ -211,13 +230,17 @@ def _alias(product: Array, step: int) -> Array:
     return product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
 
 
-def _alias_by_halves(spectrum: Array, wave: Array, step: int) -> Array:
-    total = sum(a * b for a, b in zip(_quarters(spectrum), _quarters(wave), strict=True))
-    return (total if step == 2 else sum(_quarters(total))) / step**2
+def _alias_by_quarters(spectrum: Array, wave: Array, step: int) -> Array:
+    total = _add([a * b for a, b in zip(_quarters(spectrum), _quarters(wave), strict=True)])
+    return (total if step == 2 else _add(_quarters(total))) / step**2
 
 
 def _quarters(a: Array) -> list[Array]:
     return [quarter for rows in jnp.split(a, 2, -2) for quarter in jnp.split(rows, 2, -1)]
+
+
+def _add(parts: list[Array]) -> Array:
+    return parts[0] + parts[1] + parts[2] + parts[3]
 
 
 def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
