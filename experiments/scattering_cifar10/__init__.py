@@ -9,6 +9,24 @@ their principal components, at most `components` of them, fitted on the training
 NTK heads are kernel ridge regressions whose ridge has the best leave-one-out accuracy; the logistic head holds a fifth
 of its training images out. The perceptron has one hidden layer and runs through a fixed number of epochs; the NTK head
 is its infinite-width limit. Training sets are balanced draws. Every cell is stored when it is done.
+
+Expected on a JPEG copy of CIFAR-10, 4,000 test images (accuracy in %, mean over 5, 3, 3, 1 draws; the standard
+deviation is 2 to 4 at n = 100, 2 for the logistic head at 500 and 1000, and at most 1.4 elsewhere):
+
+    head               n = 100   500  1000  5000  50000
+    pixels, ridge         23.6  29.0  33.6  38.9
+    pixels, NTK           25.9  33.3  37.3  45.8
+    ridge                 33.5  48.9  53.8  61.5   67.6
+    logistic              33.3  47.0  52.2  62.7
+    RBF                   35.0  50.4  55.7  66.5
+    NTK                   35.0  49.9  56.0  66.4
+    MLP, alpha = 0.01     34.4  49.1  54.4  64.9
+    MLP, alpha = 0.1      34.4  48.9  53.7  61.9
+    MLP, alpha = inf      34.3  48.0  52.6  62.5
+
+The prior is worth more than the head: with 500 images, any head on scattering beats the best one on pixels with 5,000.
+Among perceptrons feature learning (alpha = 0.01) pays, more so with more images; kernels with a chosen ridge
+stay ahead of all of them.
 """
 
 from __future__ import annotations
@@ -118,10 +136,11 @@ def show(summary: dict[str, Any], console) -> None:
     """Prints one row for each head: test accuracy in percent for every n, and the time of all its cells."""
     from rich.table import Table
 
-    table = Table("head", box=None, title=f"{summary['data']}, test accuracy %")
+    table = Table(box=None, title=f"{summary['data']}, test accuracy %")
+    table.add_column("head", no_wrap=True)
     for n in summary["sizes"]:
         table.add_column(f"n = {n}", no_wrap=True)
-    table.add_column("time")
+    table.add_column("time", no_wrap=True)
     for head in summary["heads"]:
         seconds = sum(value for key, value in summary.items() if key.startswith(f"seconds/{head}/"))
         table.add_row(head, *(_cell(summary, f"{head}/n={n}") for n in summary["sizes"]), f"{seconds:.0f} s")

@@ -48,7 +48,15 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(scales=(2,), operator_size=16, operator_scales=(1, 2)),
+    "smoke": Config(
+        scales=(2,),
+        offsets=(1 / 32, 1 / 8),
+        gradients=(0.05, 0.1),
+        operator_size=16,
+        operator_scales=(1, 2),
+        amplitudes=(0.2, 0.4),
+        frequencies=(0.3, 1.2, 2.4),
+    ),
     "laptop": Config(),
     "paper": Config(scales=(2, 3, 4), operator_size=48, operator_scales=(1, 2, 3, 4)),
 }
