@@ -8,7 +8,7 @@ measure on a CPU, since the programs use different numbers of threads; on an acc
 a CPU, 32 x 32 RGB, J = 2: kymatio's jitted JAX frontend / lazynet at least 1.5, its NumPy frontend / lazynet at least
 2.5; compile times at J = 5 / lazynet at least 4 forward and 10 with gradient; filter construction at least 20.
 Expected on a recent GPU: at most 5 microseconds per image. `--all-of-cifar` transforms 60,000 images: under 90 s on 2
-cores, in 400 MB, with progress.
+cores, in half a gigabyte, with progress.
 """
 
 from __future__ import annotations
