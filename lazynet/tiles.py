@@ -9,6 +9,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def assemble(
     """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
 
     With files, each process takes every `jax.process_count()`-th tile; in memory, which processes do not share, each
-    takes all. Each device of a process computes one tile at a time while the last one is written.
+    takes all. Each device of a process computes one tile at a time while the last one is written; several devices have
+    a thread each, without which those of a CPU would wait for each other.
 
     Args:
         compute: `compute(device, tile) -> {name: block}` on that device; it need not wait for the result. A block may
@@ -82,21 +84,40 @@ def assemble(
     shared = any(isinstance(matrix, np.memmap) for matrix in store.matrices.values())
     first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     missing = [index for index in range(first, len(every), turns) if not _intact(store, every, index, mirror)]
-    queue: collections.deque[tuple[int, Mapping[str, Any]]] = collections.deque()
     with _bar(len(missing), progress) as advance:
-        for turn, index in enumerate(missing):
-            queue.append((index, compute(devices[turn % len(devices)], every[index])))
-            if len(queue) > len(devices):
-                _write(store, every, *queue.popleft(), mirror)
-                advance()
-        while queue:
-            _write(store, every, *queue.popleft(), mirror)
+        for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
+            _write(store, every, index, blocks, mirror)
             advance()
     if turns > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("lazynet: all tiles are written")
     return store.matrices
+
+
+def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Results in the order of the indices, the next one of each device under way while the last is used."""
+    queue: collections.deque[tuple[int, Callable[[], Mapping[str, Any]]]] = collections.deque()
+    with contextlib.ExitStack() as stack:
+        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices] if len(devices) > 1 else []
+
+        def start(place, index):
+            if threads:
+                return threads[place].submit(_finished, compute, devices[place], index).result
+            blocks = compute(devices[place], index)
+            return lambda: blocks
+
+        for turn, index in enumerate(indices):
+            queue.append((index, start(turn % len(devices), index)))
+            if len(queue) > len(devices):
+                index, result = queue.popleft()
+                yield index, result()
+        for index, result in queue:
+            yield index, result()
+
+
+def _finished(compute, device, index):
+    return jax.block_until_ready(compute(device, index))
 
 
 def open_store(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,25 +83,10 @@ def in_store(
         others = split(jax.device_put(two[slice(*_ends(strip[1]))], device), chosen.tile)
         diagonal = x2 is None and strip[0].start == strip[1].start
         here, weights = placed(device)
-        return concatenated([row(here, weights, own, others, chosen, outputs, diagonal=diagonal)])
+        return {"ntk": concatenated([row(here, weights, own, others, chosen, outputs, diagonal=diagonal)])}
 
     mirror = {"ntk": MIRROR[outputs]} if x2 is None else None
-    with concurrent.futures.ThreadPoolExecutor(len(jax.local_devices())) as pool:
-
-        def start(device, strip):
-            return {"ntk": _Pending(pool.submit(compute, device, strip))}
-
-        return assemble(start, every, target, mirror=mirror, progress=progress)["ntk"]
-
-
-class _Pending(NamedTuple):
-    """A row that a thread of its device works on; NumPy waits for it."""
-
-    future: concurrent.futures.Future
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """Values of the row."""
-        return np.asarray(self.future.result(), dtype)
+    return assemble(compute, every, target, mirror=mirror, progress=progress)["ntk"]
 
 
 def split(x: ArrayLike, tile: int) -> list[Array]:
