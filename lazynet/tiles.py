@@ -34,7 +34,7 @@ class Store(NamedTuple):
         (4, 4)
     """
 
-    matrices: dict[str, np.ndarray]
+    matrices: Mapping[str, np.ndarray]
     done: np.ndarray
 
 
@@ -56,7 +56,7 @@ def assemble(
     *,
     mirror: Mirror | None,
     progress: bool = False,
-) -> dict[str, np.ndarray]:
+) -> Mapping[str, np.ndarray]:
     """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
 
     With files, each process takes every `jax.process_count()`-th tile; in memory, which processes do not share, each

@@ -44,14 +44,14 @@ def as_plane(pairs: Array, p: Any, q: Any, canvas: Size) -> Array:
 
 def together_everywhere(pairs: Array, window: Window) -> Array:
     """`1/k sum_d S[s p + d, s p' + d]` for periodic images."""
-    rows, columns = _positions(pairs.shape[:2], window)
+    rows, columns = _positions((pairs.shape[0], pairs.shape[1]), window)
     moved = [pairs[np.ix_(i, j, i, j)] for i in rows for j in columns]
     return functools.reduce(jnp.add, moved) / math.prod(window.size)
 
 
 def apart_everywhere(pairs: Array, window: Window, scale: float) -> Array:
     """`scale^2 sum_{d, d'} S[s p + d, s p' + d']` for periodic images."""
-    positions = _positions(pairs.shape[:2], window)
+    positions = _positions((pairs.shape[0], pairs.shape[1]), window)
     for axis in range(4):
         taps = positions[axis % 2]
         pairs = functools.reduce(jnp.add, [jnp.take(pairs, tap, axis) for tap in taps])

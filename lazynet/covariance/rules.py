@@ -78,7 +78,8 @@ def affine(k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tu
         return new, own if ntk is None else W2 * ntk + own
 
     def pair(side1, side2, nngp, ntk, gap):
-        return *diagonal(nngp, ntk), None if gap is None else W2 * gap
+        new, own = diagonal(nngp, ntk)
+        return new, own, None if gap is None else W2 * gap
 
     return k.pointwise(Pointwise(lambda q: (), pair, diagonal), gaussian=True, fresh=True)
 
