@@ -235,14 +235,16 @@ def _bytes(model, x1, x2, side, *, alone):
     """What the compiler reserves for a tile; the computation finds the programs compiled here, not to compile again."""
     device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
-    sets = [jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes]
-    programs = [_block.lower(model, *sets)] if len(sets) == 2 else [_symmetric.lower(model, *sets)]
+    sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
+    pairs = [(_block, sets)] if len(sets) == 2 else [(_symmetric, sets)]
     if x2 is None and side < len(x1):
-        programs.append(_block.lower(model, *sets, *sets))
-    return max(_reserved(program.compile().memory_analysis()) for program in programs)
+        pairs.append((_block, sets * 2))
+    return max(_reserved(model, program, inputs) for program, inputs in pairs)
 
 
-def _reserved(report):
+@functools.lru_cache(maxsize=256)
+def _reserved(model, program, inputs):
+    report = program.lower(model, *inputs).compile().memory_analysis()
     if report is None:
         return 0
     return report.temp_size_in_bytes + report.argument_size_in_bytes + report.output_size_in_bytes
