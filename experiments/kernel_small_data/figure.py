@@ -9,7 +9,7 @@ import numpy as np
 
 __all__ = ["draw", "show_images", "show_tables"]
 
-METHODS = {"ntk": "FC-NTK SVM", "nngp": "FC-NNGP SVM", "rbf": "RBF SVM", "forest": "random forest"}
+METHODS = {"ntk": "FC-NTK SVM", "nngp": "FC-NNGP SVM", "rbf": "RBF SVM", "forest": "forest"}
 
 
 def draw(config, summary: dict[str, Any], path: Path) -> None:
@@ -68,7 +68,8 @@ def show_tables(summary: dict[str, Any], console) -> None:
     names = list(dict.fromkeys(key.split("table=")[1].split("/")[0] for key in summary if "table=" in key))
     if not names:
         return
-    table = Table("table", box=None, title="accuracy % ± std over outer folds (CPU seconds of tuning and fitting)")
+    table = Table(box=None, title="accuracy % ± std over outer folds (CPU s of tuning)")
+    table.add_column("table", no_wrap=True, min_width=13)
     for method, label in METHODS.items():
         table.add_column(f"{label}\n{summary[f'candidates/table={names[0]}/method={method}']} settings", no_wrap=True)
     for name in names:
@@ -78,30 +79,31 @@ def show_tables(summary: dict[str, Any], console) -> None:
 
 def _tuned(summary, cell) -> str:
     mean, deviation = (100 * summary[f"{entry}/{cell}"] for entry in ("test_accuracy", "test_accuracy_std"))
-    return f"{mean:.1f} ± {deviation:.1f} ({summary[f'seconds/{cell}']:.0f} s)"
+    return f"{mean:.1f}±{deviation:.1f} ({summary[f'seconds/{cell}']:.0f})"
 
 
 def show_images(summary: dict[str, Any], console) -> None:
-    """One row for each kernel, one column for each n."""
+    """One table for each kind of kernel: one row for each n, one column for each network."""
     from rich.table import Table
 
     kernels = _kernels(summary)
     if not kernels:
         return
-    sizes = sorted({n for kernel in kernels for n in _row(summary, f"{kernel} (ntk)")})
-    table = Table("kernel", "draws, test", *map(str, sizes), box=None, title=f"{summary['images']}: test accuracy %")
-    for kernel in kernels:
-        counts = f"{summary[f'draws/kernel={kernel}']}, {summary[f'test_images/kernel={kernel}']}"
-        for kind in ("ntk", "nngp"):
-            row = _row(summary, f"{kernel} ({kind})")
-            cells = [f"{row[n][0]:.1f}±{row[n][1]:.1f}" if n in row else "-" for n in sizes]
-            table.add_row(f"{kernel}, {kind.upper()}", counts, *cells)
-    console.print(table)
+    for kind in ("ntk", "nngp"):
+        rows = {kernel: _row(summary, f"{kernel} ({kind})") for kernel in kernels}
+        table = Table("n", box=None, title=f"{summary['images']}, {kind.upper()}: test accuracy % ± std over draws")
+        for kernel in kernels:
+            counts = f"{summary[f'draws/kernel={kernel}']} x {summary[f'test_images/kernel={kernel}']} test"
+            table.add_column(f"{kernel}\n{counts}", no_wrap=True)
+        for n in sorted({n for row in rows.values() for n in row}):
+            cells = [f"{row[n][0]:.1f} ± {row[n][1]:.1f}" if n in row else "-" for row in rows.values()]
+            table.add_row(str(n), *cells)
+        console.print(table)
     times = ", ".join(f"{kernel} {summary[f'seconds/kernel={kernel}']:.0f} s" for kernel in kernels)
     console.print(f"CPU time of the kernels: {times}", highlight=False, soft_wrap=True)
     console.print(
-        'standard deviations over draws; "-": not computed at this size. No published value is printed beside: '
-        "those for small CIFAR-10 draws could not be verified.",
+        '"-": not computed at this size. No published value is printed beside: those for small CIFAR-10 draws could '
+        "not be verified.",
         highlight=False,
         soft_wrap=True,
     )
