@@ -17,7 +17,8 @@ from lazynet.covariance.state import input_kernel
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
 from lazynet.records import Gram
-from lazynet.tiles import assemble, open_store, tiles
+from lazynet.tiles import assemble, digest, open_store, tiles
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
@@ -78,7 +79,7 @@ def analytic_kernel(
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
     _check_inputs(x1, x1 if x2 is None else x2, tile)
-    traced, sides = _traced(x1, x2), [len(x) for x in (x1, x2) if x is not None]
+    traced, sides = is_traced((x1, x2)), [len(x) for x in (x1, x2) if x is not None]
     if traced and store is not None:
         raise ValueError(
             "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
@@ -209,10 +210,8 @@ def _identity(model, x1, x2, side):
     network = _block.lower(model, one, one).as_text().encode()
     return {
         "network": hashlib.sha256(network).hexdigest(),
-        "x1": hashlib.sha256(x1.tobytes()).hexdigest(),
-        "x2": None if x2 is None else hashlib.sha256(x2.tobytes()).hexdigest(),
-        "shapes": [list(x1.shape), None if x2 is None else list(x2.shape)],
-        "dtype": str(x1.dtype),
+        "x1": digest(x1),
+        "x2": None if x2 is None else digest(x2),
         "tile": side,
     }
 
@@ -236,10 +235,8 @@ def _bytes(model, x1, x2, side, *, alone):
     device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
-    pairs = [(_block, sets)] if len(sets) == 2 else [(_symmetric, sets)]
-    if x2 is None and side < len(x1):
-        pairs.append((_block, sets * 2))
-    return max(_reserved(model, program, inputs) for program, inputs in pairs)
+    needed = _reserved(model, _symmetric if x2 is None else _block, sets)
+    return max(needed, _reserved(model, _block, sets * 2)) if x2 is None and side < len(x1) else needed
 
 
 @functools.lru_cache(maxsize=256)
@@ -255,15 +252,6 @@ def _balanced(n, ndim):
     largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
-
-
-def _traced(*arrays):
-    try:
-        for x in arrays:
-            np.asarray(x)
-    except jax.errors.TracerArrayConversionError:
-        return True
-    return False
 
 
 def _rows(x, rows, side):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["Store", "assemble", "open_store", "tiles"]
+__all__ = ["Store", "assemble", "digest", "open_store", "tiles"]
 
 Tile = tuple[range, range]
 Mirror = Mapping[str, tuple[int, ...]]
@@ -38,15 +39,29 @@ class Store(NamedTuple):
     done: np.ndarray
 
 
-def tiles(n1: int, n2: int, side: int, *, symmetric: bool) -> list[Tile]:
-    """Square tiles that cover `[n1, n2]`, or its upper triangle.
+def tiles(n1: int, n2: int, side: int, *, symmetric: bool, width: int | None = None) -> list[Tile]:
+    """Tiles of `side` rows and `width` columns (`side` by default) that cover `[n1, n2]`, or its upper triangle.
 
     Example:
         >>> tiles(3, 3, 2, symmetric=True)
         [(range(0, 2), range(0, 2)), (range(0, 2), range(2, 3)), (range(2, 3), range(2, 3))]
     """
-    starts = [(i, j) for i in range(0, n1, side) for j in range(i if symmetric else 0, n2, side)]
-    return [(range(i, min(i + side, n1)), range(j, min(j + side, n2))) for i, j in starts]
+    width = width or side
+    starts = [(i, j) for i in range(0, n1, side) for j in range(i if symmetric else 0, n2, width)]
+    return [(range(i, min(i + side, n1)), range(j, min(j + width, n2))) for i, j in starts]
+
+
+def digest(*arrays: Any) -> str:
+    """A name for the shapes, dtypes and values of arrays, for the manifest of a store.
+
+    Example:
+        >>> digest(np.zeros(2)) == digest(np.zeros(2)) != digest(np.zeros(2, np.float32))
+        True
+    """
+    name = hashlib.sha256()
+    for array in map(np.asarray, arrays):
+        name.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+    return name.hexdigest()
 
 
 def assemble(

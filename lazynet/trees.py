@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from lazynet.typing import Array, Params
 
-__all__ = ["add", "add_scaled", "check_same_structure", "divide", "dot", "norm", "subtract", "zeros_like"]
+__all__ = ["add", "add_scaled", "check_same_structure", "divide", "dot", "is_traced", "norm", "subtract", "zeros_like"]
 
 
 def add(a: Params, b: Params) -> Params:
@@ -116,3 +118,19 @@ def check_same_structure(params: Params, reference: Params, *, name: str, expect
                 f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, expected "
                 f"{jnp.shape(other)} as in {expected}: build both from the same model."
             )
+
+
+def is_traced(tree: Any) -> bool:
+    """Whether a leaf is being traced by a transformation, so that its value is unknown.
+
+    Example:
+        >>> is_traced({"w": jnp.ones(2)})
+        False
+    """
+    try:
+        for leaf in jax.tree.leaves(tree):
+            if isinstance(leaf, jax.Array):
+                leaf.devices()
+    except jax.errors.ConcretizationTypeError:
+        return True
+    return False

@@ -17,6 +17,7 @@ from lazynet.empirical import contraction, empirical_ntk, rows
 from lazynet.empirical.jacobians import chosen_names
 from lazynet.empirical.memory import peak_bytes, plan
 from lazynet.losses import as_partial
+from lazynet.tiles import tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ln.serial(ln.Dense(40), ln.Erf(), ln.Dense(40), ln.Erf(), ln.Dense(2))
@@ -112,7 +113,7 @@ def test_only_the_upper_triangle_is_computed(tmp_path, monkeypatch):
 
 def test_rows_of_a_store_are_cut_where_they_exceed_the_memory(tmp_path):
     memory = peak_bytes(as_partial(MODEL.apply), PARAMS, jnp.asarray(X[:1]), NAMES, "full") + 8
-    strips = rows._strips(7, 7, 1, 2, symmetric=True)
+    strips = tiles(7, 7, 1, width=2, symmetric=True)
     assert max(len(columns) for _, columns in strips) == 2
     covered = np.zeros((7, 7))
     for one, two in strips:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.layerwise import known_layers
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike, Params
 
 
@@ -37,17 +36,6 @@ def check_independent(function: Partial, params: Params, x: ArrayLike) -> None:
             "(use_running_average=True in linen, module.eval() in nnx), or GroupNorm or LayerNorm; subtract outputs at "
             "initialization (lazynet.center) instead of the mean over a batch. ntk_vector_product takes such functions."
         )
-
-
-def is_traced(tree: Any) -> bool:
-    """Whether a leaf is being traced by a transformation, so that its value is unknown."""
-    try:
-        for leaf in jax.tree.leaves(tree):
-            if isinstance(leaf, jax.Array):
-                leaf.devices()
-    except jax.errors.ConcretizationTypeError:
-        return True
-    return False
 
 
 @jax.jit

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.contraction import Features, contract, features
-from lazynet.empirical.independence import is_traced
 from lazynet.empirical.jacobians import Names, Outputs, example_jacobian, loops, vmapped_jacobian
 from lazynet.empirical.layerwise import layer_features, layer_names
+from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike, Params
 
 MEMORY = 2**32

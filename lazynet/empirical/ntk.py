@@ -8,11 +8,12 @@ import jax
 from jaxtyping import Float, Num
 
 from lazynet.empirical.contraction import MIRROR
-from lazynet.empirical.independence import check_independent, is_traced
+from lazynet.empirical.independence import check_independent
 from lazynet.empirical.jacobians import Outputs, Where, chosen_names
 from lazynet.empirical.memory import MEMORY, plan
 from lazynet.empirical.rows import in_memory, in_store
 from lazynet.losses import as_partial
+from lazynet.trees import is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 
 

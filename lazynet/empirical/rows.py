@@ -16,7 +16,7 @@ from jax.tree_util import Partial
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
 from lazynet.empirical.jacobians import Outputs, call
 from lazynet.empirical.memory import Plan, entry_shape
-from lazynet.tiles import Tile, assemble, open_store
+from lazynet.tiles import assemble, digest, open_store, tiles
 from lazynet.typing import Array, ArrayLike, Params
 
 
@@ -73,7 +73,7 @@ def in_store(
     block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
     shape, entry = (len(one), len(two), *block.shape[2:]), block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
-    every = _strips(len(one), len(two), chosen.tile, blocks * chosen.tile, symmetric=x2 is None)
+    every = tiles(len(one), len(two), chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
     identity = {} if store is None else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
     target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
@@ -104,12 +104,6 @@ def _ends(part: range) -> tuple[int, int]:
     return part.start, part.stop
 
 
-def _strips(n1: int, n2: int, tile: int, width: int, *, symmetric: bool) -> list[Tile]:
-    """Rows of tiles, or their upper triangle, cut where they are wider than `width`."""
-    starts = [(i, j) for i in range(0, n1, tile) for j in range(i if symmetric else 0, n2, width)]
-    return [(range(i, min(i + tile, n1)), range(j, min(j + width, n2))) for i, j in starts]
-
-
 def _identity(
     function: Partial, params: Params, x1: np.ndarray, x2: np.ndarray | None, chosen: Plan, outputs: Outputs
 ) -> dict[str, Any]:
@@ -118,17 +112,10 @@ def _identity(
     return {
         "kernel": "empirical_ntk",
         "network": hashlib.sha256(program.encode()).hexdigest(),
-        "params": _digest(*jax.tree.leaves((function, params))),
-        "x1": _digest(x1),
-        "x2": None if x2 is None else _digest(x2),
+        "params": digest(*jax.tree.leaves((function, params))),
+        "x1": digest(x1),
+        "x2": None if x2 is None else digest(x2),
         "outputs": outputs,
         "parameters": [list(group) for group in chosen.groups],
         "tile": chosen.tile,
     }
-
-
-def _digest(*arrays: Any) -> str:
-    digest = hashlib.sha256()
-    for array in map(np.asarray, arrays):
-        digest.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
-    return digest.hexdigest()
