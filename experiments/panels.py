@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Panel", "draw", "save"]
+__all__ = ["Panel", "band", "draw", "save"]
 
 
 class Panel(NamedTuple):
@@ -44,3 +44,10 @@ def draw(panel: Panel, ax) -> None:
     if len(panel.x) < 8:
         ax.set_xticks(panel.x, [f"{value:g}" for value in panel.x])
         ax.set_xticks([], minor=True)
+
+
+def band(ax, x: Sequence[float], values, label: str) -> None:
+    """Draws the mean of values `[trials, x]` with a band of one standard deviation."""
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    (line,) = ax.plot(x, mean, "o-", ms=3, label=label)
+    ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)

@@ -25,8 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments import facts, store
-from experiments.students import Student, Weights, doubled, gradients, on_sphere, relu_net, spread, step
+from experiments import facts, panels, store
+from experiments.progress import over_devices
+from experiments.students import (
+    Student,
+    Weights,
+    doubled,
+    draw_normal,
+    draw_teacher,
+    gradients,
+    on_sphere,
+    relu_net,
+    step,
+)
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -57,18 +68,14 @@ PRESETS = {"smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2), "laptop": Con
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains the trials that are not stored yet, draws the figure and returns the flat summary."""
-    from rich.progress import track
-
     facts.check_sweeps(config, "taus")
     if config.width % 2 or config.trials < 1 or not 0 < config.last <= config.steps:
         raise ValueError(
             f"width={config.width}, trials={config.trials}, last={config.last}, steps={config.steps}: expected an even "
             "width, at least one trial and 0 < last <= steps."
         )
-    trials = range(config.trials)
-    done = spread(partial(_stored, config, folder), trials)
-    shown = track(done, "trials", len(trials), console=console, transient=True, disable=not console.is_terminal)
-    loss = np.stack(list(shown))
+    done = over_devices(partial(_stored, config, folder), range(config.trials), console)
+    loss = np.stack(list(done.values()))
     store.save_arrays(folder / "measured.npz", {"tau": config.taus, "loss": loss})
     _draw(config, loss, folder / "figures" / "population_sgd.png")
     return _summary(config, loss)
@@ -88,9 +95,7 @@ def show(summary: dict[str, Any], console) -> None:
 
 def _stored(config, folder, trial) -> np.ndarray:
     path = folder / "cells" / f"trial={trial}.npz"
-    if not path.exists():
-        store.save_arrays(path, {"loss": train(config, trial)})
-    return store.load_arrays(path)["loss"]
+    return store.stored_arrays(path, lambda: {"loss": train(config, trial)})["loss"]
 
 
 def train(config: Config, trial: int) -> np.ndarray:
@@ -122,11 +127,8 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
 def draw(config: Config, trial: int) -> tuple[Weights, Weights, Any]:
     """Initial weights at scale 1, the teacher, and the key of the batches."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 5)
-    signs = jax.random.rademacher(keys[1], (config.teacher,), jnp.result_type(float)) / config.batch_size
-    teacher = Weights(on_sphere(keys[0], config.teacher, config.d).T, signs)
-    half = config.width // 2
-    start = Weights(jax.random.normal(keys[2], (half, config.d)), jax.random.normal(keys[3], (half,)))
-    return doubled(start), teacher, keys[4]
+    teacher = draw_teacher(keys[:2], config.teacher, config.d, 1 / config.batch_size)
+    return doubled(draw_normal(keys[2:4], config.width // 2, config.d)), teacher, keys[4]
 
 
 def _summary(config, loss) -> dict[str, Any]:
@@ -159,9 +161,7 @@ def _draw(config, loss, file) -> None:
     figure = Figure(figsize=(5.4, 4.2), layout="constrained")
     ax = figure.subplots()
     scaled = loss / loss.mean(0).max()
-    mean, std = scaled.mean(0), scaled.std(0)
-    (line,) = ax.plot(config.taus, mean, "o-", ms=3, label=f"mean ± std of {config.trials} trials")
-    ax.fill_between(config.taus, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+    panels.band(ax, config.taus, scaled, f"mean ± std of {config.trials} trials")
     ax.set(
         xscale="log", xlabel="scale of initialization tau", ylabel="population loss / its largest value", ylim=(0, None)
     )

@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ __all__ = [
     "run_folder",
     "save_arrays",
     "save_checkpoint",
+    "stored_arrays",
+    "stored_json",
     "write_json",
 ]
 
@@ -103,6 +106,20 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads a JSON file."""
     return json.loads(path.read_text())
+
+
+def stored_arrays(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
+    """The arrays of a finished part, from its file or computed and written now."""
+    if not path.exists():
+        save_arrays(path, compute())
+    return load_arrays(path)
+
+
+def stored_json(path: Path, compute: Callable[[], Any]) -> Any:
+    """The values of a finished part, from its file or computed and written now."""
+    if not path.exists():
+        write_json(path, compute())
+    return read_json(path)
 
 
 def save_checkpoint(path: Path, state: TrainState, curve: Trajectory) -> None:

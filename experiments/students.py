@@ -28,6 +28,9 @@ __all__ = [
     "Weights",
     "descend",
     "doubled",
+    "draw_examples",
+    "draw_normal",
+    "draw_teacher",
     "gradients",
     "measure",
     "on_sphere",
@@ -63,6 +66,24 @@ def on_sphere(key, n: int, d: int, dtype=None):
     """N points, uniform on the unit sphere of R^d, one a column: `[d, n]`."""
     normal = jax.random.normal(key, (d, n), dtype or jnp.result_type(float))
     return normal / jnp.linalg.norm(normal, axis=0, keepdims=True)
+
+
+def draw_teacher(keys, width: int, d: int, factor: float = 1.0) -> Weights:
+    """`width` neurons of unit norm whose outputs are `factor` times a random sign; takes two keys."""
+    hidden = on_sphere(keys[0], width, d).T
+    return Weights(hidden, factor * jax.random.rademacher(keys[1], (width,), hidden.dtype))
+
+
+def draw_normal(keys, width: int, d: int) -> Weights:
+    """Standard normal weights; takes two keys."""
+    return Weights(jax.random.normal(keys[0], (width, d)), jax.random.normal(keys[1], (width,)))
+
+
+def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[Any, Any, Any, Any]:
+    """Inputs `[d, n]` on the sphere and targets `[1, n]` of the teacher, for training and test; takes two keys."""
+    d = teacher.hidden.shape[1]
+    x, x_test = on_sphere(keys[0], n_train, d), on_sphere(keys[1], n_test, d)
+    return x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None]
 
 
 def doubled(weights: Weights) -> Weights:

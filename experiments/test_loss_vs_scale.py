@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts, store
-from experiments.students import Student, Weights, descend, doubled, measure, on_sphere, relu_net, spread
+from experiments import facts, panels, store
+from experiments.progress import over_devices
+from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_normal, draw_teacher, measure
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -54,13 +55,9 @@ PRESETS = {"smoke": Config(taus=(0.01, 1.0, 10.0), trials=3, together=3), "lapto
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    from rich.progress import track
-
     _check(config)
     cells = [(trial, first) for trial in range(config.trials) for first in range(0, len(config.taus), config.together)]
-    cells_done = spread(partial(_stored, config, folder), cells)
-    shown = track(cells_done, "trials", len(cells), console=console, transient=True, disable=not console.is_terminal)
-    results = dict(zip(cells, shown, strict=True))
+    results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
         name: np.stack([_trial(config, results, trial, name) for trial in range(config.trials)])
         for name in ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
@@ -95,9 +92,7 @@ def _check(config) -> None:
 def _stored(config, folder, cell) -> dict[str, np.ndarray]:
     trial, first = cell
     path = folder / "cells" / f"trial={trial},tau={config.taus[first]:g}.npz"
-    if not path.exists():
-        store.save_arrays(path, train(config, trial, config.taus[first : first + config.together]))
-    return store.load_arrays(path)
+    return store.stored_arrays(path, lambda: train(config, trial, config.taus[first : first + config.together]))
 
 
 def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -117,12 +112,9 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
 def draw(config: Config, trial: int) -> tuple[Weights, tuple]:
     """Initial weights at scale 1, and training and test data of a trial."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
-    signs = jax.random.rademacher(keys[1], (config.teacher,), jnp.result_type(float))
-    teacher = Weights(on_sphere(keys[0], config.teacher, config.d).T, signs)
-    half = config.width // 2
-    start = Weights(jax.random.normal(keys[2], (half, config.d)), jax.random.normal(keys[3], (half,)))
-    x, x_test = on_sphere(keys[4], config.n, config.d), on_sphere(keys[5], config.n, config.d)
-    return doubled(start), (x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None])
+    teacher = draw_teacher(keys[:2], config.teacher, config.d)
+    start = doubled(draw_normal(keys[2:4], config.width // 2, config.d))
+    return start, draw_examples(keys[4:], teacher, config.n, config.n)
 
 
 def _trial(config, results, trial, name):
@@ -165,9 +157,7 @@ def _draw(config, measured, file) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, label in (("test_loss", "end of training"), ("best_test_loss", "best throughout training")):
-        mean, std = (1000 * getattr(measured[name], kind)(axis=0) for kind in ("mean", "std"))
-        (line,) = left.plot(config.taus, mean, "o-", ms=3, label=label)
-        left.fill_between(config.taus, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+        panels.band(left, config.taus, 1000 * measured[name], label)
     left.set(xscale="log", xlabel="scale of initialization tau", ylabel="test loss x 1000", ylim=(0, None))
     left.legend()
     for name, values in (("relative weight drift", measured["drift"]), ("gates changed", 1 - measured["stability"])):

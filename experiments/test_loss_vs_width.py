@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts, store
-from experiments.students import Student, Weights, descend, measure, on_sphere, relu_net, spread
+from experiments import facts, panels, store
+from experiments.progress import over_devices
+from experiments.students import Student, Weights, descend, draw_examples, draw_normal, draw_teacher, measure
 
 __all__ = ["HOST_DEVICES", "PRESETS", "SCALINGS", "Config", "run", "show"]
 
@@ -57,15 +58,11 @@ PRESETS = {"smoke": Config(widths=(8, 64), trials=2, steps=5_000), "laptop": Con
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    from rich.progress import track
-
     facts.check_sweeps(config, "widths")
     if config.trials < 1:
         raise ValueError(f"trials={config.trials}, expected at least 1.")
     cells = [(trial, width) for width in reversed(config.widths) for trial in range(config.trials)]
-    done = spread(partial(_stored, config, folder), cells)
-    shown = track(done, "trials", len(cells), console=console, transient=True, disable=not console.is_terminal)
-    results = dict(zip(cells, shown, strict=True))
+    results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
         name: np.stack([[results[trial, width][name] for width in config.widths] for trial in range(config.trials)])
         for name in MEASURES
@@ -100,9 +97,7 @@ def show(summary: dict[str, Any], console) -> None:
 def _stored(config, folder, cell) -> dict[str, np.ndarray]:
     trial, width = cell
     path = folder / "cells" / f"trial={trial},m={width}.npz"
-    if not path.exists():
-        store.save_arrays(path, train(config, trial, width))
-    return store.load_arrays(path)
+    return store.stored_arrays(path, lambda: train(config, trial, width))
 
 
 def train(config: Config, trial: int, width: int) -> dict[str, np.ndarray]:
@@ -118,11 +113,8 @@ def train(config: Config, trial: int, width: int) -> dict[str, np.ndarray]:
 def draw(config: Config, trial: int, width: int) -> tuple[Weights, tuple]:
     """Initial weights, and training and test data, which all widths of a trial share."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
-    signs = TARGET_FACTOR * jax.random.rademacher(keys[1], (config.teacher,), jnp.result_type(float))
-    teacher = Weights(on_sphere(keys[0], config.teacher, config.d).T, signs)
-    start = Weights(jax.random.normal(keys[2], (width, config.d)), jax.random.normal(keys[3], (width,)))
-    x, x_test = on_sphere(keys[4], config.n, config.d), on_sphere(keys[5], config.n, config.d)
-    return start, (x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None])
+    teacher = draw_teacher(keys[:2], config.teacher, config.d, TARGET_FACTOR)
+    return draw_normal(keys[2:4], width, config.d), draw_examples(keys[4:], teacher, config.n, config.n)
 
 
 def _summary(config, measured) -> dict[str, Any]:
@@ -159,10 +151,7 @@ def _draw(config, measured, file) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for j, scaling in enumerate(SCALINGS):
-        curve = measured["test_loss"][:, :, j]
-        mean, std = curve.mean(0), curve.std(0)
-        (line,) = left.plot(config.widths, mean, "o-", ms=3, label=f"scaling {LABELS[scaling]}")
-        left.fill_between(config.widths, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+        panels.band(left, config.widths, measured["test_loss"][:, :, j], f"scaling {LABELS[scaling]}")
         right.plot(
             config.widths, measured["stability"][:, :, j].mean(0), "o-", ms=3, label=f"scaling {LABELS[scaling]}"
         )

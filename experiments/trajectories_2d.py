@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import facts
-from experiments.students import Student, Weights, descend, doubled, measure, on_sphere, relu_net
+from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_teacher, measure, on_sphere
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -69,17 +69,13 @@ def show(summary: dict[str, Any], console) -> None:
 def _case(config) -> dict[str, Any]:
     """Teacher, data and initial student; the teacher's neurons have unit norm and random signs."""
     keys = jax.random.split(jax.random.key(config.seed), 6)
-    teacher = Weights(
-        on_sphere(keys[0], config.teacher, 2).T,
-        jax.random.rademacher(keys[1], (config.teacher,), jnp.result_type(float)),
-    )
+    teacher = draw_teacher(keys[:2], config.teacher, 2)
     half = config.width // 2
     start = Weights(on_sphere(keys[2], half, 2).T, jax.random.uniform(keys[3], (half,), jnp.result_type(float)))
-    x, x_test = on_sphere(keys[4], config.n_train, 2), on_sphere(keys[5], config.n_test, 2)
     return {
         "teacher": teacher,
         "start": doubled(start),
-        "data": (x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None]),
+        "data": draw_examples(keys[4:], teacher, config.n_train, config.n_test),
     }
 
 

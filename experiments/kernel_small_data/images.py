@@ -60,8 +60,8 @@ def learning_curves(config, folder: Path, console) -> dict[str, Any]:
             path = folder / "cells" / f"{name},draw={draw}.json"
             if not path.exists():
                 console.print(f"{name}, draw {draw + 1} of {draws[name]}", highlight=False)
-                store.write_json(path, _draw(config, case, draw, folder / "kernels" / f"{name},draw={draw}", console))
-            cell = store.read_json(path)
+            kernels = folder / "kernels" / f"{name},draw={draw}"
+            cell = store.stored_json(path, lambda d=draw, c=case, k=kernels: _draw(config, c, d, k, console))
             chosen.append(cell["chosen"])
             seconds += cell["seconds"]
         summary |= _entries(name, case, images, chosen, seconds)

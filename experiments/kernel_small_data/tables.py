@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ def check_tables(tables) -> None:
         )
 
 
-@functools.cache
+@cache
 def relu_network(depth: int, frozen: int = 0) -> Model:
     """`depth` hidden ReLU layers without biases and a linear head, the first `frozen` of the layers not trained."""
     layers = [part for _ in range(depth) for part in (Dense(1, 2**0.5, None), Relu())] + [Dense(1, 2**0.5, None)]
@@ -54,9 +54,7 @@ def compare_on_tables(config, folder: Path, console) -> dict[str, Any]:
     cells = [(name, method) for name in config.tables.names for method in METHODS]
     for name, method in track(cells, "tables", console=console, transient=True, disable=not console.is_terminal):
         path = folder / "cells" / f"{name},{method}.json"
-        if not path.exists():
-            store.write_json(path, _nested(config, name, method))
-        cell = store.read_json(path)
+        cell = store.stored_json(path, lambda n=name, m=method: _nested(config, n, m))
         key = f"table={name}/method={method}"
         summary[f"test_accuracy/{key}"] = float(np.mean(cell["accuracies"]))
         summary[f"test_accuracy_std/{key}"] = float(np.std(cell["accuracies"], ddof=1))

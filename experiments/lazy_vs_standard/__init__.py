@@ -38,6 +38,11 @@ class DataConfig:
     n_test: int = 797
     label: str | None = None
 
+    @property
+    def title(self) -> str:
+        """What figures and tables call the data."""
+        return self.label or {"digits": "digits", "cifar10": "CIFAR-10"}[self.name]
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -242,5 +247,4 @@ def _slope(config, summary, name):
 
 def _data_label(config):
     data = config.data
-    name = data.label or {"digits": "digits", "cifar10": "CIFAR-10"}[data.name]
-    return f"{name}, {data.n_train} train and {data.n_test} test images"
+    return f"{data.title}, {data.n_train} train and {data.n_test} test images"

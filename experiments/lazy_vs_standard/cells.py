@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import lazynet as ln
 from experiments import store
+from experiments.progress import bar
 from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
 from lazynet.losses import as_partial
 from lazynet.records import Data, Trajectory
@@ -84,7 +84,7 @@ def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple
     """Every (seed, alpha): its curve, its final numbers and its final test outputs; and each seed's learning rates."""
     model, cells, rates = build(config), {}, []
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
-    with _progress(console) as progress:
+    with bar(console, "steps") as progress:
         task = progress.add_task("training", total=steps * config.seeds * len(config.alphas))
         for seed in range(config.seeds):
             start = _start(config, seed, model, train, test)
@@ -245,8 +245,3 @@ def _batched_outputs(function, params, x):
 @jax.jit
 def _call(function, params, x):
     return function(params, x)
-
-
-def _progress(console):
-    columns = (TextColumn("{task.description:>20}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
-    return Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)

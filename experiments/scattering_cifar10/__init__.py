@@ -166,6 +166,4 @@ def _cell(summary, name):
 
 
 def _data_label(config):
-    data = config.data
-    name = data.label or {"digits": "digits", "cifar10": "CIFAR-10"}[data.name]
-    return f"{name}, {data.n_test} test images"
+    return f"{config.data.title}, {config.data.n_test} test images"

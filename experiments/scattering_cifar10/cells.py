@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from experiments import store
+from experiments.progress import bar
 from experiments.scattering_cifar10.features import load_images, scattering_features
 from experiments.scattering_cifar10.heads import all_images, head, head_names, principal_components
 from lazynet import datasets
 from lazynet.records import Data
 
 __all__ = ["check", "compute"]
+
+WIDTH = 32
+"""Columns of the descriptions of progress bars."""
 
 
 def check(config) -> None:
@@ -36,7 +39,7 @@ def check(config) -> None:
 def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[str, Any]]:
     """Every cell `{(n, draw, head): numbers}`, from its file or computed now."""
     parts = load_images(config.data)
-    with _progress(console, "images") as progress:
+    with bar(console, "images", WIDTH) as progress:
         task = progress.add_task("scattering", total=sum(len(part.x) for part in parts))
         advance = partial(progress.advance, task)
         features = tuple(
@@ -44,7 +47,7 @@ def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[st
             for part, name in zip(parts, ("train", "test"), strict=True)
         )
     cells = {}
-    with _progress(console, "cells") as progress:
+    with bar(console, "cells", WIDTH) as progress:
         task = progress.add_task("heads", total=sum(config.draws) * len(head_names(config)))
         for n, draws in zip(config.sizes, config.draws, strict=True):
             for draw in range(draws):
@@ -56,7 +59,7 @@ def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[st
                     cells[n, draw, name] = _stored(_path(folder, n, draw, name), cell)
                     progress.advance(task)
     if config.all_images:
-        with _progress(console, "images") as progress:
+        with bar(console, "images", WIDTH) as progress:
             task = progress.add_task("ridge, all images", total=config.data.n_train)
             cell = partial(all_images, config, *features, partial(progress.advance, task))
             cells[config.data.n_train, 0, "ridge"] = _stored(_path(folder, config.data.n_train, 0, "ridge"), cell)
@@ -79,13 +82,10 @@ def _path(folder: Path, n: int, draw: int, name: str) -> Path:
 
 def _stored(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The numbers of a finished cell, with the seconds they took."""
-    if not path.exists():
+
+    def timed():
         start = time.perf_counter()
         numbers = compute()
-        store.write_json(path, numbers | {"seconds": time.perf_counter() - start})
-    return store.read_json(path)
+        return numbers | {"seconds": time.perf_counter() - start}
 
-
-def _progress(console, unit: str):
-    columns = (TextColumn("{task.description:>32}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    return Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)
+    return store.stored_json(path, timed)
