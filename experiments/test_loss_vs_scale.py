@@ -46,20 +46,19 @@ class Config:
     teacher: int = 3
     steps: int = 10_000
     looks: int = 100
-    together: int = 4
     precision: Literal["float32", "float64"] = "float32"
 
 
-PRESETS = {"smoke": Config(taus=(0.01, 1.0, 10.0), trials=3, together=3), "laptop": Config(), "paper": Config()}
+PRESETS = {"smoke": Config(taus=(0.01, 1.0, 10.0), trials=3), "laptop": Config(), "paper": Config()}
 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the figure and returns the flat summary."""
     _check(config)
-    cells = [(trial, first) for trial in range(config.trials) for first in range(0, len(config.taus), config.together)]
+    cells = [(trial, tau) for trial in range(config.trials) for tau in config.taus]
     results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
-        name: np.stack([_trial(config, results, trial, name) for trial in range(config.trials)])
+        name: np.stack([[results[trial, tau][name][0] for tau in config.taus] for trial in range(config.trials)])
         for name in ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
     }
     store.save_arrays(folder / "measured.npz", {"tau": config.taus, **measured})
@@ -82,17 +81,16 @@ def show(summary: dict[str, Any], console) -> None:
 
 def _check(config) -> None:
     facts.check_sweeps(config, "taus")
-    if config.width % 2 or config.trials < 1 or config.together < 1:
+    if config.width % 2 or config.trials < 1:
         raise ValueError(
-            f"width={config.width}, trials={config.trials}, together={config.together}: expected an even width and at "
-            "least one trial and one scale at a time."
+            f"width={config.width}, trials={config.trials}: expected an even width and at least one trial."
         )
 
 
 def _stored(config, folder, cell) -> dict[str, np.ndarray]:
-    trial, first = cell
-    path = folder / "cells" / f"trial={trial},tau={config.taus[first]:g}.npz"
-    return store.stored_arrays(path, lambda: train(config, trial, config.taus[first : first + config.together]))
+    trial, tau = cell
+    path = folder / "cells" / f"trial={trial},tau={tau:g}.npz"
+    return store.stored_arrays(path, lambda: train(config, trial, (tau,)))
 
 
 def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -115,10 +113,6 @@ def draw(config: Config, trial: int) -> tuple[Weights, tuple]:
     teacher = draw_teacher(keys[:2], config.teacher, config.d)
     start = doubled(draw_normal(keys[2:4], config.width // 2, config.d))
     return start, draw_examples(keys[4:], teacher, config.n, config.n)
-
-
-def _trial(config, results, trial, name):
-    return np.concatenate([results[trial, first][name] for first in range(0, len(config.taus), config.together)])
 
 
 def _summary(config, measured) -> dict[str, Any]:

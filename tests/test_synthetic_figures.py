@@ -100,7 +100,7 @@ def test_neurons_align_with_the_teacher_or_hardly_move(tmp_path):
 
 SMALL = {
     test_loss_vs_scale: test_loss_vs_scale.Config(
-        taus=(0.1, 1.0, 2.0), trials=2, d=10, n=40, width=6, steps=60, looks=3, together=2
+        taus=(0.1, 1.0, 2.0), trials=2, d=10, n=40, width=6, steps=60, looks=3
     ),
     test_loss_vs_width: test_loss_vs_width.Config(widths=(2, 64), trials=2, d=100, n=60, steps=60),
     population_sgd: population_sgd.Config(taus=(0.1, 1.0), trials=2, d=10, width=6, batch_size=20, steps=60, last=20),
