@@ -42,7 +42,7 @@ def Relu() -> Model:
         >>> Relu().apply({}, jnp.array([[-1.0, 2.0]])).tolist()
         [[0.0, 2.0]]
     """
-    return _activation("Relu", lambda x: jnp.maximum(x, 0.0), rectifier_dual(0.0, 1.0))
+    return _rectifier("Relu", 0.0, 1.0, lambda x: jnp.maximum(x, 0.0))
 
 
 def LeakyRelu(negative_slope: float) -> Model:
@@ -94,7 +94,7 @@ def Erf(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Erf().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
+    return _elementwise("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
 
 
 def Sigmoid_like() -> Model:
@@ -104,7 +104,7 @@ def Sigmoid_like() -> Model:
         >>> float(Sigmoid_like().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.5
     """
-    return _activation("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5, erf_dual(0.5, SIGMOID_SCALE, 0.5))
+    return _elementwise("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5, erf_dual(0.5, SIGMOID_SCALE, 0.5))
 
 
 def Gelu() -> Model:
@@ -114,7 +114,7 @@ def Gelu() -> Model:
         >>> float(Gelu().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
+    return _elementwise("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
 
 
 def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
@@ -129,7 +129,7 @@ def Sin(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Sin().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _activation("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
+    return _elementwise("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
 
 
 def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
@@ -144,7 +144,7 @@ def Cos(a: float = 1.0, b: float = 1.0, c: float = 0.0) -> Model:
         >>> float(Cos().apply({}, jnp.zeros((1, 1)))[0, 0])
         1.0
     """
-    return _activation("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
+    return _elementwise("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
 
 
 def Rbf(gamma: float = 1.0) -> Model:
@@ -159,7 +159,7 @@ def Rbf(gamma: float = 1.0) -> Model:
         >>> round(float(Rbf().apply({}, jnp.zeros((1, 1)))[0, 0]), 6)
         1.0
     """
-    return _activation(
+    return _elementwise(
         "Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4), rbf_dual(gamma)
     )
 
@@ -183,12 +183,22 @@ def elementwise(fn: Callable[[Array], Array], *, degree: int = 25) -> Model:
         raise TypeError(f"elementwise got fn={fn!r}, expected a function of an array, for instance jnp.tanh.")
     if not isinstance(degree, int) or degree < 1:
         raise ValueError(f"elementwise got degree={degree!r}, expected an integer >= 1, for instance 25.")
-    return _activation("elementwise", fn, quadrature_dual(fn, degree))
+    return _elementwise("elementwise", fn, quadrature_dual(fn, degree))
 
 
-def _rectifier(name, a, b):
-    return _activation(name, lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0), rectifier_dual(a, b))
+def _rectifier(name, a, b, fn=None):
+    """Slopes a and b on the two sides of zero, of x or of the entry "gate" of the parameters (`lazynet.gated`)."""
+    fn = fn or (lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0))
+
+    def apply(params, x):
+        return jnp.where(params["gate"] > 0, b * x, a * x) if "gate" in params else fn(x)
+
+    return _activation(name, apply, rectifier_dual(a, b))
 
 
-def _activation(name: str, fn: Callable[[Array], Array], dual: Dual) -> Model:
-    return layer(name, lambda params, x: fn(x), record=lambda x, outputs: (x, x), kernel=activation_rule(name, dual))
+def _elementwise(name: str, fn: Callable[[Array], Array], dual: Dual) -> Model:
+    return _activation(name, lambda params, x: fn(x), dual)
+
+
+def _activation(name: str, apply, dual: Dual) -> Model:
+    return layer(name, apply, record=lambda x, outputs: (x, x), kernel=activation_rule(name, dual))

@@ -200,6 +200,9 @@ def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", 
         return _windows(x, window, strides, padding, fill=-jnp.inf)
 
     def apply(params, x):
+        if "gate" in params:  # the windows that decide, `lazynet.gated`
+            winners = jnp.argmax(params["gate"], axis=3, keepdims=True)
+            return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
         return jnp.max(patches(x), axis=3)
 
     return layer("MaxPool", apply, record=lambda x, outputs: (x, patches(x)))

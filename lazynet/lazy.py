@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,24 @@ from jax.tree_util import Partial
 
 from lazynet import trees
 from lazynet.losses import as_partial
+from lazynet.model import Model, structure
 from lazynet.typing import Apply, Array, Params
 
-__all__ = ["center", "is_lazy_function", "lazy", "linearize", "scale", "taylor_expand", "weights"]
+__all__ = [
+    "GATES",
+    "center",
+    "gated",
+    "is_lazy_function",
+    "layer_name",
+    "lazy",
+    "linearize",
+    "scale",
+    "taylor_expand",
+    "weights",
+]
+
+GATES = ("Relu", "LeakyRelu", "Abs", "ABRelu")
+"""Layers that are linear on both sides of zero."""
 
 
 def linearize(apply: Apply, params0: Params) -> Partial:
@@ -157,6 +174,51 @@ def weights(lazy_apply: Partial, u: Params) -> Params:
     return params0 if lazy_apply.func is _tangent else _move(params0, lazy_apply.args[2], u)
 
 
+def gated(model: Model, params0: Params) -> Partial:
+    """Gated network `g(w; x)`: the weights are w, but ReLU gates and max-pooling winners are those of w0 on x.
+
+    `phi(z)` becomes `1[z0 > 0] z`, z0 the pre-activation at w0, and a max-pool passes on the entry that was largest at
+    w0. So g(w0) = h(w0), with the same tangent, and g is linear in the weights of every single layer: between the
+    tangent model, which is linear in all of them together, and the network. Where gates are stable, g is h.
+
+    Args:
+        model: Network of lazynet's layers; its activations must be linear on both sides of zero (Relu, LeakyRelu, Abs,
+            ABRelu). Layers without gates, LayerNorm included, are evaluated at w.
+        params0: w0, which fixes the gates.
+
+    Returns:
+        A function of (params, x), which `lazy` takes like any other.
+
+    Raises:
+        ValueError: When evaluated, if the network has a smooth activation, or no gates at all.
+        TypeError: If `model` was not made of lazynet's layers.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = ln.serial(ln.Dense(1), ln.Relu())
+        >>> w = {"0_Dense": {"W": jnp.ones((1, 1))}}
+        >>> open_gates = gated(model, w)
+        >>> float(open_gates(jax.tree.map(jnp.negative, w), jnp.ones((1, 1)))[0, 0])
+        -1.0
+
+    Source: Chizat, Oyallon and Bach (2019), appendix C, whose activations it freezes.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(f"gated got {model!r}, expected a Model, for instance zoo.vgg11(): gates need its layers.")
+    found = structure(model.apply)
+    return Partial(_Gated(model.apply, model.trace, frozenset(found.rows if found else ()), model.name), params0)
+
+
+def layer_name(path: str) -> str:
+    """The layer at the end of a path of `Model.trace`, without its position.
+
+    Example:
+        >>> layer_name("3_residual/1_Relu")
+        'Relu'
+    """
+    return path.rsplit("/", 1)[-1].split("_", 1)[-1]
+
+
 def is_lazy_function(function: object) -> bool:
     """Whether `function` was made by `lazy`, so that its variable is the displacement u and not the weights.
 
@@ -189,6 +251,33 @@ class _Taylor:
             return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
 
         return sum(derivative(j)(params0) / math.factorial(j) for j in range(1, self.degree + 1)) + apply(params0, x)
+
+
+class _Gated(NamedTuple):
+    """The gated network of a model: equal models compare equal, so that they share compilations."""
+
+    apply: Callable
+    trace: Callable
+    affine: frozenset[str]
+    name: str
+
+    def __call__(self, params0, params, x):
+        inside = self.trace(params0, x)[1]
+        gates = {path: z for path, (_, z) in inside.items() if path not in self.affine}
+        smooth = [path for path in gates if layer_name(path or self.name) not in (*GATES, "MaxPool")]
+        if smooth or not gates:
+            found = f"layer {smooth[0]}, which has no gates" if smooth else "no layer with gates"
+            raise ValueError(f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool.")
+        for path, z in gates.items():
+            params = _with_gate(params, path.split("/") if path else [], z)
+        return self.apply(params, x)
+
+
+def _with_gate(params, names, z):
+    """Parameters with the entry "gate" of one layer, which activations and max-pools look for."""
+    if not names:
+        return params | {"gate": z}
+    return params | {names[0]: _with_gate(params.get(names[0], {}), names[1:], z)}
 
 
 def _centered(apply, params0, params, x):

@@ -111,3 +111,62 @@ def test_alpha_may_be_traced():
     u = _direction(12)
     values = jax.vmap(lambda alpha: ln.lazy(MODEL.apply, PARAMS, alpha)(u, X))(jnp.array([1.0, 5.0]))
     np.testing.assert_allclose(values[1], ln.lazy(MODEL.apply, PARAMS, 5.0)(u, X), rtol=1e-12)
+
+
+GATED = ln.serial(
+    ln.Conv(6, (3, 3), (1, 1), "SAME", 1.4, 0.1),
+    ln.Relu(),
+    ln.MaxPool((2, 2), (2, 2)),
+    ln.residual(ln.LeakyRelu(0.2), ln.Conv(6, (3, 3), (1, 1), "SAME")),
+    ln.Flatten(),
+    ln.Dense(3),
+)
+IMAGES = jax.random.normal(jax.random.key(2), (4, 6, 6, 2))
+GATED_PARAMS = GATED.init(jax.random.key(3), IMAGES)
+OTHER_PARAMS = GATED.init(jax.random.key(4), IMAGES)
+
+
+def test_gated_network_is_the_network_at_initialization_with_the_same_tangent():
+    g = ln.gated(GATED, GATED_PARAMS)
+    values, tangent = jax.jvp(lambda w: g(w, IMAGES), (GATED_PARAMS,), (OTHER_PARAMS,))
+    expected = jax.jvp(lambda w: GATED.apply(w, IMAGES), (GATED_PARAMS,), (OTHER_PARAMS,))
+    np.testing.assert_allclose(values, expected[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(tangent, expected[1], rtol=1e-12, atol=1e-12)
+
+
+def test_gated_network_is_linear_in_each_layer_and_not_in_all_of_them():
+    g = ln.gated(GATED, GATED_PARAMS)
+    for name in OTHER_PARAMS:
+        first, second = g(OTHER_PARAMS, IMAGES), g(OTHER_PARAMS | {name: GATED_PARAMS[name]}, IMAGES)
+        middle = jax.tree.map(lambda a, b: (a + b) / 2, OTHER_PARAMS[name], GATED_PARAMS[name])
+        np.testing.assert_allclose(g(OTHER_PARAMS | {name: middle}, IMAGES), (first + second) / 2, rtol=1e-11)
+    halves = jax.tree.map(lambda a, b: (a + b) / 2, OTHER_PARAMS, GATED_PARAMS)
+    assert not np.allclose(g(halves, IMAGES), (g(OTHER_PARAMS, IMAGES) + g(GATED_PARAMS, IMAGES)) / 2, rtol=1e-3)
+
+
+def test_gated_network_differs_from_the_network_by_the_gates_that_flipped():
+    near = jax.tree.map(lambda w, v: w + 1e-9 * v, GATED_PARAMS, OTHER_PARAMS)
+    g = ln.gated(GATED, GATED_PARAMS)
+    np.testing.assert_allclose(g(near, IMAGES), GATED.apply(near, IMAGES), rtol=1e-12, atol=1e-12)
+    assert not np.allclose(g(OTHER_PARAMS, IMAGES), GATED.apply(OTHER_PARAMS, IMAGES), rtol=1e-2)
+
+
+def test_a_symmetrized_gated_network_has_the_gates_of_both_halves():
+    model = ln.symmetrize(GATED)
+    params0 = model.init(jax.random.key(3), IMAGES)
+    np.testing.assert_array_equal(ln.gated(model, params0)(params0, IMAGES), 0.0)
+
+
+def test_a_gated_layer_alone_needs_no_path():
+    np.testing.assert_array_equal(ln.gated(ln.Relu(), {})({}, X), jnp.maximum(X, 0))
+
+
+@pytest.mark.parametrize(("model", "message"), [(MODEL, "1_Erf"), (ln.serial(ln.Dense(3)), "no layer with gates")])
+def test_gates_of_a_network_without_gates_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        ln.gated(model, model.init(jax.random.key(0), X))(model.init(jax.random.key(1), X), X)
+
+
+def test_gates_of_something_that_is_not_a_model_are_refused():
+    with pytest.raises(TypeError, match="Model"):
+        ln.gated(jnp.sin, PARAMS)

@@ -9,13 +9,11 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
+from lazynet.lazy import GATES, layer_name
 from lazynet.model import Model
 from lazynet.typing import Array, ArrayLike, Params, Scalar
 
 __all__ = ["Stability", "activation_stability"]
-
-GATES = ("Relu", "LeakyRelu", "Abs", "ABRelu")
-"""Layers that are linear on both sides of zero."""
 
 
 class Stability(NamedTuple):
@@ -64,7 +62,7 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
     stable = _unchanged(Partial(model.trace), params, params0, x)
     if not stable:
         raise ValueError(f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool.")
-    pools = {path: unchanged for path, unchanged in stable.items() if _layer_name(path) == "MaxPool"}
+    pools = {path: unchanged for path, unchanged in stable.items() if layer_name(path) == "MaxPool"}
     gates = {path: unchanged for path, unchanged in stable.items() if path not in pools}
     total = _fraction(stable)
     layers = {path: mean for path, (mean, _) in stable.items()}
@@ -78,9 +76,9 @@ def _unchanged(trace: Partial, params: Params, params0: Params, x: Array) -> dic
     _, inside0 = trace(params0, x)
     stable = {}
     for path, (_, z) in inside.items():
-        if _layer_name(path) in GATES:
+        if layer_name(path) in GATES:
             same = (z > 0) == (inside0[path][1] > 0)
-        elif _layer_name(path) == "MaxPool":
+        elif layer_name(path) == "MaxPool":
             winners = jnp.argmax(inside0[path][1], axis=3, keepdims=True)
             same = jnp.take_along_axis(z, winners, axis=3) == jnp.max(z, axis=3, keepdims=True)
         else:
@@ -93,8 +91,3 @@ def _fraction(stable: dict[str, tuple[Array, Array]]) -> Array:
     """Mean over layers, weighted by their numbers of gates."""
     means, sizes = (jnp.stack(column) for column in zip(*stable.values(), strict=True))
     return jnp.vdot(means, sizes, precision="highest") / jnp.sum(sizes)
-
-
-def _layer_name(path: str) -> str:
-    """`"1_Relu"` at the end of a path without its position."""
-    return path.rsplit("/", 1)[-1].split("_", 1)[-1]
