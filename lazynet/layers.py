@@ -9,6 +9,7 @@ Parameterizations, with fan-in `n` (kernel entries times input channels) and neu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from itertools import product
@@ -195,15 +196,18 @@ def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", 
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"MaxPool got padding={padding!r}, expected 'SAME' or 'VALID'.")
 
-    def patches(x):
+    def entries(x):
         _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
-        return _windows(x, window, strides, padding, fill=-jnp.inf)
+        return _window_entries(x, window, strides, padding, fill=-jnp.inf)
+
+    def patches(x):
+        return jnp.stack(entries(x), axis=3)
 
     def apply(params, x):
         if "gate" in params:  # the windows that decide, `lazynet.gated`
             winners = jnp.argmax(params["gate"], axis=3, keepdims=True)
             return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
-        return jnp.max(patches(x), axis=3)
+        return functools.reduce(jnp.maximum, entries(x))
 
     return layer("MaxPool", apply, record=lambda x, outputs: (x, patches(x)))
 
@@ -327,7 +331,7 @@ def _pool(name, window, strides, padding, divisor):
 
     def apply(params, x):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
-        return jnp.sum(_windows(x, window, strides, padding, fill=0.0), axis=3) / divisor
+        return functools.reduce(jnp.add, _window_entries(x, window, strides, padding, fill=0.0)) / divisor
 
     return layer(name, apply, kernel=pool_rule(name, Window(window, strides, padding), divisor))
 
@@ -341,7 +345,12 @@ def _global(name, reduce, *, mean):
 
 
 def _windows(x, window, strides, padding, fill):
-    """Entries of each pooling window, `[n, h', w', window, c]`: strided slices, which differentiate to any order."""
+    """Entries of each window, `[n, h', w', window, c]`."""
+    return jnp.stack(_window_entries(x, window, strides, padding, fill), axis=3)
+
+
+def _window_entries(x, window, strides, padding, fill):
+    """For each place in a window its entries `[n, h', w', c]`: strided slices, which differentiate to any order."""
     image, pads = pad_image(x, window, strides, padding)
     image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
@@ -352,8 +361,7 @@ def _windows(x, window, strides, padding, fill):
         )
     offsets = product(range(window[0]), range(window[1]))
     rows, columns = strides
-    slices = [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
-    return jnp.stack(slices, axis=3)
+    return [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
 
 
 def _check_affine(name, features, parameterization, s):
