@@ -17,6 +17,7 @@ Two tolerances, relative to the largest eigenvalue:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -36,8 +37,10 @@ __all__ = [
     "check_symmetric",
     "eigh",
     "kernel_matrix",
+    "lanczos",
     "largest_eigenvalue",
     "psd_eigh",
+    "ritz_values",
     "solve_psd",
     "symmetric",
 ]
@@ -259,6 +262,65 @@ def largest_eigenvalue(matrix: Float[ArrayLike, "m1 m2"]) -> float:
     array = symmetric(matrix)
     values = jnp.linalg.eigvalsh(jnp.asarray(array)) if _on_accelerator() else np.linalg.eigvalsh(array)
     return float(values[-1])
+
+
+def lanczos(
+    product: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, " m"], steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lanczos' tridiagonal matrix `Q' A Q` on the Krylov space of a vector, by one product `v -> A v` a step.
+
+    On the host in float64, orthogonalized twice against all vectors before.
+
+    Args:
+        product: `v -> A v`, for symmetric A.
+        start: Vector of the space.
+        steps: Number of products.
+
+    Returns:
+        Its diagonal `[steps]` and the entries beside it `[steps - 1]`, for `ritz_values`.
+
+    Example:
+        >>> diagonal, beside = lanczos(lambda v: np.array([1.0, 3.0]) * v, np.ones(2), 2)
+        >>> diagonal.round(6).tolist(), beside.round(6).tolist()
+        ([2.0, 2.0], [1.0])
+
+    Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
+    """
+    q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
+    diagonal, beside = np.zeros(steps), np.zeros(steps)
+    for i in range(steps):
+        basis[i] = q
+        q = product(q)
+        diagonal[i] = basis[i] @ q
+        for _ in range(2):
+            q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
+        beside[i] = np.linalg.norm(q)
+        if beside[i] == 0:
+            break
+        q = q / beside[i]
+    return diagonal, beside[:-1]
+
+
+def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r"]) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues of Lanczos' matrix in ascending order, and their squared overlaps with its first vector.
+
+    What comes after the recursion has exhausted the space that it can reach is left out.
+
+    Raises:
+        ValueError: If the first product was not finite.
+
+    Example:
+        >>> values, overlaps = ritz_values(np.array([2.0, 2.0]), np.array([1.0]))
+        >>> values.round(6).tolist(), overlaps.round(6).tolist()
+        ([1.0, 3.0], [0.5, 0.5])
+    """
+    if not np.isfinite(diagonal[0]):
+        raise ValueError("kernel times a vector is not finite: check the parameters and the inputs.")
+    scale = np.abs(diagonal[np.isfinite(diagonal)]).max()
+    going_on = np.isfinite(beside) & (np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale)
+    length = len(beside) if going_on.all() else int(going_on.argmin())
+    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal[: length + 1], beside[:length])
+    return values, vectors[0] ** 2
 
 
 def solve_psd(

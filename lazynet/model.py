@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "Structure",
     "child_path",
+    "freeze",
     "layer",
     "parallel",
     "propagate",

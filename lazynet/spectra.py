@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jax.tree_util import Partial
 from jaxtyping import Float
 
-from lazynet.linalg import blocked_product, check_ridge, check_symmetric, kernel_matrix
+from lazynet.linalg import blocked_product, check_ridge, check_symmetric, kernel_matrix, lanczos, ritz_values
 from lazynet.losses import as_partial
 from lazynet.typing import Array, ArrayLike, Key
 
@@ -293,32 +292,10 @@ def _ritz(operator: _Operator, start, steps):
     """Ritz values in ascending order, and their squared overlaps with the start."""
     steps = min(steps, operator.size)
     if operator.compiled is None:
-        diagonal, beside = _tridiagonal(operator.product, start, steps)
-    else:
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            parts = _matfree_tridiagonal(operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps)
-        diagonal, beside = (np.asarray(part, np.float64) for part in parts)
-    if not np.isfinite(diagonal[0]):
-        raise ValueError("kernel times a vector is not finite: check the parameters and the inputs.")
-    values, vectors = scipy.linalg.eigh_tridiagonal(*_before_breakdown(diagonal, beside))
-    return values, vectors[0] ** 2
-
-
-def _tridiagonal(product, start, steps):
-    """Lanczos' recursion on the host, orthogonalized twice against all vectors before."""
-    q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
-    diagonal, beside = np.zeros(steps), np.zeros(steps)
-    for i in range(steps):
-        basis[i] = q
-        q = product(q)
-        diagonal[i] = basis[i] @ q
-        for _ in range(2):
-            q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
-        beside[i] = np.linalg.norm(q)
-        if beside[i] == 0:
-            break
-        q = q / beside[i]
-    return diagonal, beside[:-1]
+        return ritz_values(*lanczos(operator.product, start, steps))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        parts = _matfree_tridiagonal(operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps)
+    return ritz_values(*(np.asarray(part, np.float64) for part in parts))
 
 
 @partial(jax.jit, static_argnames="steps")
@@ -326,14 +303,6 @@ def _matfree_tridiagonal(product, start, steps):
     from matfree import decomp
 
     return decomp.tridiag_sym(steps, materialize=False)(lambda v, f: f(v), start, product).J_small
-
-
-def _before_breakdown(diagonal, beside):
-    """The part of the recursion before it has exhausted the space that it can reach."""
-    scale = np.abs(diagonal[np.isfinite(diagonal)]).max()
-    going_on = np.isfinite(beside) & (np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale)
-    length = len(beside) if going_on.all() else int(going_on.argmin())
-    return diagonal[: length + 1], beside[:length]
 
 
 def _quadratures(operator: _Operator, key, steps, probes):

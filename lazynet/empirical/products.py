@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Num
 
 from lazynet.empirical.jacobians import call
+from lazynet.linalg import lanczos, ritz_values
 from lazynet.losses import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params
 
@@ -75,7 +76,13 @@ def largest_ntk_eigenvalue(
         raise ValueError(f"iterations is {iterations}, expected at least 1.")
     shape = jax.eval_shape(call, as_partial(apply), params, x)
     start = jax.random.normal(key, shape.shape, shape.dtype)
-    return _largest_ritz_value(ntk_vector_product(apply, params, x), start, iterations)
+    product = ntk_vector_product(apply, params, x)
+
+    def on_host(v):
+        return np.asarray(product(jnp.asarray(v.reshape(start.shape), start.dtype)), np.float64).ravel()
+
+    values, _ = ritz_values(*lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size)))
+    return float(values[-1])
 
 
 def estimate_max_learning_rate(
@@ -121,22 +128,3 @@ def _product(function: Partial, params: Params, x1: Any, x2: Any, v: Array) -> A
     if v.shape != values.shape:
         raise ValueError(f"v has shape {v.shape}, expected that of the outputs at x2, {values.shape}.")
     return jax.jvp(lambda p: function(p, x1), (params,), pull_back(v.astype(values.dtype)))[1]
-
-
-def _largest_ritz_value(product: Callable[[Array], Array], start: Array, iterations: int) -> float:
-    """Largest eigenvalue of the operator restricted to the Krylov space of `start`, with full orthogonalization."""
-    q = np.asarray(start, np.float64).ravel()
-    basis, images = np.empty((0, q.size)), np.empty((0, q.size))
-    while len(basis) < min(iterations, q.size):
-        basis = np.vstack([basis, q / np.linalg.norm(q)])
-        image = product(jnp.asarray(basis[-1].reshape(start.shape), start.dtype))
-        images = np.vstack([images, np.asarray(image, np.float64).ravel()])
-        if not np.isfinite(images[-1]).all():
-            raise ValueError("the tangent kernel times a vector is not finite: check the parameters and the inputs.")
-        q = images[-1]
-        for _ in range(2):
-            q = q - basis.T @ (basis @ q)
-        if np.linalg.norm(q) <= jnp.finfo(start.dtype).eps * np.linalg.norm(images[-1]):
-            break
-    projected = basis @ images.T
-    return float(np.linalg.eigvalsh((projected + projected.T) / 2)[-1])

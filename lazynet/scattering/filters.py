@@ -41,7 +41,7 @@ class Filters:
     Attributes:
         psi: `psi[r][j]`: Fourier transforms `[L, P/2^r, Q/2^r]` of the wavelets of scale j that act at level r (all j
             at level 0, j > r at the others). Real, or complex with centered sampling.
-        phi: The low-pass along each axis at level 0, `[P]` and `[Q]`: phi_J(w0, w1) = phi[0](w0) phi[1](w1).
+        phi: The low-pass along each axis at level 0, `[P]` and `[Q]`: `phi_J(w0, w1) = phi[0](w0) phi[1](w1)`.
         average: `average[r]`: matrices A `[h, P/2^r]`, A' `[w, Q/2^r]` such that A U A'^T is U averaged, decimated and
             cropped to the image.
         shape: Image size (H, W).
