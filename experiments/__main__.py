@@ -1,22 +1,28 @@
-"""Command line of the experiments: `python -m experiments list | run | show | sweep | compare`."""
+"""Command line of the experiments: `python -m experiments list | run | show | sweep | compare`.
+
+Exit status 0 is success, 1 a run that failed or whose facts do not hold, 2 a mistake in the command.
+"""
 
 from __future__ import annotations
 
+import csv
 import importlib
 import os
 import pkgutil
+import re
 import shlex
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 import experiments
 from experiments.config import preset as configure
+from experiments.errors import RunError
 
 console = Console()
 
@@ -28,12 +34,25 @@ def experiment_names() -> list[str]:
 
 
 def list_experiments() -> None:
-    """One line for each experiment."""
-    table = Table("experiment", "what it shows", "presets", box=None)
+    """What each experiment shows, its presets and how long they take."""
     for name in experiment_names():
         module = importlib.import_module(f"experiments.{name}")
-        table.add_row(name, module.__doc__.strip().splitlines()[0], ", ".join(module.PRESETS))
-    console.print(table)
+        times = expected_times(name, module.__doc__)
+        presets = "; ".join(f"{key}: {times[key]}" if key in times else key for key in module.PRESETS)
+        console.print(name, style="bold", highlight=False)
+        for text in (module.__doc__.strip().splitlines()[0], f"presets {presets}"):
+            indented = textwrap.fill(text, console.width, initial_indent="    ", subsequent_indent="      ")
+            console.print(indented, highlight=False, markup=False, soft_wrap=True)
+
+
+def expected_times(name: str, doc: str) -> dict[str, str]:
+    """`{preset: time}` from the commands in an experiment's docstring and the comments behind them."""
+    times: dict[str, str] = {}
+    for options, comment in re.findall(rf"python -m experiments run {name}\b(.*?)#(.*)", doc):
+        found = dict(re.findall(r"(--preset|data\.name)[ =](\S+)", options))
+        variant = f"/{found['data.name']}" if "data.name" in found else ""
+        times.setdefault(f"{found.get('--preset', 'laptop')}{variant}", comment.strip())
+    return times
 
 
 def run(
@@ -41,6 +60,7 @@ def run(
     preset: str = "laptop",
     set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")] = (),
     out: Path = Path("runs"),
+    quiet: bool = False,
 ) -> None:
     """Runs an experiment, or goes on where it was stopped, and prints its table and the paths of its figures.
 
@@ -49,6 +69,7 @@ def run(
         preset: Size of the experiment: smoke, laptop or paper.
         set: Override of one field of the configuration; may be given several times.
         out: Folder of the run folders.
+        quiet: Prints the run folder and nothing else.
     """
     module = _experiment(name)
     config = configure(module.PRESETS, preset, set)
@@ -57,22 +78,28 @@ def run(
     _set_precision(config)
     from experiments import store
 
-    folder = store.open_run(name, config, out)
-    start = time.perf_counter()
-    if not (folder / "DONE").exists():
-        summary = module.run(config, folder, console)
-        store.write_json(folder / "summary.json", summary)
-        store.write_json(folder / "DONE", {"seconds": round(time.perf_counter() - start, 1)})
+    folder = store.run_folder(name, config, out)
+    shown = Console(quiet=True) if quiet else console
+    if (folder / "DONE").exists() and (folder / "summary.json").exists():
+        store.open_run(name, config, out)
+        shown.print("This configuration has been run before; remove its folder to run it again.")
     else:
-        console.print("This configuration has been run before; remove its folder to run it again.")
-    show(folder)
+        with store.alone(folder):
+            store.open_run(name, config, out)
+            _compute(module, config, folder, shown)
+    if quiet:
+        print(folder)
+    else:
+        show(folder)
+    _check_facts(store.read_json(folder / "summary.json"))
 
 
-def show(folder: tyro.conf.Positional[Path]) -> None:
+def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
     """Prints the table of a finished run and the paths of its figures.
 
     Args:
         folder: Run folder, as printed by `run`.
+        csv: Prints all numbers instead, as lines key,value.
     """
     from experiments import store
 
@@ -80,9 +107,11 @@ def show(folder: tyro.conf.Positional[Path]) -> None:
         raise ValueError(
             f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
         )
+    summary = store.read_json(folder / "summary.json")
+    if csv:
+        return _print_csv(summary)
     name = store.read_json(folder / "config.json")["experiment"]
-    module = importlib.import_module(f"experiments.{name}")
-    module.show(store.read_json(folder / "summary.json"), console)
+    _experiment(name).show(summary, console)
     for path in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure   {path}", soft_wrap=True, highlight=False)
     console.print(f"numbers  {folder / 'summary.json'}", soft_wrap=True, highlight=False)
@@ -136,6 +165,25 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
         console.print(f"figure   {out}", soft_wrap=True, highlight=False)
 
 
+def _compute(module, config, folder: Path, shown: Console) -> None:
+    """Runs the experiment and writes its summary, and last of all the mark that it has ended."""
+    from experiments import store
+
+    start = time.perf_counter()
+    store.write_json(folder / "summary.json", module.run(config, folder, shown))
+    store.write_json(folder / "DONE", {"seconds": round(time.perf_counter() - start, 1)})
+
+
+def _check_facts(summary) -> None:
+    failed = [key.removeprefix("passed/") for key, value in summary.items() if key.startswith("passed/") and not value]
+    if failed:
+        raise RunError(f"facts that do not hold: {', '.join(failed)}.")
+
+
+def _print_csv(summary) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows([("key", "value"), *summary.items()])
+
+
 def _experiment(name: str):
     if name not in experiment_names():
         raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
@@ -157,16 +205,29 @@ def _use_all_cores() -> None:
 
 
 def main() -> None:
-    """Parses the command line; a user's mistake is one line on standard error and exit status 2."""
+    """Parses the command line; what a user can mend is one line on standard error."""
     os.environ.setdefault("MPLBACKEND", "Agg")
     commands = {"list": list_experiments, "run": run, "show": show, "sweep": sweep, "compare": compare}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=experiments.__doc__)
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("LAZYNET_TRACEBACK"):
-            raise
-        Console(stderr=True).print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(2)
+    except (RunError, OSError, MemoryError) as error:
+        _fail(error, 1)
+    except (ValueError, TypeError) as error:
+        _fail(error, 2)
+    except KeyboardInterrupt:
+        _say("stopped: the same command goes on from the parts that are finished.")
+        sys.exit(130)
+
+
+def _fail(error: Exception, status: int) -> None:
+    if os.environ.get("LAZYNET_TRACEBACK"):
+        raise error
+    _say(f"error: {error}")
+    sys.exit(status)
+
+
+def _say(line: str) -> None:
+    Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,25 @@ runs/NAME-DIGEST/
     summary.json     the numbers that a reader compares, flat
     figures/*.png
     DONE             written last
+
+Every file carries a checksum, of which damaged files are known: arrays by the format `.npz`, JSON by its last entry.
+Finished parts that are damaged are computed again, all else that is damaged is refused by name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +34,14 @@ import jax
 import numpy as np
 
 from experiments.config import as_dictionary
+from experiments.errors import RunError
+from lazynet.files import locked, naming
 from lazynet.records import Trajectory
 from lazynet.train import TrainState
 
 __all__ = [
+    "Damaged",
+    "alone",
     "load_arrays",
     "load_checkpoint",
     "open_run",
@@ -41,6 +53,35 @@ __all__ = [
     "stored_json",
     "write_json",
 ]
+
+
+CHECKSUM = "crc32"
+
+
+class Damaged(RunError):
+    """A file that does not hold what was written to it."""
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder, which is created if needed, until the block ends or this one dies.
+
+    Raises:
+        RunError: If another process is computing there.
+        ValueError: If the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder))
+        except BlockingIOError as error:
+            raise RunError(
+                f"{folder} is being computed by another process ({error.strerror}): wait for it, or choose another "
+                "folder by --out."
+            ) from None
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield
 
 
 def open_run(name: str, config: Any, out: Path) -> Path:
@@ -59,7 +100,7 @@ def open_run(name: str, config: Any, out: Path) -> Path:
         if not (folder / "DONE").exists():
             write_json(folder / "env.json", environment())
     except OSError as error:
-        raise ValueError(f"output folder {folder} cannot be written ({error}): choose another one by --out.") from error
+        raise _unwritable(folder, error) from error
     if read_json(folder / "config.json") != described:
         raise ValueError(
             f"{folder / 'config.json'} is not this run's configuration: remove the folder or use another --out."
@@ -93,33 +134,55 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads what `save_arrays` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+    """Reads what `save_arrays` wrote, each array to its end, where its checksum is.
+
+    Raises:
+        Damaged: If the file is not complete, or one of its checksums is wrong.
+    """
+    raw = path.read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as stored:
+            _check_count(stored, raw)
+            return {name.removesuffix(".npy"): _array(stored.read(name)) for name in stored.namelist()}
+    except Exception as error:  # a flipped bit may ask for passwords, for unknown compressions, for anything
+        raise _damaged(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, all or nothing."""
+    """Writes JSON, all or nothing; the last entry of a dictionary is then the checksum of the others."""
+    if isinstance(value, dict):
+        value = value | {CHECKSUM: _checksum(value)}
     _atomically(path, lambda file: file.write((json.dumps(value, indent=1) + "\n").encode()))
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text())
+    """Reads what `write_json` wrote, without the checksum, or JSON that never had one.
+
+    Raises:
+        Damaged: If the file is not JSON, or its checksum is wrong.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    if not isinstance(value, dict) or not value:
+        return value
+    *entries, (name, checksum) = value.items()
+    if checksum == _checksum(dict(entries)):
+        return dict(entries)
+    if name == CHECKSUM:
+        raise _damaged(path, f"its checksum is not {checksum}")
+    return value
 
 
 def stored_arrays(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of a finished part, from its file or computed and written now."""
-    if not path.exists():
-        save_arrays(path, compute())
-    return load_arrays(path)
+    """The arrays of a finished part, from its file or, if that is missing or damaged, computed and written now."""
+    return _stored(path, compute, load_arrays, save_arrays)
 
 
 def stored_json(path: Path, compute: Callable[[], Any]) -> Any:
-    """The values of a finished part, from its file or computed and written now."""
-    if not path.exists():
-        write_json(path, compute())
-    return read_json(path)
+    """The values of a finished part, from its file or, if that is missing or damaged, computed and written now."""
+    return _stored(path, compute, read_json, write_json)
 
 
 def save_checkpoint(path: Path, state: TrainState, curve: Trajectory) -> None:
@@ -130,10 +193,17 @@ def save_checkpoint(path: Path, state: TrainState, curve: Trajectory) -> None:
 
 
 def load_checkpoint(path: Path, example: TrainState) -> tuple[TrainState, Trajectory]:
-    """Reads a checkpoint; `example` is a state of the same training, which gives the structure of the leaves."""
+    """Reads a checkpoint; `example` is a state of the same training, which gives the structure of the leaves.
+
+    Raises:
+        Damaged: If the file is.
+        ValueError: If the leaves are not those of the example.
+    """
     stored = load_arrays(path)
-    treedef = jax.tree.structure((example.params, example.opt_state))
-    leaves = [jax.numpy.asarray(stored[f"state/{i}"]) for i in range(treedef.num_leaves)]
+    like, treedef = jax.tree.flatten((example.params, example.opt_state))
+    leaves = [jax.numpy.asarray(value) for _, value in sorted(_states(stored).items())]
+    if [np.shape(leaf) for leaf in leaves] != [np.shape(leaf) for leaf in like]:
+        raise ValueError(f"{path} is not a checkpoint of this training: delete it to start again.")
     params, opt_state = treedef.unflatten(leaves)
     state = TrainState(int(stored["step"]), float(stored["time"]), params, opt_state)
     return state, stored_curve(stored)._replace(params=params)
@@ -156,14 +226,56 @@ def stored_curve(stored: dict[str, np.ndarray]) -> Trajectory:
     )
 
 
+def _states(stored):
+    return {int(name.removeprefix("state/")): leaf for name, leaf in stored.items() if name.startswith("state/")}
+
+
+def _stored(path, compute, load, save):
+    try:
+        return load(path)
+    except FileNotFoundError:
+        pass
+    except Damaged as error:
+        warnings.warn(f"{error} It is computed again now.", stacklevel=3)
+    save(path, compute())
+    return load(path)
+
+
 def _atomically(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path), open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _unwritable(folder, error):
+    return ValueError(f"output folder {folder} cannot be written ({error}): choose another one by --out.")
+
+
+def _damaged(path, reason):
+    return Damaged(f"{path} is damaged ({reason}): delete it, and the same command computes it again.")
+
+
+def _check_count(stored: zipfile.ZipFile, raw: bytes) -> None:
+    """Compares the members found with their number at the end of the file: a wrong length hides those that follow."""
+    announced = int.from_bytes(raw[-12:-10], "little")
+    if len(stored.namelist()) != announced:
+        raise zipfile.BadZipFile(f"{len(stored.namelist())} of {announced} arrays found")
+
+
+def _array(raw: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+
+
+def _checksum(value: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(value).encode()):08x}"
 
 
 def _described(name: str, config: Any) -> dict[str, Any]:

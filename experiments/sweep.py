@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.config import preset as configure
+from experiments.errors import RunError
 from experiments.store import run_folder
 
 __all__ = ["Point", "grid", "run_points"]
@@ -56,7 +57,7 @@ def run_points(points: Sequence[Point], console) -> None:
     """Runs what has not been finished, one process after the other.
 
     Raises:
-        ValueError: After the last run, if some of them failed; the others are kept.
+        RunError: After the last run, if some of them failed; the others are kept.
     """
     failed = []
     for i, point in enumerate(points):
@@ -65,10 +66,10 @@ def run_points(points: Sequence[Point], console) -> None:
             console.print(f"{label}: finished before, {point.folder}", highlight=False, markup=False, soft_wrap=True)
             continue
         console.print(label, highlight=False, markup=False, soft_wrap=True)
-        if subprocess.run(point.command).returncode:
+        if subprocess.run(point.command).returncode and not point.finished:
             failed.append(shlex.join(point.command))
     if failed:
-        raise ValueError(f"{len(failed)} of {len(points)} runs failed; run again to see why: {failed[0]}")
+        raise RunError(f"{len(failed)} of {len(points)} runs failed; run again to see why: {failed[0]}")
 
 
 def _axis(item: str) -> tuple[str, list[str]]:

@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import tokenize
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-__all__ = ["Store", "assemble", "digest", "open_store", "tiles"]
+from lazynet.files import naming
+
+__all__ = ["Store", "assemble", "digest", "open_store", "tile_advice", "tiles"]
+
+BROKEN_HEADER = ValueError, TypeError, SyntaxError, KeyError, tokenize.TokenError
+"""What NumPy raises where the header of a `.npy` file is damaged."""
 
 Tile = tuple[range, range]
 Mirror = Mapping[str, tuple[int, ...]]
@@ -100,14 +107,46 @@ def assemble(
     first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     missing = [index for index in range(first, len(every), turns) if not _intact(store, every, index, mirror)]
     with _bar(len(missing), progress) as advance:
-        for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
-            _write(store, every, index, blocks, mirror)
-            advance()
+        with tile_advice(max(len(rows) for rows, _ in every)):
+            for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
+                _write(store, every, index, blocks, mirror)
+                advance()
     if turns > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("lazynet: all tiles are written")
     return store.matrices
+
+
+@contextlib.contextmanager
+def tile_advice(side: int) -> Iterator[None]:
+    """Turns what XLA says of a device without memory into the tile that has a chance.
+
+    Results must be waited for in the block: XLA computes later, and ends the process if a result that failed is read.
+
+    Args:
+        side: Of the tiles computed in the block.
+
+    Raises:
+        MemoryError: A tile did not fit.
+
+    Example:
+        >>> with tile_advice(64):
+        ...     raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.")
+        Traceback (most recent call last):
+        ...
+        MemoryError: a tile of side 64 does not fit the memory of the device (... 4096 bytes.): pass tile=32, which ...
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
+            raise
+        reason = str(error).splitlines()[0]
+        way_out = "use smaller inputs" if side == 1 else f"pass tile={side // 2}, which takes a quarter of it"
+        raise MemoryError(
+            f"a tile of side {side} does not fit the memory of the device ({reason}): {way_out}."
+        ) from error
 
 
 def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -120,7 +159,7 @@ def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]
             if threads:
                 return threads[place].submit(_finished, compute, devices[place], index).result
             blocks = compute(devices[place], index)
-            return lambda: blocks
+            return lambda: jax.block_until_ready(blocks)
 
         for turn, index in enumerate(indices):
             queue.append((index, start(turn % len(devices), index)))
@@ -168,8 +207,8 @@ def open_store(
             identity,
         )
     _check(folder, identity)
-    matrices = {name: _mapped(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
-    return Store(matrices, _mapped(folder / "done.npy", (count,)))
+    matrices = {name: _mapped(folder / f"{name}.npy", shape, dtype) for name, shape in shapes.items()}
+    return Store(matrices, _mapped(folder / "done.npy", (count,), np.uint32))
 
 
 def _create(folder, files, identity):
@@ -178,7 +217,8 @@ def _create(folder, files, identity):
     made.mkdir(parents=True)
     try:
         for name, (shape, dtype) in files.items():
-            np.lib.format.open_memmap(made / f"{name}.npy", mode="w+", dtype=dtype, shape=shape).flush()
+            with naming(folder / f"{name}.npy"):
+                _allocate(made / f"{name}.npy", shape, dtype)
         (made / "manifest.json").write_text(json.dumps(identity, indent=1))
         made.rename(folder)
     except OSError:
@@ -187,10 +227,18 @@ def _create(folder, files, identity):
             raise
 
 
+def _allocate(path, shape, dtype):
+    """A file of zeros that has its space on the disk: to write to one without on a full disk would end the process."""
+    np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _check(folder, identity):
     try:
-        found = json.loads((folder / "manifest.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        found = dict(json.loads((folder / "manifest.json").read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"store={str(folder)!r} is not a kernel store (no readable manifest.json): choose a new folder."
         ) from error
@@ -202,14 +250,20 @@ def _check(folder, identity):
         )
 
 
-def _mapped(path, shape):
+def _mapped(path, shape, dtype):
     try:
-        np.lib.format.open_memmap(path, mode="r")  # opened for writing, a file that was cut off would grow silently
-        array = np.lib.format.open_memmap(path, mode="r+")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is missing or cut off ({error}): delete its folder to start again.") from error
-    if array.shape != shape:
-        raise ValueError(f"{str(path)!r} has shape {array.shape}, expected {shape}: delete its folder to start again.")
+        with naming(path):
+            np.lib.format.open_memmap(path, mode="r")  # opened for writing, a file cut off would grow silently
+            array = np.lib.format.open_memmap(path, mode="r+")
+    except (FileNotFoundError, *BROKEN_HEADER) as error:
+        raise ValueError(
+            f"{str(path)!r} is missing, damaged or cut off ({error}): delete its folder to start again."
+        ) from error
+    if (array.shape, array.dtype, array.flags.c_contiguous) != (shape, np.dtype(dtype), True):
+        raise ValueError(
+            f"{str(path)!r} has shape {array.shape} and dtype {array.dtype}, expected {shape} and {np.dtype(dtype)}: "
+            "delete its folder to start again."
+        )
     return array
 
 

@@ -30,6 +30,8 @@ __all__ = ["SGD", "TrainState", "evaluate", "log_spaced", "sgd", "snapshots", "t
 
 Schedule = float | Callable[[int], Any]
 
+WEIGHTS = "training starts from finite weights, look where these were made"
+
 AUGMENTATION = np.uint32(2**32 - 1)
 """Number of the stream of random numbers that augments batches; the lower ones are epochs."""
 
@@ -115,6 +117,8 @@ def train(
         [0.5, 0.0]
     """
     done, rows = (None, []) if resume is None else (resume[0], _rows(resume[1]))
+    if test is not None:
+        check_data(test, "test")
     remaining = [step for step in _checked_steps(save_at) if done is None or step > done.step]
     states = snapshots(
         objective,
@@ -285,6 +289,7 @@ def _local(plan, tree):
 def _start(objective, params, optimizer):
     if is_lazy_function(objective.apply):
         params0 = objective.apply.args[1]
+        trees.check_finite("params0", params0, WEIGHTS)
         params = trees.zeros_like(params0) if params is None else params
         trees.check_same_structure(params, params0, name="params", expected="params0")
         if _equal(params, params0):
@@ -296,6 +301,7 @@ def _start(objective, params, optimizer):
         raise ValueError(
             "params is None, expected the initial weights: only a lazy function has a start of its own, u = 0."
         )
+    trees.check_finite("params", params, WEIGHTS)
     return TrainState(0, 0.0, params, optimizer.init(params))
 
 

@@ -185,7 +185,7 @@ EYE, Y = np.eye(2), np.ones((2, 3))
         (lambda: predict.gradient_descent_mse(EYE, Y)(np.nan), "increasing times"),
         (lambda: predict.gradient_descent_mse(EYE + np.tri(2), Y)(1.0), "not symmetric"),
         (lambda: predict.gradient_descent_mse(EYE * np.nan, Y)(1.0), "4 entries that are not finite"),
-        (lambda: predict.gradient_descent_mse(EYE, Y * np.nan)(1.0), "6 entries that are not finite"),
+        (lambda: predict.gradient_descent_mse(EYE, Y * np.nan)(1.0), "y has 6 NaN"),
         (lambda: predict.gradient_descent_mse(EYE, Y, diag_reg=-0.1), "diag_reg = -0.1"),
         (lambda: predict.gp_inference(EYE, Y, diag_reg=np.nan)("nngp"), "diag_reg = nan"),
         (lambda: predict.gradient_descent(cross_entropy, EYE + np.tri(2), Y)(1.0), "not symmetric"),

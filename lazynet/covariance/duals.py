@@ -57,7 +57,7 @@ def rectifier_dual(a: float, b: float) -> Dual:
 
     def pair(side1, side2, s, gap, acute):
         (norm1, inverse1), (norm2, inverse2) = side1, side2
-        u = 1 - s * (inverse1 * inverse2) if gap is None else _opening(side1, side2, gap)
+        u = 1 - s * (inverse1 * inverse2) if gap is None else _opening(side1, side2, s, gap)
         curved = bend * (norm1 * norm2) * segment(u, acute)
         return half * s + curved, half - bend * angle(u, acute), None if gap is None else half * gap - 2 * curved
 
@@ -163,11 +163,16 @@ def rbf_dual(gamma: float) -> Dual:
     return Dual(side, pair, lambda q: (jnp.ones_like(q), jnp.full_like(q, 2 * gamma)), positive=True)
 
 
-def _opening(side1, side2, gap):
-    """1 - cos(angle) from the squared distance; 1 (a right angle) if one of the two vanishes."""
+def _opening(side1, side2, s, gap):
+    """1 - cos(angle); 1 (a right angle) if one of the two vanishes.
+
+    From the squared distance, which knows small angles, unless the norms differ by more than a factor of 2.6: the
+    distance then hardly knows of the smaller vector, and the covariance is better.
+    """
     (norm1, inverse1), (norm2, inverse2) = side1, side2
-    inverse, radial = inverse1 * inverse2, norm1 - norm2
-    return jnp.where(inverse > 0, (gap - radial * radial) * inverse / 2, 1)
+    inverse, square = inverse1 * inverse2, (norm1 - norm2) ** 2
+    near = square <= norm1 * norm2
+    return jnp.where(inverse > 0, jnp.where(near, (gap - square) * inverse / 2, 1 - s * inverse), 1)
 
 
 def _difference(side1, side2, s):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet.records import Data
+from lazynet.trees import check_finite
 
 __all__ = ["check_data"]
 
@@ -29,14 +30,14 @@ def check_data(data: Data, name: str = "data") -> None:
         >>> check_data(Data(np.ones((2, 3)), np.array([[0.0], [np.nan]])), "train")
         Traceback (most recent call last):
         ...
-        ValueError: NaN in train: train.y has 1 NaN and 0 infinite of 2 values, first at [1, 0]: remove ...
+        ValueError: train.y has 1 NaN and 0 infinite of 2 values, first at [1, 0]: remove or repair ...
     """
     x, y = np.asarray(data.x), np.asarray(data.y)
     _check_shapes(x, y, name)
     check_floating(x, f"{name}.x")
     check_floating(y, f"{name}.y", "one_hot(labels, classes) for classes, y.astype(float) for a regression")
-    _check_finite(x, name, "x")
-    _check_finite(y, name, "y")
+    check_finite(f"{name}.x", x)
+    check_finite(f"{name}.y", y)
 
 
 def check_floating(values: np.ndarray, label: str, fix: str | None = None) -> None:
@@ -55,16 +56,3 @@ def _check_shapes(x: np.ndarray, y: np.ndarray, name: str) -> None:
         raise ValueError(f"{name}.y has shape {y.shape}, expected [n, k]: {fix}")
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{name} has {len(x)} inputs and {len(y)} targets, expected the same number, at least one")
-
-
-def _check_finite(values: np.ndarray, name: str, field: str) -> None:
-    finite = np.isfinite(values)
-    if finite.all():
-        return
-    nans = int(np.isnan(values).sum())
-    infinite = int(values.size - finite.sum()) - nans
-    first = [int(i) for i in np.argwhere(~finite)[0]]
-    raise ValueError(
-        f"{'NaN' if nans else 'infinity'} in {name}: {name}.{field} has {nans} NaN and {infinite} infinite of "
-        f"{values.size} values, first at {first}: remove or repair these examples"
-    )

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from lazynet.datasets.download import CIFAR10_ARCHIVE, Archive, Progress, fetch, unpack
 from lazynet.datasets.labels import check_labels, one_hot
 from lazynet.datasets.sampling import balanced_indices
+from lazynet.files import locked
 from lazynet.records import Data
 
 __all__ = ["cifar10", "data_root"]
@@ -109,8 +110,11 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _download(archive: Archive, folder: Path, progress: Progress | None) -> None:
+    """Fetches and unpacks; of several processes one does, for which the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    unpack(fetch(archive, folder, progress), folder, BINARY)
+    with locked(folder, wait=True):
+        if _find(folder) is None:
+            unpack(fetch(archive, folder, progress), folder, BINARY)
 
 
 def _find(folder: Path) -> tuple[Callable[[Path, int], Batch], Path] | None:

@@ -8,14 +8,16 @@ import hashlib
 import http.client
 import os
 import re
+import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+from lazynet.files import naming
 
 __all__ = ["Archive", "CIFAR10_ARCHIVE", "fetch", "unpack"]
 
@@ -25,6 +27,9 @@ CHUNK = 2**16
 ATTEMPTS = 3
 TIMEOUT = 30.0
 RANGE_NOT_SATISFIABLE = 416
+MAX_UNPACKED = 2**29
+"""Bytes; the archive of CIFAR-10 unpacks to 1.8e8, a small file made for the purpose to anything."""
+MAX_MEMBERS = 1000
 
 
 class Archive(NamedTuple):
@@ -66,7 +71,8 @@ def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> P
     with _bar(archive) if progress is None else contextlib.nullcontext(progress) as report:
         for _ in range(ATTEMPTS):
             if _size(part) < archive.size:
-                _receive(archive, part, report)
+                with naming(part):
+                    _receive(archive, part, report)
     if _size(part) < archive.size:
         raise ConnectionError(
             f"{archive.url} broke off after {_size(part)} of {archive.size} bytes, kept in {part}: "
@@ -79,18 +85,46 @@ def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> P
 def unpack(archive_file: Path, folder: Path, name: str) -> None:
     """Moves the archive's folder `name` to `folder/name`, complete or not at all, and deletes the archive.
 
+    What is unpacked first stands in `folder/.name.partial`; a killed call leaves it there, and the next one removes it.
+
     Raises:
-        ValueError: A member is anything but a plain file or folder below `name`, or the archive is damaged.
+        ValueError: A member is anything but a plain file or folder below `name`, the archive unpacks to more than
+            `MAX_UNPACKED` bytes or `MAX_MEMBERS` members, or it is damaged.
+        OSError: The disk is full or cannot be written; the archive is kept.
     """
+    temporary = folder / f".{name}.partial"
+    _remove(temporary)
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=f".{name}-") as temporary:
-            with tarfile.open(archive_file) as tar:
+        with naming(folder / name), gzip.open(archive_file) as stream:
+            bounded: Any = _Bounded(stream)
+            with tarfile.open(fileobj=bounded, mode="r|") as tar:
                 tar.extractall(temporary, members=_checked(tar, name), filter="data")
-            os.replace(Path(temporary, name), folder / name)
+        os.replace(temporary / name, folder / name)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, FileNotFoundError) as error:
         archive_file.unlink()
         raise ValueError(f"no archive of {name}/ ({error}): it was deleted, check its address and MD5") from error
+    finally:
+        _remove(temporary)
     archive_file.unlink()
+
+
+class _Bounded:
+    """A stream that ends in an error after `MAX_UNPACKED` bytes, whatever an archive announces about its members."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.left = stream, MAX_UNPACKED
+
+    def read(self, size: int) -> bytes:
+        chunk = self.stream.read(size)
+        self.left -= len(chunk)
+        if self.left < 0:
+            raise tarfile.ReadError(f"it unpacks to more than {MAX_UNPACKED} bytes")
+        return chunk
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.exists():
+        shutil.rmtree(temporary)
 
 
 def _size(path: Path) -> int:
@@ -155,7 +189,11 @@ def _verify(archive: Archive, part: Path) -> None:
 
 
 def _checked(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
+    left = MAX_UNPACKED
+    for count, member in enumerate(tar):
+        left -= member.size
+        if left < 0 or count >= MAX_MEMBERS:
+            raise tarfile.ExtractError(f"it unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members")
         path = PurePosixPath(member.name)
         plain = member.isreg() or member.isdir()
         if not plain or path.parts[:1] != (name,) or ".." in path.parts:

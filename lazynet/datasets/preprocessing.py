@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from lazynet.datasets.checks import check_floating
 from lazynet.records import Data
+from lazynet.trees import check_finite
 
 __all__ = ["standardize", "zca"]
 
@@ -96,6 +97,7 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
 def _check_inputs(*sets: Data) -> None:
     for data in sets:
         check_floating(np.asarray(data.x), "x")
+        check_finite("x", np.asarray(data.x))
         if data.x.ndim < 2:
             raise ValueError(
                 f"inputs have shape {data.x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"

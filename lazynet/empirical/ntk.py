@@ -13,7 +13,7 @@ from lazynet.empirical.jacobians import Outputs, Where, chosen_names
 from lazynet.empirical.memory import MEMORY, plan
 from lazynet.empirical.rows import in_memory, in_store
 from lazynet.losses import as_partial
-from lazynet.trees import is_traced
+from lazynet.trees import check_finite, is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 
 
@@ -62,9 +62,9 @@ def empirical_ntk(
         The kernel, on the host with a store, a progress bar, or several tiles on several devices.
 
     Raises:
-        ValueError: If `outputs`, `tile` or `memory` is out of range, `where` selects nothing, `apply` mixes the
-            examples of a batch, one example and one parameter do not fit the memory, or the store belongs to another
-            kernel.
+        ValueError: If inputs are not finite, `outputs`, `tile` or `memory` is out of range, `where` selects nothing,
+            `apply` mixes the examples of a batch, one example and one parameter do not fit the memory, or the store
+            belongs to another kernel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,6 +76,8 @@ def empirical_ntk(
     Source: Jacot, Gabriel and Hongler (2018), section 4, for the kernel.
     """
     _check_options(outputs, tile, memory)
+    check_finite("x1", x1)
+    check_finite("x2", x2)
     function, names = as_partial(apply), chosen_names(params, where)
     check_independent(function, params, x1)
     largest = x1 if x2 is None or len(x1) >= len(x2) else x2

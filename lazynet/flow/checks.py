@@ -6,6 +6,7 @@ import numpy as np
 
 from lazynet import linalg
 from lazynet.linalg import Eigen, kernel_matrix, psd_eigh
+from lazynet.trees import check_finite
 
 
 def check_targets(kernel, y, f0):
@@ -13,13 +14,17 @@ def check_targets(kernel, y, f0):
     y = np.asarray(y, np.float64)
     if y.ndim != 2:
         raise ValueError(f"targets of shape {y.shape}, expected [n, k]: reshape scalar targets by y[:, None].")
-    if not np.isfinite(y).all():
-        raise ValueError(f"targets have {np.sum(~np.isfinite(y))} entries that are not finite, expected none.")
+    check_finite("y", y)
     if isinstance(kernel, Eigen):
         _check_eigen(kernel, *y.shape)
     elif not callable(kernel):
         check_kernel("kernel of the training inputs", kernel, len(y), *y.shape)
     return y, np.zeros_like(y) if f0 is None else check_outputs("f0", f0, y.shape)
+
+
+def check_finite_kernel(name, kernel):
+    """Refuses a kernel with NaN or infinity, of any number of axes."""
+    check_finite(name, kernel, "check the inputs of the kernel for NaN, and deep float32 kernels for overflow")
 
 
 def check_kernel(name, kernel, rows, n, k):
@@ -59,11 +64,12 @@ def formed(kernel) -> np.ndarray:
 def check_outputs(name, outputs, shape):
     """Outputs at time 0 in float64, after checking their shape."""
     outputs = np.asarray(outputs, np.float64)
-    if outputs.shape != shape or not np.isfinite(outputs).all():
+    if outputs.shape != shape:
         raise ValueError(
-            f"{name} has shape {outputs.shape}, expected finite outputs of shape {shape}: "
+            f"{name} has shape {outputs.shape}, expected outputs of shape {shape}: "
             "evaluate the model at its initial parameters."
         )
+    check_finite(name, outputs, "evaluate the model at finite parameters")
     return outputs
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from lazynet.flow.checks import check_kernel, check_targets
+from lazynet.flow.checks import check_finite_kernel, check_kernel, check_targets
 from lazynet.linalg import blocked_product, check_ridge, check_symmetric, kernel_matrix
 from lazynet.records import Data
 from lazynet.typing import ArrayLike
@@ -226,6 +226,7 @@ def _predictions(cross, coefficients, shape):
     if callable(cross):
         return np.asarray(cross(jnp.asarray(coefficients, jnp.result_type(float))), np.float64)
     check_kernel("cross", cross, np.shape(cross)[0], *shape)
+    check_finite_kernel("cross", cross)
     columns = coefficients if np.ndim(cross) == 2 else coefficients.reshape(-1, 1)
     return blocked_product(cross, columns).reshape(-1, shape[1])
 

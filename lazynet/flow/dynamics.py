@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_outputs, check_targets, check_times, decompose, formed
+from lazynet.flow.checks import (
+    check_finite_kernel,
+    check_kernel,
+    check_outputs,
+    check_targets,
+    check_times,
+    decompose,
+    formed,
+)
 from lazynet.linalg import Eigen, kernel_matrix, symmetric
 from lazynet.losses import mse
 from lazynet.typing import ArrayLike, LossFn
@@ -99,12 +107,18 @@ def kernel_outputs(
     """
     a, matrix = np.asarray(coefficients, np.float64), np.asarray(kernel_matrix(kernel), np.float64)
     n, k = a.shape[-2:]
-    check_kernel("kernel", kernel, np.shape(kernel)[0], n, k)
-    if not np.isfinite(matrix).all():
-        raise ValueError(f"kernel has {np.sum(~np.isfinite(matrix))} entries that are not finite, expected none.")
-    outputs = matrix @ (a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1))
+    check_kernel("cross", kernel, np.shape(kernel)[0], n, k)
+    check_finite_kernel("cross", matrix)
+    outputs = _product(matrix, a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1))
     outputs = outputs.reshape(*a.shape[:-2], -1, k)
     return outputs if f0 is None else outputs + check_outputs("f0", f0, outputs.shape[-2:])
+
+
+def _product(matrix, columns):
+    """`matrix @ columns` for any leading axes by one product of matrices, a third of the cost of one for each."""
+    flat = np.moveaxis(columns, -2, 0)
+    product = matrix @ flat.reshape(len(flat), -1)
+    return np.moveaxis(product.reshape(len(matrix), *flat.shape[1:]), 0, -2)
 
 
 def flow_weights(eigen: Eigen, tau):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet.flow.checks import check_kernel, check_ridges, check_targets, check_times, decompose
+from lazynet.flow.checks import check_finite_kernel, check_kernel, check_ridges, check_targets, check_times, decompose
 from lazynet.flow.dynamics import expand, flow_weights, kernel_outputs
 from lazynet.linalg import Eigen, check_ridge, kernel_matrix, psd_eigh, solve_psd, symmetric
 from lazynet.records import Data, Gram
@@ -136,6 +136,8 @@ def nngp_posterior(
     cross, prior = np.asarray(cross, np.float64), np.asarray(prior, np.float64)
     check_kernel("cross", cross, len(cross), *y.shape)
     check_kernel("prior", prior, len(cross), len(cross), y.shape[1])
+    for name, kernel in {"cross": cross, "prior": prior}.items():
+        check_finite_kernel(name, kernel)
     check_ridge(ridge)
     eigen = psd_eigh(nngp)
     modes, weights = cross @ eigen.vectors, eigen.inverse_values(ridge)
@@ -187,6 +189,7 @@ def trained_ensemble(
         ("prior", prior, m, m),
     ):
         check_kernel(name, kernel, rows, columns, y.shape[1])
+        check_finite_kernel(name, kernel)
     eigen = psd_eigh(gram.ntk)
     filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
     shared = filters @ (eigen.vectors.T @ np.asarray(cross.nngp, np.float64).T)

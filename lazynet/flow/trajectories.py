@@ -15,6 +15,7 @@ from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
 from lazynet.losses import accuracy, mse
 from lazynet.records import Data, Trajectory
+from lazynet.trees import check_finite
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
@@ -176,6 +177,7 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
             "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
         )
     check_kernel("cross", cross, len(test.y), *np.shape(data.y))
+    check_finite("test.y", test.y)
     return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
 
 

@@ -1,0 +1,109 @@
+"""Files that others use and disks that fill up: a folder for one process at a time, and errors that name their file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["locked", "naming"]
+
+WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What file systems answer that know no locks, such as some network file systems of clusters."""
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a folder until the block ends or this process dies, in whatever way.
+
+    The operating system holds the lock (`flock` on the file `folder/.lock`, which holds the number of the process), so
+    that a killed process leaves nothing to clean up. Where the system or the file system knows no such locks, nothing
+    is locked.
+
+    Args:
+        folder: A folder that exists.
+        wait: Whether to wait for another process instead of raising.
+
+    Raises:
+        BlockingIOError: Another process is in the folder; it is named by its number.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, locked(folder):
+        ...     os.listdir(folder)
+        ['.lock']
+    """
+    path = Path(folder, ".lock")
+    with _acquired(path, wait) as file:
+        try:
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives errors of the operating system that name no file, such as that of a full disk, the name of this one.
+
+    Args:
+        path: What is written in the block.
+
+    Raises:
+        OSError: Of the same kind, with `path` as its file name.
+
+    Example:
+        >>> with naming("kernel.npy"):
+        ...     raise OSError(errno.ENOSPC, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        OSError: [Errno 28] No space left on device: 'kernel.npy'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+@contextlib.contextmanager
+def _acquired(path: Path, wait: bool) -> Iterator[IO[str]]:
+    """The open lock file, once it is locked and still the one that the path names: its last owner removes it."""
+    while True:
+        with open(path, "a+") as file:
+            _flock(file, path, wait)
+            if _same(file, path):
+                yield file
+                return
+
+
+def _flock(file: IO[str], path: Path, wait: bool) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.seek(0)
+        raise BlockingIOError(errno.EWOULDBLOCK, f"locked by process {file.read() or '?'}", str(path)) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+
+
+def _same(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
