@@ -34,8 +34,9 @@ _PUBLIC = {
     "ensembles": "train_ensemble",
 }
 _MODULES = (
-    "activations checkpoints compute covariance datasets diagnostics empirical ensembles flow interop kernels layers "
-    "linalg losses model optimizers plots predict records scattering sharding spectra stax trees typing writers zoo"
+    "activations checkpoints compute covariance datasets diagnostics empirical ensembles flow initializers interop "
+    "kernels layers linalg losses model optimizers plots predict records scattering sharding spectra stax trees typing "
+    "writers zoo"
 ).split()
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -191,7 +191,10 @@ def _rectifier(name, a, b, fn=None):
     fn = fn or (lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0))
 
     def apply(params, x):
-        return jnp.where(params["gate"] > 0, b * x, a * x) if "gate" in params else fn(x)
+        if "gate" not in params:
+            return fn(x)
+        side = jnp.sign(params["gate"])  # at zero the derivative is the mean of both slopes
+        return (0.5 * (1 + side) * b + 0.5 * (1 - side) * a) * x
 
     return _activation(name, apply, rectifier_dual(a, b))
 

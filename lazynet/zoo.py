@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from lazynet.activations import Relu
-from lazynet.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool
+from lazynet.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool, Parameterization
 from lazynet.model import Model, residual, serial
 
 __all__ = ["cnn", "cntk", "mlp", "myrtle", "resnet18", "two_layer", "vgg11", "wide_resnet"]
@@ -110,6 +111,7 @@ def vgg11(
     activation: Model | None = None,
     W_std: float = SQRT2,
     b_std: float | None = 0.0,
+    parameterization: Parameterization = "ntk",
 ) -> Model:
     """VGG-11 for 32x32 images: eight 3x3 convolutions, five 2x2 max-pools, and one linear layer.
 
@@ -119,6 +121,7 @@ def vgg11(
         activation: Layer after each convolution; Relu by default.
         W_std: Standard deviation of all rescaled weights.
         b_std: Standard deviation of all biases; None for none.
+        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -136,8 +139,10 @@ def vgg11(
             layers.append(MaxPool((2, 2), (2, 2)))
         else:
             features = max(1, round(width * channels))
-            layers += [Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std), activation]
-    return serial(*layers, Flatten(), Dense(outputs, W_std, b_std), name="vgg11")
+            convolution = Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std, parameterization=parameterization)
+            layers += [convolution, activation]
+    head = Dense(outputs, W_std, b_std, parameterization=parameterization)
+    return serial(*layers, Flatten(), head, name="vgg11")
 
 
 def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, b_std: float | None = None) -> Model:
@@ -219,14 +224,22 @@ def wide_resnet(
 
     Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
     """
-    layers = [Conv(16, (3, 3), (1, 1), "SAME", W_std, b_std)]
+    convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std)
+    layers = [convolution(16)]
     for channels, stride in ((16, 1), (32, 2), (64, 2)):
-        layers.append(_block(width * channels, stride, W_std, b_std, (3, 3)))
-        layers += [_block(width * channels, 1, W_std, b_std, None) for _ in range(blocks - 1)]
+        layers.append(_block(convolution, width * channels, stride, (3, 3)))
+        layers += [_block(convolution, width * channels, 1, None) for _ in range(blocks - 1)]
     return serial(*layers, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="wide_resnet")
 
 
-def resnet18(outputs: int = 10, *, width: float = 1.0, W_std: float = 1.0, b_std: float | None = None) -> Model:
+def resnet18(
+    outputs: int = 10,
+    *,
+    width: float = 1.0,
+    W_std: float = 1.0,
+    b_std: float | None = None,
+    parameterization: Parameterization = "ntk",
+) -> Model:
     """ResNet-18 for 32x32 images: four groups of two pre-activation blocks, without normalization.
 
     Args:
@@ -234,6 +247,7 @@ def resnet18(outputs: int = 10, *, width: float = 1.0, W_std: float = 1.0, b_std
         width: Factor of all channel numbers (64 to 512).
         W_std: Standard deviation of all rescaled weights.
         b_std: Standard deviation of all biases; None for none.
+        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -245,21 +259,17 @@ def resnet18(outputs: int = 10, *, width: float = 1.0, W_std: float = 1.0, b_std
     Source: He et al. (2016), in the pre-activation form, which has an infinite-width limit.
     """
     channels = [max(1, round(width * features)) for features in (64, 128, 256, 512)]
-    layers = [Conv(channels[0], (3, 3), (1, 1), "SAME", W_std, b_std)]
+    convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std, parameterization=parameterization)
+    layers = [convolution(channels[0])]
     for group, features in enumerate(channels):
-        layers.append(_block(features, 1 if group == 0 else 2, W_std, b_std, None if group == 0 else (1, 1)))
-        layers.append(_block(features, 1, W_std, b_std, None))
-    return serial(*layers, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="resnet18")
+        layers.append(_block(convolution, features, 1 if group == 0 else 2, None if group == 0 else (1, 1)))
+        layers.append(_block(convolution, features, 1, None))
+    head = Dense(outputs, W_std, b_std, parameterization=parameterization)
+    return serial(*layers, GlobalAvgPool(), head, name="resnet18")
 
 
-def _block(features, stride, W_std, b_std, shortcut):
+def _block(convolution: Callable[..., Model], features: int, stride: int, shortcut: tuple[int, int] | None) -> Model:
     """Pre-activation block; `shortcut` is the size of the convolution beside it, None for the identity."""
     strides = (stride, stride)
-    body = [
-        Relu(),
-        Conv(features, (3, 3), strides, "SAME", W_std, b_std),
-        Relu(),
-        Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std),
-    ]
-    beside = None if shortcut is None else Conv(features, shortcut, strides, "SAME", W_std, b_std)
-    return residual(*body, shortcut=beside)
+    body = [Relu(), convolution(features, strides=strides), Relu(), convolution(features)]
+    return residual(*body, shortcut=None if shortcut is None else convolution(features, shortcut, strides))

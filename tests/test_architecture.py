@@ -17,9 +17,9 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
-    {"trees", "linalg", "records", "tiles", "sharding", "covariance"},
+    {"trees", "files", "linalg", "records", "tiles", "sharding", "covariance"},
     {"model", "losses", "lazy", "compute"},
-    {"layers", "activations", "scattering"},
+    {"layers", "activations", "scattering", "initializers"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
     | {"optimizers", "steps", "train", "ensembles"},
     {"diagnostics", "plots", "writers", "checkpoints"},
@@ -28,7 +28,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = ["diffrax", "flax", "matplotlib", "orbax", "rich", "scipy.integrate", "sklearn", "tyro"]
 PRIVATE_JAX = ("jax._src.", "jax.core.", "jax.interpreters.", "jax.util.")
 LIBRARY = sorted((ROOT / "lazynet").rglob("*.py"))
-SOURCES = LIBRARY + sorted((ROOT / "experiments").rglob("*.py"))
+SOURCES = LIBRARY + sorted([*(ROOT / "experiments").rglob("*.py"), *(ROOT / "docs").rglob("*.py")])
 TEXT_SUFFIXES = {".cff", ".ipynb", ".json", ".md", ".py", ".toml", ".txt", ".yml", ""}
 
 
@@ -132,7 +132,7 @@ def test_every_public_name_is_documented_with_an_example(name):
 
 
 def _texts() -> list[Path]:
-    folders = [ROOT / name for name in ("lazynet", "experiments", "tests", "benchmarks", "notebooks", ".ci")]
+    folders = [ROOT / name for name in ("lazynet", "experiments", "tests", "benchmarks", "notebooks", "docs", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*"))
     return sorted(p for p in files if p.is_file() and p.suffix in TEXT_SUFFIXES and "__pycache__" not in p.parts)
 

@@ -135,7 +135,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     train, test = load_data(config)
     cells, rates = train_cells(config, train, test, folder, console)
     clock = max(float(cell["curve"].time[-1]) for cell in cells.values())
-    kernel, remark = kernel_curve(config, train, test, clock, console)
+    kernel, remark = kernel_curve(config, train, test, clock, folder, console)
     curves = {f"seed={seed}/alpha={alpha:g}": cell["curve"] for (seed, alpha), cell in cells.items()}
     curves |= {} if kernel is None else {"kernel": kernel}
     arrays = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +12,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 import lazynet as ln
-from experiments import store
 from experiments.progress import bar
+from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed, stored_cell
 from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
 from lazynet.losses import as_partial
 from lazynet.records import Data, Trajectory
 
 __all__ = ["check", "kernel_curve", "load_data", "train_cells"]
 
-CHECKPOINT_SECONDS = 10.0
-LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
 ACTIVATIONS = {"relu": ln.Relu, "erf": ln.Erf, "gelu": ln.Gelu}
 
 
@@ -92,22 +89,27 @@ def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple
             for alpha in config.alphas:
                 progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
                 advance = partial(_advance, progress, task, steps * len(cells))
-                cells[seed, alpha] = _stored_cell(start, alpha, folder, advance)
+                path = folder / "cells" / f"seed={seed},alpha={alpha:g}.npz"
+                cells[seed, alpha] = stored_cell(path, partial(_train_cell, start, alpha, advance))
                 progress.update(task, completed=steps * len(cells))
     _compare_with_linearized(config, cells)
     return cells, rates
 
 
-def kernel_curve(config, train: Data, test: Data, clock: float, console) -> tuple[Trajectory | None, str]:
-    """Gradient flow of the infinitely wide network on the common clock, and on which data; or None and the reason."""
+def kernel_curve(config, train: Data, test: Data, clock: float, folder: Path, console) -> tuple[Trajectory | None, str]:
+    """Gradient flow of the infinitely wide network on the common clock, and on which data; or None and the reason.
+
+    Kernels of images, which take minutes, are stored tile by tile.
+    """
     if config.network.name == "vgg11":
         return None, "max-pooling has no infinite-width limit in closed form"
     train, test = (Data(part.x[: config.kernel_images], part.y[: config.kernel_images]) for part in (train, test))
     label = f"{len(train.x)} train and {len(test.x)} test images"
     with console.status(f"infinite-width kernel of {label}"):
         model = build(config)
-        ntk = kernels.analytic_kernel(model, train.x).ntk
-        cross = kernels.analytic_kernel(model, test.x, train.x).ntk
+        stores = [folder / "kernels" / name if train.x.ndim == 4 else None for name in ("train", "test")]
+        ntk = kernels.analytic_kernel(model, train.x, store=stores[0]).ntk
+        cross = kernels.analytic_kernel(model, test.x, train.x, store=stores[1]).ntk
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
         curve = flow.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
     return curve, label
@@ -147,51 +149,26 @@ def _rates(config, model, params0, train, seed):
     return {"learning_rate": config.train.lr_fraction * bound, "lr_max": bound, "lambda_max": top}
 
 
-def _stored_cell(start, alpha, folder, advance) -> dict[str, Any]:
-    """The finished cell, from its file or computed now, going on from its checkpoint if there is one."""
-    path = folder / "cells" / f"seed={start.seed},alpha={alpha:g}.npz"
-    if not path.exists():
-        checkpoint = path.with_suffix(".checkpoint.npz")
-        store.save_arrays(path, _train_cell(start, alpha, checkpoint, advance))
-        checkpoint.unlink(missing_ok=True)
-    stored = store.load_arrays(path)
-    final = {name.removeprefix("final/"): float(v) for name, v in stored.items() if name.startswith("final/")}
-    return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
-
-
-def _train_cell(start, alpha, checkpoint, advance):
+def _train_cell(start, alpha, advance, checkpoint):
     config = start.config
     function, u = _function(config, start.model.apply, start.params0, alpha), trees.zeros_like(start.params0)
-    goal, optimizer = ln.objective(function, LOSSES[config.loss]), ln.sgd(config.train.momentum)
-    saved = [time.monotonic()]
-
-    def on_save(state, curve):
-        advance(state.step)
-        if time.monotonic() - saved[0] > CHECKPOINT_SECONDS:
-            store.save_checkpoint(checkpoint, state, curve)
-            saved[0] = time.monotonic()
-
-    resume = None
-    if checkpoint.exists():
-        resume = store.load_checkpoint(checkpoint, ln.TrainState(0, 0.0, u, optimizer.init(u)))
     norm0 = float(trees.norm(start.params0))
-    curve = ln.train(
-        goal,
+    curve = checkpointed(
+        checkpoint,
+        ln.objective(function, LOSSES[config.loss]),
         u,
         start.train,
-        optimizer,
+        ln.sgd(config.train.momentum),
+        advance,
         key=start.key,
         save_at=_save_at(config, len(start.train.x)),
         learning_rate=start.rates["learning_rate"],
         batch_size=config.train.batch_size,
         test=start.test,
         measure=lambda u: {"param_drift": trees.norm(u) / (alpha * norm0)},
-        on_save=on_save,
-        resume=resume,
     )
-    outputs = _batched_outputs(function, curve.params, start.test.x)
-    final = _final(start, alpha, curve)
-    return {**store.curve_arrays(curve), **{f"final/{k}": v for k, v in final.items()}, "outputs": outputs}
+    outputs = batched_outputs(function, curve.params, start.test.x)
+    return cell_arrays(curve, _final(start, alpha, curve), outputs)
 
 
 def _final(start, alpha, curve) -> dict[str, float]:
@@ -236,12 +213,3 @@ def _save_at(config, n):
     steps = config.train.epochs * (n // config.train.batch_size)
     even = np.linspace(0, steps, config.train.records // 2 + 1).round().astype(int)
     return sorted({*ln.log_spaced(steps, config.train.records // 2), *even.tolist()})
-
-
-def _batched_outputs(function, params, x):
-    return np.concatenate([np.asarray(_call(function, params, x[i : i + 1000])) for i in range(0, len(x), 1000)])
-
-
-@jax.jit
-def _call(function, params, x):
-    return function(params, x)

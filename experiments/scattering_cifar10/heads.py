@@ -176,9 +176,10 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
     held = Data(rows[split:], y[split:])
     grid = _coarse(config.ridges)
-    best = _best([_primal_accuracy(*first, ridge * mean, center, held) for ridge in grid])
+    best = _best([_primal_accuracies(*first, ridge * mean, center, held)[0] for ridge in grid])
     both = first[0] + last[0], first[1] + last[1]
-    return _chosen(grid, best) | {"accuracy": _primal_accuracy(*both, grid[best] * mean, center, test)}
+    own, accuracy = _primal_accuracies(*both, grid[best] * mean, center, train, test)
+    return _chosen(grid, best) | {"accuracy": accuracy, "train_accuracy": own}
 
 
 def _mean(rows):
@@ -199,7 +200,8 @@ def _normal_equations(rows, y, center, advance):
     return gram, moment
 
 
-def _primal_accuracy(gram, moment, ridge, center, data: Data) -> float:
+def _primal_accuracies(gram, moment, ridge, center, *parts: Data) -> list[float]:
+    """Accuracies of one regression on several sets."""
     import scipy.linalg
 
     shifted = gram.copy(order="F")
@@ -207,10 +209,14 @@ def _primal_accuracy(gram, moment, ridge, center, data: Data) -> float:
     try:
         factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
     except np.linalg.LinAlgError:  # the ridge is below the rounding of the matrix
-        return 0.0
+        return [0.0] * len(parts)
     weights = scipy.linalg.cho_solve(factor, moment, check_finite=False)
-    parts = [data.x[i : i + 1000].astype(np.float32) - center for i in range(0, len(data.x), 1000)]
-    return _accuracy(np.concatenate([part @ weights for part in parts]), data.y)
+    return [_accuracy(_primal_outputs(part.x, weights, center), part.y) for part in parts]
+
+
+def _primal_outputs(rows, weights, center):
+    blocks = [rows[i : i + 1000].astype(np.float32) - center for i in range(0, len(rows), 1000)]
+    return np.concatenate([block @ weights for block in blocks])
 
 
 def _best(scores: list[float]) -> int:

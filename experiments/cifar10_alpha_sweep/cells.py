@@ -1,0 +1,109 @@
+"""The computations of `cifar10_alpha_sweep`: one stored training for each alpha."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import lazynet as ln
+from experiments import vgg
+from experiments.progress import bar
+from experiments.training import batched_outputs, stored_cell
+from lazynet import diagnostics, trees
+from lazynet.records import Data
+
+__all__ = ["FLOAT32_UP_TO", "check", "precision_of", "train_cells"]
+
+FLOAT32_UP_TO = 1e4
+"""Largest finite alpha whose displaced weights float32 still tells from the first ones."""
+
+BATCH = 500
+"""Images whose activations are held at a time."""
+
+
+def check(config) -> None:
+    """Refuses configurations that cannot run, before anything is computed."""
+    if not config.alphas or any(not a > 0 for a in config.alphas) or len(set(config.alphas)) < len(config.alphas):
+        raise ValueError(f"alphas={config.alphas}, expected different scales in (0, inf], for instance 1,10,inf.")
+    lost = [alpha for alpha in config.alphas if FLOAT32_UP_TO < alpha < np.inf]
+    if lost and config.precision == "float32":
+        raise ValueError(
+            f"alphas={lost} lose their digits in precision=float32: use float64, or alphas up to {FLOAT32_UP_TO:g}."
+        )
+
+
+def precision_of(config, alpha: float) -> str:
+    """float32 for the tangent model and up to alpha = 10^4, the precision of the configuration above."""
+    return config.precision if FLOAT32_UP_TO < alpha < np.inf else "float32"
+
+
+def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
+    """Every alpha's curve, final numbers and test outputs, compared with those of the linearized model."""
+    model = vgg.build(config.network.width, config.network.gain)
+    drawn = vgg.start(model, config.seed, vgg.load_images(config.data), config.precision)
+    problem = functools.cache(lambda precision: _rounded(drawn, precision))
+    steps, cells = vgg.steps(config.train, len(drawn.train.x)), {}
+    with bar(console, "steps") as progress:
+        task = progress.add_task("training", total=steps * len(config.alphas))
+        for alpha in sorted(config.alphas, key=lambda alpha: precision_of(config, alpha)):  # the cheap ones first
+            progress.update(task, description=f"alpha {alpha:g}")
+            advance = partial(_advance, progress, task, steps * len(cells))
+            compute = partial(_train, config, problem(precision_of(config, alpha)), alpha, advance)
+            cells[alpha] = stored_cell(folder / "cells" / f"alpha={alpha:g}.npz", compute)
+            advance(steps)
+    _compare_with_linearized(cells)
+    return {alpha: cells[alpha] for alpha in config.alphas}
+
+
+def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
+    arrays = vgg.cast((problem.params0, problem.train, problem.test), precision)
+    return vgg.Problem(problem.model, *arrays)
+
+
+def _advance(progress, task, done, step):
+    progress.update(task, completed=done + step)
+
+
+def _train(config, problem: vgg.Problem, alpha: float, advance, checkpoint: Path) -> dict[str, Any]:
+    function = ln.lazy(problem.model.apply, problem.params0, alpha)
+    return vgg.trained(config, problem, function, partial(_final, problem, alpha, function), advance, checkpoint)
+
+
+def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
+    """How far weights and gates are from where they were, and the accuracy of the trained weights behind old gates."""
+    weights = ln.weights(function, u)
+    gated = ln.lazy(ln.gated(problem.model, problem.params0), problem.params0, alpha)
+    outputs = batched_outputs(gated, u, problem.test.x)
+    return {
+        "param_drift": float(trees.norm(u)) / (alpha * float(trees.norm(problem.params0))),
+        "gated_accuracy": float(np.mean(outputs.argmax(1) == np.asarray(problem.test.y).argmax(1))),
+        **_stability(problem, weights),
+    }
+
+
+def _stability(problem: vgg.Problem, weights) -> dict[str, float]:
+    """Shares of ReLU gates and of max-pools that are stable, over all test images."""
+    means = _mean_over_batches(
+        lambda x: diagnostics.activation_stability(problem.model, weights, problem.params0, x)[1:3], problem.test
+    )
+    return dict(zip(("stability", "pool_stability"), means.tolist(), strict=True))
+
+
+def _mean_over_batches(measure: Callable, data: Data) -> np.ndarray:
+    parts = [data.x[i : i + BATCH] for i in range(0, len(data.x), BATCH)]
+    return np.average([np.array(measure(x), float) for x in parts], axis=0, weights=[len(x) for x in parts])
+
+
+def _compare_with_linearized(cells: dict[float, dict]) -> None:
+    """Adds to the final numbers how often the prediction is that of the linearized model, if that was trained."""
+    reference = cells.get(np.inf)
+    if reference is None or reference["curve"].diverged_at is not None:
+        return
+    for cell in cells.values():
+        same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
+        cell["final"]["agreement"] = float(np.mean(same))

@@ -1,0 +1,160 @@
+"""VGG-11 on CIFAR-10, standard, gated and linearized at several widths, beside features and kernels that learn nothing.
+
+    python -m experiments run cifar10_linearized --preset smoke                       # digits, about a minute
+    python -m experiments run cifar10_linearized --set data.root=DIR                  # about 20 minutes on 2 cores
+    python -m experiments run cifar10_linearized --preset paper --set data.root=DIR   # 50,000 images, meant for a GPU
+
+One table. The three networks of a width start from the same weights and see the same batches with the same learning
+rate: the standard one (centered, alpha = 1), the gated one, whose ReLU gates and max-pooling winners stay those of the
+first weights, and the linearized one. Beside them, linear classifiers on what was not learned: scattering coefficients
+(the ridge is chosen on a fifth of the training images) and responses of whitened random patches (leave-one-out); and
+regression with the tangent kernel of an infinitely wide network of the same depth, nine layers with weights, which
+has no pools, for max-pooling has no such kernel and average-pooling an expensive one. It sees a stated subset only.
+
+Expected on CIFAR-10, and checked: at the largest width the standard network is ten points or more above its
+linearization, and so are both kinds of prior features. What the linearized network lacks is not a larger space of
+functions but a better kernel. `cifar10_alpha_sweep` says what training has in common with the published experiment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from experiments.lazy_vs_standard import DataConfig
+from experiments.random_features import PatchConfig
+from experiments.scattering_cifar10 import FeatureConfig
+from experiments.vgg import TrainConfig
+
+__all__ = ["PRESETS", "Config", "run", "show"]
+
+
+@dataclass(frozen=True)
+class KernelConfig:
+    """How many of the images the tangent kernel sees, for pairs of images cost time; 0 leaves the row out."""
+
+    n_train: int = 500
+    n_test: int = 500
+    depth: int = 9
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole experiment; ridges are relative to the mean eigenvalue of what they are added to."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    widths: tuple[float, ...] = (0.0625, 0.125, 0.25)
+    kinds: tuple[Literal["standard", "gated", "linearized"], ...] = ("standard", "gated", "linearized")
+    gain: float = 1.0
+    train: TrainConfig = field(default_factory=TrainConfig)
+    scattering: FeatureConfig = field(default_factory=FeatureConfig)
+    patches: PatchConfig = field(default_factory=PatchConfig)
+    kernel: KernelConfig = field(default_factory=KernelConfig)
+    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    seed: int = 0
+    precision: Literal["float32", "float64"] = "float32"
+
+
+_SMOKE = Config(
+    data=DataConfig("digits", n_train=200, n_test=200),
+    widths=(0.0625,),
+    train=TrainConfig(eta0=0.3, batch_size=50, epochs=15, records=2),
+    scattering=FeatureConfig(J=3, L=4),
+    patches=PatchConfig(filters=32, patches=2000),
+    kernel=KernelConfig(32, 32, 3),
+    ridges=(1e-4, 1e-2, 1.0),
+)
+
+PRESETS = {
+    "smoke": _SMOKE,
+    "laptop": Config(data=DataConfig("cifar10", n_train=10_000, n_test=2000), train=TrainConfig(epochs=8, records=2)),
+    "paper": Config(
+        data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
+        widths=(0.25, 0.5, 1.0, 2.0),
+        train=TrainConfig(epochs=70, augment=True, records=14),
+        patches=PatchConfig(filters=2048),
+        kernel=KernelConfig(2000, 2000),
+    ),
+}
+
+TITLES = {"scattering": "scattering, linear", "patches": "random patches, linear", "kernel": "infinite width, no pools"}
+
+
+def run(config: Config, folder: Path, console) -> dict[str, Any]:
+    """Computes every row that is not stored yet, draws the figure and returns the flat summary."""
+    from experiments import facts
+    from experiments.cifar10_linearized.cells import check, compute
+    from experiments.cifar10_linearized.figure import draw
+
+    check(config)
+    rows = compute(config, folder, console)
+    summary = summarize(config, rows)
+    summary |= facts.summarize(checked_facts(config, summary))
+    draw(config, summary, folder / "figures" / "accuracy_against_width.png")
+    return summary
+
+
+def summarize(config: Config, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Every number of every row under `number/row`, and the names of the rows."""
+    summary: dict[str, Any] = {"data": f"{config.data.title}, {config.data.n_test} test images", "rows": list(rows)}
+    for row, numbers in rows.items():
+        summary |= {f"{name}/{row}": value for name, value in numbers.items()}
+    summary["diverged"] = [row for row, numbers in rows.items() if "diverged_at" in numbers]
+    summary["ridge_at_edge"] = [row for row, numbers in rows.items() if numbers.get("at_edge")]
+    return summary
+
+
+def checked_facts(config: Config, summary: dict[str, Any]) -> list:
+    """How far the others are above the widest linearized network; features are only learned from enough photographs."""
+    from experiments.facts import within
+
+    width = f"width={max(config.widths):g}"
+    linearized = summary.get(f"test_accuracy/linearized/{width}")
+    others = {"scattering": "scattering", "patches": "patches"}
+    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
+        others["standard"] = f"standard/{width}"
+    accuracies = {name: summary.get(f"test_accuracy/{row}") for name, row in others.items()}
+    return [
+        within(f"{name}_minus_linearized", accuracy - linearized, at_least=0.1)
+        for name, accuracy in accuracies.items()
+        if accuracy is not None and linearized is not None
+    ]
+
+
+ENOUGH = 10_000
+"""Photographs from which features can be learned that are better than the first ones."""
+
+
+def show(summary: dict[str, Any], console) -> None:
+    """Prints the table, one row for each method, and the facts."""
+    from rich.table import Table
+
+    from experiments import facts
+
+    table = Table(box=None, title=f"{summary['data']}, accuracies in %")
+    for title in ("method", "width", "weights", "n", "tested", "train\nacc.", "test\nacc.", "time"):
+        table.add_column(title, no_wrap=True)
+    for row in summary["rows"]:
+        method, _, width = row.partition("/width=")
+        counts = [summary.get(f"{name}/{row}") for name in ("parameters", "n", "n_test")]
+        accuracies = [summary.get(f"{name}/{row}") for name in ("train_accuracy", "test_accuracy")]
+        table.add_row(
+            TITLES.get(method, method),
+            width or "-",
+            *("-" if count is None else f"{count:,}" for count in counts),
+            *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies),
+            f"{summary[f'seconds/{row}']:.0f} s",
+        )
+    console.print(table)
+    for line in _remarks(summary):
+        console.print(line, highlight=False, soft_wrap=True)
+    if any(key.startswith("passed/") for key in summary):
+        facts.show(summary, console, "above the widest linearized network")
+
+
+def _remarks(summary):
+    for row in summary["diverged"]:
+        yield f"{row} diverged, seen at step {summary[f'diverged_at/{row}']}"
+    if summary["ridge_at_edge"]:
+        yield f"ridge at an edge of the grid: {', '.join(summary['ridge_at_edge'])}"

@@ -1,0 +1,146 @@
+"""Random patch features: filters that are whitened patches of training images, and ridge regression on them.
+
+A patch p of an image is contrast-normalized, `q = (p - mean(p)) / sqrt(var(p) + normalization)`, and whitened by the
+matrix `V (E + whitening)^(-1/2) V^T` of many such patches. Filters are whitened patches of norm one, drawn at random:
+nothing is learned but a covariance. The response z of a filter is split into `max(0, z - threshold)` and
+`max(0, -z - threshold)`, and averaged over the cells of a coarse grid.
+
+Source: Coates and Ng (2011), "The importance of encoding versus training with sparse coding and vector quantization".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lazynet import datasets
+from lazynet.records import Data
+
+__all__ = ["Filters", "PatchConfig", "draw_filters", "leave_one_out_ridge", "patch_features"]
+
+BATCH = 100
+"""Images whose responses are held at a time."""
+
+
+@dataclass(frozen=True)
+class PatchConfig:
+    """Filters and their encoding; `normalization` is for pixels in [0, 1]."""
+
+    size: int = 6
+    filters: int = 512
+    patches: int = 50_000
+    normalization: float = 10 / 255**2
+    whitening: float = 0.1
+    threshold: float = 0.25
+    grid: int = 2
+
+
+class Filters(NamedTuple):
+    """Linear filters `[size, size, c, filters]` of contrast-normalized patches, and what is subtracted from them."""
+
+    kernel: np.ndarray
+    offset: np.ndarray
+
+
+def draw_filters(config: PatchConfig, images: np.ndarray, seed: int = 0) -> Filters:
+    """Filters `D W` with D random whitened patches of norm one, for `z = D W (q - mean(q))`."""
+    patches = _normalized(_drawn_patches(config, images, seed), config.normalization)
+    mean = patches.mean(0)
+    values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
+    whiten = (vectors / np.sqrt(np.maximum(values, 0) + config.whitening)) @ vectors.T
+    chosen = (patches[: config.filters] - mean) @ whiten
+    rows = chosen / np.linalg.norm(chosen, axis=1, keepdims=True) @ whiten
+    kernel = rows.T.reshape(config.size, config.size, images.shape[-1], len(rows))
+    return Filters(kernel.astype(np.float32), (rows @ mean).astype(np.float32))
+
+
+def patch_features(config: PatchConfig, filters: Filters, images: np.ndarray) -> np.ndarray:
+    """Features `[n, 2 grid^2 filters]` of images `[n, h, w, c]`, in float32."""
+    encode = partial(_encoded, config, filters)
+    parts = [images[i : i + BATCH].astype(np.float32) for i in range(0, len(images), BATCH)]
+    return np.concatenate([np.asarray(encode(part)) for part in parts])
+
+
+def leave_one_out_ridge(train: Data, test: Data, ridges: tuple[float, ...]) -> dict[str, Any]:
+    """Ridge regression on one-hot targets minus 1/k; the ridge has the best leave-one-out accuracy.
+
+    Features are centered and scaled by one number, and joined by a constant. Ridges are relative to the mean
+    eigenvalue, and `left_out = y - (y - f) / (1 - h)`, h the leverages, is exact.
+    """
+    (x, y), (x_test, y_test) = (_with_constant(part) for part in datasets.standardize(train, test))
+    values, vectors = np.linalg.eigh(x.T @ x)
+    scores, values = x @ vectors, np.maximum(values, 0)
+    shrunk = [1 / (values + ridge * values.mean()) for ridge in ridges]
+    hits = [_accuracy(_left_out(scores, y, weights), y) for weights in shrunk]
+    best = int(np.argmax(hits))
+    solution = vectors @ (shrunk[best][:, None] * (scores.T @ y))
+    return {
+        "train_accuracy": _accuracy(x @ solution, y),
+        "test_accuracy": _accuracy(x_test @ solution, y_test),
+        "ridge": ridges[best],
+        "at_edge": best in (0, len(ridges) - 1),
+    }
+
+
+def _left_out(scores, y, weights):
+    fitted = scores @ (weights[:, None] * (scores.T @ y))
+    leverages = np.square(scores) @ weights
+    return y - (y - fitted) / (1 - leverages)[:, None]
+
+
+def _with_constant(data: Data) -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(data.x, np.float64)
+    return np.column_stack([x, np.ones(len(x))]), np.asarray(datasets.center_targets(data).y, np.float64)
+
+
+def _accuracy(outputs, y) -> float:
+    return float(np.mean(outputs.argmax(1) == y.argmax(1)))
+
+
+def _drawn_patches(config: PatchConfig, images, seed) -> np.ndarray:
+    """Patches `[patches, size^2 c]` at random places of random images, in float64."""
+    count, (n, h, w, c) = max(config.patches, config.filters), images.shape
+    bounds = np.array([n, h - config.size + 1, w - config.size + 1])
+    places = np.asarray(jax.random.uniform(jax.random.key(seed), (count, 3), jnp.float32)) * bounds
+    which, top, left = np.minimum(places.astype(int), bounds - 1).T
+    square = np.arange(config.size)
+    patches = images[which[:, None, None], top[:, None, None] + square[:, None], left[:, None, None] + square]
+    return patches.reshape(count, config.size**2 * c).astype(np.float64)
+
+
+def _normalized(patches, normalization):
+    centered = patches - patches.mean(1, keepdims=True)
+    return centered / np.sqrt(np.square(centered).mean(1, keepdims=True) + normalization)
+
+
+@partial(jax.jit, static_argnums=0)
+def _encoded(config: PatchConfig, filters: Filters, x):
+    """Responses of all patches by convolutions: a filter without its mean sees a patch without its mean."""
+    kernel, size = filters.kernel - jnp.mean(filters.kernel, (0, 1, 2), keepdims=True), config.size
+    box = jnp.full((size, size, x.shape[-1], 1), 1 / (size**2 * x.shape[-1]), x.dtype)
+    mean = jnp.mean(x, (1, 2, 3), keepdims=True)
+    moments = [_convolved((x - mean) ** power, box) for power in (1, 2)]
+    variance = jnp.maximum(moments[1] - moments[0] ** 2, 0)
+    z = _convolved(x, kernel) / jnp.sqrt(variance + config.normalization) - filters.offset[None, None, None]
+    sides = jnp.concatenate([jnp.maximum(0, z - config.threshold), jnp.maximum(0, -z - config.threshold)], axis=-1)
+    return _pooled(sides, config.grid).reshape(len(x), -1)
+
+
+def _convolved(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _pooled(x, grid):
+    """Means `[n, grid, grid, c]` over cells of nearly equal size."""
+    rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[1:3])
+    cells = [
+        [jnp.mean(x[:, rows[i] : rows[i + 1], columns[j] : columns[j + 1]], (1, 2)) for j in range(grid)]
+        for i in range(grid)
+    ]
+    return jnp.stack([jnp.stack(row, 1) for row in cells], 1)

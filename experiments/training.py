@@ -1,0 +1,80 @@
+"""Trainings that a killed run goes on with, shared by the experiments that train networks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import lazynet as ln
+from experiments import store
+from lazynet.records import Data, Trajectory
+
+__all__ = ["LOSSES", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]
+
+LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
+
+CHECKPOINT_SECONDS = 10.0
+BATCH = 1000
+
+
+def checkpointed(
+    checkpoint: Path,
+    goal: ln.Objective,
+    start: Any,
+    data: Data,
+    optimizer: Any,
+    advance: Callable[[int], None],
+    **settings: Any,
+) -> Trajectory:
+    """`lazynet.train` from `start`, or from the checkpoint if there is one, which is rewritten every few seconds.
+
+    `advance(step)` is told of every record. The checkpoint stays: remove it once the result is stored.
+    """
+    saved = [time.monotonic()]
+
+    def on_save(state, curve):
+        advance(state.step)
+        if time.monotonic() - saved[0] > CHECKPOINT_SECONDS:
+            store.save_checkpoint(checkpoint, state, curve)
+            saved[0] = time.monotonic()
+
+    resume = None
+    if checkpoint.exists():
+        resume = store.load_checkpoint(checkpoint, ln.TrainState(0, 0.0, start, optimizer.init(start)))
+    return ln.train(goal, start, data, optimizer, on_save=on_save, resume=resume, **settings)
+
+
+def cell_arrays(curve: Trajectory, final: dict[str, float], outputs: Any) -> dict[str, Any]:
+    """The named arrays of a finished training: its curve, the numbers of its end and its final test outputs."""
+    return {
+        **store.curve_arrays(curve),
+        **{f"final/{name}": value for name, value in final.items()},
+        "outputs": outputs,
+    }
+
+
+def stored_cell(path: Path, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """The finished training `{"curve": ..., "final": {name: number}, "outputs": ...}`, from its file or computed now.
+
+    `compute(checkpoint)` returns `cell_arrays` and may use the path it gets for a checkpoint, which is removed then.
+    """
+    checkpoint = path.with_suffix(".checkpoint.npz")
+    stored = store.stored_arrays(path, lambda: compute(checkpoint))
+    checkpoint.unlink(missing_ok=True)
+    final = {name.removeprefix("final/"): float(v) for name, v in stored.items() if name.startswith("final/")}
+    return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
+
+
+def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:
+    """Outputs `function(params, x)` on the host, a thousand inputs at a time."""
+    return np.concatenate([np.asarray(_call(function, params, x[i : i + BATCH])) for i in range(0, len(x), BATCH)])
+
+
+@jax.jit
+def _call(function, params, x):
+    return function(params, x)
