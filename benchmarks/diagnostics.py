@@ -1,21 +1,18 @@
-"""Overhead of logging diagnostics during training: what one call costs in steps and epochs of the training itself.
+"""Diagnostics of training, in steps of the training itself: what logging them costs.
 
-    python benchmarks/diagnostics.py [--networks MLP CNN] [--examples 64]
-
-Training is `train` with momentum, batches of 50 from 1,000 examples: an epoch is 20 steps. Diagnostics are evaluated on
-`--examples` of them, at weights after a few steps. Times are the smallest of three after compilation; all of them run
-in one process, so that a slow machine slows both columns. Logged once an epoch, a diagnostic costs its last column.
+The ratios of these tables are to one step of `train` with momentum on 50 examples; an epoch of the 1,000 examples is 20
+steps. Diagnostics are evaluated on 64 of them, at the weights after 5 steps.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
+from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.measure import Case, Program
 from lazynet import diagnostics, spectra, zoo
 from lazynet.empirical import empirical_ntk, estimate_max_learning_rate, ntk_vector_product
 from lazynet.losses import mse, objective
@@ -23,34 +20,41 @@ from lazynet.records import Data
 from lazynet.train import evaluate, sgd, snapshots
 
 NETWORKS = {
-    "MLP": (zoo.mlp((512, 512), 10, b_std=0.1), (1000, 256)),
-    "CNN": (zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)), (1000, 32, 32, 3)),
+    "MLP 256-512-512-10": (lambda: zoo.mlp((512, 512), 10, b_std=0.1), (256,)),
+    "CNN 32-64-64 stride 2, 32 x 32 RGB": (lambda: zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)), (32, 32, 3)),
 }
-BATCH = 50
+BATCH, EPOCH, EXAMPLES = 50, 20, 64
 
 
-def seconds(run):
-    """Smallest time of three after one call that compiles."""
-    jax.block_until_ready(run())
-    best = math.inf
-    for _ in range(3):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        best = min(best, time.perf_counter() - start)
-    return best
+def cases(quick: bool) -> Iterator[Case]:
+    for name in NETWORKS:
+        yield Case(name, partial(_programs, name), "call", 1 if quick else 3)
 
 
-def steps(goal, params, data, count):
-    """Parameters after some steps of training."""
-    settings = dict(key=jax.random.key(1), save_at=[count], learning_rate=1e-2, batch_size=BATCH)
-    return next(snapshots(goal, params, data, sgd(0.9), **settings)).params
+def _programs(name) -> dict[str, Program]:
+    build, shape = NETWORKS[name]
+    model, x = build(), jax.random.normal(jax.random.key(0), (BATCH * EPOCH, *shape))
+    data = Data(x, jnp.eye(10)[jnp.arange(len(x)) % 10] - 0.1)
+    params0 = jax.jit(model.init)(jax.random.key(1), x[:1])
+    part = Data(data.x[:EXAMPLES], data.y[:EXAMPLES])
+    calls = _calls(model, params0, _trained(model, params0, data, 5), data, part)
+    return {
+        "a step of training": Program(lambda: _trained(model, params0, data, EPOCH), EPOCH),
+        **{diagnostic: Program(call) for diagnostic, call in calls.items()},
+    }
 
 
-def calls(model, params0, params, data, part):
+def _trained(model, params, data, steps):
+    settings = dict(key=jax.random.key(1), save_at=[steps], learning_rate=1e-2, batch_size=BATCH)
+    return next(snapshots(objective(model.apply, mse), params, data, sgd(0.9), **settings)).params
+
+
+def _calls(model, params0, params, data, part):
     """{name: a call of each diagnostic}."""
     x, key = part.x, jax.random.key(2)
     kernel0, kernel = (empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params))
     product, shape = ntk_vector_product(model.apply, params, x), part.y.shape
+    short = dict(key=key, iterations=5, restarts=1)
     return {
         "evaluate, all examples": lambda: evaluate(objective(model.apply, mse), params, data),
         "param_drift": lambda: diagnostics.param_drift(params, params0),
@@ -62,9 +66,7 @@ def calls(model, params0, params, data, part):
         "jacobian_norm": lambda: diagnostics.jacobian_norm(model.apply, params, x, key=key),
         "hessian_norm": lambda: diagnostics.hessian_norm(model.apply, params, x, key=key),
         "kappa": lambda: diagnostics.kappa(model.apply, params, part, key=key),
-        "kappa, 5 rounds from 1 start": lambda: diagnostics.kappa(
-            model.apply, params, part, key=key, iterations=5, restarts=1
-        ),
+        "kappa, 5 rounds from 1 start": lambda: diagnostics.kappa(model.apply, params, part, **short),
         "estimate_max_learning_rate": lambda: estimate_max_learning_rate(model.apply, params, x, key=key),
         "empirical_ntk, trace": lambda: empirical_ntk(model.apply, params, x, outputs="trace"),
         "empirical_ntk, sum": lambda: empirical_ntk(model.apply, params, x, outputs="sum"),
@@ -77,34 +79,3 @@ def calls(model, params0, params, data, part):
         "trace, 12 probes": lambda: spectra.trace(product, key=key, shape=shape, probes=12),
         "tangent_at, its outputs": lambda: diagnostics.tangent_at(model.apply, params).apply(params0, x),
     }
-
-
-def report(name, examples):
-    """Prints the table of one network."""
-    model, shape = NETWORKS[name]
-    x = jax.random.normal(jax.random.key(0), shape)
-    data = Data(x, jnp.eye(10)[jnp.arange(len(x)) % 10] - 0.1)
-    params0 = jax.jit(model.init)(jax.random.key(1), x[:1])
-    goal, epoch = objective(model.apply, mse), len(x) // BATCH
-    step = seconds(lambda: steps(goal, params0, data, epoch)) / epoch
-    print(f"\n{name} {shape[1:]}: a step of {BATCH} examples takes {1e3 * step:.2f} ms, an epoch {epoch} steps")
-    print(f"{f'on {examples} examples':34}{'ms':>10}{'steps':>10}{'of an epoch':>14}")
-    part = Data(data.x[:examples], data.y[:examples])
-    for diagnostic, call in calls(model, params0, steps(goal, params0, data, 5), data, part).items():
-        cost = seconds(call)
-        print(f"{diagnostic:34}{1e3 * cost:10.2f}{cost / step:10.1f}{cost / step / epoch:14.1%}", flush=True)
-
-
-def main():
-    """Prints a table for each network."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--examples", type=int, default=64, help="examples that the diagnostics see")
-    options = parser.parse_args()
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
-    for name in options.networks:
-        report(name, options.examples)
-
-
-if __name__ == "__main__":
-    main()

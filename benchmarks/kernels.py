@@ -1,50 +1,44 @@
-"""Cost of infinite-width kernels, side by side with neural-tangents where it can be imported.
+"""Infinite-width kernels (NNGP and NTK, float32) beside neural-tangents, per kernel entry.
 
-    python benchmarks/kernels.py [--jobs gap21 flat21 myrtle5 wide_resnet fc4] [--sizes]
-
-Prints CPU time and wall time per kernel entry (NNGP and NTK, float32) of both libraries in the same run, their ratio,
-and for the 21-layer networks the time per pair of positions and layer beside the arithmetic bound of one core
-(58 operations). With `--sizes`, the cost per entry of the upper triangle of a Gram matrix against the number of images,
-which should not depend on it. neural-tangents imports on jax < 0.6 only; elsewhere its column is empty. Times are the
-smallest of three runs after compilation; on a shared machine trust the ratio of CPU times.
+`gap21` and `flat21` are 21 convolutions with ReLU and global pooling or Flatten, on 32 x 32 images; `fc4` has 4 hidden
+layers. neural-tangents gets fewer entries of the networks with pooling, for which it needs seconds each. The row
+"arithmetic alone" is a product of matrices of as many multiply-adds as those 58 that a pair of positions takes in a
+layer: no program can be cheaper. Against the number of images N, the cost per entry of the upper triangle should stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
-import sys
-import time
-import types
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measure import Case, Program, jitted
+from benchmarks.peers import beside, neural_tangents
 from lazynet import stax
 from lazynet.kernels import analytic_kernel
 
 SQRT2 = math.sqrt(2.0)
+OPERATIONS = 58
+"""Multiply-adds for a pair of positions in a layer, convolution and ReLU."""
+
+PAIRS = {"gap21": 21 * 1024**2, "flat21": 21 * 1024}
+"""Pairs of positions times layers of an entry."""
 
 
-class Timing(NamedTuple):
-    """Milliseconds per entry."""
-
-    compile_s: float
-    cpu: float
-    wall: float
-
-
-def reference() -> Any:
-    """neural-tangents' stax, or None."""
-    sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))
-    try:
-        from neural_tangents import stax as found
-    except ImportError:
-        return None
-    return found
+def cases(quick: bool) -> Iterator[Case]:
+    pooled = (2, 16) if quick else (4, 32)
+    yield _case("gap21", partial(conv21, head="GlobalAvgPool"), (1, 32), (1, 1), 1 if quick else 3)
+    yield _case("flat21", partial(conv21, head="Flatten"), (32, 32), (32, 32), 3)
+    yield _case("myrtle5", myrtle5, pooled, (1, 2), 1 if quick else 3)
+    yield _case("wide_resnet", wide_resnet, pooled, (1, 1), 1 if quick else 3)
+    yield _case("fc4", fc4, *[(1000 if quick else 4000, None)] * 2, 3)
+    yield _against_n("gap21", "GlobalAvgPool", (8, 16) if quick else (16, 32, 64))
+    yield _against_n("flat21", "Flatten", (64, 128) if quick else (64, 128, 256, 512))
 
 
 def conv21(library: Any, head: str) -> Any:
@@ -87,81 +81,64 @@ def fc4(library: Any) -> Any:
     return library.serial(*body, library.Dense(1))
 
 
-def timed(run: Callable[[], Any], entries: int, repeats: int = 3) -> Timing:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    compile_s, best = time.perf_counter() - start, (math.inf, math.inf)
-    for _ in range(repeats):
-        cpu, wall = time.process_time(), time.perf_counter()
-        jax.block_until_ready(run())
-        best = min(best, (time.process_time() - cpu, time.perf_counter() - wall))
-    return Timing(compile_s, *(1e3 * t / entries for t in best))
+def _case(name, build: Callable[[Any], Any], ours, theirs, rounds) -> Case:
+    shared = tuple(min(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None)
+    corner = (slice(shared[0]), slice(shared[-1]))
+
+    def programs():
+        found = {
+            "lazynet": _lazynet(name, build, ours),
+            "neural-tangents": beside(neural_tangents, lambda library: _peer(name, build(library.stax), theirs)),
+        }
+        return found | ({"arithmetic alone": _arithmetic(name)} if name in PAIRS else {})
+
+    title = f"{name}, {ours[0]:,} x {ours[1] or ours[0]:,} images"
+    return Case(title, programs, "entry", rounds, lambda gram: _corner(gram, corner))
+
+
+def _lazynet(name, build, sizes) -> Program:
+    network, inputs = build(stax).model, _inputs(name, sizes)
+    note = (lambda _, cpu_s: f"{1e9 * cpu_s / PAIRS[name]:.2f} ns a pair and layer") if name in PAIRS else ""
+    return Program(lambda: analytic_kernel(network, *inputs), _entries(sizes), note=note)
+
+
+def _peer(name, network, sizes) -> Program:
+    def kernel(x1, x2):
+        return network[2](x1, x2, get=("nngp", "ntk"))
+
+    return jitted(kernel, *_inputs(name, sizes), entries=_entries(sizes), note=f"{_entries(sizes):,.0f} entries")
+
+
+def _arithmetic(name, size=1024) -> Program:
+    entries = size**3 / (OPERATIONS * PAIRS[name])
+    return jitted(lambda a: jnp.matmul(a, a, precision="highest"), jnp.ones((size, size), jnp.float32), entries=entries)
+
+
+def _corner(result, corner):
+    """The part of the NTK that all programs have; a product of matrices has none."""
+    return np.asarray(result.ntk)[corner] if hasattr(result, "ntk") else None
+
+
+def _against_n(name: str, head: str, counts: tuple[int, ...]) -> Case:
+    def programs():
+        network = conv21(stax, head).model
+        inputs = {n: images(n, 0) for n in counts}
+        return {
+            f"N = {n}": Program(lambda x=x: analytic_kernel(network, x), n * (n + 1) // 2) for n, x in inputs.items()
+        }
+
+    title = f"{name}, Gram matrix of N = {', '.join(map(str, counts))}"
+    return Case(title, programs, "entry of the upper triangle", 1 if head == "GlobalAvgPool" else 3)
 
 
 def images(n: int, seed: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=(n, 32, 32, 3)), jnp.float32)
 
 
-def job(
-    name: str, build: Callable[[Any], Any], ours: tuple[int, int | None], theirs: tuple[int, int | None], peer: Any
-) -> None:
-    """Prints one line of the table."""
-
-    def inputs(sizes):
-        make = images if name != "fc4" else lambda n, seed: images(n, seed)[:, 0, :, 0]
-        return make(sizes[0], 0), None if sizes[1] is None else make(sizes[1], 1)
-
-    def entries(sizes):
-        return sizes[0] * (sizes[0] if sizes[1] is None else sizes[1])
-
-    x1, x2 = inputs(ours)
-    network = build(stax).model
-    mine = timed(lambda: analytic_kernel(network, x1, x2), entries(ours))
-    line = f"{name:12s} lazynet {mine.cpu:10.4f} cpu-ms {mine.wall:10.4f} ms  first call {mine.compile_s:5.1f} s"
-    if peer is not None:
-        kernel_fn = jax.jit(build(peer)[2], static_argnames="get")
-        z1, z2 = inputs(theirs)
-        other = timed(lambda: kernel_fn(z1, z2, get=("nngp", "ntk")), entries(theirs))
-        line += f" | neural-tangents {other.cpu:10.4f} cpu-ms {other.wall:10.4f} ms"
-        line += f" | ratio {other.cpu / mine.cpu:6.1f} cpu {other.wall / mine.wall:6.1f} wall"
-    if name.endswith("21"):
-        pairs = 21 * (1024**2 if name == "gap21" else 1024)
-        line += f" | {1e6 * mine.cpu / pairs:.2f} ns per pair of positions and layer"
-    print(line, flush=True)
+def _inputs(name, sizes):
+    whole = [None if n is None else images(n, seed) for seed, n in enumerate(sizes)]
+    return [x[:, 0, :, 0] if name == "fc4" and x is not None else x for x in whole]
 
 
-def sizes(name: str, head: str, counts: tuple[int, ...]) -> None:
-    """Prints the cost per unique entry for Gram matrices of several sizes, and the largest deviation."""
-    network, costs = conv21(stax, head).model, []
-    for n in counts:
-        x = images(n, 0)
-        costs.append(timed(lambda x=x: analytic_kernel(network, x), n * (n + 1) // 2, repeats=1 if n > 32 else 2))
-    spread = max(cost.cpu for cost in costs) / min(cost.cpu for cost in costs) - 1
-    line = ", ".join(f"N={n} {cost.cpu:.4f}" for n, cost in zip(counts, costs, strict=True))
-    print(f"{name} cpu-ms per entry of the upper triangle: {line}; spread {100 * spread:.0f} %", flush=True)
-
-
-def main() -> None:
-    jobs = {
-        "gap21": (lambda library: conv21(library, "GlobalAvgPool"), (1, 32), (1, 1)),
-        "flat21": (lambda library: conv21(library, "Flatten"), (32, 32), (32, 32)),
-        "myrtle5": (myrtle5, (4, 32), (1, 2)),
-        "wide_resnet": (wide_resnet, (4, 32), (1, 1)),
-        "fc4": (fc4, (4000, None), (4000, None)),
-    }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", nargs="*", default=list(jobs), choices=list(jobs))
-    parser.add_argument("--sizes", action="store_true", help="also the cost per entry against the number of images")
-    arguments = parser.parse_args()
-    peer = reference()
-    found = "found" if peer else "not importable here"
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, neural-tangents {found}", flush=True)
-    for name in arguments.jobs:
-        job(name, *jobs[name], peer)
-    if arguments.sizes:
-        sizes("gap21", "GlobalAvgPool", (16, 32, 64))
-        sizes("flat21", "Flatten", (64, 128, 256, 512))
-
-
-if __name__ == "__main__":
-    main()
+def _entries(sizes) -> int:
+    return sizes[0] * (sizes[0] if sizes[1] is None else sizes[1])

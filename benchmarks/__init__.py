@@ -1,0 +1,10 @@
+"""Benchmarks beside other ways to the same results, in one run: `python -m benchmarks`.
+
+Every module of `GROUPS` has a function `cases(quick)` that yields `measure.Case`s, and may have `ENVIRONMENT`, the
+variables of the process of its own in which it runs.
+"""
+
+from __future__ import annotations
+
+GROUPS = ("kernels", "empirical", "scattering", "regression", "diagnostics", "training", "devices", "synthetic")
+"""Modules that measure, in the order of a run."""
