@@ -1,0 +1,150 @@
+"""Hooks of the site: stored numbers become tables, modules' docstrings become sections, notebooks become pages.
+
+A page asks for generated text by a line of its own, `<!-- generate: NAME ARGUMENTS -->`, where NAME is a key of
+`GENERATORS`. Numbers stand in `docs/data/*.json` alone, so that no page can say another one.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "docs" / "data"
+MARK = re.compile(r"^<!-- generate: (\w+) ?(.*) -->$", flags=re.MULTILINE)
+
+
+def on_config(config):
+    """Fills the empty entry "Notebooks" of the navigation."""
+    notebooks = [f"notebooks/{path.name}" for path in _notebooks()]
+    config.nav = [{"Notebooks": notebooks} if entry == {"Notebooks": []} else entry for entry in config.nav]
+    return config
+
+
+def on_files(files, config):
+    """Adds the notebooks, which live outside of `docs`."""
+    from mkdocs.structure.files import File
+
+    for path in _notebooks():
+        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+    return files
+
+
+on_files.mkdocs_priority = 100  # before the plugin that converts notebooks looks for them
+
+
+def on_page_markdown(markdown, page, **_):
+    """Replaces every mark by the text that its generator writes."""
+    return MARK.sub(lambda found: GENERATORS[found[1]](*found[2].split()), markdown)
+
+
+def read(name: str) -> Any:
+    """The stored numbers `docs/data/NAME.json`; None where nothing has been stored yet."""
+    path = DATA / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def theory_rows() -> list[list[str]]:
+    """What each experiment must find and has found: the README's table of facts."""
+    stored, rows, last = read("theory"), [], None
+    for row in stored["rows"]:
+        name, summary = row["experiment"], stored["runs"][row["experiment"]]["summary"]
+        measured = ", ".join(f"{summary[key]:.2f}" for key in row["keys"])
+        rows.append(["" if name == last else f"`{name}`", row["fact"], row["expected"], measured])
+        last = name
+    return rows
+
+
+def facts(name: str) -> str:
+    """Every fact of a stored run, as the experiment itself prints them."""
+    from rich.console import Console
+
+    console, run = Console(file=io.StringIO(), width=110), read("theory")["runs"][name]
+    importlib.import_module(f"experiments.{name}").show(run["summary"], console)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    conditions = f"Smoke preset, jax {run['jax']}, {run['device']}, {run['seconds']:.0f} s:"
+    return "\n".join([conditions, "", "```text", *lines, "```"])
+
+
+def experiment_table() -> str:
+    """Name, what it shows and presets of every experiment."""
+    rows = [[f"[`{name}`](#{name})", _sentence(module), ", ".join(module.PRESETS)] for name, module in _experiments()]
+    return table(["experiment", "what it shows", "presets"], rows)
+
+
+def experiment_sections() -> str:
+    """Docstring and figures of every experiment."""
+    figures = read("figures")
+    parts = [[f"## {name}", inspect.getdoc(module), *_images(figures.get(name, {}))] for name, module in _experiments()]
+    return "\n\n".join("\n\n".join(part) for part in parts)
+
+
+def benchmark_sections() -> str:
+    """The docstrings of the benchmarks: command line, then every group."""
+    from benchmarks import GROUPS
+
+    return "\n\n".join([_docstring("__main__"), *(f"### {name}\n\n{_docstring(name)}" for name in GROUPS)])
+
+
+def benchmark_tables() -> str:
+    """The stored result of `python -m benchmarks`, with its conditions."""
+    if (stored := read("benchmarks")) is None:
+        return ""
+    from benchmarks import report
+
+    shown = report.site(stored)
+    conditions = [f"- {name}: {value}" for name, value in shown["conditions"].items()]
+    tables = [f"### Measured: {each['title']}\n\n{table(each['columns'], each['rows'])}" for each in shown["tables"]]
+    return "\n\n".join(["## Measured", "\n".join(conditions), *tables])
+
+
+def public_names() -> str:
+    """Every name of `import lazynet`, its home and its first sentence."""
+    import lazynet
+
+    rows = [
+        [f"[`{name}`][lazynet.{home}.{name}]", f"`{home}`", _sentence(getattr(lazynet, name))]
+        for name, home in lazynet._HOME.items()
+    ]
+    return table(["name", "module", "what it is"], rows)
+
+
+def _notebooks():
+    return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def _experiments():
+    from experiments.__main__ import experiment_names
+
+    return [(name, importlib.import_module(f"experiments.{name}")) for name in experiment_names()]
+
+
+def _docstring(benchmark):
+    return ast.get_docstring(ast.parse((ROOT / "benchmarks" / f"{benchmark}.py").read_text()))
+
+
+def _sentence(thing):
+    return " ".join(inspect.getdoc(thing).split("\n\n")[0].split())
+
+
+def _images(captions):
+    return [f"![{caption}](figures/{file})\n*{caption}*" for file, caption in captions.items()]
+
+
+GENERATORS = {
+    "theory_table": lambda: table(["experiment", "fact", "expected", "measured"], theory_rows()),
+    **{each.__name__: each for each in (facts, experiment_table, experiment_sections, public_names)},
+    **{each.__name__: each for each in (benchmark_sections, benchmark_tables)},
+}
