@@ -69,7 +69,7 @@ def test_the_source_archive_holds_what_its_tests_need_and_no_build_or_data(built
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert SOURCES <= names and {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= names
     assert {name.partition("/")[0] for name in names} <= {
-        *("lazynet", "experiments", "tests"),
+        *("lazynet", "experiments", "benchmarks", "tests"),
         *(
             "pyproject.toml",
             "README.md",
