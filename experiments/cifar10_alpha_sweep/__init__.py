@@ -14,8 +14,8 @@ Beside train and test accuracy, all on test images: the share of ReLU gates that
 max-pools whose first winner still is the largest; the accuracy of the gated network, which has the trained weights
 behind the gates and winners of the first ones; and how often the prediction is that of the linearized model.
 
-Expected of the laptop preset on a JPEG copy of CIFAR-10: test accuracy falls from 55 % at alpha = 1 over 52 % (3) and
-42 % (10) to 38 % from alpha = 100 on, where it stays; 58, 75, 94 and 99.6 % of the gates are stable. Differences from
+Expected of the laptop preset on a JPEG copy of CIFAR-10: test accuracy falls from 56 % at alpha = 1 over 53 % (3) and
+44 % (10) to 39 % from alpha = 100 on, where it stays; 65, 82, 96 and 99.8 % of the gates are stable. Differences from
 the published experiment: channels are standardized by the training set, the last epoch is evaluated, the training
 accuracy is that on the whole training set without augmentation, and the smaller presets have fewer images and channels.
 """
@@ -142,8 +142,8 @@ def checked_facts(config: Config, summary: dict[str, Any]) -> list:
     return found
 
 
-LAZY = 1000.0
-"""From this alpha on the network is expected to be its tangent model."""
+LAZY = 10_000.0
+"""From this alpha on the network is expected to be its tangent model; a tenth of it agrees in 96.9 % of predictions."""
 
 ENOUGH = 10_000
 """Photographs from which features can be learned that are better than the first ones."""
