@@ -32,9 +32,9 @@ class Fact(NamedTuple):
         if not math.isfinite(self.measured):
             return False
         if self.expected is not None and self.tolerance is not None:
-            return abs(self.measured - self.expected) <= self.tolerance
+            return bool(abs(self.measured - self.expected) <= self.tolerance)
         low = -math.inf if self.at_least is None else self.at_least
-        return low <= self.measured <= (math.inf if self.at_most is None else self.at_most)
+        return bool(low <= self.measured <= (math.inf if self.at_most is None else self.at_most))
 
 
 def check_sweeps(config: Any, *sweeps: str) -> None:

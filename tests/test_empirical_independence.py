@@ -117,7 +117,7 @@ def linen_network():
             return linen.Dense(2, param_dtype=jnp.float64)(jnp.tanh(x))
 
     module = Network()
-    variables = module.init(jax.random.key(0), X, train=False)
+    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), module.init(jax.random.key(0), X, train=False))
 
     def apply(params, x, train):
         given = {"params": params, "batch_stats": variables["batch_stats"]}
