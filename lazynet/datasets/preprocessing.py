@@ -78,7 +78,7 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
     Example:
         >>> x = np.random.default_rng(0).normal(size=(50, 3))
         >>> (white,) = zca(Data(x, np.zeros((50, 1))), bias=1e-12)
-        >>> np.round(np.linalg.eigvalsh(white.x.T @ white.x / 50), 3).tolist()
+        >>> np.abs(np.round(np.linalg.eigvalsh(white.x.T @ white.x / 50), 3)).tolist()
         [0.0, 1.0, 1.0]
 
     Source: the preprocessing of Shankar et al. (2020), "Neural Kernels Without Tangents".
