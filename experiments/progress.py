@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
 
-__all__ = ["bar", "over_devices"]
+__all__ = ["advancing", "bar", "over_devices"]
 
 
 def bar(console, unit: str, width: int = 20) -> Progress:
     """A bar whose description takes `width` columns, counting in units."""
     columns = (TextColumn(f"{{task.description:>{width}}}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     return Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)
+
+
+def advancing(progress: Progress, task: TaskID, done: int) -> Callable[[int], None]:
+    """A function of a step that shows `done + step` as completed."""
+    return lambda step: progress.update(task, completed=done + step)
 
 
 def over_devices(compute: Callable[[Any], Any], cells: Sequence[Any], console) -> dict[Any, Any]:

@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import facts, store
+from experiments.vgg import enlarged
 from lazynet import datasets, empirical, linalg, zoo
 from lazynet.model import Model
 from lazynet.records import Data
@@ -170,8 +171,7 @@ def _photographs(config: Config) -> Data:
         root = datasets.data_root(config.data.root)
         return datasets.cifar10(root, download=config.data.download, n_train=config.n, n_test=CLASSES)[0]
     digits, _ = datasets.digits(config.n, 1)
-    large = digits.x.reshape(-1, 8, 8, 1).repeat(4, axis=1).repeat(4, axis=2).repeat(3, axis=3)
-    return digits._replace(x=large.astype(np.float32))
+    return digits._replace(x=enlarged(digits.x).repeat(3, axis=3))
 
 
 def _measure(config: Config, model: Model, params: Any, data: Data, folder: Path, console) -> dict[str, Any]:

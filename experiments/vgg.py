@@ -24,7 +24,18 @@ from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpoin
 from lazynet import datasets, initializers, trees, zoo
 from lazynet.records import Data
 
-__all__ = ["Problem", "TrainConfig", "build", "cast", "learning_rate", "load_images", "start", "steps", "trained"]
+__all__ = [
+    "Problem",
+    "TrainConfig",
+    "build",
+    "cast",
+    "enlarged",
+    "learning_rate",
+    "load_images",
+    "start",
+    "steps",
+    "trained",
+]
 
 SIDE = 32
 """Pixels that five max-pools divide down to one."""
@@ -63,6 +74,12 @@ def load_images(data) -> tuple[Data, Data]:
         return _enlarged(train), _enlarged(test)
     root = datasets.data_root(data.root)
     return datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
+
+
+def enlarged(digits) -> np.ndarray:
+    """Digits `[n, 64]` as images `[n, 32, 32, 1]` in float32, each pixel four by four times."""
+    images = np.asarray(digits, np.float32).reshape(-1, 8, 8, 1)
+    return images.repeat(SIDE // 8, 1).repeat(SIDE // 8, 2)
 
 
 def build(width: float, gain: float) -> ln.Model:
@@ -134,5 +151,4 @@ def _clock(checkpoint: Path) -> Callable[[Any], dict[str, float]]:
 
 
 def _enlarged(digits: Data) -> Data:
-    images = np.asarray(digits.x, np.float32).reshape(-1, 8, 8, 1)
-    return Data(images.repeat(SIDE // 8, 1).repeat(SIDE // 8, 2), np.asarray(digits.y, np.float32))
+    return Data(enlarged(digits.x), np.asarray(digits.y, np.float32))

@@ -12,7 +12,7 @@ import numpy as np
 
 import lazynet as ln
 from experiments import vgg
-from experiments.progress import bar
+from experiments.progress import advancing, bar
 from experiments.training import batched_outputs, stored_cell
 from lazynet import diagnostics, trees
 from lazynet.records import Data
@@ -52,7 +52,7 @@ def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
         task = progress.add_task("training", total=steps * len(config.alphas))
         for alpha in sorted(config.alphas, key=lambda alpha: precision_of(config, alpha)):  # the cheap ones first
             progress.update(task, description=f"alpha {alpha:g}")
-            advance = partial(_advance, progress, task, steps * len(cells))
+            advance = advancing(progress, task, steps * len(cells))
             compute = partial(_train, config, problem(precision_of(config, alpha)), alpha, advance)
             cells[alpha] = stored_cell(folder / "cells" / f"alpha={alpha:g}.npz", compute)
             advance(steps)
@@ -63,10 +63,6 @@ def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
 def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
     arrays = vgg.cast((problem.params0, problem.train, problem.test), precision)
     return vgg.Problem(problem.model, *arrays)
-
-
-def _advance(progress, task, done, step):
-    progress.update(task, completed=done + step)
 
 
 def _train(config, problem: vgg.Problem, alpha: float, advance, checkpoint: Path) -> dict[str, Any]:

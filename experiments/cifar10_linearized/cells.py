@@ -14,7 +14,7 @@ import numpy as np
 
 import lazynet as ln
 from experiments import store, vgg
-from experiments.progress import bar
+from experiments.progress import advancing, bar
 from experiments.random_features import draw_filters, leave_one_out_ridge, patch_features
 from experiments.scattering_cifar10.features import scattering_features
 from experiments.scattering_cifar10.heads import all_images
@@ -61,7 +61,7 @@ def _networks(config, parts: Parts, folder: Path, console) -> dict[str, Row]:
             problem = vgg.start(vgg.build(width, config.gain), config.seed, parts, config.precision)
             for kind in config.kinds:
                 progress.update(task, description=f"{kind}, width {width:g}")
-                advance = partial(_advance, progress, task, steps * len(rows))
+                advance = advancing(progress, task, steps * len(rows))
                 train = partial(vgg.trained, config, problem, function(kind, problem), _nothing, advance)
                 cell = stored_cell(folder / "cells" / f"{kind},width={width:g}.npz", train)
                 rows[f"{kind}/width={width:g}"] = _network_row(problem, cell)
@@ -79,10 +79,6 @@ def function(kind: str, problem: vgg.Problem):
 
 def _nothing(u) -> dict[str, float]:
     return {}
-
-
-def _advance(progress, task, done, step):
-    progress.update(task, completed=done + step)
 
 
 def _network_row(problem: vgg.Problem, cell: dict[str, Any]) -> Row:

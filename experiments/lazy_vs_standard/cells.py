@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 import lazynet as ln
-from experiments.progress import bar
+from experiments.progress import advancing, bar
 from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed, stored_cell
 from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
 from lazynet.losses import as_partial
@@ -88,7 +88,7 @@ def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple
             rates.append(start.rates)
             for alpha in config.alphas:
                 progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
-                advance = partial(_advance, progress, task, steps * len(cells))
+                advance = advancing(progress, task, steps * len(cells))
                 path = folder / "cells" / f"seed={seed},alpha={alpha:g}.npz"
                 cells[seed, alpha] = stored_cell(path, partial(_train_cell, start, alpha, advance))
                 progress.update(task, completed=steps * len(cells))
@@ -127,10 +127,6 @@ class Start(NamedTuple):
     key: Any
     train: Data
     test: Data
-
-
-def _advance(progress, task, done, step):
-    progress.update(task, completed=done + step)
 
 
 def _start(config, seed, model, train, test) -> Start:
