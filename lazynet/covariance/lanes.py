@@ -68,7 +68,7 @@ class Request(NamedTuple):
         step: Displacements here in units of the displacements of the loop.
         memo: Recipes that have been prepared already.
         tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read before the branch
-            of `_guarded` is entered: inside, they would be fused into the innermost loops.
+            of `guarded` is entered: inside, they would be fused into the innermost loops.
     """
 
     canvas: Size

@@ -25,11 +25,12 @@ import numpy as np
 from jax import lax
 
 from lazynet.covariance.dense import apart_everywhere, as_pairs, as_plane, together_everywhere
-from lazynet.covariance.lanes import Lanes, Request
-from lazynet.covariance.windows import Size, Window, apart, masked, moving_mean, slide, together
+from lazynet.covariance.fused import Chain
+from lazynet.covariance.lanes import Request
+from lazynet.covariance.windows import Size, Window, apart, live, masked, moving_mean, slide, together
 from lazynet.typing import Array
 
-__all__ = ["Planes", "mean_over_pairs", "mean_over_positions", "source", "total", "variances"]
+__all__ = ["Planes", "guarded", "optional", "source", "sum_over_pairs", "total"]
 
 Plane = tuple[Array, Array | None]
 
@@ -45,6 +46,7 @@ class Planes:
         build: `build(request) -> plane(p, q, done)` prepares what does not depend on the displacement; the dictionary
             `done` shares layers between branches while one displacement is evaluated.
         needs: Functions whose values recipes use; they are called before any loop is entered.
+        chain: The same recipe as a list of steps, which a GPU takes at once; None for others than simple stacks.
     """
 
     shape: Size
@@ -52,15 +54,20 @@ class Planes:
     dtype: Any
     build: Callable[[Request], Callable[[Any, Any, dict], Plane]]
     needs: tuple[Callable, ...] = ()
+    chain: Chain | None = None
 
-    def pointwise(self, op: Any, sides: Sequence[Callable], after: Sequence[Callable]) -> Planes:
-        """Maps each pair of positions by itself; `after` has the exact results for d = 0 of an image with itself."""
+    def pointwise(self, op: Any, before: Sequence[Callable], after: Sequence[Callable]) -> Planes:
+        """Maps each pair of positions by itself, with both sets' moments before and after it.
+
+        Those after it are the exact results for d = 0 of an image with itself.
+        """
+        sides = [functools.cache(lambda moments=moments: op.side(moments().nngp)) for moments in before]
 
         def build(request):
             below, canvas = self.build(request), request.canvas
             first = [_placed(request.first(a), canvas) for a in sides[0]()]
             second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[1]()]
-            exact = [_optional(_placed, a, canvas) for a in after[0]()] if request.same else None
+            exact = [optional(_placed, a, canvas) for a in after[0]()] if request.same else None
 
             def plane(p, q, done):
                 nngp, ntk, _ = op.pair(first, [_shifted(a, p, q, request) for a in second], *below(p, q, done), None)
@@ -68,7 +75,8 @@ class Planes:
 
             return plane
 
-        return self._then(self.shape, (1, 1), build, needs=(*sides, *after))
+        chain = self.chain and self.chain.pointwise(op, before)
+        return self._then(self.shape, (1, 1), build, (*sides, *after), chain)
 
     def window(self, window: Window) -> Planes:
         """Means over windows that move together at both positions, `1/k sum_d S[s p + d, s p' + d]`."""
@@ -84,11 +92,12 @@ class Planes:
             def plane(p, q, done):
                 masks = [[done.get(key, key) for key in each] for each in keys]
                 values = below(rows * p, columns * q, done)
-                return tuple(_optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values)
+                return tuple(optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values)
 
             return plane
 
-        return self._then(window.out(self.shape), window.strides, build)
+        chain = self.chain and self.chain.window(window, self.shape)
+        return self._then(window.out(self.shape), window.strides, build, chain=chain)
 
     def pool(self, window: Window, scale: float) -> Planes:
         """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
@@ -110,8 +119,8 @@ class Planes:
         """The pool of one window that covers the images."""
 
         def build(request):
-            total = _sum_over_pairs(self, request.new_loop(canvas=self.canvas, single=False, zero=False))
-            return lambda p, q, done: tuple(_optional(lambda a: scale**2 * a[None, None], a) for a in total)
+            total = sum_over_pairs(self, request.new_loop(canvas=self.canvas, single=False, zero=False))
+            return lambda p, q, done: tuple(optional(lambda a: scale**2 * a[None, None], a) for a in total)
 
         return Planes((1, 1), (1, 1), self.dtype, _shared(build), self.needs)
 
@@ -132,11 +141,11 @@ class Planes:
         needs = dict.fromkeys(function for planes in every for function in planes.needs)
         return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(needs))
 
-    def _then(self, shape, strides, build, needs=()):
+    def _then(self, shape, strides, build, needs=(), chain=None):
         if min(shape) < 1:
             raise ValueError(f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them.")
         height, width = (max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True))
-        return Planes(shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs))
+        return Planes(shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs), chain)
 
 
 def source(x1: Array, x2: Array) -> Planes:
@@ -155,37 +164,7 @@ def source(x1: Array, x2: Array) -> Planes:
         return plane
 
     shape = (x1.shape[1], x1.shape[2])
-    return Planes(shape, shape, x1.dtype, _shared(build))
-
-
-def mean_over_positions(planes: Planes, lanes: Lanes) -> Plane:
-    """`1/(h w) sum_p S[p, p]` of each pair of images, `[groups, lanes]`: the limit of a Flatten head."""
-
-    def group(g):
-        request = _request(planes, lanes, g, single=True)
-        plane = planes.build(request)
-        done = request.rows(0, 0)
-        return _guarded(lambda: [_optional(_cropped_mean, a, planes.shape) for a in plane(0, 0, {**done})], g)
-
-    return _map_groups(group, planes, lanes.groups)
-
-
-def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plane:
-    """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head."""
-
-    def group(g):
-        total = _sum_over_pairs(planes, _request(planes, lanes, g, same=same))
-        return [_optional(lambda a: a / math.prod(planes.shape) ** 2, a) for a in total]
-
-    return _map_groups(group, planes, lanes.groups)
-
-
-def variances(planes: Planes) -> Plane:
-    """Plane d = 0 `[h, w, n]` of images with themselves."""
-    request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(single=True, zero=True)
-    plane, (height, width) = planes.build(request), planes.shape
-    nngp, ntk = (_optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
-    return nngp, ntk
+    return Planes(shape, shape, x1.dtype, _shared(build), chain=Chain((x1, x2)))
 
 
 def total(arrays: Sequence[Array | None]) -> Any:
@@ -199,20 +178,35 @@ def total(arrays: Sequence[Array | None]) -> Any:
     return functools.reduce(jnp.add, present) if present else None
 
 
-def _sum_over_pairs(planes, request):
+def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
     """`sum_{p, p'} S[p, p']` of each lane."""
     plane = planes.build(request)
-    keys = [request.mask(axis, _live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
+    keys = [request.mask(axis, live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
 
-    def live(p, q, done):
-        return [_optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
+    def inside(p, q, done):
+        return [optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
 
     def add(total, p, q):
         done = request.rows(p, q)
-        return jax.tree.map(jnp.add, total, _guarded(lambda: live(p, q, done), p))
+        return jax.tree.map(jnp.add, total, guarded(lambda: inside(p, q, done), p))
 
-    total = _scan_planes(add, _zeros(lambda: live(0, 0, request.rows(0, 0))), planes.canvas)
-    return [_optional(jnp.sum, a, (0, 1)) for a in total]
+    total = _scan_planes(add, _zeros(lambda: inside(0, 0, request.rows(0, 0))), planes.canvas)
+    return [optional(jnp.sum, a, (0, 1)) for a in total]
+
+
+def guarded(compute: Callable[[], Any], index: Any) -> Any:
+    """`compute()` inside a loop over `index` >= 0.
+
+    The condition is always true: XLA hoists constants out of loops as whole arrays, which multiplies the memory
+    traffic by six, but it does not look into branches.
+    """
+    compute = jax.checkpoint(compute)
+    return lax.cond(index >= 0, compute, lambda: _zeros(compute))
+
+
+def optional(function: Callable[..., Array], value: Array | None, *rest: Any) -> Any:
+    """The function of an array that may be missing."""
+    return None if value is None else function(value, *rest)
 
 
 def _rewritten(planes, request, rule):
@@ -222,21 +216,21 @@ def _rewritten(planes, request, rule):
 
     def one(d):
         rows = fine.rows(d[0], d[1])
-        return _guarded(lambda: tuple(plane(d[0], d[1], {**rows})), d[0])
+        return guarded(lambda: tuple(plane(d[0], d[1], {**rows})), d[0])
 
     displacements = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
     every = lax.map(one, jnp.asarray(displacements, jnp.int32))
-    unfolded = [_optional(lambda a: a.reshape(height, width, *a.shape[1:]), a) for a in every]
-    pairs = [_optional(lambda a: rule(as_pairs(a, planes.shape)), a) for a in unfolded]
-    return lambda p, q, done: tuple(_optional(as_plane, a, p, q, request.canvas) for a in pairs)
+    unfolded = [optional(lambda a: a.reshape(height, width, *a.shape[1:]), a) for a in every]
+    pairs = [optional(lambda a: rule(as_pairs(a, planes.shape)), a) for a in unfolded]
+    return lambda p, q, done: tuple(optional(as_plane, a, p, q, request.canvas) for a in pairs)
 
 
 def _averaged_at_zero(planes, request, window):
     """The plane of displacement zero alone: windows that move together need no other."""
     fine, (height, width) = request.new_loop(canvas=planes.canvas), planes.shape
     plane, rows = planes.build(fine), fine.rows(0, 0)
-    means = [_optional(lambda a: moving_mean(a[:height, :width], window), a) for a in plane(0, 0, {**rows})]
-    return lambda p, q, done: tuple(_optional(_placed, a, request.canvas) for a in means)
+    means = [optional(lambda a: moving_mean(a[:height, :width], window), a) for a in plane(0, 0, {**rows})]
+    return lambda p, q, done: tuple(optional(_placed, a, request.canvas) for a in means)
 
 
 def _pulled(below, fine, window, shape, scale):
@@ -250,14 +244,14 @@ def _pulled(below, fine, window, shape, scale):
             rows = fine.rows(*at)
 
             def pooled():
-                return [_optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
+                return [optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
 
-            return _guarded(pooled, at[0])
+            return guarded(pooled, at[0])
 
         start = _zeros(lambda: part(jnp.zeros(2, jnp.int32)))
         moves = jnp.asarray(_moves(window), jnp.int32)
         total = lax.scan(lambda total, e: (jax.tree.map(jnp.add, total, part(e)), None), start, moves)[0]
-        return tuple(_optional(lambda a: a * scale**2, a) for a in total)
+        return tuple(optional(lambda a: a * scale**2, a) for a in total)
 
     return plane
 
@@ -272,7 +266,7 @@ def _pushed(below, fine, window, shape, scale):
         def one(r):
             at = window.strides[0] * p + r[0], window.strides[1] * q + r[1]
             rows = fine.rows(*at)
-            return _guarded(lambda: below(*at, {**rows}), p)
+            return guarded(lambda: below(*at, {**rows}), p)
 
         return lax.map(one, jnp.asarray(residues, jnp.int32))
 
@@ -285,23 +279,23 @@ def _pushed(below, fine, window, shape, scale):
         ]
 
         def part(index, mask):
-            return [_optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
+            return [optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
 
         def parts():
             return [part(index, mask) for (index, _, _), mask in zip(targets, masks, strict=True)]
 
-        for values, at in zip(_guarded(parts, p), ats, strict=True):
-            total = [_optional(_accumulated, old, new, at) for old, new in zip(total, values, strict=True)]
+        for values, at in zip(guarded(parts, p), ats, strict=True):
+            total = [optional(_accumulated, old, new, at) for old, new in zip(total, values, strict=True)]
         return total
 
     start = [
-        _optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
+        optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
         for a in _zeros(lambda: below(0, 0, fine.rows(0, 0)))
     ]
-    stored = [_optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
+    stored = [optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
 
     def plane(p, q, done):
-        return tuple(_optional(lambda a: _cut(a, (p, q, 0, 0, 0), (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
+        return tuple(optional(lambda a: _cut(a, (p, q, 0, 0, 0), (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
 
     return plane
 
@@ -334,18 +328,6 @@ def _accumulated(total, value, at):
     return lax.dynamic_update_slice(total, new, _starts(start))
 
 
-def _request(planes, lanes, g, *, single=False, same=False):
-    first, second = (lambda a: lanes.first(a, g)), (lambda a: lanes.second(a, g))
-    return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(single=single, zero=single)
-
-
-def _map_groups(group, planes, groups):
-    for compute in planes.needs:
-        compute()
-    nngp, ntk = lax.map(lambda g: tuple(group(g)), jnp.arange(groups))
-    return nngp, ntk
-
-
 def _scan_planes(step, carry, canvas):
     """Folds `step(carry, p, q)` over all displacements of a canvas."""
     displacements = np.stack(np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1).reshape(-1, 2)
@@ -354,16 +336,6 @@ def _scan_planes(step, carry, canvas):
         return step(carry, d[0], d[1]), None
 
     return lax.scan(body, carry, jnp.asarray(displacements, jnp.int32))[0]
-
-
-def _guarded(compute, index):
-    """`compute()` inside a loop over `index` >= 0.
-
-    The condition is always true: XLA hoists constants out of loops as whole arrays, which multiplies the memory
-    traffic by six, but it does not look into branches.
-    """
-    compute = jax.checkpoint(compute)
-    return lax.cond(index >= 0, compute, lambda: _zeros(compute))
 
 
 def _zeros(compute):
@@ -418,22 +390,8 @@ def _exact_at_zero(p, q, exact, values):
     if isinstance(p, int) and isinstance(q, int):
         return exact if p == q == 0 else values
     here = (p == 0) & (q == 0)
-    return tuple(_optional(lambda a, b: jnp.where(here, a, b), a, b) for a, b in zip(exact, values, strict=True))
-
-
-def _live(n, canvas):
-    """Mask of the pairs of positions that both lie inside images of size n."""
-    index = np.arange(canvas)
-    return (index[None, :] < n) & ((index[None, :] + index[:, None]) % canvas < n)
+    return tuple(optional(lambda a, b: jnp.where(here, a, b), a, b) for a, b in zip(exact, values, strict=True))
 
 
 def _live_part(a, masks):
     return masked(masked(a, masks[0], 0), masks[1], 1)
-
-
-def _cropped_mean(a, shape):
-    return jnp.mean(a[: shape[0], : shape[1]], axis=(0, 1))
-
-
-def _optional(function, value, *rest) -> Any:
-    return None if value is None else function(value, *rest)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lazynet.covariance.heads import mean_over_pairs, mean_over_positions, variances
 from lazynet.covariance.lanes import Lanes, all_pairs, each_with_itself
-from lazynet.covariance.planes import Planes, mean_over_pairs, mean_over_positions, source, total, variances
+from lazynet.covariance.planes import Planes, source, total
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 
@@ -58,9 +59,10 @@ class Vectors(NamedTuple):
     gap: Array | None
     spread: Callable[[Array, Array], tuple[Array, Array]]
 
-    def pointwise(self, op: Pointwise, sides: Sequence[Callable], after: Sequence[Callable]) -> Vectors:
-        """Maps each pair; `sides` and `after` compute what they name when called."""
-        rows_columns = [self.spread(a, b) for a, b in zip(sides[0](), sides[1](), strict=True)]
+    def pointwise(self, op: Pointwise, before: Sequence[Callable], after: Sequence[Callable]) -> Vectors:
+        """Maps each pair, with both sets' moments `before() -> Moments` and after it."""
+        sides = [op.side(moments().nngp) for moments in before]
+        rows_columns = [self.spread(a, b) for a, b in zip(*sides, strict=True)]
         rows, columns = ([pair[i] for pair in rows_columns] for i in (0, 1))
         nngp, ntk, gap = op.pair(rows, columns, self.nngp, self.ntk, self.gap)
         if gap is None and self.gap is not None:
@@ -135,12 +137,11 @@ class Kernel:
         """The state after a rule that maps each pair of positions by itself."""
         moments = self.first.moments, self.second.moments
         after = [once(lambda m=m: Moments(*op.diagonal(*m()))) for m in moments]
-        sides = [once(lambda m=m: op.side(m().nngp)) for m in moments]
         first, second = (
-            Side(after[i], own.pairs and own.pairs.pointwise(op, [sides[i]] * 2, [after[i]] * 2))
+            Side(after[i], own.pairs and own.pairs.pointwise(op, [moments[i]] * 2, [after[i]] * 2))
             for i, own in enumerate((self.first, self.second))
         )
-        return self.replace(cross=self.cross.pointwise(op, sides, after), first=first, second=second, **changes)
+        return self.replace(cross=self.cross.pointwise(op, moments, after), first=first, second=second, **changes)
 
     def window(self, window: Window) -> Kernel:
         """The state after means over windows that move together at both positions."""

@@ -12,7 +12,7 @@ from jax import lax
 
 from lazynet.typing import Array, ArrayLike
 
-__all__ = ["Taps", "Window", "apart", "masked", "moving_mean", "slide", "together"]
+__all__ = ["Taps", "Window", "apart", "live", "masked", "moving_mean", "slide", "together"]
 
 Size = tuple[int, int]
 Mask = ArrayLike | bool | None
@@ -123,6 +123,17 @@ def moving_mean(variances: Array, window: Window) -> Array:
         t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap) for t, b in zip(taps, before, strict=True)
     ]
     return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
+
+
+def live(n: int, canvas: int) -> np.ndarray:
+    """Mask `[displacement, position]` of the pairs of positions that both lie inside images of size n.
+
+    Example:
+        >>> live(2, 3).astype(int).tolist()
+        [[1, 1, 0], [1, 0, 0], [0, 1, 0]]
+    """
+    index = np.arange(canvas)
+    return (index[None, :] < n) & ((index[None, :] + index[:, None]) % canvas < n)
 
 
 def masked(x: Array, mask: Mask, axis: int) -> Array:
