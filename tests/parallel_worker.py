@@ -94,6 +94,27 @@ def long_training(sharding, folder: Path, *, save_at, pause: float):
     return training(sharding, save_at=save_at, on_save=on_save, resume=resume)
 
 
+def gram_tiles(folder: Path | None, *, pause: float) -> dict:
+    """A kernel of 136 tiles, slow enough to be killed, and how many tiles this process computed."""
+    import numpy as np
+
+    import lazynet as ln
+    from lazynet import tiles
+
+    x = np.random.default_rng(0).normal(size=(32, 6))
+    model = ln.serial(ln.Dense(1, 1.5, 0.1), ln.Relu(), ln.Dense(1))
+    every, computed = tiles.tiles(32, 32, 2, symmetric=True), []
+    store = tiles.open_store(folder, {"ntk": (32, 32)}, np.float64, len(every), {"kernel": "a test"})
+
+    def compute(_, tile):
+        computed.append(tile)
+        time.sleep(pause)
+        return {"ntk": ln.analytic_kernel(model, *(x[part.start : part.stop] for part in tile)).ntk}
+
+    matrices = tiles.assemble(compute, every, store, mirror={"ntk": (1, 0)})
+    return {"ntk": matrices["ntk"].tolist(), "computed": len(computed)}
+
+
 def sharded_checkpoint(sharding, folder: Path) -> dict:
     """Saves arrays divided over all processes and reads them divided, and whole on every device."""
     import numpy as np
@@ -115,7 +136,7 @@ def sharded_checkpoint(sharding, folder: Path) -> dict:
 
 if __name__ == "__main__":
     task, *words = sys.argv[1:]
-    if task in ("two", "long", "orbax"):
+    if task in ("two", "long", "orbax", "tiles"):
         join(words[0], words[1])
     from lazynet.sharding import data_parallel
 
@@ -124,6 +145,8 @@ if __name__ == "__main__":
         result = as_lists(curve)
     elif task == "alone":
         result = as_lists(long_training(None, Path(words[0]), save_at=range(int(words[1])), pause=0.0))
+    elif task == "tiles":
+        result = gram_tiles(Path(words[2]), pause=0.05)
     elif task == "orbax":
         result = sharded_checkpoint(data_parallel(), Path(words[2]))
     else:

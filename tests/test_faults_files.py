@@ -58,7 +58,7 @@ def trained(server, tmp_path_factory):
     return folder, training_result(folder)
 
 
-@pytest.mark.parametrize("limit", [200, 2000, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [200, 2000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_an_experiment_on_a_full_disk_names_the_file_and_ends_once_there_is_room(limit, tmp_path, trained):
     said = _on_a_full_disk(limit, faults_worker.training, tmp_path)
     assert str(tmp_path) in said and ("File too large" in said or "cannot be written" in said)

@@ -70,6 +70,7 @@ def _alone(batch_size, microbatches=1):
     return parallel_worker.as_lists(parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(("devices", "cases"), [(4, [(16, 2)]), (8, [(16, 1), (None, 1)])])
 def test_virtual_devices_give_the_curve_of_one_device(devices, cases):
     result = _result(_start("devices", *(f"{b},{m}" for b, m in cases), devices=devices))
@@ -82,6 +83,7 @@ def test_virtual_devices_give_the_curve_of_one_device(devices, cases):
         _assert_equal_to_rounding(curve, _alone(*case))
 
 
+@pytest.mark.extended
 def test_two_processes_give_the_curve_of_one_device():
     with _pair("two", "16,1", devices=2) as pair:
         results = [_result(process) for process in pair]
@@ -165,6 +167,28 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
     assert list(tmp_path.glob("resumed at *"))
     alone = parallel_worker.as_lists(parallel_worker.training(None, save_at=range(0, 100, 2)))
     _assert_equal_to_rounding(results[0], alone)
+
+
+@pytest.mark.slow
+def test_a_process_killed_among_the_tiles_of_a_kernel_ends_the_other_and_a_restart_goes_on(tmp_path):
+    folder = tmp_path / "store"
+
+    def done():
+        return np.load(folder / "done.npy") != 0
+
+    with _pair("tiles", folder) as pair:
+        _wait_until(lambda: folder.exists() and done()[1::2].sum() > 5, pair)
+        pair[1].send_signal(signal.SIGKILL)
+        _, said = pair[0].communicate(timeout=BOUND)
+        assert pair[0].returncode != 0 and "another task died" in said
+    assert not done()[1::2].all(), "the kernel was done before the process was killed"
+    left = np.count_nonzero(~done())
+    with _pair("tiles", folder) as pair:
+        results = [_result(process) for process in pair]
+    assert sum(result["computed"] for result in results) == left
+    expected = parallel_worker.gram_tiles(None, pause=0.0)["ntk"]
+    for result in results:
+        _assert_equal_to_rounding(result, {"ntk": expected})
 
 
 def _wait_until(happened, processes):
