@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lazynet.tiles import reserved
+
 __all__ = ["Case", "Failure", "Program", "Row", "Times", "absent", "first_call", "in_turns", "jitted", "measure"]
 
 LEAST_S = 0.05
@@ -103,7 +105,7 @@ def absent(reason: str) -> Program:
 def jitted(function: Callable[..., Any], *arguments: Any, entries: float = 1.0, **more: Any) -> Program:
     """A program of one compiled function; its first call compiles, and the compiler tells the memory."""
     compiled = functools.cache(lambda: jax.jit(function).lower(*arguments).compile())
-    return Program(lambda: compiled()(*arguments), entries, lambda: _reserved(compiled()), **more)
+    return Program(lambda: compiled()(*arguments), entries, lambda: reserved(compiled()) or None, **more)
 
 
 def first_call(run: Callable[[], Any]) -> First | Failure:
@@ -174,11 +176,6 @@ def _row(group, case, name, program, first, times, differs) -> Row:
     error = f"differs by {differs:.1e}" if differs is not None and not differs <= case.tolerance else ""
     measured = dict(cpu_s=times.cpu_s, wall_s=times.wall_s, first_s=first.times.wall_s, bytes=program.reserved())
     return row._replace(**measured, differs=differs, note=note, error=error)
-
-
-def _reserved(compiled) -> int | None:
-    report = compiled.memory_analysis()
-    return None if report is None else report.temp_size_in_bytes + report.output_size_in_bytes
 
 
 def _described(error: Exception) -> str:

@@ -17,7 +17,7 @@ from lazynet.covariance.state import input_kernel
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
 from lazynet.records import Gram
-from lazynet.tiles import assemble, digest, open_store, tile_advice, tiles
+from lazynet.tiles import assemble, digest, open_store, reserved, tile_advice, tiles
 from lazynet.trees import check_finite, is_traced
 from lazynet.typing import Array, ArrayLike
 
@@ -248,10 +248,7 @@ def _bytes(model, x1, x2, side, *, alone):
 
 @functools.lru_cache(maxsize=256)
 def _reserved(model, program, inputs):
-    report = program.lower(model, *inputs).compile().memory_analysis()
-    if report is None:
-        return 0
-    return report.temp_size_in_bytes + report.argument_size_in_bytes + report.output_size_in_bytes
+    return reserved(program.lower(model, *inputs).compile()) + sum(x.size * x.dtype.itemsize for x in inputs)
 
 
 def _balanced(n, ndim):

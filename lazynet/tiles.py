@@ -21,7 +21,7 @@ import numpy as np
 
 from lazynet.files import naming
 
-__all__ = ["Store", "assemble", "digest", "open_store", "tile_advice", "tiles"]
+__all__ = ["Store", "assemble", "digest", "open_store", "reserved", "tile_advice", "tiles"]
 
 BROKEN_HEADER = ValueError, TypeError, SyntaxError, KeyError, tokenize.TokenError
 """What NumPy raises where the header of a `.npy` file is damaged."""
@@ -69,6 +69,18 @@ def digest(*arrays: Any) -> str:
     for array in map(np.asarray, arrays):
         name.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
     return name.hexdigest()
+
+
+def reserved(compiled: Any) -> int:
+    """Bytes that a compiled program takes beside its arguments, by the compiler's account; 0 where it gives none.
+
+    Example:
+        >>> import jax
+        >>> reserved(jax.jit(lambda x: x + 1).lower(1.0).compile()) < 1000
+        True
+    """
+    report = compiled.memory_analysis()
+    return 0 if report is None else report.temp_size_in_bytes + report.output_size_in_bytes
 
 
 def assemble(

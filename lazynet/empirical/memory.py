@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from lazynet.empirical.contraction import Features, contract, features
 from lazynet.empirical.jacobians import Names, Outputs, example_jacobian, loops, vmapped_jacobian
 from lazynet.empirical.layerwise import layer_features, layer_names
+from lazynet.tiles import reserved
 from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike, Params
 
@@ -60,13 +61,13 @@ def peak_bytes(function: Partial, params: Params, x: ArrayLike, names: Names, ou
     held = _bytes(shapes)
     known = layer_names(function, names)
     rest = tuple(name for name in names if name not in known)
-    made = [_reserved(layer_features.lower(function, params, x, known, outputs))] if known else []
+    made = [reserved(layer_features.lower(function, params, x, known, outputs).compile())] if known else []
     if rest and loops(function, params, x):
         own = _bytes({name: shapes[name] for name in rest})
-        made.append(_reserved(example_jacobian.lower(function, params, x[0], rest, outputs)) + 2 * own)
+        made.append(reserved(example_jacobian.lower(function, params, x[0], rest, outputs).compile()) + 2 * own)
     elif rest:
-        made.append(_reserved(vmapped_jacobian.lower(function, params, x, rest, outputs)))
-    return held + max(sum(made), held + _reserved(contract.lower(shapes, shapes, outputs)))
+        made.append(reserved(vmapped_jacobian.lower(function, params, x, rest, outputs).compile()))
+    return held + max(sum(made), held + reserved(contract.lower(shapes, shapes, outputs).compile()))
 
 
 def entry_shape(
@@ -114,11 +115,6 @@ def _total(sizes: dict[str, int]):
 
 def _bytes(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _reserved(lowered: Any) -> int:
-    report = lowered.compile().memory_analysis()
-    return 0 if report is None else report.temp_size_in_bytes + report.output_size_in_bytes
 
 
 def _message(sizes: dict[str, int], side: int, needed: int, memory: int, tile: int | None) -> str:
