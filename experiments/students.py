@@ -82,6 +82,8 @@ def draw_normal(keys, width: int, d: int) -> Weights:
 
 def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[Any, Any, Any, Any]:
     """Inputs `[d, n]` on the sphere and targets `[1, n]` of the teacher, for training and test; takes two keys."""
+    # `datasets.teacher_student` draws the same task with one example a row. Columns are filled in another order from a
+    # key, and the results stored so far depend on these draws: neither can be made from the other, bit for bit.
     d = teacher.hidden.shape[1]
     x, x_test = on_sphere(keys[0], n_train, d), on_sphere(keys[1], n_test, d)
     return x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None]

@@ -1,7 +1,7 @@
 """The spectrum of the tangent kernel of VGG-11 at initialization: photographs against random images.
 
     python -m experiments run tangent_spectrum --set data.root=DIR                  # about 10 minutes of CPU time
-    python -m experiments run tangent_spectrum --preset smoke                       # digits, about half a minute
+    python -m experiments run tangent_spectrum --preset smoke                       # digits, about 40 CPU seconds
     python -m experiments run tangent_spectrum --preset paper --set data.root=DIR   # full width, meant for a GPU
 
 The full kernel Theta[i, j, a, b] of 495 images and 10 outputs is a matrix of 4950 rows; its modes are learned one after
@@ -176,7 +176,6 @@ def _photographs(config: Config) -> Data:
 
 def _measure(config: Config, model: Model, params: Any, data: Data, folder: Path, console) -> dict[str, Any]:
     """Spectrum, label energies and effective ranks of the kernel, which a killed run goes on with in its folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
     x, memory = jnp.asarray(data.x, config.precision), int(config.memory_gib * 2**30)
     settings: dict[str, Any] = {"memory": memory, "store": folder, "progress": console.is_terminal}
     kernel = np.asarray(empirical.empirical_ntk(model.apply, params, x, **settings), np.float64)

@@ -25,6 +25,8 @@ from lazynet import datasets, initializers, trees, zoo
 from lazynet.records import Data
 
 __all__ = [
+    "PAPER_TRAIN",
+    "SMOKE_TRAIN",
     "Problem",
     "TrainConfig",
     "build",
@@ -53,6 +55,11 @@ class TrainConfig:
     augment: bool = False
     loss: Literal["mse", "cross_entropy"] = "mse"
     records: int = 5
+
+
+SMOKE_TRAIN = TrainConfig(eta0=0.3, batch_size=50, epochs=15, records=2)
+PAPER_TRAIN = TrainConfig(epochs=70, augment=True, records=14)
+"""How all experiments on VGG-11 train it in these presets, so that their numbers can stand side by side."""
 
 
 class Problem(NamedTuple):

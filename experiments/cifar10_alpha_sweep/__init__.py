@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.lazy_vs_standard import DataConfig
-from experiments.vgg import TrainConfig
+from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -54,17 +54,16 @@ class Config:
 
 
 _NARROW = NetworkConfig(0.0625)
-_SHORT = TrainConfig(eta0=0.3, batch_size=50, epochs=15, records=2)
 _FEW = (1.0, 100.0, 1e5, math.inf)
 
 PRESETS = {
-    "smoke": Config(DataConfig("digits", n_train=200, n_test=200), _NARROW, _SHORT, _FEW),
-    "smoke/cifar10": Config(DataConfig("cifar10", n_train=200, n_test=200), _NARROW, _SHORT, _FEW),
+    "smoke": Config(DataConfig("digits", n_train=200, n_test=200), _NARROW, SMOKE_TRAIN, _FEW),
+    "smoke/cifar10": Config(DataConfig("cifar10", n_train=200, n_test=200), _NARROW, SMOKE_TRAIN, _FEW),
     "laptop": Config(data=DataConfig("cifar10", n_train=10_000, n_test=2000)),
     "paper": Config(
         data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
         network=NetworkConfig(1.0),
-        train=TrainConfig(epochs=70, augment=True, records=14),
+        train=PAPER_TRAIN,
         alphas=(1.0, 3.0, 10.0, 30.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7, math.inf),
     ),
 }

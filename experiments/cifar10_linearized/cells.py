@@ -126,7 +126,6 @@ def _kernel(config, parts: Parts, folder: Path, console) -> Row:
     """Regression with the tangent kernel on the first images; the ridge has the best leave-one-out accuracy."""
     train, test = _subset(config, parts)
     model = zoo.cntk(config.kernel.depth, pooled=False)
-    (folder / "kernels").mkdir(parents=True, exist_ok=True)
     shown = console.is_terminal
     ntk = analytic_kernel(model, train.x, store=folder / "kernels" / "train", progress=shown).ntk
     cross = analytic_kernel(model, test.x, train.x, store=folder / "kernels" / "test", progress=shown).ntk

@@ -102,7 +102,6 @@ def _draw(config, case: Case, draw: int, folder: Path, console) -> dict[str, Any
     sizes = images.pooled_sizes if case.pooled else images.sizes
     train, test = _load(config, case, max(sizes), images.pooled_test if case.pooled else images.n_test, draw)
     start, shown = time.process_time(), console.is_terminal
-    folder.parent.mkdir(parents=True, exist_ok=True)
     gram = analytic_kernel(case.network, train.x, store=f"{folder},train", progress=shown)
     cross = analytic_kernel(case.network, test.x, train.x, store=f"{folder},test", progress=shown)
     seconds = time.process_time() - start
