@@ -1,10 +1,10 @@
 # Every target runs a step of .ci/run, which builds the environments it needs.
-.PHONY: check test notebooks slow lint types docs smoke newest oracle package clean
+.PHONY: check test extended notebooks slow lint types docs smoke newest oracle package clean
 
 check:
 	bash .ci/run
 
-test notebooks slow lint types docs smoke newest oracle package:
+test extended notebooks slow lint types docs smoke newest oracle package:
 	bash .ci/run $@
 
 clean:

@@ -55,7 +55,7 @@ def mlp(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model = mlp((32, 32), 10, b_std=0.1)
-        >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 64))))
+        >>> sorted(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 64))))
         ['0_Dense', '2_Dense', '4_Dense']
     """
     activation = Relu() if activation is None else activation
@@ -88,9 +88,9 @@ def cnn(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model = cnn((8, 16), 10, strides=(2, 2))
-        >>> x = jnp.ones((1, 32, 32, 3))
-        >>> model.apply(model.init(jax.random.key(0), x), x).shape
-        (1, 10)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["2_Conv"]["W"].shape
+        (3, 3, 8, 16)
     """
     activation = Relu() if activation is None else activation
     strides = [1] * len(widths) if strides is None else list(strides)
@@ -161,10 +161,10 @@ def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, 
         ValueError: If `depth` is less than 2.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from lazynet.kernels import analytic_kernel
-        >>> analytic_kernel(cntk(3), jnp.ones((1, 4, 4, 3))).ntk.shape
-        (1, 1)
+        >>> import jax, jax.numpy as jnp
+        >>> params = jax.eval_shape(cntk(3).init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape, len(params)
+        ((3, 3, 3, 64), 3)
 
     Source: Arora et al. (2019), section 4.
     """
@@ -187,10 +187,10 @@ def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float |
         ValueError: If `depth` is not 5, 7 or 10.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> from lazynet.kernels import analytic_kernel
-        >>> analytic_kernel(myrtle(5), jnp.ones((1, 8, 8, 3))).ntk.shape
-        (1, 1)
+        >>> import jax, jax.numpy as jnp
+        >>> params = jax.eval_shape(myrtle(5, width=64).init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape, len(params)
+        ((3, 3, 3, 64), 5)
 
     Source: Shankar et al. (2020), as convolutional networks.
     """
@@ -218,9 +218,9 @@ def wide_resnet(
     Example:
         >>> import jax, jax.numpy as jnp
         >>> model = wide_resnet(1, width=1)
-        >>> x = jnp.ones((1, 8, 8, 3))
-        >>> model.apply(model.init(jax.random.key(0), x), x).shape
-        (1, 10)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape
+        (3, 3, 3, 16)
 
     Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
     """

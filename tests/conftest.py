@@ -21,6 +21,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))
 
 
+@pytest.fixture(scope="module")
+def finished(request, tmp_path_factory):
+    """Summary and folder of a finished run of a module's `experiment`, with its configuration `SMOKE`."""
+    module, folder = request.module, tmp_path_factory.mktemp("run")
+    return module.experiment.run(module.SMOKE, folder, module.CONSOLE), folder
+
+
 @pytest.fixture(autouse=True)
 def _oracle_terms(request):
     """Fails an oracle test on a jax that neural-tangents cannot be imported on, and relaxes promotion inside it."""

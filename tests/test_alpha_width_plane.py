@@ -13,6 +13,7 @@ from experiments import alpha_width_plane as plane
 from experiments.facts import summarize
 from lazynet import flow
 
+pytestmark = pytest.mark.extended
 CONFIG = plane.Config(widths=(4, 8), alphas=(0.1, 1.0, 10.0, 100.0, math.inf), seeds=2, n_train=20, n_test=30, steps=40)
 
 

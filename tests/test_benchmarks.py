@@ -209,6 +209,7 @@ def _answers(programs):
     return {name: np.asarray(program.run()) for name, program in programs.items()}
 
 
+@pytest.mark.extended
 def test_the_engine_of_figure_1c_trains_as_autodiff_the_host_loop_and_numpy_do():
     config = test_loss_vs_scale.Config(d=6, n=20, width=8)
     expected, *others = _answers(synthetic.full_batch(config, (0.1, 2.0), 15)).values()
@@ -218,6 +219,7 @@ def test_the_engine_of_figure_1c_trains_as_autodiff_the_host_loop_and_numpy_do()
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.extended
 def test_the_engine_of_figure_2b_trains_as_one_scale_at_a_time_autodiff_and_numpy_do():
     config = population_sgd.Config(taus=(0.1, 0.5, 2.0), d=6, width=8, batch_size=10, steps=12, last=4)
     expected, *others = _answers(synthetic.fresh_batches(config)).values()

@@ -78,6 +78,7 @@ def swept(tmp_path_factory):
     return folder, summary, len(count)
 
 
+@pytest.mark.extended
 def test_an_interrupted_sweep_trains_only_what_is_missing(swept):
     folder, _, trained = swept
     assert trained == 1 and {path.name for path in (folder / "cells").iterdir()} == {
@@ -86,6 +87,7 @@ def test_an_interrupted_sweep_trains_only_what_is_missing(swept):
     }
 
 
+@pytest.mark.extended
 def test_the_largest_alpha_is_the_linearized_model_and_its_facts_hold(swept):
     folder, summary, _ = swept
     assert not _failures(summary) and "passed/agreement/alpha=100000" in summary
@@ -96,6 +98,7 @@ def test_the_largest_alpha_is_the_linearized_model_and_its_facts_hold(swept):
     assert "max-pool" in _text(cifar10_alpha_sweep, summary)
 
 
+@pytest.mark.extended
 def test_one_run_trains_the_tangent_model_in_float32_and_large_alphas_in_float64(swept):
     _, summary, _ = swept
     assert summary["precision/alpha=inf"] == "float32" and summary["precision/alpha=100000"] == "float64"
@@ -165,6 +168,7 @@ def tabled(tmp_path_factory):
         return folder, cifar10_linearized.run(config, folder, QUIET)
 
 
+@pytest.mark.extended
 def test_one_table_holds_networks_features_and_a_kernel_with_their_sizes_and_times(tabled):
     folder, summary = tabled
     networks = [f"{kind}/width=0.0625" for kind in ("standard", "gated", "linearized")]
@@ -178,10 +182,12 @@ def test_one_table_holds_networks_features_and_a_kernel_with_their_sizes_and_tim
     assert "scattering, linear" in printed and "gated" in printed
 
 
+@pytest.mark.extended
 def test_prior_features_beat_a_narrow_linearized_network(tabled):
     assert not _failures(tabled[1]) and tabled[1]["passed/scattering_minus_linearized"]
 
 
+@pytest.mark.extended
 def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_flip():
     model, x = ln.zoo.mlp((6,), 3), jax.random.normal(jax.random.key(0), (5, 4))
     problem = vgg.Problem(model, model.init(jax.random.key(1), x), ln.Data(x, x), ln.Data(x, x))

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 import lazynet as ln
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (12, 16))
+X = normal(1, 12, 16)
 DATA = ln.Data(X, jnp.ones((12, 3)))
 MODEL = ln.serial(ln.Dense(32), ln.Erf(), ln.Dense(3))
 

@@ -98,6 +98,7 @@ def test_tables_split_all_rows_with_the_share_of_every_class(name, n, columns, c
 # --- teacher
 
 
+@pytest.mark.extended
 def test_a_teacher_with_one_neuron_is_recovered_with_unit_weight_by_least_squares():
     train, test = teacher_student(jax.random.key(3), n_train=50, n_test=50, d=4, width=1)
     active = train.y[:, 0] != 0

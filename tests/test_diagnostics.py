@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
+from marks import extended
 
 from lazynet import diagnostics, trees
 from lazynet.activations import Erf, Relu
@@ -49,10 +51,11 @@ ONE = jnp.ones((1, 1))
 def problem(width=12, activation="erf", doubled=False):
     """A two-layer network, its initialization, and regression data."""
     model = serial(Dense(width, b_std=0.5), {"erf": Erf, "relu": Relu}[activation](), Dense(2))
-    model = symmetrize(model) if doubled else model
-    keys = jax.random.split(jax.random.key(1), 3)
-    x = jax.random.normal(keys[0], (8, 3))
-    return model, jax.jit(model.init)(keys[1], x), Data(x, jax.random.normal(keys[2], (8, 2)))
+    x = normal(1, 8, 3)
+    params = initial(0, model, x)
+    if doubled:
+        model, params = symmetrize(model), {"plus": params, "minus": params}
+    return model, params, Data(x, normal(2, 8, 2))
 
 
 def moved(params, size=0.1):
@@ -123,6 +126,7 @@ def test_gap_of_outputs_is_relative_to_the_reference():
     assert float(output_gap(1.25 * outputs, outputs)) == pytest.approx(0.25)
 
 
+@pytest.mark.extended
 def test_kernel_change_by_probes_is_that_of_the_formed_kernels():
     model, params, data = problem()
     end = moved(params, 0.3)
@@ -292,6 +296,7 @@ def test_hessian_norm_of_a_linear_model_is_zero():
     assert hessian_norm(lambda w, x: x @ w, jnp.ones((3, 1)), jnp.eye(3), key=KEY) == 0.0
 
 
+@pytest.mark.extended
 def test_hessian_norm_increases_with_the_rounds():
     model, params, data = problem()
     norms = [hessian_norm(model.apply, params, data.x, key=KEY, iterations=i, restarts=1) for i in (1, 3, 10)]
@@ -305,6 +310,7 @@ def test_kappa_of_a_model_that_starts_at_zero_falls_like_one_over_alpha():
     assert fit_slope(alphas, values) == pytest.approx(-1, abs=1e-9)
 
 
+@pytest.mark.extended
 def test_kappa_of_a_two_homogeneous_network_falls_like_the_square_of_the_weights():
     model, data = problem()[0], problem()[2]
     model = symmetrize(serial(Dense(6), Relu(), Dense(2)))
@@ -314,6 +320,7 @@ def test_kappa_of_a_two_homogeneous_network_falls_like_the_square_of_the_weights
     assert fit_slope(scales, values) == pytest.approx(-2, abs=1e-6)
 
 
+@pytest.mark.extended
 def test_kappa_of_a_lazy_function_is_that_of_the_scaled_model():
     model, params, data = problem(doubled=True)
     expected = kappa(model.apply, params, data, key=KEY, alpha=30.0)
@@ -356,6 +363,7 @@ def trained(steps=60):
     return model, params, data, *(state.params for state in states)
 
 
+@pytest.mark.extended
 def test_tangent_at_later_weights_touches_the_network_there_to_first_order():
     model, _, data, later, _ = trained()
     tangent = tangent_at(model.apply, later)
@@ -367,6 +375,7 @@ def test_tangent_at_later_weights_touches_the_network_there_to_first_order():
     assert fit_slope(sizes, gaps) == pytest.approx(2, abs=0.05)
 
 
+@pytest.mark.extended
 def test_kernel_of_the_tangent_is_that_of_the_later_weights_for_the_model_and_its_tangent():
     model, params, data, later, _ = trained()
     tangent = tangent_at(model.apply, later)
@@ -376,6 +385,7 @@ def test_kernel_of_the_tangent_is_that_of_the_later_weights_for_the_model_and_it
     assert float(kernel_distance(kernel, empirical_ntk(model.apply, params, data.x, outputs="trace"))) > 0.1
 
 
+@pytest.mark.extended
 def test_kernel_of_later_weights_predicts_later_training_better_than_the_initial_one():
     model, params, data, later, end = trained()
     start, outputs = model.apply(later, data.x), model.apply(end, data.x)
@@ -407,7 +417,7 @@ def test_slope_of_a_power_law_is_its_exponent(power):
 
 @pytest.mark.parametrize(
     ("width", "alpha", "expected"),
-    [(16, 1.0, False), (16, 100.0, True), pytest.param(4096, 1.0, True, marks=pytest.mark.slow)],
+    [extended(16, 1.0, False), (16, 100.0, True), pytest.param(4096, 1.0, True, marks=pytest.mark.slow)],
 )
 def test_verdict_is_lazy_for_wide_networks_and_large_alpha(width, alpha, expected):
     model, _, data = problem(width=width, activation="relu")
@@ -427,6 +437,7 @@ def test_verdict_of_a_diverged_run_is_not_lazy():
     assert not is_lazy(model.apply, params, data, key=KEY, learning_rate=1e30).verdict
 
 
+@pytest.mark.extended
 def test_float32_weights_give_float32_diagnostics():
     model, params, data = jax.tree.map(lambda leaf: leaf, problem(activation="relu"))
     params, x = jax.tree.map(lambda w: w.astype(jnp.float32), (params, data.x))
@@ -440,6 +451,7 @@ def test_float32_weights_give_float32_diagnostics():
     assert {value.dtype for value in values} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.extended
 def test_flax_module_has_every_diagnostic_that_needs_no_layers():
     linen = pytest.importorskip("flax.linen")
     module = linen.Sequential([linen.Dense(8), jnp.tanh, linen.Dense(1)])

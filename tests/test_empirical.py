@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
+from marks import extended
 
 from lazynet.empirical import (
     contraction,
@@ -37,10 +39,9 @@ OUTPUTS = ("full", "trace", "sum", "diagonal")
 @cache
 def problem(network="mlp", n1=6, n2=4, dtype=jnp.float64):
     """A small network with its parameters and two sets of inputs."""
-    keys = jax.random.split(jax.random.key(0), 3)
     model, shape = {"mlp": (MLP, (6,)), "cnn": (CNN, (5, 5, 2))}[network]
-    x1, x2 = (jax.random.normal(key, (n, *shape), dtype) for key, n in zip(keys, (n1, n2), strict=False))
-    return model.apply, jax.jit(model.init)(keys[2], x1), x1, x2
+    x1, x2 = (normal(seed, n, *shape, dtype=dtype) for seed, n in ((1, n1), (2, n2)))
+    return model.apply, initial(0, model, x1), x1, x2
 
 
 def jacobian(apply, params, x):
@@ -71,7 +72,7 @@ def test_full_kernel_is_that_of_neural_tangents():
 
 
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
-@pytest.mark.parametrize("tile", [None, 2])
+@pytest.mark.parametrize("tile", [None, extended(2)])
 def test_full_kernel_is_the_product_of_explicit_jacobians(network, tile):
     apply, params, x1, x2 = problem(network)
     ntk = empirical_ntk(apply, params, x1, x2, tile=tile)
@@ -83,6 +84,7 @@ def general(apply):
     return lambda params, x: apply(params, x)
 
 
+@pytest.mark.extended
 def test_convolutions_give_the_same_kernel_in_the_loop_and_vmapped(monkeypatch):
     apply, params, x, _ = problem("cnn")
     loop = empirical_ntk(general(apply), params, x)
@@ -124,7 +126,10 @@ def test_kernel_of_one_set_is_that_of_the_set_with_itself(outputs):
     np.testing.assert_allclose(empirical_ntk(apply, params, x, outputs=outputs, tile=2), expected, atol=1e-13)
 
 
-@pytest.mark.parametrize(("outputs", "tile"), [("full", None), ("full", 2), ("trace", 2), ("sum", 2), ("diagonal", 2)])
+@pytest.mark.parametrize(
+    ("outputs", "tile"),
+    [("full", 2), *(extended(*case) for case in (("full", None), ("trace", 2), ("sum", 2), ("diagonal", 2)))],
+)
 def test_kernel_of_one_set_is_exactly_symmetric(outputs, tile):
     apply, params, x, _ = problem(dtype=jnp.float32)
     ntk = empirical_ntk(apply, params, x, outputs=outputs, tile=tile)
@@ -151,7 +156,7 @@ def test_kernel_of_a_linear_model_is_the_gram_matrix_of_its_inputs():
     np.testing.assert_allclose(ntk, x @ x.T, atol=1e-13)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 100.0, math.inf])
+@pytest.mark.parametrize("alpha", [extended(1.0), 100.0, extended(math.inf)])
 def test_lazy_function_has_the_kernel_of_the_model_at_initialization(alpha):
     apply, params, x1, x2 = problem()
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -179,7 +184,7 @@ def test_integer_leaves_are_not_differentiated():
     np.testing.assert_array_equal(empirical_ntk(lambda p, x: x @ p["w"], params, x, outputs="trace"), x)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", extended("cnn")])
 def test_new_parameters_and_new_initializations_compile_nothing(network):
     apply, params, x1, x2 = problem(network)
     zeros = jax.tree.map(jnp.zeros_like, params)
@@ -210,6 +215,7 @@ def test_float32_kernel_agrees_with_float64_to_its_precision():
     np.testing.assert_allclose(ntk, empirical_ntk(apply, params, x1, x2), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.extended
 def test_flax_module_has_the_kernel_of_the_same_plain_function():
     linen = pytest.importorskip("flax.linen")
     dense = partial(linen.Dense, param_dtype=jnp.float64)
@@ -226,7 +232,7 @@ def test_flax_module_has_the_kernel_of_the_same_plain_function():
     np.testing.assert_allclose(ntk, dense_ntk(plain, variables, x, x), atol=1e-12)
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", extended("cnn")])
 def test_product_is_that_of_the_full_kernel(network):
     apply, params, x1, x2 = problem(network)
     ntk = empirical_ntk(apply, params, x1, x2)
@@ -249,7 +255,7 @@ def test_product_holds_no_array_as_a_constant_of_the_compiled_code():
     assert sum(np.asarray(constant).nbytes for constant in jaxpr.consts) < 1000
 
 
-@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@pytest.mark.parametrize("network", ["mlp", extended("cnn")])
 def test_largest_eigenvalue_is_that_of_the_dense_kernel(network):
     apply, params, x, _ = problem(network)
     dense = dense_ntk(apply, params, x, x).transpose(0, 2, 1, 3)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 import lazynet as ln
 from lazynet import empirical
@@ -95,7 +96,7 @@ def test_product_with_a_vector_is_that_of_the_kernel():
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 2}, {"batch_size": 3, "store_on_device": False}, {"device_count": 0}]
+    "options", [{"batch_size": 2}, extended({"batch_size": 3, "store_on_device": False}), {"device_count": 0}]
 )
 def test_batches_of_any_size_give_the_same_kernel(options):
     kernel_fn = empirical_kernel_fn(f)
@@ -106,6 +107,7 @@ def test_batches_of_any_size_give_the_same_kernel(options):
     assert isinstance(found.ntk, np.ndarray) == ("store_on_device" in options)
 
 
+@pytest.mark.extended
 def test_monte_carlo_kernel_is_the_mean_over_initializations():
     found = list(monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), [1, 3])(X1, X2, "ntk"))
     one, three = (monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), n)(X1, X2, "ntk") for n in (1, 3))

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 
 import lazynet as ln
 from lazynet.empirical import empirical_ntk, ntk_vector_product
 
-X = jax.random.normal(jax.random.key(0), (4, 3))
-W = {"w": jax.random.normal(jax.random.key(1), (3, 2))}
+X = normal(0, 4, 3)
+W = {"w": normal(1, 3, 2)}
 
 
 def independent(params, x):
@@ -99,6 +100,7 @@ def test_outputs_without_a_batch_axis_are_refused(apply, message):
         empirical_ntk(apply, W, X)
 
 
+@pytest.mark.extended
 def test_products_with_vectors_take_functions_that_mix_examples():
     v = jnp.ones((4, 2))
     product = ntk_vector_product(centered_over_the_batch, W, X)(v)
@@ -150,6 +152,7 @@ def nnx_network():
     return apply, params
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("network", [linen_network, nnx_network])
 def test_batch_norm_of_flax_is_refused_in_training_and_taken_with_running_averages(network):
     with flax_terms():

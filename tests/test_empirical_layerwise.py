@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
+from marks import extended_but
 
 import lazynet as ln
 from lazynet.empirical import empirical_ntk
@@ -40,9 +42,8 @@ NETWORKS = {
 
 def problem(name):
     model, shape = NETWORKS[name]
-    keys = jax.random.split(jax.random.key(0), 3)
-    x1, x2 = (jax.random.normal(key, (n, *shape)) for key, n in zip(keys[1:], (4, 3), strict=True))
-    return model, jax.jit(model.init)(keys[0], x1), x1, x2
+    x1, x2 = normal(1, 4, *shape), normal(2, 3, *shape)
+    return model, initial(0, model, x1), x1, x2
 
 
 def general(apply):
@@ -50,13 +51,14 @@ def general(apply):
     return lambda params, x: apply(params, x)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", extended_but(NETWORKS, "vectors"))
 def test_kernel_is_that_of_the_jacobians(name):
     model, params, x1, x2 = problem(name)
     expected = empirical_ntk(general(model.apply), params, x1, x2)
     np.testing.assert_allclose(empirical_ntk(model.apply, params, x1, x2), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["vectors", "images"])
 def test_other_outputs_are_those_of_the_full_kernel(name):
     model, params, x1, x2 = problem(name)
@@ -67,6 +69,7 @@ def test_other_outputs_are_those_of_the_full_kernel(name):
     np.testing.assert_allclose(by_kind["diagonal"], np.diagonal(full, axis1=2, axis2=3), atol=1e-12)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("where", [lambda path: path.endswith("b"), lambda path: path == "0_Conv/W"])
 def test_kernel_of_chosen_parameters_is_that_of_the_jacobians(where):
     model, params, x, _ = problem("images")
@@ -83,9 +86,8 @@ def test_weights_keep_their_factors_where_these_are_cheaper():
 
 @pytest.mark.parametrize("outputs", ["full", "trace", "diagonal"])
 def test_products_of_factors_are_those_of_the_derivatives(outputs):
-    keys = jax.random.split(jax.random.key(1), 4)
-    rows = [jax.random.normal(key, (n, 3, 5)) for key, n in zip(keys, (4, 2), strict=False)]
-    cotangents = [jax.random.normal(key, (n, 2, 3, 7)) for key, n in zip(keys[2:], (4, 2), strict=True)]
+    rows = [normal(seed, n, 3, 5) for seed, n in enumerate((4, 2))]
+    cotangents = [normal(seed, n, 2, 3, 7) for seed, n in enumerate((4, 2), start=2)]
     derivatives = [
         jnp.einsum("npc,nkpf->nkcf", r, d).reshape(len(r), 2, -1) for r, d in zip(rows, cotangents, strict=True)
     ]
@@ -102,6 +104,7 @@ def test_only_the_apply_of_a_model_is_known_by_layers():
     assert layer_names(ln.linearize(model.apply, params), names) == ()
 
 
+@pytest.mark.extended
 def test_kernel_can_be_compiled_and_differentiated():
     model, params, x, _ = problem("vectors")
     ntk = jax.jit(lambda params, x: empirical_ntk(model.apply, params, x, outputs="trace"))(params, x)
@@ -110,6 +113,7 @@ def test_kernel_can_be_compiled_and_differentiated():
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(slope))
 
 
+@pytest.mark.extended
 def test_float32_kernel_stays_float32():
     model, params, x, _ = jax.tree.map(
         lambda leaf: leaf.astype(jnp.float32) if isinstance(leaf, jax.Array) else leaf, problem("vectors")

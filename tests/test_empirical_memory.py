@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
+from marks import extended
 
 import lazynet as ln
 from lazynet.empirical import contraction, empirical_ntk, rows
@@ -21,8 +23,8 @@ from lazynet.tiles import tiles
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ln.serial(ln.Dense(40), ln.Erf(), ln.Dense(40), ln.Erf(), ln.Dense(2))
-X = np.random.default_rng(0).normal(size=(7, 12))
-PARAMS = jax.jit(MODEL.init)(jax.random.key(0), jnp.asarray(X))
+X = np.asarray(normal(0, 7, 12))
+PARAMS = initial(1, MODEL, jnp.asarray(X))
 NAMES = chosen_names(PARAMS, None)
 JACOBIAN = 2 * 8 * sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
 """Bytes of the derivatives of one example."""
@@ -33,7 +35,7 @@ def general(params, x):
     return MODEL.apply(params, x)
 
 
-@pytest.mark.parametrize("memory", [10 * JACOBIAN, 4 * JACOBIAN, 3 * JACOBIAN])
+@pytest.mark.parametrize("memory", [extended(10 * JACOBIAN), 4 * JACOBIAN, extended(3 * JACOBIAN)])
 def test_arrays_held_stay_within_the_budget(memory, monkeypatch):
     held, original = [], rows.contract
 
@@ -92,8 +94,8 @@ def test_what_cannot_fit_is_refused_with_the_parameter_and_the_ways_out(options,
         empirical_ntk(general, PARAMS, X, **options)
 
 
-@pytest.mark.parametrize("outputs", ["full", "trace", "sum", "diagonal"])
-@pytest.mark.parametrize("x2", [None, X[:5] + 1])
+@pytest.mark.parametrize("outputs", ["full", *map(extended, ("trace", "sum", "diagonal"))])
+@pytest.mark.parametrize("x2", [None, extended(X[:5] + 1)])
 def test_a_stored_kernel_is_the_kernel_and_is_read_again(outputs, x2, tmp_path, monkeypatch):
     store = tmp_path / "store"
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store)
@@ -111,6 +113,7 @@ def test_only_the_upper_triangle_is_computed(tmp_path, monkeypatch):
     assert len(blocks) == 4 + 3 + 2 + 1
 
 
+@pytest.mark.extended
 def test_rows_of_a_store_are_cut_where_they_exceed_the_memory(tmp_path):
     memory = peak_bytes(as_partial(MODEL.apply), PARAMS, jnp.asarray(X[:1]), NAMES, "full") + 8
     strips = tiles(7, 7, 1, width=2, symmetric=True)
@@ -163,6 +166,7 @@ empirical_ntk(MODEL.apply, PARAMS, X, tile=1, store={store!r})
 """
 
 
+@pytest.mark.extended
 def test_a_killed_run_on_four_devices_is_continued_on_one(tmp_path, monkeypatch):
     whole, store = str(tmp_path / "whole.npy"), str(tmp_path / "store")
     script = SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests"), whole=whole, store=store)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet import flow, trees
 from lazynet.activations import Erf
@@ -41,9 +42,9 @@ def _itself(apply, params0):
     ("transform", "loss", "batch_size", "momentum"),
     [
         (linearize, mse, None, 0.0),
-        (linearize, cross_entropy, 2, 0.7),
-        (LAZY, mse, 2, 0.7),
-        (_itself, mse, 2, 0.0),
+        extended(linearize, cross_entropy, 2, 0.7),
+        extended(LAZY, mse, 2, 0.7),
+        extended(_itself, mse, 2, 0.0),
     ],
 )
 def test_a_member_is_trained_as_by_train(transform, loss, batch_size, momentum):
@@ -70,6 +71,7 @@ def test_moments_are_those_of_numpy():
     np.testing.assert_allclose(covariance[1], np.cov(outputs[1, :, :, 0].T))
 
 
+@pytest.mark.extended
 def test_a_wide_ensemble_has_the_moments_of_its_infinitely_wide_limit():
     """Also at time 0: the networks are not zero at initialization."""
     members, rate, steps = 300, 0.1, [0, 10, 100]

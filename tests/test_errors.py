@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial
 
 import lazynet as ln
 from experiments import config as configuration
@@ -26,9 +27,9 @@ from lazynet import datasets
 KEY = jax.random.key(0)
 X, IMAGES = jnp.ones((4, 3)), jnp.ones((2, 8, 8, 3))
 MLP = ln.serial(ln.Dense(5), ln.Relu(), ln.Dense(2))
-PARAMS = MLP.init(KEY, X)
+PARAMS = initial(0, MLP, X)
 CNN = ln.serial(ln.Conv(4), ln.Relu(), ln.GlobalAvgPool(), ln.Dense(2))
-CNN_PARAMS = CNN.init(KEY, IMAGES)
+CNN_PARAMS = initial(1, CNN, IMAGES)
 DATA = ln.Data(X, jnp.ones((4, 2)))
 TRAINING = dict(key=KEY, save_at=[1], learning_rate=0.1)
 

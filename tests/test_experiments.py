@@ -48,6 +48,7 @@ def smoke(tmp_path_factory):
     return next(out.iterdir()), done.stdout
 
 
+@pytest.mark.extended
 def test_the_smoke_run_writes_every_file_of_a_run_folder(smoke):
     folder, printed = smoke
     names = {"config.json", "env.json", "trajectory.npz", "summary.json", "DONE"}
@@ -57,6 +58,7 @@ def test_the_smoke_run_writes_every_file_of_a_run_folder(smoke):
     assert "kernel row" in printed and "largest stable" in printed
 
 
+@pytest.mark.extended
 def test_the_summary_of_the_smoke_run_is_flat_and_says_what_the_theory_says(smoke):
     summary = store.read_json(smoke[0] / "summary.json")
     assert not [value for value in summary.values() if isinstance(value, dict)]
@@ -67,6 +69,7 @@ def test_the_summary_of_the_smoke_run_is_flat_and_says_what_the_theory_says(smok
     np.testing.assert_allclose(summary["lr_over_lr_max"], 0.1, rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_a_finished_run_is_shown_and_not_computed_again(smoke):
     folder, _ = smoke
     before = (folder / "summary.json").stat().st_mtime_ns
@@ -75,6 +78,7 @@ def test_a_finished_run_is_shown_and_not_computed_again(smoke):
     assert "acc. %" in _run("show", str(folder)).stdout
 
 
+@pytest.mark.extended
 def test_a_run_killed_in_the_middle_resumes_bit_identically(tmp_path):
     words = ["run", "lazy_vs_standard", *_sets(TINY)]
     whole = _run(*words, out=tmp_path / "whole")
@@ -118,6 +122,7 @@ def test_training_resumed_from_a_checkpoint_file_is_bit_identical(tmp_path):
     np.testing.assert_array_equal(whole.params["0_Dense"]["W"], resumed.params["0_Dense"]["W"])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
@@ -134,6 +139,7 @@ def test_variants_of_the_experiment_run(tmp_path, extra, expected):
     assert all(np.isfinite(value) for name, value in summary.items() if name.startswith("test_accuracy/"))
 
 
+@pytest.mark.extended
 def test_a_sweep_too_short_for_a_slope_has_no_rate_figure_and_no_error(tmp_path):
     done = _run("run", "lazy_vs_standard", *_sets([*TINY, "train.epochs=2", "alphas=1,inf"]), out=tmp_path)
     assert done.returncode == 0, done.stderr

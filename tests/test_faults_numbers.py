@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial
 
 import lazynet as ln
 from lazynet import datasets, empirical, flow, kernels, predict, tiles
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(5, 3)), np.ones((5, 2))
 MODEL = ln.serial(ln.Dense(4), ln.Relu(), ln.Dense(2))
-PARAMS = MODEL.init(jax.random.key(0), jnp.asarray(X))
+PARAMS = initial(1, MODEL, jnp.asarray(X))
 KERNEL = np.array(kernels.analytic_kernel(MODEL, X).ntk)
 CROSS = KERNEL[:2]
 KEY = jax.random.key(0)
@@ -166,6 +167,7 @@ except MemoryError as error:
 """
 
 
+@pytest.mark.extended
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits the memory of a process by what Linux tells")
 @pytest.mark.parametrize(("n", "tile"), [(9000, 9000), (6000, 5000)], ids=["one tile", "several"])
 def test_a_tile_larger_than_the_memory_there_is_names_a_tile_that_fits(n, tile):

@@ -15,6 +15,7 @@ import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 from scipy.linalg import expm
 
 from lazynet import flow
@@ -152,7 +153,7 @@ def _square_loss(outputs, targets):
     return mse(outputs, targets)
 
 
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("full", [False, extended(True)])
 def test_integration_of_the_square_loss_agrees_with_its_closed_form(full):
     ntk, _, y, f0, _ = _problem(full=full)
     closed = flow.solve_flow(ntk, y, time=TIMES, f0=f0)
@@ -175,6 +176,7 @@ def test_the_cross_entropy_flow_agrees_with_neural_tangents():
     np.testing.assert_allclose(test, z["ce/f_test"], atol=1e-7)
 
 
+@pytest.mark.extended
 def test_the_heavy_ball_flow_agrees_with_neural_tangents():
     z = golden()
     solution = _golden_cross_entropy(time=np.sqrt(0.1) * z["ce/t"], friction=(1 - 0.9) / np.sqrt(0.1))
@@ -183,13 +185,14 @@ def test_the_heavy_ball_flow_agrees_with_neural_tangents():
     np.testing.assert_allclose(test, z["ce_mom/f_test"], atol=1e-7)
 
 
-@pytest.mark.parametrize("friction", [None, 0.3])
+@pytest.mark.parametrize("friction", [None, extended(0.3)])
 def test_the_default_precision_of_an_integration_is_nine_digits(friction):
     settings = dict(time=[1.0, 5.0, 40.0], friction=friction)
     default, tight = (_golden_cross_entropy(**settings, **more).outputs for more in ({}, {"rtol": 1e-12}))
     np.testing.assert_allclose(default, tight, rtol=0, atol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_curve_of_the_heavy_ball_oscillates_as_its_modes_do():
     """A mode `x'' + gamma x' + lambda/n x = 0` from x = 1, x' = 0."""
     gamma, time = 0.4, np.array([0.0, 1.0, 3.0, 9.0])
@@ -207,12 +210,14 @@ def test_the_cross_entropy_flow_conserves_the_sum_of_the_logits_and_lowers_the_l
     assert losses[0] > losses[1] > losses[2]
 
 
+@pytest.mark.extended
 def test_the_logistic_flow_of_one_example_has_its_implicit_solution():
     time = np.array([0.0, 1.0, 10.0])
     f = flow.solve_flow(np.array([[2.0]]), np.ones((1, 1)), time=time, loss=logistic).outputs[:, 0, 0]
     np.testing.assert_allclose(f + np.exp(f) - 1, 2.0 * time, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.extended
 def test_other_losses_run_in_float32_when_x64_is_off():
     ntk, _, y, f0, _ = _problem()
     with jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64():
@@ -223,6 +228,7 @@ def test_other_losses_run_in_float32_when_x64_is_off():
     assert 1e-10 < np.abs(integrated - closed).max() < 1e-4
 
 
+@pytest.mark.extended
 def test_an_integration_that_does_not_end_is_an_error():
     with pytest.raises(RuntimeError, match="integration up to time 1 failed"):
         flow.solve_flow(np.eye(2), np.ones((2, 1)), time=1.0, loss=lambda f, y: jnp.sum(f * jnp.nan))

@@ -80,6 +80,7 @@ def network():
     return model.apply, params, x[:9], x[9:], np.asarray(jax.random.normal(keys[2], (9, 2)))
 
 
+@pytest.mark.extended
 def test_the_full_empirical_kernel_is_one_system_of_all_outputs():
     apply, params, x, x_test, y = network()
     kernel, cross = empirical_ntk(apply, params, x), empirical_ntk(apply, params, x_test, x)
@@ -102,6 +103,7 @@ def test_a_product_with_the_tangent_kernel_and_its_diagonal_do_for_the_kernel(ra
     np.testing.assert_allclose(fit.predictions, kernel_regression(kernel, _data(y), cross=cross, ridge=0.1), atol=1e-8)
 
 
+@pytest.mark.extended
 def test_a_product_that_acts_on_columns_serves_decoupled_outputs():
     kernel, cross, y = problem()
     device = jnp.asarray(kernel)
@@ -127,6 +129,7 @@ def test_a_preconditioner_of_full_rank_solves_at_once():
     assert conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=1e-2, rank=300).iterations <= 2
 
 
+@pytest.mark.extended
 def test_a_vanishing_ridge_costs_no_further_iterations():
     kernel, cross, y = problem()
     kernel = kernel + 0.05 * np.eye(len(kernel))
@@ -141,6 +144,7 @@ def test_zero_targets_have_zero_predictions():
     assert (fit.predictions[:, 1] == 0).all() and np.abs(fit.predictions[:, 0]).max() > 0
 
 
+@pytest.mark.extended
 def test_a_float32_kernel_is_solved_within_a_tenth_of_its_memory(monkeypatch):
     n = 3000
     x = np.random.default_rng(0).normal(size=(n, 3)).astype(np.float32)

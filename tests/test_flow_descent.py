@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet import flow, trees
 from lazynet.activations import Erf
@@ -50,9 +51,9 @@ def both(loss, tangent=True, **settings):
     return direct, curve, flow.solve_descent(ntk, data.y, f0=f0, **shared)
 
 
-@pytest.mark.parametrize("tangent", [True, False])
+@pytest.mark.parametrize("tangent", [True, extended(False)])
 @pytest.mark.parametrize("batch_size", [None, 3])
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
+@pytest.mark.parametrize("momentum", [extended(0.0), 0.8])
 @pytest.mark.parametrize("loss", [mse, cross_entropy])
 def test_descent_on_the_kernel_is_training_of_the_linearized_network(tangent, batch_size, momentum, loss):
     settings = dict(momentum=momentum, learning_rate=0.2, save_at=[0, 1, 2, 3, 40], batch_size=batch_size)
@@ -94,7 +95,7 @@ def test_a_kernel_of_decoupled_outputs_takes_minibatches_without_a_copy(tmp_path
     np.testing.assert_allclose(flow.solve_descent(small, data.y, **settings).coefficients, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("time", [3.0, np.inf])
+@pytest.mark.parametrize("time", [extended(3.0), np.inf])
 def test_the_flow_in_weights_fits_what_the_flow_in_outputs_fits(time):
     model, params, data, test, ntk, cross = problem()
     f0, f0_test = (model.apply(params, part.x) for part in (data, test))
@@ -106,6 +107,7 @@ def test_the_flow_in_weights_fits_what_the_flow_in_outputs_fits(time):
     np.testing.assert_allclose(tangent(weights, test.x), expected, atol=1e-9)
 
 
+@pytest.mark.extended
 def test_at_infinite_time_the_weights_are_the_interpolation_of_least_norm():
     model, params, data, _, ntk, _ = problem()
     f0 = model.apply(params, data.x)

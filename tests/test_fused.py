@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended_but
 
 import lazynet as ln
 from lazynet.covariance import fused, heads
@@ -55,7 +56,7 @@ def _sums(model, x1, x2, *, same, interpret):
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["pairs", "each with itself"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", extended_but(NETWORKS, "relu", "erf"))
 def test_the_program_sums_what_the_layers_sum(name, same):
     found, expected = (
         jax.jit(lambda x1, x2, way=way: _sums(NETWORKS[name], x1, x2, same=same, interpret=way))(X1, X2)
@@ -67,6 +68,7 @@ def test_the_program_sums_what_the_layers_sum(name, same):
             np.testing.assert_allclose(a, b, rtol=2e-6, atol=5e-7 * float(jnp.max(jnp.abs(b))))
 
 
+@pytest.mark.extended
 def test_its_derivatives_are_those_of_the_layers():
     def value(x1, interpret):
         return jnp.sum(jnp.sin(_sums(NETWORKS["relu"], x1, X2, same=False, interpret=interpret)[1] / 1000))
@@ -109,6 +111,7 @@ def test_other_images_go_layer_by_layer(x):
     assert not fused.fits(planes.chain, planes.canvas)
 
 
+@pytest.mark.extended
 def test_a_kernel_for_a_gpu_holds_the_program_and_one_for_a_cpu_does_not(monkeypatch):
     model = ln.serial(NETWORKS["relu"], ln.GlobalAvgPool(), ln.Dense(1))
     x, y = np.asarray(X1), np.asarray(X2)

@@ -20,6 +20,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("gain", [1.0, 1.3])
 def test_all_weights_have_the_standard_deviation_of_glorot_and_bengio_and_biases_are_zero(name, gain):

@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from flax import nnx
+from marks import extended_but
 
 from lazynet import trees
 from lazynet.interop import from_flax, from_neural_tangents
 from lazynet.model import serial
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (4, 3))
+X = normal(1, 4, 3)
 
 
 class LinenMLP(nn.Module):
@@ -58,7 +60,7 @@ def _nnx_factory(rngs):
     return NnxMLP(8, rngs=rngs)
 
 
-IMAGES = jax.random.normal(jax.random.key(2), (2, 5, 5, 1))
+IMAGES = normal(2, 2, 5, 5, 1)
 MODELS = {"linen": (LinenMLP(), X), "linen_cnn": (LinenCNN(), IMAGES), "nnx": (_nnx_factory, X)}
 
 
@@ -69,7 +71,7 @@ def _model(name):
     return model, jax.jit(model.init)(KEY, x), x
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", extended_but(MODELS, "linen"))
 def test_the_transposed_tangent_of_a_flax_model_is_its_gradient_under_jit_and_vmap(name):
     model, params, x = _model(name)
     direction = jax.tree.map(jnp.ones_like, params)
@@ -162,6 +164,7 @@ def test_keyword_arguments_go_to_every_call():
     np.testing.assert_array_equal(from_flax(_nnx_factory, double=True).apply(params, X), 2.0 * model.apply(params, X))
 
 
+@pytest.mark.extended
 def test_tokens_leave_the_parameters_in_their_own_dtype():
     model = from_flax(nn.Sequential([nn.Embed(5, 4), nn.Dense(2)]))
     tokens = jnp.array([[0, 1], [2, 3]])
@@ -181,6 +184,7 @@ def test_the_trace_of_a_linen_model_records_affine_layers():
     np.testing.assert_array_equal(inside["head"][1], outputs)
 
 
+@pytest.mark.extended
 def test_the_trace_goes_through_jit_and_checkpointing():
     class Block(nn.Module):
         @nn.compact

@@ -13,20 +13,15 @@ from lazynet.kernels import analytic_kernel
 from lazynet.records import Data
 
 CONSOLE = Console(file=io.StringIO())
-SMOKE = experiment.PRESETS["smoke"]
-SMALL = dataclasses.replace(
-    SMOKE,
-    tables=dataclasses.replace(SMOKE.tables, names=("iris",), trees=5),
-    images=dataclasses.replace(SMOKE.images, pooled_sizes=(), sizes=(10, 30)),
+PRESET = experiment.PRESETS["smoke"]
+SMOKE = dataclasses.replace(
+    PRESET,
+    tables=dataclasses.replace(PRESET.tables, names=("iris",), trees=5),
+    images=dataclasses.replace(PRESET.images, pooled_sizes=(), sizes=(10, 30)),
 )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    return experiment.run(SMALL, folder, CONSOLE), folder
-
-
+@pytest.mark.extended
 def test_every_method_classifies_iris_and_every_kernel_digits(finished):
     summary, _ = finished
     accuracies = [value for key, value in summary.items() if key.startswith("test_accuracy/table=iris")]
@@ -36,6 +31,7 @@ def test_every_method_classifies_iris_and_every_kernel_digits(finished):
     assert curves["accuracy/kernel=FC (ntk)/n=30"] > curves["accuracy/kernel=FC (ntk)/n=10"]
 
 
+@pytest.mark.extended
 def test_the_figure_is_drawn_and_both_tables_are_printed(finished):
     summary, folder = finished
     assert (folder / "figures" / "kernel_small_data.png").stat().st_size > 10_000
@@ -45,11 +41,12 @@ def test_the_figure_is_drawn_and_both_tables_are_printed(finished):
     assert all(words in printed for words in ("iris", "CNTK-Flatten", "NNGP", "forest"))
 
 
+@pytest.mark.extended
 def test_finished_cells_are_not_computed_again(finished, monkeypatch):
     summary, folder = finished
     monkeypatch.delattr(tables, "_nested")
     monkeypatch.delattr(images, "_draw")
-    assert experiment.run(SMALL, folder, CONSOLE) == summary
+    assert experiment.run(SMOKE, folder, CONSOLE) == summary
 
 
 @pytest.mark.parametrize("method", tables.METHODS)
@@ -66,8 +63,8 @@ def test_settings_are_chosen_without_the_labels_of_the_outer_fold(method, monkey
     x = tables._standardized(data, train).x
     scores = []
     for these in (labels, exchanged):
-        folds = list(tables._inner_folds(SMALL, train, these))
-        scores.append([[one.score(*fold) for fold in folds] for one in tables._candidates(SMALL, method, x, these)])
+        folds = list(tables._inner_folds(SMOKE, train, these))
+        scores.append([[one.score(*fold) for fold in folds] for one in tables._candidates(SMOKE, method, x, these)])
     np.testing.assert_array_equal(*scores)
     assert all(set(part) <= set(train) for fold in folds for part in fold)
 
@@ -113,6 +110,6 @@ def test_the_ridge_of_a_regression_comes_from_the_training_images_alone():
     ],
 )
 def test_configurations_that_cannot_run_are_refused(part, change, words, tmp_path):
-    config = dataclasses.replace(SMALL, **{part: dataclasses.replace(getattr(SMALL, part), **change)})
+    config = dataclasses.replace(SMOKE, **{part: dataclasses.replace(getattr(SMOKE, part), **change)})
     with pytest.raises(ValueError, match=words):
         experiment.run(config, tmp_path, CONSOLE)

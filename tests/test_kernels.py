@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_networks import GOLDEN, network, relative
+from marks import extended, extended_but
 
 import lazynet as ln
 from lazynet.activations import ABRelu, Abs, Cos, Erf, Gelu, LeakyRelu, Rbf, Relu, Sigmoid_like, Sin, elementwise
@@ -36,14 +37,14 @@ def _deep_relu(depth: int, features: int = 1, b_std: float | None = 0.1):
 # Parity with neural-tangents -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", FULLY_CONNECTED)
+@pytest.mark.parametrize("name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED])
 def test_kernels_between_two_sets_equal_those_of_neural_tangents(name):
     x1, x2, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "x2", "nngp", "ntk"))
     gram = analytic_kernel(network(name), jnp.asarray(x1), jnp.asarray(x2))
     assert relative(gram.nngp, nngp) < 1e-13 and relative(gram.ntk, ntk) < 1e-13
 
 
-@pytest.mark.parametrize("name", FULLY_CONNECTED)
+@pytest.mark.parametrize("name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED])
 def test_kernels_of_one_set_equal_those_of_neural_tangents_off_the_diagonal(name):
     x1, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "nngp11", "ntk11"))
     gram = analytic_kernel(network(name), jnp.asarray(x1))
@@ -65,6 +66,7 @@ def test_the_diagonal_of_a_deep_relu_network_has_its_closed_form():
 # Single precision ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_single_precision_is_kept_through_ten_relu_layers(symmetric):
     x1, x2 = _inputs(0, 20, 50), _inputs(1, 15, 50)
@@ -77,6 +79,7 @@ def test_single_precision_is_kept_through_ten_relu_layers(symmetric):
         assert np.max(np.abs(np.asarray(ours, np.float64) / exact - 1)) < 2e-6
 
 
+@pytest.mark.extended
 def test_the_single_precision_kernel_of_near_duplicates_is_positive():
     x = _inputs(0, 12, 50)
     x = jnp.concatenate([x, x[:3] + 1e-4 * _inputs(1, 3, 50)]).astype(jnp.float32)
@@ -117,6 +120,7 @@ BODIES = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("body", BODIES)
 def test_wide_networks_agree_with_their_limit(body):
     model = serial(*BODIES[body], Dense(1, 1.1, 0.2))
@@ -135,12 +139,14 @@ def test_doubling_keeps_the_tangent_kernel_and_cancels_the_covariance():
     np.testing.assert_allclose(gram.ntk, analytic_kernel(_deep_relu(2), x).ntk, rtol=1e-14)
 
 
+@pytest.mark.extended
 def test_the_standard_error_shrinks_with_the_number_of_samples():
     x = _inputs(0, 3, 5)
     errors = [monte_carlo_kernel(_deep_relu(1, 16), jax.random.key(0), x, n_samples=n)[1].nngp for n in (8, 128)]
     assert 2 < float(jnp.mean(errors[0]) / jnp.mean(errors[1])) < 8
 
 
+@pytest.mark.extended
 def test_tangent_kernels_of_the_layers_add_up():
     x = _inputs(0, 4, 5)
     layers = [Dense(1, 1.4, 0.2), Relu(), Dense(1, 1.1, 0.3), Erf(), Dense(1, 1.2, 0.1)]
@@ -158,7 +164,9 @@ def test_tangent_kernels_of_the_layers_add_up():
 # Tiles -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n1", "n2"), [(7, None), (8, None), (7, 5), (3, 9), (1, 1), (1, None)])
+@pytest.mark.parametrize(
+    ("n1", "n2"), [(7, None), (7, 5), *(extended(*sizes) for sizes in [(8, None), (3, 9), (1, 1), (1, None)])]
+)
 def test_tiles_do_not_change_the_kernel(n1, n2):
     x1, x2 = _inputs(0, n1, 6), None if n2 is None else _inputs(1, n2, 6)
     whole, tiled = (analytic_kernel(_deep_relu(2), x1, x2, tile=tile) for tile in (None, 3))
@@ -166,7 +174,7 @@ def test_tiles_do_not_change_the_kernel(n1, n2):
     np.testing.assert_allclose(whole.nngp, tiled.nngp, rtol=1e-13)
 
 
-@pytest.mark.parametrize("tile", [None, 3])
+@pytest.mark.parametrize("tile", [extended(None), 3])
 def test_the_kernel_of_one_set_is_exactly_symmetric(tile):
     gram = analytic_kernel(_deep_relu(3), _inputs(0, 8, 6, np.float32), tile=tile)
     for matrix in map(np.asarray, gram):
@@ -186,8 +194,8 @@ SMOOTH_AND_KINKED = {
 }
 
 
-@pytest.mark.parametrize("b_std", [None, 0.3])
-@pytest.mark.parametrize("activation", SMOOTH_AND_KINKED)
+@pytest.mark.parametrize("b_std", [extended(None), 0.3])
+@pytest.mark.parametrize("activation", extended_but(SMOOTH_AND_KINKED, "Relu"))
 def test_derivatives_are_finite_at_equal_and_zero_inputs_and_modes_agree(activation, b_std):
     phi = SMOOTH_AND_KINKED[activation]
     model = serial(Dense(1, 1.2, b_std), phi, Dense(1, 1.2, b_std), phi, Dense(1))
@@ -202,7 +210,7 @@ def test_derivatives_are_finite_at_equal_and_zero_inputs_and_modes_agree(activat
     np.testing.assert_allclose(forward, reverse, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("activation", SMOOTH_AND_KINKED)
+@pytest.mark.parametrize("activation", extended_but(SMOOTH_AND_KINKED, "Erf"))
 def test_derivatives_agree_with_finite_differences(activation):
     phi = SMOOTH_AND_KINKED[activation]
     model = serial(Dense(1, 1.2, 0.1), phi, Dense(1, 1.2, 0.1), phi, Dense(1))
@@ -216,6 +224,7 @@ def test_derivatives_agree_with_finite_differences(activation):
     np.testing.assert_allclose(jax.grad(total)(0.0), slope, rtol=1e-3 if activation == "tanh" else 1e-6)
 
 
+@pytest.mark.extended
 def test_kernels_can_be_mapped_over_weight_and_bias_scales():
     x = _inputs(0, 3, 4)
 
@@ -300,7 +309,7 @@ def test_a_stored_kernel_is_the_kernel_and_is_not_computed_again(tmp_path, monke
     np.testing.assert_array_equal(again.ntk, first.ntk)
 
 
-@pytest.mark.parametrize(("row", "column"), [(0, 0), (3, 50), (50, 3), (59, 59)])
+@pytest.mark.parametrize(("row", "column"), [extended(0, 0), (3, 50), extended(50, 3), extended(59, 59)])
 def test_a_damaged_tile_is_computed_again(tmp_path, row, column):
     model, x = _stored_case()
     first = np.array(analytic_kernel(model, x, tile=16, store=tmp_path / "store").ntk)
@@ -351,6 +360,7 @@ print(peak() - before, gram.nngp.nbytes + gram.ntk.nbytes)
 """
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("stored", [False, True])
 def test_beside_the_result_memory_holds_one_tile(tmp_path, stored):
     command = [sys.executable, "-c", PEAK, *([str(tmp_path / "store")] if stored else [])]
@@ -360,7 +370,7 @@ def test_beside_the_result_memory_holds_one_tile(tmp_path, stored):
     assert grown < result + 2**25
 
 
-@pytest.mark.parametrize("changed", ["network", "x1", "tile", "x2"])
+@pytest.mark.parametrize("changed", [extended("network"), "x1", extended("tile"), "x2"])
 def test_a_store_of_another_kernel_is_refused(tmp_path, changed):
     model, x = _stored_case()
     analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")
@@ -396,6 +406,7 @@ print(sorted(used), float(np.max(np.abs(tiled.ntk - whole.ntk))))
 """
 
 
+@pytest.mark.extended
 def test_tiles_are_dealt_to_all_devices():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run = subprocess.run(

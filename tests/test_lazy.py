@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
 
 import lazynet as ln
 from lazynet import trees
 
-X = jax.random.normal(jax.random.key(1), (7, 5))
+X = normal(1, 7, 5)
 MODEL = ln.serial(ln.Dense(16, 1.5, 0.1), ln.Erf(), ln.Dense(3))
-PARAMS = MODEL.init(jax.random.key(0), X)
+PARAMS = initial(0, MODEL, X)
 
 
 def _direction(seed, scale=1.0):
@@ -52,7 +53,7 @@ def test_the_gap_to_the_tangent_model_falls_like_one_over_alpha():
 
 def test_a_doubled_model_is_zero_at_initialization_and_its_gap_falls_like_one_over_alpha_squared():
     doubled = ln.symmetrize(MODEL)
-    params = doubled.init(jax.random.key(0), X)
+    params = jax.jit(doubled.init)(jax.random.key(0), X)
     assert float(jnp.abs(doubled.apply(params, X)).max()) == 0.0
     half = _direction(5)
     u = {"plus": half, "minus": jax.tree.map(jnp.negative, half)}
@@ -121,9 +122,9 @@ GATED = ln.serial(
     ln.Flatten(),
     ln.Dense(3),
 )
-IMAGES = jax.random.normal(jax.random.key(2), (4, 6, 6, 2))
-GATED_PARAMS = GATED.init(jax.random.key(3), IMAGES)
-OTHER_PARAMS = GATED.init(jax.random.key(4), IMAGES)
+IMAGES = normal(2, 4, 6, 6, 2)
+GATED_PARAMS = initial(3, GATED, IMAGES)
+OTHER_PARAMS = initial(4, GATED, IMAGES)
 
 
 def test_gated_network_is_the_network_at_initialization_with_the_same_tangent():
@@ -153,7 +154,7 @@ def test_gated_network_differs_from_the_network_by_the_gates_that_flipped():
 
 def test_a_symmetrized_gated_network_has_the_gates_of_both_halves():
     model = ln.symmetrize(GATED)
-    params0 = model.init(jax.random.key(3), IMAGES)
+    params0 = {"plus": GATED_PARAMS, "minus": GATED_PARAMS}
     np.testing.assert_array_equal(ln.gated(model, params0)(params0, IMAGES), 0.0)
 
 
@@ -164,7 +165,7 @@ def test_a_gated_layer_alone_needs_no_path():
 @pytest.mark.parametrize(("model", "message"), [(MODEL, "1_Erf"), (ln.serial(ln.Dense(3)), "no layer with gates")])
 def test_gates_of_a_network_without_gates_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
-        ln.gated(model, model.init(jax.random.key(0), X))(model.init(jax.random.key(1), X), X)
+        ln.gated(model, initial(0, model, X))(initial(1, model, X), X)
 
 
 def test_gates_of_something_that_is_not_a_model_are_refused():

@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import normal
 from jax import lax
 
 import lazynet as ln
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (4, 6))
-IMAGES = jax.random.normal(jax.random.key(2), (2, 8, 8, 3))
+X = normal(1, 4, 6)
+IMAGES = normal(2, 2, 8, 8, 3)
 
 
 def test_serial_is_composition():
@@ -70,6 +71,7 @@ def test_traced_preactivations_are_the_affine_maps_of_the_traced_inputs():
     np.testing.assert_array_equal(inside["1_Relu"][1], inside["0_Conv"][1])
 
 
+@pytest.mark.extended
 def test_standard_parameterization_has_the_same_function_distribution():
     ntk = ln.Dense(20000, 1.3, 0.4)
     standard = ln.Dense(20000, 1.3, 0.4, parameterization="standard")

@@ -19,12 +19,6 @@ CONSOLE = Console(file=io.StringIO())
 SMOKE = experiment.PRESETS["smoke"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    return experiment.run(SMOKE, folder, CONSOLE), folder
-
-
 @pytest.fixture
 def tiny():
     """A smooth network of 2 outputs on 5 examples, and 3 examples more."""
@@ -34,6 +28,7 @@ def tiny():
     return model, model.init(jax.random.key(1), x), data, x[5:]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("loss", [ln.mse, ln.cross_entropy])
 def test_the_predicted_velocity_is_minus_the_kernel_times_the_residuals_over_n(tiny, loss):
     model, params, data, x = tiny
@@ -62,6 +57,7 @@ def test_of_a_linear_model_one_large_step_shows_the_velocity_exactly():
     np.testing.assert_allclose(stepped, x @ (x.T @ data.y) / 6, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.extended
 def test_every_fact_of_the_smoke_run_holds_and_the_controls_are_among_them(finished):
     summary, _ = finished
     verdicts = {key: value for key, value in summary.items() if key.startswith("passed/")}
@@ -69,6 +65,7 @@ def test_every_fact_of_the_smoke_run_holds_and_the_controls_are_among_them(finis
     assert sum(key.startswith("control_") for key in summary) == 4
 
 
+@pytest.mark.extended
 def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
     _, folder = finished
     setting = experiment._setting(SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse")))
@@ -83,6 +80,7 @@ def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
     np.testing.assert_allclose(stored, expected, rtol=1e-4)
 
 
+@pytest.mark.extended
 def test_the_figure_is_drawn_and_every_checkpoint_is_in_the_table(finished):
     summary, folder = finished
     assert (folder / "figures" / "ntk_along_training.png").stat().st_size > 10_000
@@ -92,6 +90,7 @@ def test_the_figure_is_drawn_and_every_checkpoint_is_in_the_table(finished):
     assert all(f"{loss}, {step}" in printed for loss in SMOKE.losses for step in (0, 1, 400))
 
 
+@pytest.mark.extended
 def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
     summary, folder = finished
     monkeypatch.setattr(experiment, "_errors", None)
@@ -99,6 +98,7 @@ def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
     assert experiment.run(SMOKE, folder, CONSOLE) == summary
 
 
+@pytest.mark.extended
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(finished, tmp_path):
     _, folder = finished
     whole = {path.name: path for path in (folder / "states" / "loss=mse").iterdir()}

@@ -166,6 +166,7 @@ def test_figures_go_into_axes_that_are_given():
     assert plots.plot_spectrum({"NTK": np.ones(2)}, ax=right) is right
 
 
+@pytest.mark.extended
 def test_pyplot_is_never_loaded():
     code = (
         "import sys, numpy, lazynet.plots as p; p.plot_kernel(numpy.eye(2)); "

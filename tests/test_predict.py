@@ -89,6 +89,7 @@ def test_the_relative_ridge_is_a_fraction_of_the_mean_diagonal_entry():
     _close(relative(5.0), absolute(5.0), 1e-12)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("case", "settings"), [("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})]
 )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial
 from hypothesis.extra.numpy import arrays
 
 import lazynet as ln
@@ -20,6 +21,7 @@ from experiments import lazy_vs_standard
 from lazynet.kernels import analytic_kernel
 from lazynet.scattering import filter_bank, scattering2d, wavelet_coefficients
 
+pytestmark = pytest.mark.extended
 N, FEATURES = 5, 3
 LAWS = hypothesis.settings(
     max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
@@ -218,7 +220,7 @@ def test_a_word_that_is_no_number_is_refused_by_name(word):
 # Lazy -------------------------------------------------------------------------------------------------------------
 
 MLP = ln.serial(ln.Dense(6, 1.2, 0.2), ln.Erf(), ln.Dense(2))
-PARAMS = MLP.init(jax.random.key(0), jnp.ones((1, FEATURES)))
+PARAMS = initial(0, MLP, jnp.ones((1, FEATURES)))
 SIZE = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
 STEPS = arrays(np.float64, SIZE, elements=st.floats(-2, 2, width=32))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet.scattering import (
     Path,
@@ -128,7 +129,7 @@ def test_channels_last_images_give_channels_last_coefficients():
     np.testing.assert_array_equal(got[..., 25:50], np.moveaxis(scattering2d(x[..., 1], filters), 1, -1))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, extended(jnp.float64)])
 @pytest.mark.parametrize("sampling", ["kymatio", "centered"])
 def test_the_dtype_of_the_image_is_kept(dtype, sampling):
     filters = filter_bank((16, 16), 2, sampling=sampling)
@@ -137,11 +138,13 @@ def test_the_dtype_of_the_image_is_kept(dtype, sampling):
     assert jax.tree.leaves(wavelet_coefficients(x, filters))[0].real.dtype == dtype
 
 
+@pytest.mark.extended
 def test_float32_agrees_with_float64():
     x, filters = image(2, 32, 32), filter_bank((32, 32), 2)
     assert relative(scattering2d(x.astype(np.float32), filters), scattering2d(x, filters)) < 5e-7
 
 
+@pytest.mark.extended
 def test_jit_vmap_and_the_batch_axis_agree():
     x, filters = image(3, 2, 16, 16), filter_bank((16, 16), 2, 4)
     expected = scattering2d(x, filters)
@@ -150,6 +153,7 @@ def test_jit_vmap_and_the_batch_axis_agree():
     np.testing.assert_allclose(jnp.stack([scattering2d(u, filters) for u in x]), expected, atol=1e-13)
 
 
+@pytest.mark.extended
 def test_derivatives_agree_with_finite_differences():
     x, filters = jnp.asarray(image(16, 16)), filter_bank((16, 16), 2, 2)
     direction = jnp.asarray(image(16, 16, seed=1))
@@ -165,7 +169,7 @@ def test_derivatives_agree_with_finite_differences():
     np.testing.assert_allclose(jnp.vdot(jax.grad(energy)(x), direction), forward, rtol=1e-12)
 
 
-@pytest.mark.parametrize("sampling", ["kymatio", "centered"])
+@pytest.mark.parametrize("sampling", ["kymatio", extended("centered")])
 def test_gradients_are_finite_at_zero_and_constant_images(sampling):
     filters = filter_bank((16, 16), 2, 2, sampling=sampling)
     gradient = jax.jit(jax.grad(lambda u: (scattering2d(u, filters) ** 2).sum() + scattering2d(u, filters).sum()))
@@ -173,12 +177,14 @@ def test_gradients_are_finite_at_zero_and_constant_images(sampling):
         assert bool(jnp.isfinite(gradient(jnp.full((16, 16), value))).all())
 
 
+@pytest.mark.extended
 def test_hessian_vector_products_are_finite_at_the_zero_image():
     filters, x = filter_bank((8, 8), 1, 2), jnp.zeros((8, 8))
     gradient = jax.grad(lambda u: (scattering2d(u, filters) ** 2).sum())
     assert bool(jnp.isfinite(jax.jvp(gradient, (x,), (x + 1,))[1]).all())
 
 
+@pytest.mark.extended
 def test_the_filters_can_be_differentiated():
     x, filters = jnp.asarray(image(8, 8)), filter_bank((8, 8), 2, 1)
     gradient = jax.grad(lambda f: (scattering2d(x, f) ** 2).sum())(filters)
@@ -187,7 +193,14 @@ def test_the_filters_can_be_differentiated():
 
 @pytest.mark.parametrize(
     ("shape", "J", "max_order"),
-    [((8, 8), 3, 2), ((4, 4), 2, 1), ((2, 2), 1, 2), ((31, 30), 3, 1), ((16, 64), 4, 1), ((7, 5), 2, 2)],
+    [
+        extended((8, 8), 3, 2),
+        extended((4, 4), 2, 1),
+        ((2, 2), 1, 2),
+        extended((31, 30), 3, 1),
+        extended((16, 64), 4, 1),
+        ((7, 5), 2, 2),
+    ],
 )
 def test_extreme_shapes_give_the_expected_finite_maps(shape, J, max_order):
     got = scattering2d(image(*shape), filter_bank(shape, J, 4), max_order=max_order)
@@ -247,6 +260,7 @@ def test_the_gradient_doubles_the_number_of_fft_operations():
     assert fft_operations(3, gradient=True) == 2 * fft_operations(3)
 
 
+@pytest.mark.extended
 def test_frequencies_outside_the_band_of_a_wavelet_do_not_contribute():
     filters = filter_bank((40, 48), 5, 4)
     assert filters.band == (0, 0, 0, 1, 2)

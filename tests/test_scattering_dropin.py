@@ -55,6 +55,7 @@ def test_a_list_carries_the_coefficients_with_their_paths():
         np.testing.assert_array_equal(entry["coef"], array[:, k])
 
 
+@pytest.mark.extended
 def test_images_may_be_padded_by_the_caller():
     x, S = image(16, 20), Scattering2D(2, (16, 20), 4)
     padded = np.pad(x, S.filters.margins, mode="reflect")

@@ -8,6 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from marks import extended
 from rich.console import Console
 
 from experiments import config as configuration
@@ -33,6 +34,7 @@ def _failures(summary):
     return [name for name, value in summary.items() if name.startswith("passed/") and not value]
 
 
+@pytest.mark.extended
 def test_every_fact_about_scattering_holds_in_the_smoke_run(tmp_path):
     summary = scattering_properties.run(scattering_properties.PRESETS["smoke"], tmp_path, QUIET)
     assert not _failures(summary) and len(summary) > 40
@@ -47,6 +49,7 @@ def test_a_deformation_by_whole_pixels_is_a_permutation_of_them():
     np.testing.assert_allclose((matrix @ x.ravel()).reshape(6, 6), np.roll(x, (2, -1), (0, 1)), atol=1e-13)
 
 
+@pytest.mark.extended
 def test_the_commutator_norm_is_the_largest_singular_value_of_the_dense_commutator():
     size, J, epsilon = 8, 2, 0.2
     deform, spectra = measures.deformation_matrix(measures.displacement(size, epsilon)), measures._spectra(size, J)
@@ -55,6 +58,7 @@ def test_the_commutator_norm_is_the_largest_singular_value_of_the_dense_commutat
     np.testing.assert_allclose(measures.commutator_norm(J, size, epsilon), expected, rtol=1e-4)
 
 
+@pytest.mark.extended
 def test_textures_are_synthesized_from_their_moments(tmp_path):
     summary = texture_synthesis.run(texture_synthesis.PRESETS["smoke"], tmp_path, QUIET)
     assert not _failures(summary) and summary["error/strokes"] < 1e-2 * summary["error_of_noise/strokes"]
@@ -79,6 +83,7 @@ def finished(tmp_path_factory):
     return folder, scattering_cifar10.run(_tiny(), folder, QUIET)
 
 
+@pytest.mark.extended
 def test_one_table_holds_prior_features_kernels_and_training(finished):
     folder, summary = finished
     expected = ["pixels/ridge", "pixels/ntk", "ridge", "logistic", "rbf", "ntk", "mlp/alpha=0.1", "mlp/alpha=inf"]
@@ -93,6 +98,7 @@ def test_one_table_holds_prior_features_kernels_and_training(finished):
     assert (folder / "figures" / "accuracy_against_n.png").exists()
 
 
+@pytest.mark.extended
 def test_a_run_goes_on_from_its_stored_features_and_cells(finished):
     folder, summary = finished
     lost = folder / "cells" / "n=20,draw=1,rbf.json"
@@ -119,7 +125,7 @@ def test_principal_components_keep_the_inner_products_of_the_training_set(proble
     np.testing.assert_allclose(problem.train.x @ problem.train.x.T, 40 * expected / np.trace(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["ridge", "rbf", "ntk"])
+@pytest.mark.parametrize("name", ["ridge", "rbf", extended("ntk")])
 def test_the_ridge_of_a_kernel_is_the_one_that_refitting_without_each_example_prefers(problem, name):
     config = dataclasses.replace(_tiny(), ridges=(1e-3, 0.1, 3.0))
     kernel, _ = (np.asarray(part, np.float64) for part in heads.KERNELS[name](config, problem))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet.scattering import (
     cascade_aliasing,
@@ -22,8 +23,8 @@ def image(*shape):
     return np.random.default_rng(0).standard_normal(shape)
 
 
-@pytest.mark.parametrize("lowpass", [HAAR, DAUBECHIES])
-@pytest.mark.parametrize("levels", [0, 1, 3])
+@pytest.mark.parametrize("lowpass", [HAAR, extended(DAUBECHIES)])
+@pytest.mark.parametrize("levels", [0, extended(1), extended(3)])
 def test_orthogonal_wavelets_reconstruct_the_image_and_keep_its_energy(levels, lowpass):
     x = image(2, 16, 24)
     approximation, details = fast_wavelet_transform(x, levels, lowpass)
@@ -32,6 +33,7 @@ def test_orthogonal_wavelets_reconstruct_the_image_and_keep_its_energy(levels, l
     np.testing.assert_allclose(energy, np.square(x).sum(), rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_haar_approximations_are_sums_of_blocks():
     x = image(8, 8)
     approximation, details = fast_wavelet_transform(x, 2, HAAR)
@@ -41,6 +43,7 @@ def test_haar_approximations_are_sums_of_blocks():
     )
 
 
+@pytest.mark.extended
 def test_daubechies_details_of_a_linear_ramp_vanish_away_from_the_seam():
     x = np.broadcast_to(np.arange(16.0), (16, 16))
     details = fast_wavelet_transform(x, 1, DAUBECHIES)[1][0]
@@ -56,6 +59,7 @@ def test_the_cascade_of_gaussians_aliases_as_measured():
     np.testing.assert_allclose([cascade_aliasing(s) for s in range(3)], [0.454, 0.0425, 3.3e-6], rtol=0.05)
 
 
+@pytest.mark.extended
 def test_the_dual_frame_reconstructs_the_image():
     x, filters = image(2, 32, 32), filter_bank((32, 32), 3, padding="periodic")
     low, waves = undecimated_coefficients(x, filters)
@@ -64,6 +68,7 @@ def test_the_dual_frame_reconstructs_the_image():
     np.testing.assert_allclose(decimated[2], waves[:, 2, :, ::4, ::4], atol=1e-12)
 
 
+@pytest.mark.extended
 def test_moments_approach_the_expected_modulus_of_filtered_white_noise():
     filters = filter_bank((64, 64), 1, 2, padding="periodic", pool="mean")
     x = np.random.default_rng(0).standard_normal((200, 64, 64))

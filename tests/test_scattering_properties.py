@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet.scattering import Path, filter_bank, lipschitz_bound, scattering2d, scattering_paths
 
@@ -53,7 +54,7 @@ def shifted(x, offset):
 
 
 @pytest.mark.parametrize("sampling", ["kymatio", "centered"])
-@pytest.mark.parametrize("J", [2, 3])
+@pytest.mark.parametrize("J", [2, extended(3)])
 def test_shifting_the_image_by_a_multiple_of_2_to_the_j_shifts_the_maps_exactly(J, sampling):
     x, filters = natural(32), bank(32, J, sampling=sampling)
     moved = scatter(np.roll(x, (2**J, -(2 ** (J + 1))), (-2, -1)), filters)
@@ -83,7 +84,7 @@ def deformed(x, epsilon):
     return np.stack([map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x])
 
 
-@pytest.mark.parametrize(("J", "low", "high"), [(2, 1.2, 1.9), (3, 0.8, 1.3)])
+@pytest.mark.parametrize(("J", "low", "high"), [(2, 1.2, 1.9), extended(3, 0.8, 1.3)])
 def test_small_deformations_change_the_coefficients_linearly_in_their_gradient(J, low, high):
     x, filters = windowed(64), bank(64, J)
     reference = scatter(x, filters)
@@ -97,6 +98,7 @@ def test_small_deformations_change_the_coefficients_linearly_in_their_gradient(J
     assert low < slopes.min() and slopes.max() < high
 
 
+@pytest.mark.extended
 def test_dilating_a_high_frequency_moves_its_fourier_modulus_but_not_its_scattering():
     size, J, filters = 64, 3, bank(64, 3)
     u = np.arange(size) - size / 2
@@ -143,6 +145,7 @@ def steepest_pair(filters, steps):
     return best
 
 
+@pytest.mark.extended
 def test_no_pair_of_images_moves_apart_by_more_than_the_lipschitz_bound():
     raw, tight = bank(16, 2), bank(16, 2, normalize="frame")
     assert 1 < steepest_pair(raw, 150) <= lipschitz_bound(raw) < 1.034
@@ -168,12 +171,17 @@ def turned(coefficients, J, L, steps, max_order=2):
 
 
 ROTATIONS = [(28, 2, "reflect"), (30, 2, "symmetric"), (32, 2, "reflect")]
-ROTATIONS += [(28, 3, "symmetric"), (30, 3, "reflect"), (32, 3, "symmetric")]
-OTHERS = [(size, J, "symmetric" if padding == "reflect" else "reflect") for size, J, padding in ROTATIONS]
+DEEPER = [(28, 3, "symmetric"), (30, 3, "reflect"), (32, 3, "symmetric")]
+OTHERS = [(size, J, "symmetric" if padding == "reflect" else "reflect") for size, J, padding in (*ROTATIONS, *DEEPER)]
 
 
 @pytest.mark.parametrize(
-    ("size", "J", "padding"), [*ROTATIONS, *(pytest.param(*c, marks=pytest.mark.slow) for c in OTHERS)]
+    ("size", "J", "padding"),
+    [
+        *ROTATIONS,
+        *(extended(*case) for case in DEEPER),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
+    ],
 )
 def test_rotating_by_90_degrees_rotates_maps_and_angles_exactly_with_centered_sampling(size, J, padding):
     filters = filter_bank((size, size), J, sampling="centered", padding=padding)

@@ -72,6 +72,7 @@ def crossing_and_separate_strokes(n=32):
     return np.stack([blob(8) * np.cos(wave * u) + blob(center) * np.cos(wave * v) for center in (8, 24)])
 
 
+@pytest.mark.extended
 def test_only_the_joint_transform_tells_crossing_strokes_from_separate_ones():
     x, filters = crossing_and_separate_strokes(), filter_bank((32, 32), 3, 8, padding="periodic", pool="mean")
     paths = scattering_paths(3, 8)
@@ -83,6 +84,7 @@ def test_only_the_joint_transform_tells_crossing_strokes_from_separate_ones():
     assert change[0] < 0.02 and change[1] > 5 * change[0]
 
 
+@pytest.mark.extended
 def test_the_transform_is_differentiable_and_keeps_batch_axes_and_float32():
     filters, x = filter_bank((8, 8), 2, 2), jnp.zeros((2, 1, 8, 8), jnp.float32)
     got = rototranslation_scattering(x, filters, angular_scales=1)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet import spectra
 from lazynet.activations import Erf
@@ -56,13 +57,14 @@ def forms(tmp_path):
 # ------------------------------------------------------------------------------------------------------- eigenvalues
 
 
-@pytest.mark.parametrize("convolutional", [False, True])
+@pytest.mark.parametrize("convolutional", [False, extended(True)])
 def test_top_eigenvalues_are_those_of_the_formed_kernel(convolutional):
     product, shape, kernel = problem(convolutional)
     expected = np.linalg.eigvalsh(kernel)[::-1][:5]
     np.testing.assert_allclose(spectra.top_eigenvalues(product, 5, key=KEY, shape=shape), expected, rtol=1e-8)
 
 
+@pytest.mark.extended
 def test_top_eigenvalues_are_the_same_for_every_form_of_a_kernel(tmp_path):
     for kernel, shape in forms(tmp_path):
         values = spectra.top_eigenvalues(kernel, 4, key=KEY, **shape)
@@ -86,6 +88,7 @@ def test_a_full_empirical_kernel_is_taken_as_the_matrix_of_all_outputs():
     np.testing.assert_allclose(spectra.top_eigenvalues(full, 4, key=KEY), [15, 5, 3, 1], rtol=1e-10)
 
 
+@pytest.mark.extended
 def test_a_float32_product_has_eigenvalues_to_single_precision():
     single = jnp.asarray(decaying(), jnp.float32)
     for kernel, shape in ((single, None), (lambda v: single @ v.astype(jnp.float32), (200,))):
@@ -93,7 +96,7 @@ def test_a_float32_product_has_eigenvalues_to_single_precision():
         np.testing.assert_allclose(values, [1, 1 / 4, 1 / 9], rtol=1e-6)
 
 
-@pytest.mark.parametrize("convolutional", [False, True])
+@pytest.mark.parametrize("convolutional", [False, extended(True)])
 def test_a_product_with_convolutions_is_not_put_into_a_compiled_loop(convolutional):
     product, shape, _ = problem(convolutional)
     assert (spectra._operator(product, shape).compiled is None) == convolutional
@@ -120,6 +123,7 @@ def scatter(estimate, expected, keys):
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std() < 1.35
 
 
+@pytest.mark.extended
 def test_the_error_of_a_trace_is_its_scatter_over_keys():
     matrix = decaying(50) + np.diag(np.linspace(0, 0.1, 50))
     scatter(lambda key: spectra.trace(lambda v: matrix @ np.asarray(v), key=key, shape=(50,)), np.trace(matrix), 80)
@@ -136,6 +140,7 @@ def test_the_trace_is_far_closer_than_hutchinsons():
     assert np.sqrt(np.mean((np.array(estimates) - np.trace(matrix)) ** 2)) < hutchinson / 10
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("ridge", [1e-3, 0.1])
 def test_the_error_of_an_effective_dimension_is_its_scatter_over_keys(ridge):
     values = 1 / np.arange(1, 51.0) ** 2
@@ -143,6 +148,7 @@ def test_the_error_of_an_effective_dimension_is_its_scatter_over_keys(ridge):
     scatter(lambda key: spectra.effective_dimension(decaying(50), ridge, key=key, probes=8), expected, 60)
 
 
+@pytest.mark.extended
 def test_effective_dimensions_are_the_same_for_every_form_of_a_kernel(tmp_path):
     ridges = np.array([1e-3, 1.0])
     results = [spectra.effective_dimension(k, ridges, key=KEY, **shape, probes=4) for k, shape in forms(tmp_path)]
@@ -151,6 +157,7 @@ def test_effective_dimensions_are_the_same_for_every_form_of_a_kernel(tmp_path):
         np.testing.assert_allclose(error, results[0].standard_error, rtol=1e-6)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("convolutional", [False, True])
 def test_the_effective_dimension_of_a_tangent_kernel_is_that_of_the_formed_one(convolutional):
     product, shape, kernel = problem(convolutional)

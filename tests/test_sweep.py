@@ -43,6 +43,7 @@ def test_a_grid_that_cannot_run_is_refused_before_anything_runs(over, words, tmp
         _grid(tmp_path, *over)
 
 
+@pytest.mark.extended
 def test_a_sweep_runs_what_is_missing_and_its_runs_can_be_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     points = _grid(tmp_path, "points=2048,4096", fixed=("decay_to=60",))

@@ -30,6 +30,7 @@ def _apply(weights, x):
     return relu_net(weights, x.T)[:, None]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 def test_outputs_are_those_of_the_scaled_and_centered_network(offset):
     student, u, x, _ = _case(offset=offset)
@@ -39,6 +40,7 @@ def test_outputs_are_those_of_the_scaled_and_centered_network(offset):
         np.testing.assert_allclose(outputs(student, u, x)[s], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("alpha", [1e-4, 1.0, 1e6])
 def test_outputs_in_single_precision_are_exact_at_every_scale(alpha):
     student, u, x, _ = _case((alpha,))
@@ -47,6 +49,7 @@ def test_outputs_in_single_precision_are_exact_at_every_scale(alpha):
     np.testing.assert_allclose(outputs(*single), exact, rtol=2e-5, atol=2e-6 * float(jnp.max(jnp.abs(exact))))
 
 
+@pytest.mark.extended
 def test_gradients_are_those_of_the_loss():
     student, u, x, y = _case(offset=1.0)
 
@@ -58,6 +61,7 @@ def test_gradients_are_those_of_the_loss():
         np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.extended
 def test_descent_is_training_of_the_lazy_network():
     student, u, x, y = _case()
     ours = descend(student, jax.tree.map(jnp.zeros_like, u), x, y, 30)
@@ -76,6 +80,7 @@ def test_descent_is_training_of_the_lazy_network():
             np.testing.assert_allclose(got[s], expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.extended
 def test_measurements_at_the_start_are_those_of_an_untrained_network():
     student, u, x, y = _case()
     student = student._replace(start=doubled(student.start))
@@ -91,6 +96,7 @@ def test_cells_come_back_in_their_order():
     assert list(students.spread(lambda cell: cell**2, range(7))) == [cell**2 for cell in range(7)]
 
 
+@pytest.mark.extended
 def test_neurons_align_with_the_teacher_or_hardly_move(tmp_path):
     config = dataclasses.replace(trajectories_2d.PRESETS["smoke"], steps=20_000)
     summary = trajectories_2d.run(config, tmp_path, CONSOLE)
@@ -107,6 +113,7 @@ SMALL = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__)
 def test_a_small_run_draws_its_figure_and_is_not_computed_again(module, tmp_path, monkeypatch):
     summary = module.run(SMALL[module], tmp_path, CONSOLE)
@@ -123,6 +130,7 @@ def _expected_keys(module):
     return ["test_loss/tau=0.1", "test_loss/tau=1"]
 
 
+@pytest.mark.extended
 def test_scales_trained_together_are_scales_trained_alone():
     config = SMALL[test_loss_vs_scale]
     together = test_loss_vs_scale.train(config, 0, (0.1, 1.0))
@@ -131,6 +139,7 @@ def test_scales_trained_together_are_scales_trained_alone():
         np.testing.assert_allclose(values, [one[name][0] for one in alone], rtol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_width():
     """One step of the displacement is one step of the weights with the rates of the text."""
     config = dataclasses.replace(SMALL[test_loss_vs_width], steps=1)
@@ -145,6 +154,7 @@ def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_wi
         np.testing.assert_allclose(measured["train_loss"][s], loss(moved), rtol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_steps_on_fresh_samples_are_those_of_the_weights():
     config = dataclasses.replace(SMALL[population_sgd], steps=1, last=1, taus=(0.5, 2.0))
     start, teacher, key = population_sgd.draw(config, 0)

@@ -18,12 +18,6 @@ CONSOLE = Console(file=io.StringIO())
 SMOKE = experiment.PRESETS["smoke"]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    return experiment.run(SMOKE, folder, CONSOLE), folder
-
-
 @pytest.fixture
 def kernel():
     """A full kernel of 4 examples and 3 outputs."""
@@ -104,6 +98,7 @@ def test_random_images_are_uniform_bytes_on_the_scale_of_the_photographs():
     assert pixels.min() > -0.5 and pixels.max() < 255.5 and abs(pixels.mean() - 127.5) < 1
 
 
+@pytest.mark.extended
 def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_depth():
     """Three layers as VGG-11 has nine: the gain does not change the normalized spectrum."""
     x = experiment.load_images(SMOKE)["photographs"].x[:2, :8, :8].astype(np.float64)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended_but
 from rich.console import Console
 
 import lazynet as ln
@@ -36,7 +37,9 @@ REQUIRED = {
 }
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "name", [*extended_but(QUICK, "circle_kernel"), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+)
 def test_every_fact_of_the_smoke_run_holds(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
     console = Console(file=io.StringIO(), width=140)
@@ -129,6 +132,7 @@ def test_the_integrator_is_of_fourth_order():
     assert 14 < error(8) / error(16) < 18
 
 
+@pytest.mark.extended
 def test_the_integrated_linearized_flow_is_the_kernel_flow_in_closed_form():
     model = ln.serial(ln.Dense(16), ln.elementwise(jnp.tanh), ln.Dense(1))
     x, y = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (5, 1))
@@ -145,6 +149,7 @@ def test_the_integrated_linearized_flow_is_the_kernel_flow_in_closed_form():
     np.testing.assert_allclose(outputs, exact, atol=1e-6)
 
 
+@pytest.mark.extended
 def test_the_norms_that_all_scales_share_give_the_kappa_of_the_diagnostics():
     config, width, key = kappa_width.PRESETS["smoke"], 32, jax.random.key(0)
     model, data = kappa_width.network(config, width, "iid"), kappa_width.problem(config, key)

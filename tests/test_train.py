@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from draws import initial, normal
 
 import lazynet as ln
 from lazynet import trees
@@ -16,11 +17,11 @@ from lazynet.lazy import lazy
 
 KEY = jax.random.key(0)
 N = 24
-X = jax.random.normal(jax.random.key(1), (N, 6))
-Y = jnp.sin(X @ jnp.ones((6, 2)) / 2 + jnp.arange(2.0)[None])
+X = normal(1, N, 6)
+Y = jnp.asarray(np.sin(np.asarray(X) @ np.ones((6, 2)) / 2 + np.arange(2.0)))
 DATA = ln.Data(X, Y)
 MODEL = ln.serial(ln.Dense(20, 1.5, 0.1), ln.Erf(), ln.Dense(2))
-PARAMS = MODEL.init(KEY, X)
+PARAMS = initial(0, MODEL, X)
 
 
 def _jacobian(params, x):

@@ -8,17 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from draws import initial, normal
 
 import lazynet as ln
 from lazynet.compute import compute_in, remat
 from lazynet.datasets import crop_and_flip
 
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (12, 6), jnp.float32)
-DATA = ln.Data(X, jnp.sin(X[:, :2]))
+X = normal(1, 12, 6, dtype=np.float32)
+DATA = ln.Data(X, jnp.asarray(np.sin(np.asarray(X)[:, :2])))
 MODEL = ln.serial(ln.Dense(32, 1.5, 0.1), ln.Erf(), ln.Dense(2))
-PARAMS = MODEL.init(KEY, X)
-IMAGES = jax.random.normal(jax.random.key(2), (20, 6, 5, 3))
+PARAMS = initial(0, MODEL, X)
+IMAGES = normal(2, 20, 6, 5, 3)
 SETTINGS = dict(key=KEY, learning_rate=0.1)
 
 
@@ -32,6 +33,7 @@ def test_outputs_in_bfloat16_agree_to_its_rounding_and_have_the_type_of_the_weig
     assert 0 < _relative(outputs, MODEL.apply(PARAMS, X)) < 4 * 2.0**-8
 
 
+@pytest.mark.extended
 def test_the_tangent_model_in_bfloat16_agrees_to_its_rounding():
     u = jax.tree.map(lambda w: 1e-4 * jnp.cos(w), PARAMS)
     exact = ln.lazy(MODEL.apply, PARAMS, math.inf)(u, X)
@@ -39,6 +41,7 @@ def test_the_tangent_model_in_bfloat16_agrees_to_its_rounding():
     assert rounded.dtype == jnp.float32 and 0 < _relative(rounded, exact) < 8 * 2.0**-8
 
 
+@pytest.mark.extended
 def test_training_in_bfloat16_keeps_float32_weights_and_reaches_the_loss_of_float32():
     goals = [ln.objective(apply, ln.mse) for apply in (MODEL.apply, compute_in(MODEL.apply, jnp.bfloat16))]
     exact, rounded = (ln.train(goal, PARAMS, DATA, ln.sgd(0.9), save_at=[0, 60], **SETTINGS) for goal in goals)
@@ -57,6 +60,7 @@ def _deep(wrap):
     return ln.serial(*[wrap(block)] * 8, ln.Dense(1))
 
 
+@pytest.mark.extended
 def test_rematerialized_blocks_have_the_same_values_and_gradients_and_keep_fewer_bytes():
     x = jax.random.normal(KEY, (512, 64), jnp.float32)
     plain, thrifty = _deep(lambda block: block), _deep(remat)
@@ -75,6 +79,7 @@ def test_what_is_computed_again_stands_behind_a_barrier_in_the_compiled_program(
     assert gradient.lower(model.init(KEY, x)).as_text().count("optimization_barrier") >= 8
 
 
+@pytest.mark.extended
 def test_a_rematerialized_block_keeps_its_kernel_and_its_layers_known():
     block = ln.serial(ln.Dense(8), ln.Erf(), ln.Dense(2))
     assert jax.tree.structure(remat(block).init(KEY, X)) == jax.tree.structure(block.init(KEY, X))
@@ -105,6 +110,7 @@ def test_an_augmented_image_is_a_crop_of_the_padded_image_or_its_mirror():
     assert len(seen) > 10 and {m for _, _, m in seen} == {1, -1}
 
 
+@pytest.mark.extended
 def test_moves_and_mirrors_are_uniform():
     corner = jnp.zeros((3000, 3, 3, 1)).at[:, 1, 0].set(1.0)
     places = np.argwhere(np.asarray(crop_and_flip(KEY, corner, padding=1))[..., 0])
@@ -125,6 +131,7 @@ def _train_images(**settings):
     return ln.train(goal, start, data, ln.sgd(0.9), batch_size=4, augment=crop_and_flip, **SETTINGS, **settings)
 
 
+@pytest.mark.extended
 def test_augmented_training_resumes_bit_identically():
     saved = {}
     whole = _train_images(save_at=[3, 7, 15], on_save=lambda state, curve: saved.update({state.step: (state, curve)}))

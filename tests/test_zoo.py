@@ -41,6 +41,12 @@ def test_networks_of_vectors_have_a_limit(model):
     assert bool(jnp.all(jnp.isfinite(analytic_kernel(model, jnp.ones((2, 5))).ntk)))
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("model", [zoo.cntk(3), zoo.myrtle(5)], ids=["cntk", "myrtle"])
+def test_pooled_networks_of_images_have_a_limit(model):
+    assert float(analytic_kernel(model, jnp.ones((1, 8, 8, 3))).ntk[0, 0]) > 0
+
+
 @pytest.mark.parametrize(("make", "words"), [(lambda: zoo.cntk(1), "depth=1"), (lambda: zoo.myrtle(6), "5, 7 or 10")])
 def test_impossible_depths_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
