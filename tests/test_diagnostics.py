@@ -417,7 +417,7 @@ def test_slope_of_a_power_law_is_its_exponent(power):
 
 @pytest.mark.parametrize(
     ("width", "alpha", "expected"),
-    [extended(16, 1.0, False), (16, 100.0, True), pytest.param(4096, 1.0, True, marks=pytest.mark.slow)],
+    [extended(16, 1.0, False), extended(16, 100.0, True), pytest.param(4096, 1.0, True, marks=pytest.mark.slow)],
 )
 def test_verdict_is_lazy_for_wide_networks_and_large_alpha(width, alpha, expected):
     model, _, data = problem(width=width, activation="relu")

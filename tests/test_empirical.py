@@ -112,7 +112,10 @@ def test_diagonal_is_the_diagonal_of_the_full_kernel():
     np.testing.assert_allclose(empirical_ntk(apply, params, x1, x2, outputs="diagonal"), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("outputs", "tile"), [("full", 1), ("full", 4), ("trace", 2), ("sum", 2), ("diagonal", 2)])
+@pytest.mark.parametrize(
+    ("outputs", "tile"),
+    [extended("full", 1), ("full", 4), ("trace", 2), extended("sum", 2), extended("diagonal", 2)],
+)
 def test_kernel_does_not_depend_on_the_tile(outputs, tile):
     apply, params, x1, x2 = problem()
     whole = empirical_ntk(apply, params, x1, x2, outputs=outputs)
@@ -164,6 +167,7 @@ def test_lazy_function_has_the_kernel_of_the_model_at_initialization(alpha):
     np.testing.assert_allclose(ntk, empirical_ntk(apply, params, x1, x2), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.extended
 def test_linearized_model_keeps_its_kernel_wherever_it_is_taken():
     apply, params, x1, x2 = problem()
     moved = jax.tree.map(lambda w: w + 1.0, params)

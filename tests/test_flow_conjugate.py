@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import extended
 
 from lazynet import linalg
 from lazynet.activations import Erf
@@ -35,7 +36,7 @@ def problem(n=300, m=5, k=3):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("ridge", [1.0, 1e-3])
+@pytest.mark.parametrize("ridge", [extended(1.0), 1e-3])
 def test_predictions_are_those_of_the_direct_solution(dtype, ridge):
     kernel, cross, y = problem()
     kernel, cross = kernel.astype(dtype), cross.astype(dtype)
@@ -52,7 +53,7 @@ def test_a_definite_kernel_needs_no_ridge():
     np.testing.assert_allclose(fit.predictions, kernel_regression(kernel, _data(y), cross=cross), atol=1e-8)
 
 
-@pytest.mark.parametrize("block", [2**25, 8 * 300 * 7])
+@pytest.mark.parametrize("block", [extended(2**25), 8 * 300 * 7])
 def test_a_mapped_file_gives_the_same_as_the_array(tmp_path, monkeypatch, block):
     monkeypatch.setattr(linalg, "BLOCK_BYTES", block)
     kernel, cross, y = problem()
@@ -115,6 +116,7 @@ def test_a_product_that_acts_on_columns_serves_decoupled_outputs():
     assert fit.iterations == expected.iterations
 
 
+@pytest.mark.extended
 def test_the_preconditioner_saves_iterations_and_more_rank_saves_more():
     kernel, cross, y = problem()
     settings = dict(cross=cross, ridge=1e-2, max_iterations=5000)
@@ -124,6 +126,7 @@ def test_the_preconditioner_saves_iterations_and_more_rank_saves_more():
     assert counts[0] > 2 * counts[1] and counts[1] > 2 * counts[2]
 
 
+@pytest.mark.extended
 def test_a_preconditioner_of_full_rank_solves_at_once():
     kernel, cross, y = problem()
     assert conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=1e-2, rank=300).iterations <= 2
@@ -157,6 +160,7 @@ def test_a_float32_kernel_is_solved_within_a_tenth_of_its_memory(monkeypatch):
     assert peak < 0.1 * kernel.nbytes
 
 
+@pytest.mark.extended
 def test_a_kernel_that_does_not_converge_names_the_residual_reached():
     kernel, cross, y = problem()
     with pytest.raises(RuntimeError, match=r"reached a residual of .* after 3 iterations, expected 1e-10 or less"):

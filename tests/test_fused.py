@@ -111,6 +111,10 @@ def test_other_images_go_layer_by_layer(x):
     assert not fused.fits(planes.chain, planes.canvas)
 
 
+NEEDS_PALLAS = pytest.mark.skipif(not fused.available(), reason="this jax does not compile Pallas programs by Triton")
+
+
+@NEEDS_PALLAS
 @pytest.mark.extended
 def test_a_kernel_for_a_gpu_holds_the_program_and_one_for_a_cpu_does_not(monkeypatch):
     model = ln.serial(NETWORKS["relu"], ln.GlobalAvgPool(), ln.Dense(1))
@@ -129,6 +133,8 @@ def test_a_kernel_for_a_gpu_holds_the_program_and_one_for_a_cpu_does_not(monkeyp
     jax.clear_caches()
 
 
+@NEEDS_PALLAS
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
 def test_the_program_is_lowered_for_a_gpu():
     def sums(x1, x2):
         k = _planes(NETWORKS["relu"], x1, x2, ring(len(x1)))

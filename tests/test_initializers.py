@@ -42,6 +42,7 @@ def test_a_layer_computes_w_x_plus_b_without_a_factor():
     np.testing.assert_allclose(model.apply(params, x), x @ params["W"] + params["b"][None], rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_outputs_of_a_layer_have_the_variance_of_twice_the_fan_in_over_both_fans():
     model = xavier_normal(ln.Conv(300, (3, 3), padding="CIRCULAR", b_std=0.0, parameterization="standard"), 2.0)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 100))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from draws import normal
 from flax import nnx
-from marks import extended_but
 
 from lazynet import trees
 from lazynet.interop import from_flax, from_neural_tangents
@@ -71,7 +70,8 @@ def _model(name):
     return model, jax.jit(model.init)(KEY, x), x
 
 
-@pytest.mark.parametrize("name", extended_but(MODELS, "linen"))
+@pytest.mark.extended
+@pytest.mark.parametrize("name", MODELS)
 def test_the_transposed_tangent_of_a_flax_model_is_its_gradient_under_jit_and_vmap(name):
     model, params, x = _model(name)
     direction = jax.tree.map(jnp.ones_like, params)

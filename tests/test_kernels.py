@@ -330,6 +330,7 @@ def test_a_store_with_a_file_cut_off_is_refused(tmp_path, name):
         analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")
 
 
+@pytest.mark.extended
 def test_tiles_fit_the_memory_given_to_them():
     model, x = _stored_case()
     budget = 60_000
@@ -370,7 +371,7 @@ def test_beside_the_result_memory_holds_one_tile(tmp_path, stored):
     assert grown < result + 2**25
 
 
-@pytest.mark.parametrize("changed", [extended("network"), "x1", extended("tile"), "x2"])
+@pytest.mark.parametrize("changed", [extended("network"), "x1", extended("tile"), extended("x2")])
 def test_a_store_of_another_kernel_is_refused(tmp_path, changed):
     model, x = _stored_case()
     analytic_kernel(model, x[:4], tile=2, store=tmp_path / "store")

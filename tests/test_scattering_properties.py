@@ -61,7 +61,7 @@ def test_shifting_the_image_by_a_multiple_of_2_to_the_j_shifts_the_maps_exactly(
     np.testing.assert_allclose(moved, np.roll(scatter(x, filters), (1, -2), (-2, -1)), atol=1e-14)
 
 
-@pytest.mark.parametrize("J", [2, 3])
+@pytest.mark.parametrize("J", [2, extended(3)])
 def test_small_translations_change_the_coefficients_linearly_in_the_offset_over_2_to_the_j(J):
     x, filters = windowed(32), bank(32, J)
     reference, each, together = scatter(x, filters), [], []

@@ -105,7 +105,7 @@ def test_a_product_with_convolutions_is_not_put_into_a_compiled_loop(convolution
 # --------------------------------------------------------------------------------------------------------- estimates
 
 
-@pytest.mark.parametrize("convolutional", [False, True])
+@pytest.mark.parametrize("convolutional", [False, extended(True)])
 def test_the_trace_of_a_product_is_that_of_the_formed_kernel_within_its_error(convolutional):
     product, shape, kernel = problem(convolutional)
     value, error = spectra.trace(product, key=KEY, shape=shape, probes=24)

@@ -62,6 +62,7 @@ def test_a_sweep_runs_what_is_missing_and_its_runs_can_be_compared(tmp_path, mon
         compare.load([points[0].folder, tmp_path])
 
 
+@pytest.mark.extended
 def test_commands_are_printed_for_unfinished_runs_only(tmp_path):
     first, second = _grid(tmp_path, "points=2048,4096")
     first.folder.mkdir()

@@ -13,6 +13,7 @@ that add up to it exactly, so that the products run on tensor cores and only the
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from lazynet.covariance.lanes import Lanes
 from lazynet.covariance.windows import Size, Taps, Window, live, together
 from lazynet.typing import Array
 
-__all__ = ["Chain", "Swept", "fits", "sum_over_pairs"]
+__all__ = ["Chain", "Swept", "available", "fits", "sum_over_pairs"]
 
 SMALLEST, LARGEST = 16, 32
 """Sides of the square that a program works on: tensor cores need 16, and larger planes do not fit the registers."""
@@ -77,6 +78,11 @@ class Chain(NamedTuple):
     def window(self, window: Window, shape: Size) -> Chain | None:
         """With means over windows of images of a shape; None if they stride."""
         return self._replace(steps=(*self.steps, Swept(window, shape))) if window.strides == (1, 1) else None
+
+
+def available() -> bool:
+    """Whether this jax compiles the program: from 0.7 on, as long as Pallas has Triton (deprecated in jax 0.12)."""
+    return jax.__version_info__ >= (0, 7) and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def fits(chain: Chain | None, canvas: Size) -> bool:
@@ -250,15 +256,14 @@ def _call(plan, channels, first, second, who, same, interpret):
         grid=(pairs, CHUNKS),
         out_shape=jax.ShapeDtypeStruct((2, pairs, CHUNKS), first.dtype),
         interpret=interpret,
-        **({} if interpret else {"compiler_params": _compiler_params()}),
+        compiler_params=None if interpret else _compiler_params(),
     )(*who, first, second, *tables)
 
 
 def _compiler_params():
     from jax.experimental.pallas import triton
 
-    name = "CompilerParams" if hasattr(triton, "CompilerParams") else "TritonCompilerParams"  # jax < 0.7
-    return getattr(triton, name)(num_warps=WARPS, num_stages=1)
+    return triton.CompilerParams(num_warps=WARPS, num_stages=1)
 
 
 def _kernel(plan, channels, each, same, who1, who2, first, second, tables, inside, out):

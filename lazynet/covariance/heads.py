@@ -37,7 +37,7 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plan
 
     On a GPU, networks that allow it keep each plane on the chip through all layers.
     """
-    chip = jax.default_backend() == "gpu" and fused.fits(planes.chain, planes.canvas)
+    chip = jax.default_backend() == "gpu" and fused.available() and fused.fits(planes.chain, planes.canvas)
     nngp, ntk = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
     area = math.prod(planes.shape)
     return nngp / area**2, optional(lambda a: a / area**2, ntk)
