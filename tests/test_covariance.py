@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_networks import GOLDEN, network, relative
+from marks import extended
 
 from lazynet.activations import Erf, Gelu, Relu
 from lazynet.covariance.angles import angle, segment
@@ -191,7 +192,8 @@ def test_planes_give_the_kernel_of_all_pairs_of_positions():
         np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 4, 5])
+@pytest.mark.parametrize("n", [1, extended(4), extended(5)])
+@pytest.mark.extended
 def test_a_set_of_images_with_itself_needs_each_pair_once(n):
     x, model = _images(0, n, 3, 3), _deep_conv(1, GlobalAvgPool())
     gram, cross = analytic_kernel(model, x), analytic_kernel(model, x, x + 0)
@@ -202,6 +204,7 @@ def test_a_set_of_images_with_itself_needs_each_pair_once(n):
         np.testing.assert_array_equal(ours, np.asarray(ours).T)
 
 
+@pytest.mark.extended
 def test_pooled_kernels_do_not_see_flips_and_flat_ones_do():
     x1, x2 = _images(0, 2), _images(1, 2)
     for head, same in ((GlobalAvgPool(), True), (Flatten(), False)):
@@ -211,6 +214,7 @@ def test_pooled_kernels_do_not_see_flips_and_flat_ones_do():
         assert close == same
 
 
+@pytest.mark.extended
 def test_a_strided_convolution_is_a_subsampled_one():
     x1, x2 = _images(0, 2, 6, 4), _images(1, 2, 6, 4)
     strided = serial(Conv(1, (2, 2), (2, 2), "VALID", 1.3, 0.1), Relu(), GlobalAvgPool())
@@ -223,6 +227,7 @@ def test_a_strided_convolution_is_a_subsampled_one():
     np.testing.assert_allclose(got.ntk, expected.ntk, rtol=1e-12)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("strides", "head"),
     [((2, 2), [Flatten()]), ((1, 1), [GlobalAvgPool()]), ((2, 2), [AvgPool((2, 2), (2, 2), "CIRCULAR"), Flatten()])],
@@ -241,6 +246,7 @@ def test_periodic_layers_on_a_cropped_image_are_those_on_a_smaller_one(strides, 
     np.testing.assert_allclose(own.ntk, same.ntk, rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_derivatives_of_pooled_kernels_are_finite_at_equal_images():
     x = _images(0, 1, 3, 3)
     model = serial(
@@ -277,6 +283,7 @@ def test_networks_of_images_without_a_limit_are_refused(model, words):
         analytic_kernel(model, jnp.ones((1, 5, 5, 2)))
 
 
+@pytest.mark.extended
 def test_a_window_that_covers_the_images_is_a_global_pool():
     x1, x2 = _images(0, 2), _images(1, 2)
     grams = [

@@ -303,6 +303,7 @@ def test_hessian_norm_increases_with_the_rounds():
     assert norms == sorted(norms)
 
 
+@pytest.mark.extended
 def test_kappa_of_a_model_that_starts_at_zero_falls_like_one_over_alpha():
     model, params, data = problem(doubled=True)
     alphas = [1.0, 10.0, 100.0]
@@ -397,6 +398,7 @@ def test_kernel_of_later_weights_predicts_later_training_better_than_the_initial
     assert gaps[0] < gaps[1] / 2
 
 
+@pytest.mark.extended
 def test_training_the_tangent_is_descent_with_its_kernel_from_the_later_outputs():
     model, _, data, later, _ = trained()
     tangent = tangent_at(model.apply, later)

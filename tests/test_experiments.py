@@ -102,6 +102,7 @@ def test_a_run_killed_in_the_middle_resumes_bit_identically(tmp_path):
     assert store.read_json(reference / "summary.json") == store.read_json(folder / "summary.json")
 
 
+@pytest.mark.extended
 def test_training_resumed_from_a_checkpoint_file_is_bit_identical(tmp_path):
     data = ln.Data(jnp.linspace(-1.0, 1.0, 24).reshape(12, 2), jnp.ones((12, 1)))
     model = ln.serial(ln.Dense(8), ln.Erf(), ln.Dense(1))

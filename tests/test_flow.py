@@ -154,6 +154,7 @@ def _square_loss(outputs, targets):
 
 
 @pytest.mark.parametrize("full", [False, extended(True)])
+@pytest.mark.extended
 def test_integration_of_the_square_loss_agrees_with_its_closed_form(full):
     ntk, _, y, f0, _ = _problem(full=full)
     closed = flow.solve_flow(ntk, y, time=TIMES, f0=f0)

@@ -54,6 +54,7 @@ def test_a_definite_kernel_needs_no_ridge():
 
 
 @pytest.mark.parametrize("block", [extended(2**25), 8 * 300 * 7])
+@pytest.mark.extended
 def test_a_mapped_file_gives_the_same_as_the_array(tmp_path, monkeypatch, block):
     monkeypatch.setattr(linalg, "BLOCK_BYTES", block)
     kernel, cross, y = problem()
@@ -90,6 +91,7 @@ def test_the_full_empirical_kernel_is_one_system_of_all_outputs():
 
 
 @pytest.mark.parametrize("rank", [0, 5])
+@pytest.mark.extended
 def test_a_product_with_the_tangent_kernel_and_its_diagonal_do_for_the_kernel(rank):
     apply, params, x, x_test, y = network()
     kernel, cross = empirical_ntk(apply, params, x), empirical_ntk(apply, params, x_test, x)

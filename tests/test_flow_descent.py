@@ -52,9 +52,9 @@ def both(loss, tangent=True, **settings):
 
 
 @pytest.mark.parametrize("tangent", [True, extended(False)])
-@pytest.mark.parametrize("batch_size", [None, 3])
+@pytest.mark.parametrize("batch_size", [extended(None), 3])
 @pytest.mark.parametrize("momentum", [extended(0.0), 0.8])
-@pytest.mark.parametrize("loss", [mse, cross_entropy])
+@pytest.mark.parametrize("loss", [mse, extended(cross_entropy)])
 def test_descent_on_the_kernel_is_training_of_the_linearized_network(tangent, batch_size, momentum, loss):
     settings = dict(momentum=momentum, learning_rate=0.2, save_at=[0, 1, 2, 3, 40], batch_size=batch_size)
     direct, curve, solution = both(loss, tangent, **settings)

@@ -128,6 +128,7 @@ def test_a_linen_model_computes_what_the_module_computes():
     np.testing.assert_array_equal(model.apply(params, x), expected)
 
 
+@pytest.mark.extended
 def test_an_nnx_model_computes_what_the_module_computes():
     module, x = _nnx_factory(nnx.Rngs(KEY)), X.astype(jnp.float32)
     model, params, _ = _model("nnx")

@@ -132,6 +132,7 @@ def test_wide_networks_agree_with_their_limit(body):
         assert np.all(np.abs(got - exact) < 4.5 * standard_error + 4 / WIDTH * scale)
 
 
+@pytest.mark.extended
 def test_doubling_keeps_the_tangent_kernel_and_cancels_the_covariance():
     x = _inputs(0, 4, 5)
     gram = analytic_kernel(symmetrize(_deep_relu(2)), x)
@@ -196,6 +197,7 @@ SMOOTH_AND_KINKED = {
 
 @pytest.mark.parametrize("b_std", [extended(None), 0.3])
 @pytest.mark.parametrize("activation", extended_but(SMOOTH_AND_KINKED, "Relu"))
+@pytest.mark.extended
 def test_derivatives_are_finite_at_equal_and_zero_inputs_and_modes_agree(activation, b_std):
     phi = SMOOTH_AND_KINKED[activation]
     model = serial(Dense(1, 1.2, b_std), phi, Dense(1, 1.2, b_std), phi, Dense(1))

@@ -108,6 +108,7 @@ def test_params0_as_u_is_refused():
         ln.lazy(MODEL.apply, PARAMS, 10.0)(PARAMS, X)
 
 
+@pytest.mark.extended
 def test_alpha_may_be_traced():
     u = _direction(12)
     values = jax.vmap(lambda alpha: ln.lazy(MODEL.apply, PARAMS, alpha)(u, X))(jnp.array([1.0, 5.0]))

@@ -41,6 +41,7 @@ def test_the_predicted_velocity_is_minus_the_kernel_times_the_residuals_over_n(t
 
 
 @pytest.mark.parametrize("loss", [ln.mse, ln.cross_entropy])
+@pytest.mark.extended
 def test_the_difference_between_both_velocities_falls_like_the_step(tiny, loss):
     model, params, data, x = tiny
     goal = ln.objective(model.apply, loss)

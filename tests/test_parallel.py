@@ -92,12 +92,14 @@ def test_two_processes_give_the_curve_of_one_device():
         _assert_equal_to_rounding(result["curves"][0], _alone(16))
 
 
+@pytest.mark.extended
 def test_a_sharding_of_one_device_changes_no_bit():
     settings = dict(batch_size=8, save_at=(0, 5))
     plain, sharded = (parallel_worker.training(s, **settings) for s in (None, data_parallel(jax.devices()[:1])))
     np.testing.assert_array_equal(plain.metrics["train_loss"], sharded.metrics["train_loss"])
 
 
+@pytest.mark.extended
 def test_microbatches_give_the_curve_of_the_whole_batch():
     goal = ln.objective(lambda w, x: jax.numpy.tanh(x @ w), ln.mse)
     x = jax.random.normal(jax.random.key(1), (24, 5))

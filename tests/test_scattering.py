@@ -125,6 +125,7 @@ def test_lower_orders_are_a_prefix(max_order):
     np.testing.assert_allclose(got, scattering2d(x, filters)[: got.shape[0]], atol=1e-14)
 
 
+@pytest.mark.extended
 def test_channels_last_images_give_channels_last_coefficients():
     x, filters = image(2, 16, 16, 3), filter_bank((16, 16), 2, 4)
     got = scattering2d_nhwc(x, filters)
@@ -173,6 +174,7 @@ def test_derivatives_agree_with_finite_differences():
 
 
 @pytest.mark.parametrize("sampling", ["kymatio", extended("centered")])
+@pytest.mark.extended
 def test_gradients_are_finite_at_zero_and_constant_images(sampling):
     filters = filter_bank((16, 16), 2, 2, sampling=sampling)
     gradient = jax.jit(jax.grad(lambda u: (scattering2d(u, filters) ** 2).sum() + scattering2d(u, filters).sum()))

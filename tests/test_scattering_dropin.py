@@ -39,6 +39,7 @@ def test_the_output_has_the_type_of_the_input_unless_the_frontend_fixes_it(front
     assert isinstance(S(jnp.asarray(image(8, 8))), to_jax)
 
 
+@pytest.mark.extended
 def test_jit_and_grad_go_through_the_object():
     x, S = jnp.asarray(image(8, 8)), Scattering2D(1, (8, 8), 2)
     np.testing.assert_allclose(jax.jit(S)(x), S(x), atol=1e-6)
@@ -84,6 +85,7 @@ def test_wrong_arguments_are_refused(arguments, message):
         Scattering2D(**{"J": 2, "shape": (8, 8), **arguments})
 
 
+@pytest.mark.extended
 def test_a_pipeline_with_a_classifier_can_be_cloned_searched_and_pickled():
     from sklearn.base import clone
     from sklearn.datasets import load_digits

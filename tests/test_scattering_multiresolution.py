@@ -80,6 +80,7 @@ def test_moments_approach_the_expected_modulus_of_filtered_white_noise():
     assert np.all(abs(moments.mean(0) - expected) < 4 * np.array(error))
 
 
+@pytest.mark.extended
 def test_moments_are_differentiable_and_refuse_a_bank_that_keeps_positions():
     filters = filter_bank((8, 8), 1, 2, pool="mean")
     gradient = jax.grad(lambda u: scattering_moments(u, filters).sum())(jnp.ones((8, 8)))

@@ -58,6 +58,7 @@ def forms(tmp_path):
 
 
 @pytest.mark.parametrize("convolutional", [False, extended(True)])
+@pytest.mark.extended
 def test_top_eigenvalues_are_those_of_the_formed_kernel(convolutional):
     product, shape, kernel = problem(convolutional)
     expected = np.linalg.eigvalsh(kernel)[::-1][:5]

@@ -50,6 +50,7 @@ def test_expressions_of_neural_tangents_give_its_kernels(name):
     assert relative(kernels.nngp, case["nngp"]) < 1e-13 and relative(kernels.ntk, case["ntk"]) < 1e-13
 
 
+@pytest.mark.extended
 def test_the_script_of_kernel_regression_runs_after_changing_its_import():
     x_train, x_test = _inputs((20, 6)), _inputs((5, 6), 1)
     y_train = jnp.sin(x_train[:, :1])
@@ -69,6 +70,7 @@ def test_the_script_of_kernel_regression_runs_after_changing_its_import():
     np.testing.assert_allclose(ntk_mean, k_test @ jnp.linalg.solve(k_train + ridge, y_train), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_script_of_gradient_descent_over_time_runs_after_changing_its_import():
     x_train, x_test, y_train = _inputs((8, 4)), _inputs((3, 4), 1), _inputs((8, 2), 2)
     _, _, kernel_fn = stax.serial(stax.Dense(16, 1.4, 0.1), stax.Relu(), stax.Dense(2))

@@ -27,6 +27,7 @@ def _relative(a, b):
     return float(jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)))
 
 
+@pytest.mark.extended
 def test_outputs_in_bfloat16_agree_to_its_rounding_and_have_the_type_of_the_weights():
     outputs = compute_in(MODEL.apply, jnp.bfloat16)(PARAMS, X)
     assert outputs.dtype == jnp.float32
@@ -72,6 +73,7 @@ def test_rematerialized_blocks_have_the_same_values_and_gradients_and_keep_fewer
     assert _bytes(backward_again) - _bytes(params) < 0.2 * (_bytes(backward) - _bytes(params))
 
 
+@pytest.mark.extended
 def test_what_is_computed_again_stands_behind_a_barrier_in_the_compiled_program():
     x = jax.random.normal(KEY, (8, 64), jnp.float32)
     model = _deep(remat)
@@ -97,6 +99,7 @@ def _bytes(tree):
     return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.extended
 def test_an_augmented_image_is_a_crop_of_the_padded_image_or_its_mirror():
     augmented = np.asarray(crop_and_flip(KEY, IMAGES, padding=2))
     assert augmented.shape == IMAGES.shape and augmented.dtype == IMAGES.dtype
