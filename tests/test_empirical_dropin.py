@@ -67,6 +67,7 @@ def explicit(trace_axes, diagonal_axes, nngp=False):
 
 
 @pytest.mark.parametrize(("trace_axes", "diagonal_axes"), AXES)
+@pytest.mark.extended
 def test_axes_are_traced_over_their_size_or_kept_once(trace_axes, diagonal_axes):
     ntk = empirical_ntk_fn(f, trace_axes, diagonal_axes)(X1, None, W)
     np.testing.assert_allclose(ntk, explicit(trace_axes, diagonal_axes), atol=1e-12)

@@ -36,6 +36,7 @@ def general(params, x):
 
 
 @pytest.mark.parametrize("memory", [extended(10 * JACOBIAN), 4 * JACOBIAN, extended(3 * JACOBIAN)])
+@pytest.mark.extended
 def test_arrays_held_stay_within_the_budget(memory, monkeypatch):
     held, original = [], rows.contract
 

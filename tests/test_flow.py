@@ -169,6 +169,7 @@ def _golden_cross_entropy(**settings):
     return flow.solve_flow(z["mse/k_train_train"], y, loss=cross_entropy, f0=z["mse/f0"], **settings)
 
 
+@pytest.mark.extended
 def test_the_cross_entropy_flow_agrees_with_neural_tangents():
     z = golden()
     solution = _golden_cross_entropy(time=z["ce/t"])

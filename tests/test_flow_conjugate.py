@@ -46,6 +46,7 @@ def test_predictions_are_those_of_the_direct_solution(dtype, ridge):
     assert fit.residual <= 1e-11
 
 
+@pytest.mark.extended
 def test_a_definite_kernel_needs_no_ridge():
     kernel, cross, y = problem()
     kernel = kernel + 0.1 * np.eye(len(kernel))
@@ -64,6 +65,7 @@ def test_a_mapped_file_gives_the_same_as_the_array(tmp_path, monkeypatch, block)
     np.testing.assert_allclose(fits[0].predictions, fits[1].predictions, rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_the_residual_is_that_of_the_coefficients():
     kernel, cross, y = problem()
     fit = conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=0.1, rtol=1e-4)

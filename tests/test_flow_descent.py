@@ -96,6 +96,7 @@ def test_a_kernel_of_decoupled_outputs_takes_minibatches_without_a_copy(tmp_path
 
 
 @pytest.mark.parametrize("time", [extended(3.0), np.inf])
+@pytest.mark.extended
 def test_the_flow_in_weights_fits_what_the_flow_in_outputs_fits(time):
     model, params, data, test, ntk, cross = problem()
     f0, f0_test = (model.apply(params, part.x) for part in (data, test))

@@ -59,6 +59,7 @@ def test_layers_of_one_shape_get_different_weights_and_the_seed_decides():
     assert not jnp.array_equal(first["0_Dense"]["W"], other["0_Dense"]["W"])
 
 
+@pytest.mark.extended
 def test_gates_and_stability_see_the_layers_of_the_redrawn_network():
     model = xavier_normal(zoo.mlp((6,), 2, b_std=0.0))
     x = jax.random.normal(jax.random.key(1), (5, 3))

@@ -80,6 +80,7 @@ def test_columns_are_standardized_by_the_training_rows():
 
 
 @pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.extended
 def test_with_all_but_the_last_layer_frozen_the_tangent_kernel_is_the_nngp_kernel(depth):
     x = np.random.default_rng(0).normal(size=(5, 4))
     gram = analytic_kernel(tables.relu_network(depth, depth), x)

@@ -55,6 +55,7 @@ def test_kernels_of_one_set_equal_those_of_neural_tangents_off_the_diagonal(name
     assert relative(np.diag(gram.ntk), np.diag(ntk)) < tolerance
 
 
+@pytest.mark.extended
 def test_the_diagonal_of_a_deep_relu_network_has_its_closed_form():
     x = _inputs(0, 4, 7)
     gram = analytic_kernel(serial(*[part for _ in range(5) for part in (Dense(1, 2**0.5), Relu())], Dense(1)), x)
@@ -213,6 +214,7 @@ def test_derivatives_are_finite_at_equal_and_zero_inputs_and_modes_agree(activat
 
 
 @pytest.mark.parametrize("activation", extended_but(SMOOTH_AND_KINKED, "Erf"))
+@pytest.mark.extended
 def test_derivatives_agree_with_finite_differences(activation):
     phi = SMOOTH_AND_KINKED[activation]
     model = serial(Dense(1, 1.2, 0.1), phi, Dense(1, 1.2, 0.1), phi, Dense(1))

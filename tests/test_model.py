@@ -61,6 +61,7 @@ def test_trace_returns_the_output_of_apply_and_paths_into_the_parameters(model):
             assert set(own) <= {"W", "b"}
 
 
+@pytest.mark.extended
 def test_traced_preactivations_are_the_affine_maps_of_the_traced_inputs():
     model = ln.serial(ln.Conv(4, (3, 3), padding="SAME", W_std=1.5), ln.Relu(), ln.Flatten(), ln.Dense(2, 1.5, 0.3))
     params = model.init(KEY, IMAGES)

@@ -81,6 +81,7 @@ def test_coefficients_equal_direct_convolutions_on_the_periodic_grid():
 
 
 @pytest.mark.parametrize(("padding", "mode"), [("reflect", "reflect"), ("symmetric", "symmetric")])
+@pytest.mark.extended
 def test_padding_is_numpy_s_and_given_padding_is_left_alone(padding, mode):
     x, filters = image(2, 20, 22), filter_bank((20, 22), 2, padding=padding)
     padded = np.pad(x, ((0, 0), *filters.margins), mode=mode)

@@ -143,6 +143,7 @@ def test_augmented_training_resumes_bit_identically():
     np.testing.assert_array_equal(whole.metrics["train_loss"], resumed.metrics["train_loss"])
 
 
+@pytest.mark.extended
 def test_the_augmentation_gets_another_key_at_every_step_and_sees_no_evaluation():
     keys, data = [], ln.Data(IMAGES, jnp.ones((20, 1)))
 

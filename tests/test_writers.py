@@ -63,6 +63,7 @@ def test_rows_are_in_the_file_as_soon_as_they_are_recorded(tmp_path, writer):
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("lost", [extended(0), 1, extended(9)])
+@pytest.mark.extended
 def test_a_run_resumed_from_an_older_checkpoint_repeats_no_row_and_mends_a_torn_one(tmp_path, writer, lost):
     path, saved = _path(tmp_path, writer), {}
 
