@@ -99,12 +99,12 @@ def benchmark_sections() -> str:
 
 
 def benchmark_tables() -> str:
-    """The stored result of `python -m benchmarks`, with its conditions."""
-    if (stored := read("benchmarks")) is None:
-        return ""
-    from benchmarks import report
+    """The newest recorded result of `python -m benchmarks`, with its conditions."""
+    from benchmarks import history, report
 
-    shown = report.site(stored)
+    if not (recorded := history.load()):
+        return ""
+    shown = report.site(recorded[-1])
     conditions = [f"- {name}: {value}" for name, value in shown["conditions"].items()]
     tables = [f"### Measured: {each['title']}\n\n{table(each['columns'], each['rows'])}" for each in shown["tables"]]
     return "\n\n".join(["## Measured", "\n".join(conditions), *tables])
