@@ -12,13 +12,14 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Key, Num
 
+from lazynet import guards
 from lazynet.covariance.lanes import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.empirical import empirical_ntk
 from lazynet.model import Model, propagate
 from lazynet.records import Gram
 from lazynet.tiles import assemble, digest, open_store, reserved, tile_advice, tiles
-from lazynet.trees import check_finite, is_traced
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
@@ -281,8 +282,8 @@ def _check_inputs(x1, x2, tile):
             f"got inputs of dtypes {x1.dtype} and {x2.dtype}, expected one floating-point dtype: convert "
             "images by x.astype(float) / 255."
         )
-    check_finite("x1", x1)
+    guards.finite("x1", x1)
     if x2 is not x1:
-        check_finite("x2", x2)
+        guards.finite("x2", x2)
     if tile is not None and tile < 1:
         raise ValueError(f"got tile={tile}, expected at least 1.")

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.datasets import check_data
 from lazynet.lazy import is_lazy_function
 from lazynet.losses import Objective, accuracy, cross_entropy
@@ -289,7 +289,7 @@ def _local(plan, tree):
 def _start(objective, params, optimizer):
     if is_lazy_function(objective.apply):
         params0 = objective.apply.args[1]
-        trees.check_finite("params0", params0, WEIGHTS)
+        guards.finite("params0", params0, WEIGHTS)
         params = trees.zeros_like(params0) if params is None else params
         trees.check_same_structure(params, params0, name="params", expected="params0")
         if _equal(params, params0):
@@ -301,7 +301,7 @@ def _start(objective, params, optimizer):
         raise ValueError(
             "params is None, expected the initial weights: only a lazy function has a start of its own, u = 0."
         )
-    trees.check_finite("params", params, WEIGHTS)
+    guards.finite("params", params, WEIGHTS)
     return TrainState(0, 0.0, params, optimizer.init(params))
 
 

@@ -6,14 +6,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lazynet.typing import Array, Params
 
 __all__ = [
     "add",
     "add_scaled",
-    "check_finite",
     "check_same_structure",
     "divide",
     "dot",
@@ -22,9 +20,6 @@ __all__ = [
     "subtract",
     "zeros_like",
 ]
-
-BLOCK = 2**22
-"""Values looked at together, which bounds the memory."""
 
 
 def add(a: Params, b: Params) -> Params:
@@ -135,33 +130,6 @@ def check_same_structure(params: Params, reference: Params, *, name: str, expect
             )
 
 
-def check_finite(name: str, tree: Any, fix: str = "remove or repair these examples") -> None:
-    """Refuses NaN and infinity, naming the array, how many there are and where the first one is.
-
-    One NaN makes everything that depends on it NaN: the cause is far from the symptom. All values are read, except
-    those that are being traced by a transformation, which are let pass.
-
-    Args:
-        name: What messages call the tree.
-        tree: Arrays, of which those of a floating-point type are looked at.
-        fix: What to do.
-
-    Raises:
-        ValueError: There is one.
-
-    Example:
-        >>> check_finite("params", {"w": jnp.array([1.0, jnp.nan])}, "start again from finite weights")
-        Traceback (most recent call last):
-        ...
-        ValueError: params['w'] has 1 NaN and 0 infinite of 2 values, first at [1]: start again from finite weights
-    """
-    if is_traced(tree):
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and not _all_finite(leaf):
-            raise ValueError(f"{name}{jax.tree_util.keystr(path)} has {_not_finite(np.asarray(leaf))}: {fix}")
-
-
 def is_traced(tree: Any) -> bool:
     """Whether a leaf is being traced by a transformation, so that its value is unknown.
 
@@ -176,20 +144,3 @@ def is_traced(tree: Any) -> bool:
     except jax.errors.ConcretizationTypeError:
         return True
     return False
-
-
-def _all_finite(array) -> bool:
-    """On the device of a jax array, also while other values are traced; others, maybe memory-mapped, block by block."""
-    if isinstance(array, jax.Array):
-        with jax.ensure_compile_time_eval():
-            return bool(jnp.isfinite(array).all())
-    rows = max(1, BLOCK * len(array) // max(1, array.size)) if array.ndim else 1
-    blocks = (array[i : i + rows] for i in range(0, len(array), rows)) if array.ndim else (array,)
-    return all(np.isfinite(block).all() for block in blocks)
-
-
-def _not_finite(array: np.ndarray) -> str:
-    finite, nans = np.isfinite(array), int(np.isnan(array).sum())
-    first = [int(i) for i in np.argwhere(~finite)[0]]
-    infinite = int(array.size - finite.sum()) - nans
-    return f"{nans} NaN and {infinite} infinite of {array.size} values, first at {first}"

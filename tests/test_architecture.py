@@ -17,7 +17,7 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
-    {"trees", "files", "linalg", "records", "tiles", "sharding", "covariance"},
+    {"guards", "trees", "files", "linalg", "records", "tiles", "sharding", "covariance"},
     {"model", "losses", "lazy", "compute"},
     {"layers", "activations", "scattering", "initializers"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
@@ -135,7 +135,9 @@ def test_every_public_name_is_documented_with_an_example(name):
 def _texts() -> list[Path]:
     folders = [ROOT / name for name in ("lazynet", "experiments", "tests", "benchmarks", "notebooks", "docs", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*"))
-    return sorted(p for p in files if p.is_file() and p.suffix in TEXT_SUFFIXES and "__pycache__" not in p.parts)
+    return sorted(
+        p for p in files if p.is_file() and p.suffix in TEXT_SUFFIXES and not {".git", "__pycache__"} & {*p.parts}
+    )
 
 
 def test_no_file_names_a_folder_of_somebodys_machine():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 
+from lazynet import guards
 from lazynet.records import Data
-from lazynet.trees import check_finite
 
 __all__ = ["check_data"]
 
@@ -34,18 +33,10 @@ def check_data(data: Data, name: str = "data") -> None:
     """
     x, y = np.asarray(data.x), np.asarray(data.y)
     _check_shapes(x, y, name)
-    check_floating(x, f"{name}.x")
-    check_floating(y, f"{name}.y", "one_hot(labels, classes) for classes, y.astype(float) for a regression")
-    check_finite(f"{name}.x", x)
-    check_finite(f"{name}.y", y)
-
-
-def check_floating(values: np.ndarray, label: str, fix: str | None = None) -> None:
-    """Refuses integer, boolean, complex and object arrays, with the conversion that was forgotten."""
-    if not jnp.issubdtype(values.dtype, jnp.floating):
-        is_image = values.ndim == 4 or values.dtype == np.uint8
-        forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
-        raise TypeError(f"{label} has dtype {values.dtype}, expected floating point: use {fix or forgotten}")
+    guards.floating(f"{name}.x", x)
+    guards.floating(f"{name}.y", y, "one_hot(labels, classes) for classes, y.astype(float) for a regression")
+    guards.finite(f"{name}.x", x)
+    guards.finite(f"{name}.y", y)
 
 
 def _check_shapes(x: np.ndarray, y: np.ndarray, name: str) -> None:

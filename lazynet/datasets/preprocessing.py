@@ -7,9 +7,8 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from lazynet.datasets.checks import check_floating
+from lazynet import guards
 from lazynet.records import Data
-from lazynet.trees import check_finite
 
 __all__ = ["standardize", "zca"]
 
@@ -96,8 +95,8 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
 
 def _check_inputs(*sets: Data) -> None:
     for data in sets:
-        check_floating(np.asarray(data.x), "x")
-        check_finite("x", np.asarray(data.x))
+        guards.floating("x", np.asarray(data.x))
+        guards.finite("x", np.asarray(data.x))
         if data.x.ndim < 2:
             raise ValueError(
                 f"inputs have shape {data.x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"

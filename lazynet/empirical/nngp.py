@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
+from lazynet import guards
 from lazynet.losses import as_partial
-from lazynet.trees import check_finite
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
 
@@ -35,8 +35,8 @@ def empirical_nngp(
         >>> empirical_nngp(linear, {"w": jnp.ones((2, 1))}, jnp.eye(2)).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    check_finite("x1", x1)
-    check_finite("x2", x2)
+    guards.finite("x1", x1)
+    guards.finite("x2", x2)
     function = as_partial(apply)
     rows = _outputs(function, params, x1)
     columns = rows if x2 is None else _outputs(function, params, x2)

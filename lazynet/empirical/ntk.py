@@ -7,13 +7,14 @@ import os
 import jax
 from jaxtyping import Float, Num
 
+from lazynet import guards
 from lazynet.empirical.contraction import MIRROR
 from lazynet.empirical.independence import check_independent
 from lazynet.empirical.jacobians import Outputs, Where, chosen_names
 from lazynet.empirical.memory import MEMORY, plan
 from lazynet.empirical.rows import in_memory, in_store
 from lazynet.losses import as_partial
-from lazynet.trees import check_finite, is_traced
+from lazynet.trees import is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 
 
@@ -76,8 +77,8 @@ def empirical_ntk(
     Source: Jacot, Gabriel and Hongler (2018), section 4, for the kernel.
     """
     _check_options(outputs, tile, memory)
-    check_finite("x1", x1)
-    check_finite("x2", x2)
+    guards.finite("x1", x1)
+    guards.finite("x2", x2)
     function, names = as_partial(apply), chosen_names(params, where)
     check_independent(function, params, x1)
     largest = x1 if x2 is None or len(x1) >= len(x2) else x2

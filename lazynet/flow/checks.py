@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lazynet import linalg
+from lazynet import guards, linalg
 from lazynet.linalg import Eigen, kernel_matrix, psd_eigh
-from lazynet.trees import check_finite
 
 
 def check_targets(kernel, y, f0):
@@ -14,7 +13,7 @@ def check_targets(kernel, y, f0):
     y = np.asarray(y, np.float64)
     if y.ndim != 2:
         raise ValueError(f"targets of shape {y.shape}, expected [n, k]: reshape scalar targets by y[:, None].")
-    check_finite("y", y)
+    guards.finite("y", y)
     if isinstance(kernel, Eigen):
         _check_eigen(kernel, *y.shape)
     elif not callable(kernel):
@@ -24,7 +23,7 @@ def check_targets(kernel, y, f0):
 
 def check_finite_kernel(name, kernel):
     """Refuses a kernel with NaN or infinity, of any number of axes."""
-    check_finite(name, kernel, "check the inputs of the kernel for NaN, and deep float32 kernels for overflow")
+    guards.finite(name, kernel, "check the inputs of the kernel for NaN, and deep float32 kernels for overflow")
 
 
 def check_kernel(name, kernel, rows, n, k):
@@ -69,7 +68,7 @@ def check_outputs(name, outputs, shape):
             f"{name} has shape {outputs.shape}, expected outputs of shape {shape}: "
             "evaluate the model at its initial parameters."
         )
-    check_finite(name, outputs, "evaluate the model at finite parameters")
+    guards.finite(name, outputs, "evaluate the model at finite parameters")
     return outputs
 
 

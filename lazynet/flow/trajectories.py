@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Num
 
+from lazynet import guards
 from lazynet.flow.checks import check_kernel, check_rates, check_steps, check_times
 from lazynet.flow.descent import solve_descent
 from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
 from lazynet.losses import accuracy, mse
 from lazynet.records import Data, Trajectory
-from lazynet.trees import check_finite
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
@@ -177,7 +177,7 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
             "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
         )
     check_kernel("cross", cross, len(test.y), *np.shape(data.y))
-    check_finite("test.y", test.y)
+    guards.finite("test.y", test.y)
     return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
 
 

@@ -1,0 +1,291 @@
+"""Checks of what comes in, once for all functions: `NAME got VALUE, expected EXPECTATION: FIX`.
+
+A wrong input gives a plausible wrong number, or an error from deep inside of JAX, far from its cause. So every public
+function looks at its arguments by the functions of this module before any long work starts, and uses what they return:
+a number as a float, a count as an int, steps as a list. Values that a transformation is tracing are unknown and pass.
+Nothing here is for use inside a compiled step: reading a value waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazynet.trees import is_traced
+
+__all__ = ["array", "count", "finite", "floating", "momentum", "number", "rate", "same_length", "steps"]
+
+BLOCK = 2**22
+"""Values looked at together, which bounds the memory."""
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    above: float | int | None = None,
+    at_least: float | int | None = None,
+    below: float | int | None = None,
+    at_most: float | int | None = None,
+    fix: str = "",
+) -> Any:
+    """A finite real number within bounds, as a float; a traced one comes back as it is.
+
+    Args:
+        name: What messages call the value.
+        value: A Python number, or an array of one value. Booleans and text are no numbers.
+        above: It must be greater.
+        at_least: It must be greater or equal.
+        below: It must be less.
+        at_most: It must be less or equal.
+        fix: What to do; may be left out where the bounds say it.
+
+    Raises:
+        TypeError: It is no real number.
+        ValueError: It is not finite, or outside of the bounds.
+
+    Example:
+        >>> number("momentum", np.float32(0.5), at_least=0, below=1)
+        0.5
+        >>> number("momentum", 1.0, at_least=0, below=1, fix="1 never forgets a gradient")
+        Traceback (most recent call last):
+        ...
+        ValueError: momentum got 1.0, expected a finite number >= 0 and < 1: 1 never forgets a gradient.
+    """
+    if is_traced(value):
+        return value
+    bounds = [(">", above, operator.gt), (">=", at_least, operator.ge), ("<", below, operator.lt)]
+    bounds = [bound for bound in [*bounds, ("<=", at_most, operator.le)] if bound[1] is not None]
+    words = " and ".join(f"{sign} {limit:g}" for sign, limit, _ in bounds)
+    expected = f"a finite number {words}".rstrip()
+    if not _is_real_scalar(value):
+        raise TypeError(_message(name, _shown(value), expected, fix))
+    found = float(value)
+    if not math.isfinite(found) or not all(holds(found, limit) for _, limit, holds in bounds):
+        raise ValueError(_message(name, f"{found:g}" if isinstance(value, np.ndarray) else value, expected, fix))
+    return found
+
+
+def count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None, fix: str = "") -> int:
+    """A whole number within bounds, as an int: NumPy's integers are, 2.0 and True are not.
+
+    Args:
+        name: What messages call the value.
+        value: The number.
+        at_least: The least one allowed.
+        at_most: The greatest one allowed.
+        fix: What to do; may be left out where the bounds say it.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is outside of the bounds.
+
+    Example:
+        >>> count("tile", np.int64(4))
+        4
+        >>> count("batch_size", 0, at_most=60, fix="None takes all examples")
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size got 0, expected an integer from 1 to 60: None takes all examples.
+    """
+    expected = f"an integer >= {at_least}" if at_most is None else f"an integer from {at_least} to {at_most}"
+    if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
+        raise TypeError(_message(name, _shown(value), expected, fix))
+    try:
+        found = operator.index(value)
+    except TypeError:  # an array of floating point, or of several values
+        raise TypeError(_message(name, _shown(value), expected, fix)) from None
+    if found < at_least or (at_most is not None and found > at_most):
+        raise ValueError(_message(name, found, expected, fix))
+    return found
+
+
+def rate(value: Any, name: str = "learning_rate") -> Any:
+    """A learning rate: a finite number > 0.
+
+    Example:
+        >>> rate(0.1)
+        0.1
+    """
+    return number(name, value, above=0)
+
+
+def momentum(value: Any, name: str = "momentum") -> Any:
+    """Heavy-ball momentum in [0, 1).
+
+    Example:
+        >>> momentum(0.9)
+        0.9
+    """
+    return number(name, value, at_least=0, below=1, fix="1 never forgets a gradient")
+
+
+def steps(value: Any, name: str = "save_at") -> list[int]:
+    """Numbers of steps: strictly increasing integers >= 0, at least one, as a list of ints.
+
+    Raises:
+        TypeError: It is no sequence of integers; 2.5 steps cannot be made.
+        ValueError: It is empty, negative or does not increase.
+
+    Example:
+        >>> steps(np.array([0, 10]))
+        [0, 10]
+    """
+    expected = "strictly increasing integers >= 0, for instance [0, 10, 100]"
+    is_list = not isinstance(value, (str, bytes)) and hasattr(value, "__len__") and np.ndim(value) == 1
+    if not is_list:
+        raise TypeError(f"{name} got {_shown(value)}, expected {expected}.")
+    if len(value) == 0:
+        raise ValueError(f"{name} got no steps, expected {expected}.")
+    found = [count(f"{name}[{i}]", step, at_least=0) for i, step in enumerate(value)]
+    for earlier, later in zip(found[:-1], found[1:], strict=True):
+        if later <= earlier:
+            raise ValueError(f"{name} got {later} after {earlier}, expected {expected}.")
+    return found
+
+
+ADVICE = {
+    "DataFrame": "pass x.to_numpy()",
+    "Series": "pass x.to_numpy()",
+    "MaskedArray": "fill or drop the masked values",
+    "Tensor": "pass x.numpy()",
+}
+"""What to write instead of values that look like arrays, by the name of their type."""
+
+
+def array(name: str, value: Any, fix: str = "") -> Any:
+    """A NumPy or JAX array of numbers, traced or not, as it is.
+
+    Lists, data frames, sparse and masked arrays are refused with the conversion: each of them means something else
+    in another library, and a list may be a tree of several inputs.
+
+    Raises:
+        TypeError: It is something else.
+
+    Example:
+        >>> array("x", [[1.0]])
+        Traceback (most recent call last):
+        ...
+        TypeError: x got a list, expected an array of numbers: pass np.asarray(x).
+    """
+    kind = type(value).__name__
+    is_array = isinstance(value, (np.ndarray, jax.Array, np.generic)) and kind != "MaskedArray"
+    if is_array and (value.dtype.kind not in "OSUMmV" or jnp.issubdtype(value.dtype, jnp.inexact)):
+        return value
+    if is_array:
+        raise TypeError(f"{name} got an array of dtype {value.dtype}, expected an array of numbers.")
+    advice = "pass x.toarray()" if hasattr(value, "toarray") else ADVICE.get(kind, "pass np.asarray(x)")
+    article = "an" if kind[0].lower() in "aeiou" else "a"
+    raise TypeError(f"{name} got {article} {kind}, expected an array of numbers: {fix or advice.replace('x', name)}.")
+
+
+def floating(name: str, values: Any, fix: str | None = None) -> None:
+    """Refuses integer, boolean, complex and object arrays, with the conversion that was forgotten.
+
+    Raises:
+        TypeError: The values are not floating point.
+
+    Example:
+        >>> floating("x", np.zeros((1, 8, 8, 3), np.uint8))
+        Traceback (most recent call last):
+        ...
+        TypeError: x has dtype uint8, expected floating point: use x.astype(float) / 255
+    """
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        is_image = values.ndim == 4 or values.dtype == np.uint8
+        forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
+        raise TypeError(f"{name} has dtype {values.dtype}, expected floating point: use {fix or forgotten}")
+
+
+def same_length(**arrays: Any) -> int:
+    """The number of examples, the common length >= 1 of the first axes of arrays; None is left out.
+
+    Raises:
+        ValueError: The lengths differ, one is zero, or an array has no axis.
+
+    Example:
+        >>> same_length(x=np.zeros((3, 2)), y=np.zeros((3, 1)))
+        3
+        >>> same_length(x=np.zeros((3, 2)), y=np.zeros((4, 1)))
+        Traceback (most recent call last):
+        ...
+        ValueError: got x of shape (3, 2), y of shape (4, 1), expected the same number of examples >= 1 as first axis.
+    """
+    shapes = {name: np.shape(value) for name, value in arrays.items() if value is not None}
+    lengths = {shape[0] if shape else 0 for shape in shapes.values()}
+    if len(lengths) != 1 or 0 in lengths:
+        found = ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items())
+        raise ValueError(f"got {found}, expected the same number of examples >= 1 as first axis.")
+    return lengths.pop()
+
+
+def finite(name: str, tree: Any, fix: str = "remove or repair these examples") -> None:
+    """Refuses NaN and infinity, naming the array, how many there are and where the first one is.
+
+    One NaN makes everything that depends on it NaN: the cause is far from the symptom. All values are read, except
+    those that are being traced by a transformation, which are let pass.
+
+    Args:
+        name: What messages call the tree.
+        tree: Arrays, of which those of a floating-point or complex type are looked at.
+        fix: What to do.
+
+    Raises:
+        ValueError: There is one.
+
+    Example:
+        >>> finite("params", {"w": jnp.array([1.0, jnp.nan])}, "start again from finite weights")
+        Traceback (most recent call last):
+        ...
+        ValueError: params['w'] has 1 NaN and 0 infinite of 2 values, first at [1]: start again from finite weights
+    """
+    if is_traced(tree):
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) and not _all_finite(leaf):
+            raise ValueError(f"{name}{jax.tree_util.keystr(path)} has {_not_finite(np.asarray(leaf))}: {fix}")
+
+
+def _is_real_scalar(value: Any) -> bool:
+    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
+        return False
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    return hasattr(value, "__float__") and not isinstance(value, complex)
+
+
+def _message(name: str, value: Any, expected: str, fix: str) -> str:
+    return f"{name} got {value}, expected {expected}{f': {fix}' if fix else ''}."
+
+
+def _shown(value: Any) -> str:
+    """The value in one short line."""
+    shape = np.shape(value) if isinstance(value, (np.ndarray, jax.Array)) else ()
+    if shape:
+        return f"an array of shape {shape}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _all_finite(values: Any) -> bool:
+    """On the device of a jax array, also while others are traced; others, maybe memory-mapped, block by block."""
+    if isinstance(values, jax.Array):
+        with jax.ensure_compile_time_eval():
+            return bool(jnp.isfinite(values).all())
+    if not values.ndim:
+        return bool(np.isfinite(values))
+    rows = max(1, BLOCK * len(values) // max(1, values.size))
+    return all(np.isfinite(values[i : i + rows]).all() for i in range(0, len(values), rows))
+
+
+def _not_finite(values: np.ndarray) -> str:
+    is_finite = np.isfinite(values)
+    nans = int(np.isnan(values).sum())
+    infinite = int(values.size - is_finite.sum()) - nans
+    first = [int(i) for i in np.argwhere(~is_finite)[0]]
+    return f"{nans} NaN and {infinite} infinite of {values.size} values, first at {first}"
