@@ -57,7 +57,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def theory_rows() -> list[list[str]]:
-    """What each experiment must find and has found: the README's table of facts."""
+    """What each experiment must find and has found: the table of facts."""
     stored, rows, last = read("theory"), [], None
     for row in stored["rows"]:
         name, summary = row["experiment"], stored["runs"][row["experiment"]]["summary"]

@@ -121,13 +121,6 @@ def test_what_is_said_to_be_missing_is_what_neural_tangents_has_and_lazynet_has_
     assert not set(layers) & set(lazynet.stax.__all__)
 
 
-def test_the_table_of_facts_of_the_readme_is_the_stored_one():
-    expected = _hooks().theory_rows()
-    rows = _rows((ROOT / "README.md").read_text())
-    start = rows.index(["experiment", "fact", "expected", "measured"]) + 2
-    assert rows[start : start + len(expected)] == expected
-
-
 def test_every_stored_fact_holds():
     for run in _json("theory")["runs"].values():
         verdicts = [value for key, value in run["summary"].items() if key.startswith("passed/")]
