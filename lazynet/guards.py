@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 
 from lazynet.trees import is_traced
 
-__all__ = ["array", "count", "finite", "floating", "momentum", "number", "rate", "same_length", "steps"]
+__all__ = ["array", "count", "finite", "floating", "momentum", "number", "rate", "same_length", "steps", "weights"]
 
 BLOCK = 2**22
 """Values looked at together, which bounds the memory."""
@@ -32,6 +33,7 @@ def number(
     at_least: float | int | None = None,
     below: float | int | None = None,
     at_most: float | int | None = None,
+    or_inf: bool = False,
     fix: str = "",
 ) -> Any:
     """A finite real number within bounds, as a float; a traced one comes back as it is.
@@ -43,6 +45,7 @@ def number(
         at_least: It must be greater or equal.
         below: It must be less.
         at_most: It must be less or equal.
+        or_inf: Whether infinity is a value too, as for a time or an alpha.
         fix: What to do; may be left out where the bounds say it.
 
     Raises:
@@ -62,10 +65,12 @@ def number(
     bounds = [(">", above, operator.gt), (">=", at_least, operator.ge), ("<", below, operator.lt)]
     bounds = [bound for bound in [*bounds, ("<=", at_most, operator.le)] if bound[1] is not None]
     words = " and ".join(f"{sign} {limit:g}" for sign, limit, _ in bounds)
-    expected = f"a finite number {words}".rstrip()
+    expected = f"a {'' if or_inf else 'finite '}number {words}".rstrip() + " or inf" * or_inf
     if not _is_real_scalar(value):
         raise TypeError(_message(name, _shown(value), expected, fix))
     found = float(value)
+    if or_inf and found == math.inf:
+        return found
     if not math.isfinite(found) or not all(holds(found, limit) for _, limit, holds in bounds):
         raise ValueError(_message(name, f"{found:g}" if isinstance(value, np.ndarray) else value, expected, fix))
     return found
@@ -249,6 +254,41 @@ def finite(name: str, tree: Any, fix: str = "remove or repair these examples") -
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) and not _all_finite(leaf):
             raise ValueError(f"{name}{jax.tree_util.keystr(path)} has {_not_finite(np.asarray(leaf))}: {fix}")
+
+
+COLLECTIONS = {"batch_stats", "cache", "intermediates"}
+"""Names under which flax keeps what a network carries beside its weights."""
+
+
+def weights(name: str, params: Any) -> None:
+    """Refuses parameters of which some are no weights: leaves that are not real, and flax's running statistics.
+
+    A gradient by a complex number is the conjugate of the direction in which a function grows, integers have none, and
+    statistics trained as weights are another network.
+
+    Raises:
+        TypeError: A leaf is not real and floating point.
+        ValueError: They are flax's variables of several collections.
+
+    Example:
+        >>> weights("params", {"w": jnp.ones(2), "steps": jnp.array(3, jnp.int32)})
+        Traceback (most recent call last):
+        ...
+        TypeError: params['steps'] has dtype int32, expected real floating-point weights: keep it in the function.
+    """
+    beside = sorted(COLLECTIONS & set(params)) if isinstance(params, Mapping) and "params" in params else []
+    if beside:
+        raise ValueError(
+            f"{name} got flax's variables with {', '.join(map(repr, beside))}, expected the weights alone: pass "
+            f"variables['params'] and the function lambda w, x: module.apply({{**variables, 'params': w}}, x)."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", np.dtype(type(leaf) if isinstance(leaf, (int, float, complex)) else object))
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}, expected real floating-point weights: "
+                "keep it in the function."
+            )
 
 
 def _is_real_scalar(value: Any) -> bool:

@@ -15,9 +15,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
-from lazynet import trees
+from lazynet import guards, trees
+from lazynet.compute import ComputeIn, carried_scale
 from lazynet.losses import as_partial
 from lazynet.model import Model, structure
 from lazynet.typing import Apply, Array, Params
@@ -25,10 +27,12 @@ from lazynet.typing import Apply, Array, Params
 __all__ = [
     "GATES",
     "center",
+    "check_displacement",
     "gated",
     "is_lazy_function",
     "layer_name",
     "lazy",
+    "lazy_part",
     "linearize",
     "scale",
     "taylor_expand",
@@ -37,6 +41,8 @@ __all__ = [
 
 GATES = ("Relu", "LeakyRelu", "Abs", "ABRelu")
 """Layers that are linear on both sides of zero."""
+
+SCALES = "alpha = 1 is standard training, large alpha is lazy"
 
 
 def linearize(apply: Apply, params0: Params) -> Partial:
@@ -68,16 +74,15 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
         degree: Highest order, at least 0; 1 is `linearize`.
 
     Raises:
-        ValueError: If `degree` is negative or not an integer.
+        ValueError: If `degree` is negative.
+        TypeError: If `degree` is not an integer.
 
     Example:
         >>> quadratic = taylor_expand(lambda w, x: x @ w**3, jnp.zeros((1, 1)), 3)
         >>> quadratic(2.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
         [[8.0]]
     """
-    if not isinstance(degree, int) or degree < 0:
-        raise ValueError(f"taylor_expand got degree={degree!r}, expected an integer >= 0.")
-    return Partial(_Taylor(degree), as_partial(apply), params0)
+    return Partial(_Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), params0)
 
 
 def center(apply: Apply, params0: Params) -> Partial:
@@ -108,7 +113,7 @@ def scale(apply: Apply, alpha: float | int | Array) -> Partial:
         alpha: Scale, positive and finite.
 
     Raises:
-        ValueError: If alpha is not in (0, inf).
+        ValueError: If alpha is not in (0, inf), or above the largest number of the dtype.
 
     Example:
         >>> scale(lambda w, x: x @ w, 3.0)(jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
@@ -116,7 +121,7 @@ def scale(apply: Apply, alpha: float | int | Array) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), equation 2.
     """
-    return Partial(_scaled, as_partial(apply), _checked_alpha(alpha, allow_inf=False))
+    return Partial(_scaled, as_partial(apply), guards.number("alpha", alpha, above=0, at_most=_largest(), fix=SCALES))
 
 
 def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
@@ -130,6 +135,11 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
     digits (TF32) that recent GPUs keep by default, VGG-11 is 40 % off at alpha = 100. At alpha = 1 they are enough:
     `jax.default_matmul_precision("default")` around the call that compiles asks for them.
 
+    Weights of a dtype with n binary digits carry an alpha up to 2^(n - 6), `compute.largest_alpha`: beyond it u / alpha
+    is lost in the rounding of w0, and f is noise or zero where it should be the tangent model. A larger number is
+    refused. Where alpha is traced its value is unknown: one that turns out to be larger is replaced by the scale at
+    which f is closest to the tangent model, from which the exact f is then no further than the rounding.
+
     Args:
         apply: Model h.
         params0: w0, the initialization.
@@ -140,8 +150,8 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
         function, all finite alphas share one compilation and inf has another.
 
     Raises:
-        ValueError: If alpha is not in (0, inf]; when evaluated, if u does not have the shapes of `params0`, or is
-            `params0` itself.
+        ValueError: If alpha is not in (0, inf], or more than the dtype of the weights carries; when evaluated, if u
+            does not have the shapes of `params0`, or is `params0` itself.
 
     Example:
         >>> h = lambda w, x: x @ w**2
@@ -152,10 +162,11 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), equations 2 and 4, in the variable u.
     """
-    alpha = _checked_alpha(alpha, allow_inf=True)
+    apply = as_partial(apply)
+    alpha = guards.number("alpha", alpha, above=0, or_inf=True, fix=SCALES)
     if isinstance(alpha, float) and math.isinf(alpha):
-        return Partial(_tangent, as_partial(apply), params0)
-    return Partial(_displaced, as_partial(apply), params0, alpha)
+        return Partial(_tangent, apply, params0)
+    return Partial(_displaced, apply, params0, carried_scale(alpha, apply, params0))
 
 
 def weights(lazy_apply: Partial, u: Params) -> Params:
@@ -222,6 +233,55 @@ def layer_name(path: str) -> str:
         'Relu'
     """
     return path.rsplit("/", 1)[-1].split("_", 1)[-1]
+
+
+def check_displacement(apply: Apply, u: Params, name: str = "params") -> None:
+    """Refuses params0 as the variable u of a lazy function, the one mistake that everybody makes once.
+
+    The lazy function itself sees it by identity only, and not at all where both are arguments of a compiled function:
+    so every function that takes a model and its parameters calls this at its entrance, before it compiles. Values that
+    are being traced are unknown and pass; so do other functions than lazy ones, and a params0 of zeros, which is the
+    right start.
+
+    Args:
+        apply: Any model, or a transform of a lazy function in the same variable, as `center` is.
+        u: Its parameters.
+        name: What messages call them.
+
+    Raises:
+        ValueError: If `apply` is lazy and u has other shapes than its params0, or its values.
+
+    Example:
+        >>> w0 = jnp.ones((1, 1))
+        >>> check_displacement(lazy(lambda w, x: x @ w, w0, 2.0), jnp.zeros((1, 1)))
+        >>> check_displacement(lazy(lambda w, x: x @ w, w0, 2.0), jnp.ones((1, 1)))
+        Traceback (most recent call last):
+        ...
+        ValueError: params is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts ...
+    """
+    lazy_function = lazy_part(apply)
+    if lazy_function is None:
+        return
+    params0 = lazy_function.args[1]
+    trees.check_same_structure(u, params0, name=name, expected="params0")
+    if not trees.is_traced((u, params0)) and _equal(u, params0):
+        raise ValueError(_mistaken(name))
+
+
+def lazy_part(function: object) -> Partial | None:
+    """The lazy function in whose variable u a function is written: itself, or what transforms of it were made of.
+
+    Example:
+        >>> f = lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 2.0)
+        >>> lazy_part(center(f, jnp.zeros((1, 1)))) is f, lazy_part(jnp.sin) is None
+        (True, True)
+    """
+    while isinstance(function, Partial) and not is_lazy_function(function):
+        keeps_variable = function.func in (_linearized, _centered, _scaled)
+        if not keeps_variable and not isinstance(function.func, (_Taylor, ComputeIn)):
+            return None
+        function = function.args[0]
+    return function if isinstance(function, Partial) else None
 
 
 def is_lazy_function(function: object) -> bool:
@@ -322,25 +382,27 @@ def _as(alpha, array):
 
 
 def _check_displacement(u, params0):
-    """Shapes agree and u is not the very arrays of params0, the one mistake everybody makes once."""
+    """Shapes agree and u is not the very arrays of params0; values are looked at by `check_displacement`."""
     trees.check_same_structure(u, params0, name="u", expected="params0")
     pairs = list(zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True))
-    if pairs and all(a is b for a, b in pairs):
-        raise ValueError(
-            "u is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts "
-            "at zero: pass trees.zeros_like(params0), and get the weights by weights(lazy_apply, u)."
-        )
+    if pairs and all(a is b for a, b in pairs) and (trees.is_traced(u) or _equal(u, params0)):
+        raise ValueError(_mistaken("u"))
 
 
-def _checked_alpha(alpha, *, allow_inf):
-    """The value of a concrete alpha, checked; a traced alpha cannot be checked and counts as finite."""
-    try:
-        value = float(alpha)
-    except jax.errors.ConcretizationTypeError:
-        return alpha
-    if not value > 0 or (math.isinf(value) and not allow_inf):
-        raise ValueError(
-            f"alpha={value}, expected a scale in (0, {'inf]' if allow_inf else 'inf)'}: "
-            "alpha = 1 is standard training, large alpha is lazy."
-        )
-    return value
+def _mistaken(name):
+    return (
+        f"{name} is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts "
+        "at zero: pass trees.zeros_like(params0), and get the weights by weights(lazy_apply, u)."
+    )
+
+
+def _equal(u, params0):
+    """Whether all values agree and not all are zero; known also where other arrays are traced."""
+    with jax.ensure_compile_time_eval():
+        pairs = zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True)
+        is_zero = not any(bool(jnp.any(jnp.asarray(leaf) != 0)) for leaf in jax.tree.leaves(params0))
+        return not is_zero and all(a is b or bool(np.all(np.asarray(a) == np.asarray(b))) for a, b in pairs)
+
+
+def _largest():
+    return float(jnp.finfo(jnp.result_type(float)).max)

@@ -5,19 +5,23 @@ Every loss refuses shapes that differ: `[n]` against `[n, 1]` would broadcast to
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Bool, Float, Num
 
+from lazynet import guards, trees
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, ArrayLike, LossFn, Params, Scalar
 
-__all__ = ["Objective", "accuracy", "cross_entropy", "logistic", "mse", "objective"]
+__all__ = ["Objective", "accuracy", "check_labels", "cross_entropy", "logistic", "mse", "objective"]
+
+Values = Num[ArrayLike, "..."] | Bool[ArrayLike, "..."]
 
 
-def mse(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def mse(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Square loss `1/(2n) sum_i |f_i - y_i|^2`, n the number of examples.
 
     With this normalization the gradient flow in function space is `df/dt = -Theta (f - y) / n`, and the largest
@@ -34,12 +38,14 @@ def mse(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> F
         >>> float(mse(jnp.array([[1.0], [3.0]]), jnp.array([[0.0], [0.0]])))
         2.5
     """
-    _check_shapes("mse", outputs, targets)
+    outputs, targets = _compared("mse", outputs, targets)
     return jnp.sum((outputs - targets) ** 2) / (2 * outputs.shape[0])
 
 
-def cross_entropy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Cross-entropy `-1/n sum_i sum_c y_ic log softmax(f_i)_c`; the targets are one-hot rows or probabilities.
+
+    A class of probability zero adds nothing, also where its logit is -inf: `0 log 0 = 0`.
 
     Args:
         outputs: Logits f, `[n, k]` with k >= 2.
@@ -52,13 +58,14 @@ def cross_entropy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, ".
         >>> round(float(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))), 6)
         0.693147
     """
-    _check_shapes("cross_entropy", outputs, targets)
+    outputs, targets = _compared("cross_entropy", outputs, targets)
     if outputs.shape[1] < 2:
         raise ValueError("cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1.")
-    return -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=-1)) / outputs.shape[0]
+    terms = jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(outputs, axis=-1))
+    return -jnp.sum(terms) / outputs.shape[0]
 
 
-def logistic(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Logistic loss `1/n sum_i log(1 + exp(-y_i f_i))` for targets -1 and 1.
 
     Args:
@@ -72,14 +79,16 @@ def logistic(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."])
         >>> round(float(logistic(jnp.zeros((1, 1)), jnp.ones((1, 1)))), 6)
         0.693147
     """
-    _check_shapes("logistic", outputs, targets)
+    outputs, targets = _compared("logistic", outputs, targets)
     if outputs.shape[1] != 1:
         raise ValueError(f"logistic got k={outputs.shape[1]} outputs, expected 1: use cross_entropy for classes.")
     return jnp.sum(jax.nn.softplus(-targets * outputs)) / outputs.shape[0]
 
 
-def accuracy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Fraction of examples with `argmax f = argmax y`, or `sign f = sign y` for a single output.
+
+    An example with NaN among its outputs is a miss.
 
     Args:
         outputs: f, `[n, k]`.
@@ -92,9 +101,10 @@ def accuracy(outputs: Float[ArrayLike, "..."], targets: Float[ArrayLike, "..."])
         >>> float(accuracy(jnp.array([[0.2, 0.1], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])))
         0.5
     """
-    _check_shapes("accuracy", outputs, targets)
-    hit = (outputs > 0) == (targets > 0) if outputs.shape[1] == 1 else outputs.argmax(-1) == targets.argmax(-1)
-    return jnp.mean(hit, dtype=outputs.dtype)
+    outputs, targets = _compared("accuracy", outputs, targets)
+    single = outputs.shape[1] == 1
+    hit = ((outputs > 0) == (targets > 0))[:, 0] if single else outputs.argmax(-1) == targets.argmax(-1)
+    return jnp.mean(hit & ~jnp.isnan(outputs).any(-1), dtype=outputs.dtype)
 
 
 class Objective(NamedTuple):
@@ -133,12 +143,53 @@ def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Object
 
     Raises:
         TypeError: If `apply` or `loss` cannot be called.
+        ValueError: If the weight is not a finite number > 0.
 
     Example:
         >>> objective(lambda params, x: x, mse, 0.25).weight
         0.25
     """
+    guards.number("weight", weight, above=0, fix="a negative one climbs where training descends")
     return Objective(as_partial(apply, "apply"), as_partial(loss, "loss"), weight)
+
+
+def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
+    """Refuses targets of another kind than the loss is made for, of which it would make a number without a meaning.
+
+    Cross-entropy is one of probabilities: rows >= 0 that sum to one. The logistic loss is one of signs. Any values do
+    for the square loss, and for other functions nothing is known. Reads all values; traced ones pass.
+
+    Args:
+        loss: A loss, also as a `Partial`.
+        targets: y, `[n, k]`.
+        name: What messages call them.
+
+    Raises:
+        ValueError: Naming the first row that is of another kind.
+
+    Example:
+        >>> check_labels(cross_entropy, np.eye(2))
+        >>> check_labels(logistic, np.array([[1.0], [0.0]]))
+        Traceback (most recent call last):
+        ...
+        ValueError: y[1] is [0.0], expected -1 or 1 for logistic: use 2 y - 1 for targets 0 and 1.
+    """
+    function = getattr(loss, "func", loss)
+    if function not in (cross_entropy, logistic) or trees.is_traced(targets):
+        return
+    y = np.asarray(targets).astype(np.float64)
+    if function is logistic:
+        right = (np.abs(np.abs(y) - 1) < 1e-4).all(-1)
+        expected = "-1 or 1 for logistic: use 2 y - 1 for targets 0 and 1"
+    else:
+        right = (y >= -1e-4).all(-1) & (np.abs(y.sum(-1) - 1) < 1e-4)
+        expected = (
+            "one-hot or probability targets for cross_entropy, a row >= 0 that sums to 1: use "
+            "one_hot(labels, classes), not centered targets"
+        )
+    if not right.all():
+        row = int(np.argmin(right))
+        raise ValueError(f"{name}[{row}] is {y[row].tolist()}, expected {expected}.")
 
 
 def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
@@ -158,10 +209,16 @@ def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
     return jax.tree_util.Partial(function)
 
 
-def _check_shapes(name, outputs, targets):
+def _compared(name, outputs, targets):
+    """Outputs and targets of the same shape `[n, k]`, as real numbers: differences of bytes would wrap around."""
     if outputs.shape != targets.shape or outputs.ndim != 2:
         raise ValueError(
             f"{name} got outputs of shape {tuple(outputs.shape)} and targets of shape "
             f"{tuple(targets.shape)}, expected the same [n, k] for both: "
             "reshape scalar targets by y[:, None], or give the model the targets' number of outputs."
         )
+    for kind, values in (("outputs", outputs), ("targets", targets)):
+        if jnp.issubdtype(values.dtype, jnp.complexfloating):
+            raise TypeError(f"{name} got complex {kind}, expected real ones: stack real and imaginary parts.")
+    outputs = outputs if jnp.issubdtype(outputs.dtype, jnp.floating) else jnp.asarray(outputs).astype(float)
+    return outputs, targets if jnp.issubdtype(targets.dtype, jnp.floating) else jnp.asarray(targets, outputs.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from draws import initial, normal
 
 import lazynet as ln
 from lazynet import trees
+from lazynet.compute import compute_in, largest_alpha
+from lazynet.lazy import check_displacement
 
 X = normal(1, 7, 5)
 MODEL = ln.serial(ln.Dense(16, 1.5, 0.1), ln.Erf(), ln.Dense(3))
@@ -106,6 +109,72 @@ def test_float32_displacement_keeps_its_digits_where_the_scaled_weights_lose_the
 def test_params0_as_u_is_refused():
     with pytest.raises(ValueError, match="u is params0.*starts at zero"):
         ln.lazy(MODEL.apply, PARAMS, 10.0)(PARAMS, X)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, lambda f: ln.center(f, trees.zeros_like(PARAMS)), lambda f: ln.scale(f, 2.0)]
+)
+@pytest.mark.parametrize("alpha", [10.0, math.inf])
+def test_values_of_params0_are_refused_as_u_at_the_entrance_of_what_compiles(wrap, alpha):
+    function, again = wrap(ln.lazy(MODEL.apply, PARAMS, alpha)), jax.tree.map(np.array, PARAMS)
+    with pytest.raises(ValueError, match="params is params0.*starts at zero"):
+        check_displacement(function, again)
+    with pytest.raises(ValueError, match="params is params0"):
+        jax.jit(lambda scale: check_displacement(function, PARAMS) or scale)(1.0)
+
+
+def test_other_displacements_other_functions_and_traced_ones_pass():
+    function = ln.lazy(MODEL.apply, PARAMS, 10.0)
+    check_displacement(function, _direction(2))
+    check_displacement(MODEL.apply, PARAMS)
+    check_displacement(ln.linearize(MODEL.apply, PARAMS), PARAMS)
+    jax.jit(lambda u: check_displacement(function, u) or 1.0)(PARAMS)
+
+
+def test_an_initialization_of_zeros_is_a_displacement_too():
+    zeros = trees.zeros_like(PARAMS)
+    function = ln.lazy(MODEL.apply, zeros, 10.0)
+    check_displacement(function, zeros)
+    np.testing.assert_array_equal(function(zeros, X), 0.0)
+
+
+def test_a_displacement_of_other_shapes_is_refused():
+    with pytest.raises(ValueError, match="u.*structure"):
+        check_displacement(ln.lazy(MODEL.apply, PARAMS, 10.0), {"w": X}, "u")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "digits"), [(jnp.bfloat16, 8), (jnp.float16, 11), (jnp.float32, 24), (jnp.float64, 53)]
+)
+def test_a_dtype_of_n_binary_digits_carries_alpha_up_to_two_to_the_n_minus_six(dtype, digits):
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    largest = largest_alpha(MODEL.apply, params)
+    assert largest == 2.0 ** (digits - 6)
+    ln.lazy(MODEL.apply, params, largest)
+    with pytest.raises(ValueError, match="alpha got .* expected at most .* use alpha=inf.* or float64"):
+        ln.lazy(MODEL.apply, params, 1.001 * largest)
+
+
+def test_the_type_of_the_computation_counts_as_that_of_the_weights_does():
+    half = compute_in(MODEL.apply, jnp.bfloat16)
+    assert largest_alpha(half, PARAMS) == largest_alpha(ln.center(half, PARAMS), PARAMS) == 4.0
+
+
+@pytest.mark.parametrize("alpha", [1e6, 1e8, 1e30, 1e39])
+def test_scales_that_float32_cannot_carry_are_refused_where_known_and_close_to_the_tangent_where_traced(alpha):
+    single, u = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (PARAMS, _direction(11)))
+    x = X.astype(jnp.float32)
+    with pytest.raises(ValueError, match=re.escape(f"alpha got {alpha:g}")):
+        ln.lazy(MODEL.apply, single, alpha)
+    traced = jax.jit(lambda alpha: ln.lazy(MODEL.apply, single, alpha)(u, x))(alpha)
+    tangent = np.asarray(ln.lazy(MODEL.apply, PARAMS, math.inf)(_direction(11), X))
+    assert np.linalg.norm(np.asarray(traced) - tangent) < 0.01 * np.linalg.norm(tangent)
+
+
+@pytest.mark.parametrize("alpha", ["10", True, None, 1j, math.nan, 1e-320])
+def test_what_is_no_scale_is_refused(alpha):
+    with pytest.raises((TypeError, ValueError), match="alpha"):
+        ln.lazy(MODEL.apply, PARAMS, alpha)
 
 
 @pytest.mark.extended

@@ -9,6 +9,7 @@ import pytest
 from draws import normal
 
 import lazynet as ln
+from lazynet.losses import check_labels
 
 F = normal(0, 6, 3)
 Y = jnp.asarray(np.eye(3)[[0, 1, 2, 0, 1, 2]])
@@ -53,3 +54,75 @@ def test_objective_weight_scales_the_value_and_the_gradient():
     half = ln.objective(lambda w, x: x * w, ln.mse, 0.5)
     w = jnp.asarray(1.3)
     np.testing.assert_allclose(jax.grad(half.value)(w, data), 0.5 * jax.grad(full.value)(w, data), rtol=1e-14)
+
+
+def test_a_class_of_probability_zero_adds_nothing_where_its_logit_is_minus_infinity():
+    logits, targets = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0.0, 0.0]])
+    assert float(ln.cross_entropy(logits, targets)) == pytest.approx(np.log(1 + np.e), rel=1e-14)
+    gradient = np.asarray(jax.grad(ln.cross_entropy)(logits, targets))[0]
+    np.testing.assert_allclose(gradient, np.array([1.0, np.e, 0.0]) / (1 + np.e) - [1, 0, 0], rtol=1e-14)
+
+
+def test_a_class_of_positive_probability_and_logit_minus_infinity_costs_infinitely_much():
+    assert float(ln.cross_entropy(jnp.array([[0.0, -jnp.inf]]), jnp.array([[0.5, 0.5]]))) == np.inf
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, bool])
+@pytest.mark.parametrize("loss", [ln.mse, ln.cross_entropy, ln.accuracy])
+def test_integers_are_compared_as_the_numbers_they_are(loss, dtype):
+    f, y = np.array([[1, 0], [0, 1], [1, 0]]), np.array([[1, 0], [1, 0], [0, 1]])
+    expected = {ln.mse: 4 / 6, ln.accuracy: 1 / 3, ln.cross_entropy: np.log(1 + np.e) - 1 / 3}[loss]
+    for outputs, targets in (
+        (f.astype(dtype), y.astype(dtype)),
+        (f.astype(dtype), y * 1.0),
+        (f * 1.0, y.astype(dtype)),
+    ):
+        assert float(loss(outputs, targets)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_outputs_that_are_nan_are_no_hits():
+    f, y = np.array([[np.nan, 0.0], [0.0, 1.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert float(ln.accuracy(f, y)) == 0.5
+    assert float(ln.accuracy(np.array([[np.nan], [-1.0]]), np.array([[-1.0], [-1.0]]))) == 0.5
+
+
+@pytest.mark.parametrize("loss", [ln.mse, ln.cross_entropy, ln.logistic, ln.accuracy])
+def test_complex_outputs_are_refused(loss):
+    with pytest.raises(TypeError, match="complex outputs, expected real"):
+        loss(np.ones((2, 1)) * 1j, np.ones((2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets", "message"),
+    [
+        (ln.cross_entropy, np.eye(3) - 1 / 3, r"y\[0\] is .*expected one-hot or probability targets"),
+        (ln.cross_entropy, np.array([[1.0, 0.0], [2.0, -1.0]]), r"y\[1\] is \[2.0, -1.0\]"),
+        (ln.cross_entropy, np.array([[1.0, np.nan]]), r"y\[0\] is \[1.0, nan\]"),
+        (ln.logistic, np.array([[1.0], [0.0]]), r"y\[1\] is \[0.0\], expected -1 or 1"),
+        (jax.tree_util.Partial(ln.logistic), np.array([[True]]) ^ True, "expected -1 or 1"),
+    ],
+)
+def test_targets_of_another_kind_than_the_loss_are_named(loss, targets, message):
+    with pytest.raises(ValueError, match=message):
+        check_labels(loss, targets)
+
+
+@pytest.mark.parametrize(
+    ("loss", "targets"),
+    [
+        (ln.cross_entropy, np.eye(3, dtype=bool)),
+        (ln.cross_entropy, np.full((2, 7), 1 / 7, np.float32)),
+        (ln.logistic, np.array([[1], [-1]])),
+        (ln.mse, np.array([[17.0]])),
+        (lambda f, y: 0.0, np.array([[17.0]])),
+    ],
+)
+def test_targets_of_the_right_kind_pass_and_so_do_traced_ones(loss, targets):
+    check_labels(loss, targets)
+    jax.jit(lambda y: check_labels(loss, y - 5.0) or y)(targets * 1.0)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf])
+def test_a_weight_that_is_no_finite_positive_number_is_refused(weight):
+    with pytest.raises(ValueError, match="weight got"):
+        ln.objective(lambda w, x: x * w, ln.mse, weight)
