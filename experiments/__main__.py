@@ -5,14 +5,19 @@ Exit status 0 is success, 1 a run that failed or whose facts do not hold, 2 a mi
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":  # Ctrl-C while modules are imported, before main() can catch it
+    sys.excepthook = lambda kind, *rest: os._exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+
 import csv
 import importlib
-import os
 import pkgutil
 import re
 import shlex
-import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +26,7 @@ import tyro
 from rich.console import Console
 
 import experiments
+from experiments import streams
 from experiments.config import preset as configure
 from experiments.errors import RunError
 
@@ -80,13 +86,19 @@ def run(
 
     folder = store.run_folder(name, config, out)
     shown = Console(quiet=True) if quiet else console
-    if (folder / "DONE").exists() and (folder / "summary.json").exists():
-        store.open_run(name, config, out)
-        shown.print("This configuration has been run before; remove its folder to run it again.")
+    finished = _is_finished(folder)
+    if finished:
+        store.check_config(name, config, folder)
     else:
+        _check_platform()
         with store.alone(folder):
+            seconds = _clear(folder)
             store.open_run(name, config, out)
-            _compute(module, config, folder, shown)
+            finished = (folder / store.DONE).exists()
+            if not finished:
+                _compute(module, config, folder, shown, seconds)
+    if finished:
+        shown.print("This configuration has been run before; remove its folder to run it again.")
     if quiet:
         print(folder)
     else:
@@ -107,6 +119,8 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
         raise ValueError(
             f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
         )
+    for path, what in store.damages(folder).items():
+        raise store.Damaged(f"{path} is {what}: the same `run` command makes it again.")
     summary = store.read_json(folder / "summary.json")
     if csv:
         return _print_csv(summary)
@@ -165,13 +179,38 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
         console.print(f"figure   {out}", soft_wrap=True, highlight=False)
 
 
-def _compute(module, config, folder: Path, shown: Console) -> None:
+def _is_finished(folder: Path) -> bool:
+    """Whether a run has ended, all its files are what was written, and no other process left any."""
+    from experiments import store
+
+    ended = all((folder / name).exists() for name in ("config.json", "summary.json", store.DONE))
+    return ended and not store.damages(folder) and not store.has_leftovers(folder)
+
+
+def _clear(folder: Path) -> float:
+    """Names and removes what is damaged of a run that had ended, so that it is made again; the seconds it took."""
+    from experiments import store
+
+    if not (folder / store.DONE).exists():
+        return 0.0
+    damages = store.damages(folder)
+    if (folder / "summary.json").exists() and not damages:
+        return 0.0
+    seconds = 0.0 if folder / store.DONE in damages else store.read_json(folder / store.DONE)["seconds"]
+    for path, what in damages.items():
+        _say(f"{path} is {what}: it is made again now.")
+        path.unlink(missing_ok=True)
+    (folder / store.DONE).unlink(missing_ok=True)
+    return seconds
+
+
+def _compute(module, config, folder: Path, shown: Console, seconds: float) -> None:
     """Runs the experiment and writes its summary, and last of all the mark that it has ended."""
     from experiments import store
 
     start = time.perf_counter()
     store.write_json(folder / "summary.json", module.run(config, folder, shown))
-    store.write_json(folder / "DONE", {"seconds": round(time.perf_counter() - start, 1)})
+    store.finish(folder, seconds + time.perf_counter() - start)
 
 
 def _check_facts(summary) -> None:
@@ -199,6 +238,23 @@ def _set_precision(config) -> None:
     jax.config.update("jax_enable_x64", getattr(config, "precision", "float32") == "float64")
 
 
+def _check_platform() -> None:
+    """Refuses a platform that jax does not know or cannot use, before a run folder is made.
+
+    Raises:
+        ValueError: In one sentence, where jax has a page.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for a platform that is known and not there
+        platforms = os.environ.get("JAX_PLATFORMS")
+        cause = f"JAX_PLATFORMS={platforms}" if platforms else "jax"
+        reason = str(error).partition(" (set ")[0].splitlines() or ["it is not there"]
+        raise ValueError(f"{cause} gives no device ({reason[0].rstrip('.')}): set JAX_PLATFORMS=cpu.") from None
+
+
 def _use_all_cores() -> None:
     """Makes every core of a CPU a device, for experiments that spread independent work over devices."""
     flag = "--xla_force_host_platform_device_count"
@@ -217,8 +273,7 @@ def main() -> None:
     except (ValueError, TypeError) as error:
         _fail(error, 2)
     except KeyboardInterrupt:
-        _say("stopped: the same command goes on from the parts that are finished.")
-        sys.exit(130)
+        _stop()
 
 
 def _fail(error: Exception, status: int) -> None:
@@ -228,9 +283,37 @@ def _fail(error: Exception, status: int) -> None:
     sys.exit(status)
 
 
+def _stop() -> None:
+    """Ends with status 130 once nothing is computed any more; a second Ctrl-C does not wait.
+
+    An interpreter that exits while XLA computes crashes.
+    """
+    try:
+        _say("stopped: the same command goes on from the parts that are finished.")
+        _wait_for_devices()
+    except KeyboardInterrupt:
+        os._exit(130)
+    sys.exit(130)
+
+
+def _wait_for_devices() -> None:
+    """Returns when nothing computes any more: a device works in order, so its last array is ready after all others."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
+    if "jax" in sys.modules:
+        import jax
+
+        for device in jax.local_devices():
+            jax.block_until_ready(jax.device_put(0.0, device) + 1.0)
+
+
 def _say(line: str) -> None:
     Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 if __name__ == "__main__":
+    streams.outlive_readers()
     main()
+    if streams.failed():
+        _fail(RunError(f"standard output could not be written ({streams.failed()})."), 1)

@@ -7,10 +7,11 @@ runs/NAME-DIGEST/
     trajectory.npz   all curves
     summary.json     the numbers that a reader compares, flat
     figures/*.png
-    DONE             written last
+    DONE             written last: how long it took, and the digests of all files that the run wrote
 
-Every file carries a checksum, of which damaged files are known: arrays by the format `.npz`, JSON by its last entry.
-Finished parts that are damaged are computed again, all else that is damaged is refused by name.
+Every file carries a checksum, of which damaged files are known: arrays by the format `.npz`, JSON by its last entry,
+and every file of a finished run, figures too, by its digest in DONE. Finished parts that are damaged are computed
+again, all else that is damaged is refused by name.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import os
 import platform
 import subprocess
 import warnings
@@ -35,13 +35,17 @@ import numpy as np
 
 from experiments.config import as_dictionary
 from experiments.errors import RunError
-from lazynet.files import locked, naming
+from lazynet import files
 from lazynet.records import Trajectory
 from lazynet.train import TrainState
 
 __all__ = [
     "Damaged",
     "alone",
+    "check_config",
+    "damages",
+    "finish",
+    "has_leftovers",
     "load_arrays",
     "load_checkpoint",
     "open_run",
@@ -56,6 +60,9 @@ __all__ = [
 
 
 CHECKSUM = "crc32"
+
+DONE = "DONE"
+"""The file that a run writes last."""
 
 
 class Damaged(RunError):
@@ -73,7 +80,7 @@ def alone(folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(folder))
+            stack.enter_context(files.locked(folder))
         except BlockingIOError as error:
             raise RunError(
                 f"{folder} is being computed by another process ({error.strerror}): wait for it, or choose another "
@@ -93,25 +100,66 @@ def open_run(name: str, config: Any, out: Path) -> Path:
     described, folder = _described(name, config), run_folder(name, config, out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.rglob("*.partial"):
-            stale.unlink()
+        files.sweep(folder)
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", described)
-        if not (folder / "DONE").exists():
+        if not (folder / DONE).exists():
             write_json(folder / "env.json", environment())
     except OSError as error:
         raise _unwritable(folder, error) from error
-    if read_json(folder / "config.json") != described:
+    check_config(name, config, folder)
+    return folder
+
+
+def check_config(name: str, config: Any, folder: Path) -> None:
+    """Refuses a folder that holds another configuration.
+
+    Raises:
+        ValueError: If it does.
+        Damaged: If `config.json` is damaged.
+    """
+    if read_json(folder / "config.json") != _described(name, config):
         raise ValueError(
             f"{folder / 'config.json'} is not this run's configuration: remove the folder or use another --out."
         )
-    return folder
 
 
 def run_folder(name: str, config: Any, out: Path) -> Path:
     """Where a run of this configuration stands or will stand."""
     digest = hashlib.sha256(json.dumps(_described(name, config), sort_keys=True).encode()).hexdigest()[:10]
     return Path(out) / f"{name}-{digest}"
+
+
+def finish(folder: Path, seconds: float) -> None:
+    """Marks a run as finished: writes DONE with the digests of all files that the run wrote."""
+    digests = {str(path.relative_to(folder)): _digest(path) for path in _written(folder)}
+    write_json(folder / DONE, {"seconds": round(seconds, 1), "files": digests})
+
+
+def damages(folder: Path) -> dict[Path, str]:
+    """What is wrong with which file of a finished run: "missing" or "damaged".
+
+    Runs that earlier versions finished have no digests: what their formats tell of is found, but nothing missing.
+    """
+    try:
+        digests = read_json(folder / DONE).get("files")
+    except Damaged:
+        return {folder / DONE: "damaged"}
+    if digests is None:
+        return {path: "damaged" for path in _written(folder) if not _is_sound(path)}
+    found = {}
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file():
+            found[path] = "missing"
+        elif _digest(path) != digest:
+            found[path] = "damaged"
+    return found
+
+
+def has_leftovers(folder: Path) -> bool:
+    """Whether a process that was killed at its very end left a file behind."""
+    return (folder / ".lock").exists() or any(folder.rglob(".*.unfinished"))
 
 
 def environment() -> dict[str, Any]:
@@ -226,6 +274,28 @@ def stored_curve(stored: dict[str, np.ndarray]) -> Trajectory:
     )
 
 
+def _written(folder: Path) -> list[Path]:
+    """The files of a finished run; kernels are stored with checksums of their own and only needed to compute cells."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path: path.relative_to(folder).parts for path in paths}
+    own = ("config.json", DONE, "kernels")
+    return [path for path in paths if names[path][0] not in own and not path.name.startswith(".")]
+
+
+def _is_sound(path: Path) -> bool:
+    loaders = {".npz": load_arrays, ".json": read_json}
+    try:
+        loaders.get(path.suffix, Path.read_bytes)(path)
+    except Damaged:
+        return False
+    return True
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _states(stored):
     return {int(name.removeprefix("state/")): leaf for name, leaf in stored.items() if name.startswith("state/")}
 
@@ -242,17 +312,8 @@ def _stored(path, compute, load, save):
 
 
 def _atomically(path: Path, write) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path), open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.atomically(path, write)
 
 
 def _unwritable(folder, error):

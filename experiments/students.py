@@ -170,8 +170,11 @@ def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]
         with jax.default_device(devices[turn % len(devices)]):
             return compute(cell)
 
-    with ThreadPoolExecutor(len(devices)) as pool:
+    pool = ThreadPoolExecutor(len(devices))
+    try:
         yield from pool.map(on, enumerate(cells))
+    finally:  # at once also after Ctrl-C, which main() then says before it waits for what is running
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _forward(student, z0, u, x):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["locked", "naming"]
+__all__ = ["atomically", "locked", "naming", "sweep"]
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems answer that know no locks, such as some network file systems of clusters."""
@@ -76,6 +77,57 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+def atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file under another name and renames it, so that `path` holds all of it or what it held before.
+
+    The other name is random, since numbers of processes are not unique: in containers each is 1.
+
+    Args:
+        path: The file, in a folder that exists.
+        write: Writes the content to an open file.
+
+    Raises:
+        OSError: With `path` as its file name, for instance on a full disk.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "note.txt")
+        >>> atomically(path, lambda file: file.write(b"all of it"))
+        >>> path.read_bytes()
+        b'all of it'
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.unfinished")
+    try:
+        with naming(path), open(unfinished, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Removes the files that killed processes were writing in a folder and below, for who holds its lock.
+
+    Args:
+        folder: A folder that no other process writes to.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".figure.png.1.unfinished").touch()
+        >>> sweep(folder)
+        >>> list(folder.iterdir())
+        []
+    """
+    for pattern in (".*.unfinished", "*.partial"):
+        for unfinished in Path(folder).rglob(pattern):
+            unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ pyplot. Curves differ in lightness, line style and marker at once, so that color
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxtyping import Num, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lazynet import files
 from lazynet.diagnostics import fit_slope
 from lazynet.records import Trajectory
 from lazynet.typing import ArrayLike
@@ -226,6 +228,7 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileNotFoundError: If the folder does not exist.
+        OSError: If it cannot be written, with its name, for instance on a full disk.
         ValueError: If the ending is not a format of matplotlib.
 
     Example:
@@ -238,12 +241,11 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> Path:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save got {path}, but the folder {path.parent} does not exist: make it first.")
     whole: Any = figure.figure if isinstance(figure, Axes) else figure
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        whole.savefig(unfinished, dpi=150, format=path.suffix.removeprefix(".") or "png")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    kind = path.suffix.removeprefix(".") or "png"
+    drawing = io.BytesIO()
+    # Drawn into memory first: what matplotlib says of a full disk names no file, or is no error of the system at all.
+    whole.savefig(drawing, dpi=150, format=kind)
+    files.atomically(path, lambda file: file.write(drawing.getbuffer()))
     return path
 
 

@@ -188,7 +188,7 @@ def test_a_failed_save_keeps_the_old_figure(tmp_path, monkeypatch):
     path.write_bytes(b"old")
 
     def half(self, target, **kwargs):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Figure, "savefig", half)
