@@ -180,7 +180,7 @@ def array(name: str, value: Any, fix: str = "") -> Any:
     """
     kind = type(value).__name__
     is_array = isinstance(value, (np.ndarray, jax.Array, np.generic)) and kind != "MaskedArray"
-    if is_array and (value.dtype.kind not in "OSUMmV" or jnp.issubdtype(value.dtype, jnp.inexact)):
+    if is_array and (getattr(value.dtype, "kind", "O") not in "OSUMmV" or jnp.issubdtype(value.dtype, jnp.inexact)):
         return value
     if is_array:
         raise TypeError(f"{name} got an array of dtype {value.dtype}, expected an array of numbers.")

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lazynet import guards
+from lazynet.empirical.arguments import Examples, check_examples
 from lazynet.typing import ArrayLike
 
 __all__ = ["batch"]
@@ -35,35 +37,45 @@ def batch(
         A function with the arguments of `kernel_fn`.
 
     Raises:
-        ValueError: If `batch_size` is negative or there are not as many devices; when called, if a value does not
-            have the shape `[n1, n2, ...]`.
+        TypeError: If `kernel_fn` is no function, or a number of the wrong type; when called, if inputs are no arrays.
+        ValueError: If `batch_size` is negative or there are not as many devices; when called, if there are no examples,
+            or a value does not have the shape `[n1, n2, ...]`.
 
     Example:
         >>> kernel_fn = batch(lambda x1, x2: x1 @ (x1 if x2 is None else x2).T, batch_size=2)
         >>> kernel_fn(jnp.eye(3), None).tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    if batch_size < 0:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1, or 0 for everything at once.")
+    if not callable(kernel_fn):
+        raise TypeError(f"kernel_fn got {kernel_fn!r}, expected a function of (x1, x2).")
+    batch_size = guards.count("batch_size", batch_size, at_least=0, fix="0 takes everything at once")
     devices = _devices(device_count)
 
-    def batched(x1: ArrayLike, x2: ArrayLike | None = None, *args: Any, **kwargs: Any) -> Any:
+    def batched(x1: Examples, x2: Examples | None = None, *args: Any, **kwargs: Any) -> Any:
         if batch_size == 0 and len(devices) == 1:
             return kernel_fn(x1, x2, *args, **kwargs)
         turns = itertools.cycle(devices)
         placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
         other = x1 if x2 is None else x2
-        side = batch_size or -(-len(x1) // len(devices))
-        width = batch_size or len(other)
+        n1, n2 = check_examples("x1", x1), check_examples("x2", other)
+        side = batch_size or -(-n1 // len(devices))
+        width = batch_size or n2
         rows = []
-        for i in range(0, len(x1), side):
+        for i in range(0, n1, side):
             row = []
-            for j in range(0, len(other), width):
+            for j in range(0, n2, width):
                 device = next(turns)
-                parts = _placed((x1[i : i + side], other[j : j + width]), device, len(devices))
+                parts = _placed((_part(x1, i, side), _part(other, j, width)), device, len(devices))
                 own = (parts[0], None) if x2 is None and i == j and side == width else parts
                 more, named = placed(device)
-                row.append(_checked(kernel_fn(*own, *more, **named), parts, store_on_device, devices))
+                row.append(
+                    _checked(
+                        kernel_fn(*own, *more, **named),
+                        (min(side, n1 - i), min(width, n2 - j)),
+                        store_on_device,
+                        devices,
+                    )
+                )
             rows.append(row)
         return _joined(rows)
 
@@ -72,10 +84,8 @@ def batch(
 
 def _devices(count: int) -> list[Any]:
     every = jax.local_devices()
-    if not -1 <= count <= len(every):
-        raise ValueError(
-            f"device_count is {count}, expected -1, 0 or at most the {len(every)} devices of this process."
-        )
+    fix = "-1 takes all devices of this process, 0 the default one"
+    count = guards.count("device_count", count, at_least=-1, at_most=len(every), fix=fix)
     return every if count == -1 else every[: max(1, count)]
 
 
@@ -86,8 +96,11 @@ def _placed(tree: Any, device: Any, several: int) -> Any:
     return jax.tree.map(lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, ArrayLike) else leaf, tree)
 
 
-def _checked(block: Any, parts: Any, store_on_device: bool, devices: list[Any]) -> Any:
-    expected = (len(parts[0]), len(parts[1]))
+def _part(x: Examples, start: int, size: int) -> Examples:
+    return jax.tree.map(lambda leaf: leaf[start : start + size], x)
+
+
+def _checked(block: Any, expected: tuple[int, int], store_on_device: bool, devices: list[Any]) -> Any:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(block)]
     if any(shape[:2] != expected for shape in shapes):
         raise ValueError(
@@ -102,5 +115,8 @@ def _joined(rows: list[list[Any]]) -> Any:
     def join(axis, *blocks):
         return (np if isinstance(blocks[0], np.ndarray) else jnp).concatenate(blocks, axis)
 
-    lines = [jax.tree.map(functools.partial(join, 1), *row) for row in rows]
-    return jax.tree.map(functools.partial(join, 0), *lines)
+    # a kernel_fn may make the class of its records anew at each call: all blocks are of the kind of the first
+    treedef = jax.tree.structure(rows[0][0])
+    leaves = [[jax.tree.leaves(block) for block in row] for row in rows]
+    lines = [[join(1, *blocks) for blocks in zip(*row, strict=True)] for row in leaves]
+    return jax.tree.unflatten(treedef, [join(0, *blocks) for blocks in zip(*lines, strict=True)])

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from lazynet.empirical.arguments import Examples
 from lazynet.empirical.jacobians import Jacobian, Names, Outputs, jacobian_features
 from lazynet.empirical.layerwise import Pair, layer_features, layer_names
-from lazynet.typing import Array, ArrayLike, Params
+from lazynet.typing import Array, Params
 
 Features = dict[str, Pair | Jacobian]
 
@@ -18,7 +19,7 @@ MIRROR = {"full": (1, 0, 3, 2), "trace": (1, 0), "sum": (1, 0), "diagonal": (1, 
 """Order of axes that turns a block of a symmetric kernel into its mirror image."""
 
 
-def features(function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs) -> Features:
+def features(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> Features:
     """What the named leaves contribute to the kernel of the examples x, for each leaf."""
     known = layer_names(function, names)
     rest = tuple(name for name in names if name not in known)

@@ -7,18 +7,21 @@ are traced and divided by their size and `diagonal_axes` appear once. The exampl
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
+from lazynet import guards
+from lazynet.empirical.arguments import canonical, check_outputs
 from lazynet.empirical.batching import batch
-from lazynet.empirical.jacobians import call
 from lazynet.empirical.ntk import empirical_ntk
 from lazynet.empirical.products import ntk_vector_product
 from lazynet.losses import as_partial
@@ -34,6 +37,58 @@ __all__ = [
 
 Axes = int | tuple[int, ...] | list[int]
 Get = str | tuple[str, ...] | None
+
+
+class EmpiricalKernel(NamedTuple):
+    """Both kernels, in the order of `get=None`.
+
+    Example:
+        >>> EmpiricalKernel(nngp=jnp.eye(2), ntk=jnp.eye(2))._fields
+        ('nngp', 'ntk')
+    """
+
+    nngp: Any
+    ntk: Any
+
+
+class EmpiricalKernelNtkFirst(NamedTuple):
+    """Both kernels, for `get=("ntk", "nngp")`.
+
+    Example:
+        >>> EmpiricalKernelNtkFirst(ntk=jnp.eye(2), nngp=jnp.eye(2))._fields
+        ('ntk', 'nngp')
+    """
+
+    ntk: Any
+    nngp: Any
+
+
+class EmpiricalNngp(NamedTuple):
+    """For `get=("nngp",)`.
+
+    Example:
+        >>> EmpiricalNngp(jnp.eye(2))._fields
+        ('nngp',)
+    """
+
+    nngp: Any
+
+
+class EmpiricalNtk(NamedTuple):
+    """For `get=("ntk",)`.
+
+    Example:
+        >>> EmpiricalNtk(jnp.eye(2))._fields
+        ('ntk',)
+    """
+
+    ntk: Any
+
+
+RECORDS: dict[tuple[str, ...], Any] = {
+    record._fields: record for record in (EmpiricalKernel, EmpiricalKernelNtkFirst, EmpiricalNngp, EmpiricalNtk)
+}
+"""One class for each order of names: a class made at a call is no pytree of the same kind, and does not pickle."""
 
 
 def empirical_ntk_fn(
@@ -58,9 +113,9 @@ def empirical_ntk_fn(
         A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
 
     Raises:
-        ValueError: For other `vmap_axes` or `implementation`, or axes that do not exist or are both traced and
-            diagonal.
-        TypeError: When called, for inputs or outputs that are not single arrays.
+        ValueError: For other `vmap_axes` or `implementation`; when called, for axes that do not exist or are both
+            traced and diagonal, and as `empirical_ntk`.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
 
     Example:
         >>> ntk_fn = empirical_ntk_fn(lambda params, x: x @ params)
@@ -70,8 +125,8 @@ def empirical_ntk_fn(
     Source: Novak, Sohl-Dickstein and Schoenholz (2022) describe the implementations of neural-tangents.
     """
     _check_vmap_axes(vmap_axes)
-    if implementation not in (0, 1, 2, 3):
-        raise ValueError(f"implementation is {implementation!r}, expected 0, 1, 2 or 3 (all give the same kernel).")
+    guards.count("implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel")
+    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function = _bound(f, kwargs)
@@ -105,16 +160,17 @@ def empirical_nngp_fn(f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_
 
     Raises:
         ValueError: When called, for axes that do not exist or are both traced and diagonal.
-        TypeError: When called, for inputs or outputs that are not single arrays.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
 
     Example:
         >>> nngp_fn = empirical_nngp_fn(lambda params, x: x @ params)
         >>> nngp_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
+    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
 
     def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
-        function = _bound(f, kwargs)
+        function, params, x1, x2 = canonical(_bound(f, kwargs), params, x1, x2)
         shape = _output_shape(function, params, x1)
         traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
         own, other, result = _letters(len(shape), traced, diagonal)
@@ -162,7 +218,7 @@ def empirical_kernel_fn(
     def kernel_fn(x1: Any, x2: Any, get: Get, params: Params, **kwargs: Any) -> Any:
         names = _names(get)
         found = [kinds[name](x1, x2, params, **kwargs) for name in names]
-        return found[0] if isinstance(get, str) else _record("EmpiricalKernel", names)(*found)
+        return found[0] if isinstance(get, str) else RECORDS[names](*found)
 
     return kernel_fn
 
@@ -234,9 +290,10 @@ def monte_carlo_kernel_fn(
         >>> bool(abs(kernel_fn(jnp.ones((1, 4)), None, "ntk")[0, 0] - 1) < 0.2)
         True
     """
-    counts = {n_samples} if isinstance(n_samples, int) else set(n_samples)
-    if not counts or any(not isinstance(count, int) or count < 1 for count in counts):
-        raise ValueError(f"n_samples is {n_samples!r}, expected an integer >= 1 or several of them.")
+    single = not isinstance(n_samples, Iterable) or isinstance(n_samples, str) or np.ndim(n_samples) == 0
+    counts = {guards.count("n_samples", count) for count in ([n_samples] if single else n_samples)}
+    if not counts:
+        raise ValueError("n_samples got no number, expected an integer >= 1 or several of them.")
     empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
     sample = batch(empirical, batch_size, device_count, store_on_device)
 
@@ -252,8 +309,9 @@ def monte_carlo_kernel_fn(
                 yield mean[0] if isinstance(get, str) else mean
 
     def kernel_fn(x1: Any, x2: Any = None, get: Get = None, **kwargs: Any) -> Any:
+        guards.array("x1", x1)
         found = means(x1, x2, get, **kwargs)
-        return next(found) if isinstance(n_samples, int) else found
+        return next(found) if single else found
 
     return kernel_fn
 
@@ -266,32 +324,65 @@ def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Partial:
     static = {name: value for name, value in kwargs.items() if name not in arrays}
     if not static:
         return as_partial(f, "f") if not arrays else Partial(f, **arrays)
-    return Partial(functools.partial(f, **static), **arrays)
+    fixed = _Fixed(f, tuple(sorted(static.items())))
+    return Partial(fixed if _hashable(fixed) else functools.partial(f, **static), **arrays)
+
+
+class _Fixed(NamedTuple):
+    """`f` with keyword arguments that are no arrays: equal ones share a compiled program."""
+
+    f: Callable[..., Any]
+    static: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of `f`."""
+        return self.f(*args, **dict(self.static), **kwargs)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
-    h = jax.eval_shape(call, function, params, x) if isinstance(x, ArrayLike) else None
+    if not isinstance(x, (dict, tuple)):
+        guards.array("x1", x)
+        guards.same_length(x1=x)
+    h = jax.eval_shape(lambda params, x: function(params, x), params, x) if isinstance(x, ArrayLike) else None
     if h is None or not hasattr(h, "shape"):
         raise TypeError(
             f"got inputs of type {type(x).__name__} and outputs {h}, expected one array for each: choose one by "
             "lambda params, x: f(params, x)[0], or concatenate them."
         )
+    check_outputs(h, len(x))
     return h.shape
 
 
 def _check_vmap_axes(vmap_axes: Any) -> None:
     given = vmap_axes if isinstance(vmap_axes, tuple) else (vmap_axes,)
-    if any(axis not in (None, 0, {}) for axis in given):
+    if not all(axis is None or axis == {} or (isinstance(axis, (int, np.integer)) and axis == 0) for axis in given):
         raise ValueError(
             f"vmap_axes is {vmap_axes!r}, expected None or 0: examples are the first axis of inputs and outputs; move "
             "it there, lambda params, x: jnp.moveaxis(f(params, x), axis, 0)."
         )
 
 
-def _canonical(trace_axes: Axes, diagonal_axes: Axes, ndim: int) -> tuple[set[int], set[int]]:
+def _axes(name: str, axes: Any) -> tuple[int, ...]:
+    """Axes of outputs as a tuple of integers."""
+    try:
+        return (operator.index(axes),)
+    except TypeError:  # several
+        with contextlib.suppress(TypeError):
+            return tuple(map(operator.index, axes))
+    raise TypeError(f"{name} got {axes!r}, expected an axis of the outputs or several: -1, (1, 2), or () for none.")
+
+
+def _canonical(trace_axes: tuple[int, ...], diagonal_axes: tuple[int, ...], ndim: int) -> tuple[set[int], set[int]]:
     both = []
     for name, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
-        axes = (axes,) if isinstance(axes, int) else tuple(axes)
         if any(not -ndim <= axis < ndim for axis in axes):
             raise ValueError(f"{name} is {axes}, expected axes of outputs of {ndim} dimensions, batch included.")
         both.append({axis % ndim for axis in axes})
@@ -314,12 +405,8 @@ def _size(shape: tuple[int, ...], axes: set[int]) -> int:
 
 
 def _names(get: Get) -> tuple[str, ...]:
-    names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else tuple(get)
-    if not names or set(names) - {"nngp", "ntk"}:
+    several = isinstance(get, (tuple, list))
+    names = ("nngp", "ntk") if get is None else tuple(get) if several else (get,)
+    if names not in RECORDS:
         raise ValueError(f"get is {get!r}, expected 'nngp', 'ntk', a tuple of them, or None for both.")
     return names
-
-
-@functools.cache
-def _record(name: str, fields: tuple[str, ...]) -> Any:
-    return collections.namedtuple(name, fields)

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from lazynet.typing import Array, ArrayLike, Params
+from lazynet.empirical.arguments import Complex, Examples, is_weight, one_example
+from lazynet.empirical.programs import PerFunction
+from lazynet.typing import Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]
 Where = Callable[[str], bool]
@@ -31,17 +33,25 @@ def parameter_names(params: Params) -> list[str]:
 
 
 def chosen_names(params: Params, where: Where | None) -> Names:
-    """Paths of the leaves to differentiate; integer leaves (counters, indices) never are."""
-    names = parameter_names(params)
-    floating = [jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(params)]
-    free = [name for name, real in zip(names, floating, strict=True) if real and (where is None or bool(where(name)))]
+    """Paths of the leaves to differentiate; integer leaves (counters, indices) never are.
+
+    The two parts of a complex leaf are chosen together, by its own path.
+    """
+    if where is not None and not callable(where):
+        raise TypeError(f"where got {where!r}, expected a function of paths: lambda path: path.startswith('0_Dense').")
+    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: isinstance(node, Complex))
+    names, free = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes], []
+    for name, (_, node) in zip(names, nodes, strict=True):
+        parts = parameter_names(node) if isinstance(node, Complex) else [""]
+        if is_weight(jax.tree.leaves(node)[0]) and (where is None or bool(where(name))):
+            free += ["/".join(filter(None, (name, part))) for part in parts]
     if not free:
         raise ValueError(f"where selects none of the parameters {names}: it gets one of these paths at a time.")
     return tuple(free)
 
 
 def jacobian_features(
-    function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians of every example by the named leaves.
 
@@ -49,21 +59,20 @@ def jacobian_features(
     than a loop over examples.
     """
     if loops(function, params, x):
-        return stacked([example_jacobian(function, params, example, names, outputs) for example in x])
+        return stacked([example_jacobian(function, params, example, names, outputs) for example in _one_by_one(x)])
     return vmapped_jacobian(function, params, x, names, outputs)
 
 
-def loops(function: Partial, params: Params, x: ArrayLike) -> bool:
+def loops(function: Partial, params: Params, x: Examples) -> bool:
     """Whether the Jacobians of examples are computed one by one."""
     if jax.default_backend() != "cpu":
         return False
-    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    return "conv_general_dilated" in str(_call.trace(function, params, example).jaxpr)
+    return "conv_general_dilated" in str(call.trace(function, params, one_example(x)).jaxpr)
 
 
-@partial(jax.jit, static_argnames=("names", "outputs"))
+@partial(PerFunction, static_argnames=("names", "outputs"))
 def example_jacobian(
-    function: Partial, params: Params, x: Array, names: Names, outputs: Outputs
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians `[1, k, p]` at one example (k = 1 for `outputs="sum"`)."""
     leaves, treedef = jax.tree.flatten(params)
@@ -71,15 +80,15 @@ def example_jacobian(
 
     def value(variable):
         merged = jax.tree.unflatten(treedef, list({**named, **variable}.values()))
-        return reduced(function(merged, x[None]), outputs)[0]
+        return reduced(function(merged, jax.tree.map(lambda leaf: leaf[None], x)), outputs)[0]
 
     by_name = jax.jacrev(value)({name: named[name] for name in names})
     return {name: Jacobian(leaf.reshape(1, len(leaf), -1)) for name, leaf in by_name.items()}
 
 
-@partial(jax.jit, static_argnames=("names", "outputs"))
+@partial(PerFunction, static_argnames=("names", "outputs"))
 def vmapped_jacobian(
-    function: Partial, params: Params, x: Array, names: Names, outputs: Outputs
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians `[n, k, p]` of all examples at once."""
     every = jax.vmap(lambda example: example_jacobian(function, params, example, names, outputs))(x)
@@ -98,10 +107,12 @@ def reduced(h: Array, outputs: Outputs) -> Array:
     return jnp.sum(h, axis=1, keepdims=True) / math.sqrt(h.shape[1]) if outputs == "sum" else h
 
 
+@PerFunction
 def call(function: Partial, params: Params, x: Any) -> Any:
-    """The function itself, for transformations that take it as an argument."""
+    """The function itself, compiled."""
     return function(params, x)
 
 
-_call = jax.jit(call)
-"""Remembers what it traced."""
+def _one_by_one(x: Examples) -> list[Examples]:
+    leaves, treedef = jax.tree.flatten(x)
+    return [jax.tree.unflatten(treedef, example) for example in zip(*leaves, strict=True)]

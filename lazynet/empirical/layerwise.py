@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.jacobians import Jacobian, Names, Outputs, reduced
+from lazynet.empirical.programs import PerFunction
 from lazynet.model import Structure, structure
 from lazynet.typing import Array, Params
 
@@ -34,7 +35,7 @@ def layer_names(function: Partial, names: Names) -> Names:
     return tuple(name for name in names if _split(name)[0] in found.rows and _split(name)[1] in ("W", "b"))
 
 
-@partial(jax.jit, static_argnames=("names", "outputs"))
+@partial(PerFunction, static_argnames=("names", "outputs"))
 def layer_features(
     function: Partial, params: Params, x: Array, names: Names, outputs: Outputs
 ) -> dict[str, Pair | Jacobian]:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from lazynet.empirical.arguments import Examples, count_examples, one_example
 from lazynet.empirical.contraction import Features, contract, features
 from lazynet.empirical.jacobians import Names, Outputs, example_jacobian, loops, vmapped_jacobian
 from lazynet.empirical.layerwise import layer_features, layer_names
 from lazynet.tiles import reserved
 from lazynet.trees import is_traced
-from lazynet.typing import ArrayLike, Params
+from lazynet.typing import Params
 
 MEMORY = 2**32
 """Default budget in bytes."""
@@ -28,14 +29,14 @@ class Plan(NamedTuple):
 
 
 def plan(
-    function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs, memory: int, tile: int | None
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs, memory: int, tile: int | None
 ) -> Plan:
     """The largest tile, of examples first and of parameters where one example is too much, that fits the memory.
 
     A first guess counts the features of rows and columns and a copy of them; the compiler's account of the programs
     decides (unless the call is traced).
     """
-    sizes, share, n = _sizes(function, params, x, names, outputs), memory // 4, max(1, len(x))
+    sizes, share, n = _sizes(function, params, x, names, outputs), memory // 4, count_examples(x)
     side = tile or min(n, max(1, share // sum(sizes.values())))
     while True:
         side = min(side, n)
@@ -51,7 +52,7 @@ def plan(
             share = min(share * memory // needed, side * (max(map(_total(sizes), groups)) - 1))
 
 
-def peak_bytes(function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs) -> int:
+def peak_bytes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> int:
     """Bytes held while the kernel of x with as many other examples is computed, by the compiler's account.
 
     Counted are the features of both sides, what the programs need beside them and the block of the kernel; parameters
@@ -64,37 +65,40 @@ def peak_bytes(function: Partial, params: Params, x: ArrayLike, names: Names, ou
     made = [reserved(layer_features.lower(function, params, x, known, outputs).compile())] if known else []
     if rest and loops(function, params, x):
         own = _bytes({name: shapes[name] for name in rest})
-        made.append(reserved(example_jacobian.lower(function, params, x[0], rest, outputs).compile()) + 2 * own)
+        made.append(
+            reserved(
+                example_jacobian.lower(function, params, jax.tree.map(lambda leaf: leaf[0], x), rest, outputs).compile()
+            )
+            + 2 * own
+        )
     elif rest:
         made.append(reserved(vmapped_jacobian.lower(function, params, x, rest, outputs).compile()))
     return held + max(sum(made), held + reserved(contract.lower(shapes, shapes, outputs).compile()))
 
 
-def entry_shape(
-    function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs
-) -> jax.ShapeDtypeStruct:
+def entry_shape(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> jax.ShapeDtypeStruct:
     """The kernel of one example with itself, as a shape."""
-    shapes = _shapes(function, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), names, outputs)
+    shapes = _shapes(function, params, one_example(x), names, outputs)
     return jax.eval_shape(lambda own: contract(own, own, outputs), shapes)
 
 
 def _needed(
-    function: Partial, params: Params, x: ArrayLike, side: int, groups: tuple[Names, ...], outputs: Outputs
+    function: Partial, params: Params, x: Examples, side: int, groups: tuple[Names, ...], outputs: Outputs
 ) -> int:
     if is_traced((function, params, x)):
         return 0
-    return max(peak_bytes(function, params, jnp.asarray(x[:side]), group, outputs) for group in groups)
+    tile = jax.tree.map(lambda leaf: jnp.asarray(leaf[:side]), x)
+    return max(peak_bytes(function, params, tile, group, outputs) for group in groups)
 
 
 def _shapes(function: Partial, params: Params, x: Any, names: Names, outputs: Outputs) -> Features:
-    """Abstract features; x may be a `jax.ShapeDtypeStruct`."""
+    """Abstract features; x may be made of `jax.ShapeDtypeStruct`."""
     return jax.eval_shape(lambda examples: features(function, params, examples, names, outputs), x)
 
 
-def _sizes(function: Partial, params: Params, x: ArrayLike, names: Names, outputs: Outputs) -> dict[str, int]:
+def _sizes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> dict[str, int]:
     """Bytes of each leaf's features of one example."""
-    example = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    shapes = _shapes(function, params, example, names, outputs)
+    shapes = _shapes(function, params, one_example(x), names, outputs)
     return {name: max(1, _bytes(shapes[name])) for name in names}
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 
 import jax
-from jaxtyping import Float, Num
+from jaxtyping import Float
 
 from lazynet import guards
+from lazynet.empirical.arguments import Examples, canonical, check_no_statistics, count_examples
 from lazynet.empirical.contraction import MIRROR
-from lazynet.empirical.independence import check_independent
+from lazynet.empirical.independence import refuse_mixing
 from lazynet.empirical.jacobians import Outputs, Where, chosen_names
 from lazynet.empirical.memory import MEMORY, plan
 from lazynet.empirical.rows import in_memory, in_store
-from lazynet.losses import as_partial
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 
@@ -21,13 +21,13 @@ from lazynet.typing import Apply, ArrayLike, Params
 def empirical_ntk(
     apply: Apply,
     params: Params,
-    x1: Num[ArrayLike, "n1 *inputs"],
-    x2: Num[ArrayLike, "n2 *inputs"] | None = None,
+    x1: Examples,
+    x2: Examples | None = None,
     *,
     outputs: Outputs = "full",
     where: Where | None = None,
     tile: int | None = None,
-    memory: int = MEMORY,
+    memory: int | float = MEMORY,
     store: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Float[ArrayLike, "n1 n2 *k"]:
@@ -42,8 +42,9 @@ def empirical_ntk(
 
     Args:
         apply: Pure function `apply(params, x)` with outputs `[n, *outputs]`, flattened to k of them.
-        params: Where to take the derivative.
-        x1: Examples of the rows.
+        params: Where to take the derivative. Integers, booleans and keys are constants; a complex leaf counts as two
+            real ones.
+        x1: Examples of the rows, `[n1, *inputs]`, or a dictionary or tuple of arrays with a common first axis.
         x2: Examples of the columns; None for those of the rows, which makes the result exactly symmetric and computes
             its upper triangle only.
         outputs: `"full"` gives `[n1, n2, k, k]`; `"trace"` the mean `1/k sum_a Theta[i, j, a, a]` and `"sum"` the
@@ -63,9 +64,11 @@ def empirical_ntk(
         The kernel, on the host with a store, a progress bar, or several tiles on several devices.
 
     Raises:
-        ValueError: If inputs are not finite, `outputs`, `tile` or `memory` is out of range, `where` selects nothing,
-            `apply` mixes the examples of a batch, one example and one parameter do not fit the memory, or the store
-            belongs to another kernel.
+        TypeError: If inputs or parameters are no arrays of numbers, or an option has the wrong type.
+        ValueError: If there are no examples or they are not finite, both sets differ in shape, `outputs`, `tile` or
+            `memory` is out of range, `where` selects nothing, `apply` mixes the examples of a batch, `params` holds
+            running averages of flax, one example and one parameter do not fit the memory, or the store belongs to
+            another kernel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -76,26 +79,20 @@ def empirical_ntk(
 
     Source: Jacot, Gabriel and Hongler (2018), section 4, for the kernel.
     """
-    _check_options(outputs, tile, memory)
-    guards.finite("x1", x1)
-    guards.finite("x2", x2)
-    function, names = as_partial(apply), chosen_names(params, where)
-    check_independent(function, params, x1)
-    largest = x1 if x2 is None or len(x1) >= len(x2) else x2
+    if not isinstance(outputs, str) or outputs not in MIRROR:
+        raise ValueError(f"outputs is {outputs!r}, expected one of {sorted(MIRROR)}.")
+    tile = None if tile is None else guards.count("tile", tile)
+    memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
+    function, params, x1, x2 = canonical(apply, params, x1, x2)
+    names = chosen_names(params, where)
+    check_no_statistics(params, names)
+    refuse_mixing(function, params, x1, alone=True)
+    largest = x1 if x2 is None or count_examples(x1) >= count_examples(x2) else x2
     chosen = plan(function, params, largest, names, outputs, memory, tile)
     traced = is_traced((function, params, x1, x2))
     if store is not None and traced:
         raise ValueError("empirical_ntk got a store inside a jax transformation: call it outside of jit and vmap.")
-    several = len(jax.local_devices()) > 1 and len(x1) > chosen.tile and not traced
+    several = len(jax.local_devices()) > 1 and count_examples(x1) > chosen.tile and not traced
     if store is None and not progress and not several:
         return in_memory(function, params, x1, x2, chosen, outputs)
     return in_store(function, params, x1, x2, chosen, outputs, memory, store, progress)
-
-
-def _check_options(outputs: str, tile: int | None, memory: int) -> None:
-    if outputs not in MIRROR:
-        raise ValueError(f"outputs is {outputs!r}, expected one of {sorted(MIRROR)}.")
-    if tile is not None and tile < 1:
-        raise ValueError(f"tile is {tile}, expected a number of examples, at least 1.")
-    if memory < 1:
-        raise ValueError(f"memory is {memory}, expected a number of bytes, at least 1.")

@@ -9,19 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Num
 
-from lazynet.empirical.jacobians import call
+from lazynet import guards
+from lazynet.empirical.arguments import (
+    Examples,
+    canonical,
+    check_no_statistics,
+    check_outputs,
+    count_examples,
+    differentiable,
+)
+from lazynet.empirical.independence import refuse_mixing
+from lazynet.empirical.programs import PerFunction
 from lazynet.linalg import lanczos, ritz_values
-from lazynet.losses import as_partial
-from lazynet.typing import Apply, Array, ArrayLike, Key, Params
+from lazynet.typing import Apply, Array, Key, Params
 
 
 def ntk_vector_product(
     apply: Apply,
     params: Params,
-    x1: Num[ArrayLike, "n1 *inputs"],
-    x2: Num[ArrayLike, "n2 *inputs"] | None = None,
+    x1: Examples,
+    x2: Examples | None = None,
 ) -> Callable[[Array], Array]:
     """The linear map `v -> Theta(x1, x2) v = J(x1) (J(x2)^T v)`, without forming the kernel.
 
@@ -37,7 +45,9 @@ def ntk_vector_product(
         A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an argument.
 
     Raises:
-        ValueError: When called, if v does not have the shape of the outputs at x2.
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If there are no examples, they are not finite, both sets differ in shape, or `params` holds running
+            averages of flax; when called, if v does not have the shape of the outputs at x2.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -45,11 +55,13 @@ def ntk_vector_product(
         >>> product(jnp.array([[1.0], [2.0]])).tolist()
         [[1.0], [2.0]]
     """
-    return Partial(_product, as_partial(apply), params, x1, x1 if x2 is None else x2)
+    function, params, x1, x2 = canonical(apply, params, x1, x2)
+    check_no_statistics(params)
+    return Partial(_product, function, params, x1, x1 if x2 is None else x2)
 
 
 def largest_ntk_eigenvalue(
-    apply: Apply, params: Params, x: Num[ArrayLike, "n *inputs"], *, key: Key[Array, ""], iterations: int = 15
+    apply: Apply, params: Params, x: Examples, *, key: Key[Array, ""], iterations: int = 15
 ) -> float:
     """Largest eigenvalue `lambda_max(Theta)` of the `[n k, n k]` kernel, by Lanczos iteration on products.
 
@@ -64,7 +76,9 @@ def largest_ntk_eigenvalue(
         iterations: Number of products.
 
     Raises:
-        ValueError: If `iterations` is below 1, or if the product is not finite.
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If there are no examples or they are not finite, `apply` mixes the examples of a batch, `params`
+            holds running averages of flax, `iterations` is below 1, or the product is not finite.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -72,11 +86,14 @@ def largest_ntk_eigenvalue(
         >>> round(largest_ntk_eigenvalue(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
         9.0
     """
-    if iterations < 1:
-        raise ValueError(f"iterations is {iterations}, expected at least 1.")
-    shape = jax.eval_shape(call, as_partial(apply), params, x)
+    iterations = guards.count("iterations", iterations)
+    function, params, x, _ = canonical(apply, params, x, name="x")
+    check_no_statistics(params)
+    refuse_mixing(function, params, x)
+    shape = jax.eval_shape(lambda params, x: function(params, x), params, x)
+    check_outputs(shape, count_examples(x))
     start = jax.random.normal(key, shape.shape, shape.dtype)
-    product = ntk_vector_product(apply, params, x)
+    product = ntk_vector_product(function, params, x)
 
     def on_host(v):
         return np.asarray(product(jnp.asarray(v.reshape(start.shape), start.dtype)), np.float64).ravel()
@@ -88,10 +105,10 @@ def largest_ntk_eigenvalue(
 def estimate_max_learning_rate(
     apply: Apply,
     params: Params,
-    x: Num[ArrayLike, "n *inputs"],
+    x: Examples,
     *,
     key: Key[Array, ""],
-    momentum: float = 0.0,
+    momentum: float | int = 0.0,
     iterations: int = 15,
 ) -> float:
     """Largest stable learning rate `2 (1 + momentum) n / lambda_max(Theta)`, without forming the kernel.
@@ -108,7 +125,8 @@ def estimate_max_learning_rate(
         iterations: Number of products with the kernel.
 
     Raises:
-        ValueError: If `momentum` is outside [0, 1).
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If `momentum` is outside [0, 1), or as `largest_ntk_eigenvalue`.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -116,15 +134,16 @@ def estimate_max_learning_rate(
         >>> round(estimate_max_learning_rate(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
         0.4444
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}, expected a number in [0, 1).")
+    momentum = guards.momentum(momentum)
     top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
-    return 2 * (1 + momentum) * len(x) / top if top > 0 else math.inf
+    return 2 * (1 + momentum) * count_examples(x) / top if top > 0 else math.inf
 
 
-@jax.jit
-def _product(function: Partial, params: Params, x1: Any, x2: Any, v: Array) -> Array:
-    values, pull_back = jax.vjp(lambda p: function(p, x2), params)
+@PerFunction
+def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: Array) -> Array:
+    weights, rebuilt = differentiable(params)
+    values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
+    check_outputs(values, count_examples(x2))
     if v.shape != values.shape:
         raise ValueError(f"v has shape {v.shape}, expected that of the outputs at x2, {values.shape}.")
-    return jax.jvp(lambda p: function(p, x1), (params,), pull_back(v.astype(values.dtype)))[1]
+    return jax.jvp(lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype)))[1]

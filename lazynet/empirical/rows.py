@@ -13,15 +13,16 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from lazynet.empirical.arguments import Examples, count_examples, one_example
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
-from lazynet.empirical.jacobians import Outputs, call
+from lazynet.empirical.jacobians import Outputs
 from lazynet.empirical.memory import Plan, entry_shape
 from lazynet.tiles import assemble, digest, open_store, tiles
-from lazynet.typing import Array, ArrayLike, Params
+from lazynet.typing import Array, Params
 
 
 def in_memory(
-    function: Partial, params: Params, x1: ArrayLike, x2: ArrayLike | None, chosen: Plan, outputs: Outputs
+    function: Partial, params: Params, x1: Examples, x2: Examples | None, chosen: Plan, outputs: Outputs
 ) -> Array:
     """The kernel on the device of its inputs."""
     own = split(x1, chosen.tile)
@@ -38,8 +39,8 @@ def in_memory(
 def row(
     function: Partial,
     params: Params,
-    own: Array,
-    others: list[Array],
+    own: Examples,
+    others: list[Examples],
     chosen: Plan,
     outputs: Outputs,
     diagonal: bool = False,
@@ -60,8 +61,8 @@ def row(
 def in_store(
     function: Partial,
     params: Params,
-    x1: ArrayLike,
-    x2: ArrayLike | None,
+    x1: Examples,
+    x2: Examples | None,
     chosen: Plan,
     outputs: Outputs,
     memory: int,
@@ -69,18 +70,19 @@ def in_store(
     progress: bool,
 ) -> np.ndarray:
     """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
-    one, two = np.asarray(x1), np.asarray(x1 if x2 is None else x2)
+    one, two = (jax.tree.map(np.asarray, x) for x in (x1, x1 if x2 is None else x2))
+    n1, n2 = count_examples(one), count_examples(two)
     block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
-    shape, entry = (len(one), len(two), *block.shape[2:]), block.size * block.dtype.itemsize
+    shape, entry = (n1, n2, *block.shape[2:]), block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
-    every = tiles(len(one), len(two), chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
+    every = tiles(n1, n2, chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
     identity = {} if store is None else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
     target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
 
     def compute(device, strip):
-        own = jax.device_put(one[slice(*_ends(strip[0]))], device)
-        others = split(jax.device_put(two[slice(*_ends(strip[1]))], device), chosen.tile)
+        own = jax.device_put(_part(one, strip[0]), device)
+        others = split(jax.device_put(_part(two, strip[1]), device), chosen.tile)
         diagonal = x2 is None and strip[0].start == strip[1].start
         here, weights = placed(device)
         return {"ntk": concatenated([row(here, weights, own, others, chosen, outputs, diagonal=diagonal)])}
@@ -89,9 +91,14 @@ def in_store(
     return assemble(compute, every, target, mirror=mirror, progress=progress)["ntk"]
 
 
-def split(x: ArrayLike, tile: int) -> list[Array]:
+def split(x: Examples, tile: int) -> list[Examples]:
     """Slices of at most `tile` examples; their starts are operands, so that equal sizes share a compilation."""
-    return [lax.dynamic_slice_in_dim(x, start, min(tile, len(x) - start)) for start in range(0, len(x), tile)]
+    n = count_examples(x)
+
+    def part(start: int) -> Examples:
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, min(tile, n - start)), x)
+
+    return [part(start) for start in range(0, n, tile)]
 
 
 @jax.jit
@@ -100,22 +107,52 @@ def concatenated(rows: list[list[Array]]) -> Array:
     return jnp.concatenate([jnp.concatenate(row, axis=1) for row in rows], axis=0)
 
 
-def _ends(part: range) -> tuple[int, int]:
-    return part.start, part.stop
+def _part(x: Examples, rows: range) -> Examples:
+    return jax.tree.map(lambda leaf: leaf[rows.start : rows.stop], x)
 
 
 def _identity(
-    function: Partial, params: Params, x1: np.ndarray, x2: np.ndarray | None, chosen: Plan, outputs: Outputs
+    function: Partial, params: Params, x1: Examples, x2: Examples | None, chosen: Plan, outputs: Outputs
 ) -> dict[str, Any]:
-    """What a stored kernel depends on; the function is known by its compiled form and the arrays it carries."""
-    program = jax.jit(call).lower(function, params, x1[:1]).as_text()
+    """What a stored kernel depends on; the function is known by the program of its derivatives and by its arrays."""
     return {
         "kernel": "empirical_ntk",
-        "network": hashlib.sha256(program.encode()).hexdigest(),
-        "params": digest(*jax.tree.leaves((function, params))),
-        "x1": digest(x1),
-        "x2": None if x2 is None else digest(x2),
+        "network": _derivatives(function, params, x1, chosen, outputs),
+        "params": digest(*_values((function, params))),
+        "x1": digest(*_values(x1)),
+        "x2": None if x2 is None else digest(*_values(x2)),
         "outputs": outputs,
         "parameters": [list(group) for group in chosen.groups],
         "tile": chosen.tile,
     }
+
+
+def _derivatives(function: Partial, params: Params, x: Examples, chosen: Plan, outputs: Outputs) -> str:
+    """A name for the program of the features of one example, and for the arrays that it holds as constants.
+
+    Functions with equal outputs may have other derivatives: a gradient that is stopped, a rule of one's own.
+    """
+
+    def computed(function, params, x):
+        return [features(function, params, x, group, outputs) for group in chosen.groups]
+
+    traced = jax.jit(computed).trace(function, params, one_example(x))
+    program = traced.lower().as_text()
+    return hashlib.sha256(f"{program} {digest(*constants(traced.jaxpr))}".encode()).hexdigest()
+
+
+def constants(program: Any) -> list[Any]:
+    """Arrays that a jaxpr holds, also inside of its equations: the text of a program may leave their values out."""
+    if isinstance(program, (tuple, list)):
+        return sum(map(constants, program), [])
+    found = list(getattr(program, "consts", ()))
+    for equation in getattr(getattr(program, "jaxpr", program), "eqns", ()):
+        literals = [variable.val for variable in equation.invars if hasattr(variable, "val")]
+        found += literals + constants(list(equation.params.values()))
+    return found
+
+
+def _values(tree: Any) -> list[Any]:
+    """Leaves as arrays of numbers, keys by what they hold."""
+    leaves = map(jnp.asarray, jax.tree.leaves(tree))
+    return [jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in leaves]
