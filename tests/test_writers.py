@@ -102,9 +102,96 @@ def test_a_file_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"has the columns step,time,loss, expected step,time,train_loss"):
         _train(functools.partial(write_csv, tmp_path / "metrics.csv"))
     (tmp_path / "metrics.jsonl").write_text("hello\n")
-    with pytest.raises(ValueError, match="ends in 'hello', expected a row with its step"):
+    with pytest.raises(ValueError, match="has 'hello' in line 1, expected"):
         _train(functools.partial(write_jsonl, tmp_path / "metrics.jsonl"))
     assert (tmp_path / "metrics.jsonl").read_text() == "hello\n"
+
+
+def _curve(n, **metrics):
+    return ln.Trajectory(np.arange(n) * 5, np.arange(n) * 0.5, {"loss": 1 / (1 + np.arange(n))} | metrics, None, None)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("rows", [3, 5, 6])
+def test_a_flipped_bit_is_refused_by_name_or_repaired_as_soon_as_its_row_is_written(tmp_path, writer, rows):
+    path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
+    writer(path, state, _curve(4))
+    written = path.read_bytes()
+    writer(path, state, _curve(rows))
+    whole = max(written, path.read_bytes(), key=len)
+    for position in range(len(written)):
+        damaged = bytearray(written)
+        damaged[position] ^= 1 << (position % 8)
+        path.write_bytes(bytes(damaged))
+        try:
+            writer(path, state, _curve(rows))
+            writer(path, state, _curve(max(rows, 4)))
+            assert path.read_bytes() == whole
+        except ValueError as error:
+            assert str(path) in str(error) and "choose another file" in str(error)
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("text", [b"precious notes without a newline", b"\xff\xfe\n", b"notes\nmore notes\n", b"\n"])
+def test_a_file_that_holds_no_metrics_is_refused_as_it_is(tmp_path, writer, text):
+    path = _path(tmp_path, writer)
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=f"{path.name}.* choose another file"):
+        writer(path, ln.TrainState(0, 0.0, {}, ()), _curve(2))
+    assert path.read_bytes() == text
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_columns_may_come_back_in_any_order(tmp_path, writer):
+    path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
+    first, longer = (_curve(n, accuracy=np.arange(n)) for n in (3, 5))
+    writer(path, state, first)
+    writer(path, state, longer._replace(metrics=dict(sorted(longer.metrics.items()))))
+    rows = _read(path)
+    assert [row["step"] for row in rows] == [0, 5, 10, 15, 20]
+    assert [row["accuracy"] for row in rows] == [0, 1, 2, 3, 4]
+    np.testing.assert_array_equal([row["loss"] for row in rows], longer.metrics["loss"])
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_rows_that_a_resumed_run_computes_with_other_rounding_replace_the_old_ones(tmp_path, writer):
+    path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
+    writer(path, state, _curve(4))
+    again = _curve(5)
+    again.metrics["loss"][3] *= 1 + 1e-7
+    writer(path, state, again)
+    np.testing.assert_array_equal([row["loss"] for row in _read(path)], again.metrics["loss"])
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_a_curve_without_rows_is_the_beginning_of_one_with_rows(tmp_path, writer):
+    path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
+    for n in (0, 0, 2):
+        writer(path, state, _curve(n))
+    assert [row["step"] for row in _read(path)] == [0, 5]
+
+
+def test_values_that_are_not_finite_round_trip_through_csv(tmp_path):
+    path, state = tmp_path / "metrics.csv", ln.TrainState(0, 0.0, {}, ())
+    values = np.array([np.nan, np.inf, -np.inf, -0.0])
+    for n in (2, 4):
+        write_csv(path, state, _curve(n, strange=values[:n]))
+    np.testing.assert_array_equal([row["strange"] for row in _read(path)], values)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"short": np.ones(2)}, r"short has shape \(2,\), expected \(3,\)"),
+        ({"wide": np.ones((3, 2))}, r"wide has shape \(3, 2\), expected \(3,\)"),
+        ({"step": np.ones(3)}, "expected text other than 'step' and 'time'"),
+        ({"a,b": np.ones(3)}, "expected names without commas"),
+    ],
+)
+def test_metrics_that_are_no_columns_are_refused_before_the_file_exists(tmp_path, metrics, message):
+    with pytest.raises(ValueError, match=message):
+        write_csv(tmp_path / "metrics.csv", ln.TrainState(0, 0.0, {}, ()), _curve(3, **metrics))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_tensorboardx_the_error_names_the_package(tmp_path, monkeypatch):
