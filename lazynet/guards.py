@@ -19,7 +19,20 @@ import numpy as np
 
 from lazynet.trees import is_traced
 
-__all__ = ["array", "count", "finite", "floating", "momentum", "number", "rate", "same_length", "steps", "weights"]
+__all__ = [
+    "array",
+    "count",
+    "finite",
+    "floating",
+    "momentum",
+    "number",
+    "rate",
+    "real",
+    "same_length",
+    "steps",
+    "vector",
+    "weights",
+]
 
 BLOCK = 2**22
 """Values looked at together, which bounds the memory."""
@@ -156,6 +169,7 @@ def steps(value: Any, name: str = "save_at") -> list[int]:
 
 ADVICE = {
     "DataFrame": "pass x.to_numpy()",
+    "Gram": "pass x.ntk or x.nngp",
     "Series": "pass x.to_numpy()",
     "MaskedArray": "fill or drop the masked values",
     "Tensor": "pass x.numpy()",
@@ -187,6 +201,48 @@ def array(name: str, value: Any, fix: str = "") -> Any:
     advice = "pass x.toarray()" if hasattr(value, "toarray") else ADVICE.get(kind, "pass np.asarray(x)")
     article = "an" if kind[0].lower() in "aeiou" else "a"
     raise TypeError(f"{name} got {article} {kind}, expected an array of numbers: {fix or advice.replace('x', name)}.")
+
+
+def real(name: str, value: Any) -> Any:
+    """An array of real numbers in floating point: integers and booleans become JAX's default dtype.
+
+    Raises:
+        TypeError: It is no array, or complex.
+
+    Example:
+        >>> real("y", np.array([True, False])).tolist()
+        [1.0, 0.0]
+    """
+    found = array(name, value)
+    if jnp.issubdtype(found.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} has dtype {found.dtype}, expected real numbers: pass {name}.real.")
+    return found if jnp.issubdtype(found.dtype, jnp.floating) else found.astype(jnp.result_type(float))
+
+
+def vector(name: str, value: Any, *, at_least: int = 1) -> np.ndarray:
+    """Real numbers in a list or an array of one axis, at least so many, in float64 on the host.
+
+    Raises:
+        TypeError: They are no real numbers.
+        ValueError: There is another number of axes, or too few of them.
+
+    Example:
+        >>> vector("times", [0, 1]).tolist()
+        [0.0, 1.0]
+    """
+    expected = f"a list or vector of at least {at_least} numbers"
+    is_list = hasattr(value, "__len__") and not isinstance(value, (str, bytes, Mapping))
+    if not is_list:
+        raise TypeError(_message(name, _shown(value), expected, ""))
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        raise ValueError(_message(name, _shown(value), expected, "")) from None
+    if found.size and not (jnp.issubdtype(found.dtype, jnp.floating) or found.dtype.kind in "iu"):
+        raise TypeError(_message(name, f"values of dtype {found.dtype}", expected, ""))
+    if found.ndim != 1 or len(found) < at_least:
+        raise ValueError(_message(name, f"an array of shape {found.shape}", expected, ""))
+    return found.astype(np.float64)
 
 
 def floating(name: str, values: Any, fix: str | None = None) -> None:
@@ -268,7 +324,7 @@ def weights(name: str, params: Any) -> None:
 
     Raises:
         TypeError: A leaf is not real and floating point.
-        ValueError: They are flax's variables of several collections.
+        ValueError: They are flax's variables of several collections, or there is none.
 
     Example:
         >>> weights("params", {"w": jnp.ones(2), "steps": jnp.array(3, jnp.int32)})
@@ -282,7 +338,10 @@ def weights(name: str, params: Any) -> None:
             f"{name} got flax's variables with {', '.join(map(repr, beside))}, expected the weights alone: pass "
             f"variables['params'] and the function lambda w, x: module.apply({{**variables, 'params': w}}, x)."
         )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    if not sum(np.size(leaf) for _, leaf in leaves):
+        raise ValueError(f"{name} got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
+    for path, leaf in leaves:
         dtype = getattr(leaf, "dtype", np.dtype(type(leaf) if isinstance(leaf, (int, float, complex)) else object))
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(

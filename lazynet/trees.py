@@ -17,6 +17,7 @@ __all__ = [
     "dot",
     "is_traced",
     "norm",
+    "power_of_two",
     "subtract",
     "zeros_like",
 ]
@@ -76,13 +77,28 @@ def dot(a: Params, b: Params) -> Array:
 
 @jax.jit
 def norm(a: Params) -> Array:
-    """Euclidean norm `sqrt(<a, a>)` over all leaves.
+    """Euclidean norm `sqrt(<a, a>)` over all leaves, also where the squares overflow or vanish.
 
     Example:
         >>> float(norm({"w": jnp.array([3.0, 4.0])}))
         5.0
     """
-    return jnp.sqrt(dot(a, a))
+    scale = power_of_two(a)
+    scaled = divide(a, scale)
+    return scale * jnp.sqrt(dot(scaled, scaled))
+
+
+def power_of_two(a: Params) -> Array:
+    """The power of two in (max |a| / 2, max |a|], 1 for a zero or not finite a: dividing by it rounds nothing.
+
+    Example:
+        >>> float(power_of_two({"w": jnp.array([3.0, -5.0])}))
+        4.0
+    """
+    largest = jax.tree.reduce(jnp.maximum, jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0), a))
+    largest = jax.lax.stop_gradient(largest * 1.0)
+    exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
+    return jnp.ldexp(jnp.asarray(0.5, largest.dtype), exponent)
 
 
 def zeros_like(a: Params) -> Params:

@@ -480,17 +480,169 @@ def test_flax_module_has_every_diagnostic_that_needs_no_layers():
         (lambda: kernel_spectrum(np.full((2, 2), np.nan)), "4 entries that are not finite"),
         (lambda: kernel_velocity([ONE, ONE], np.array([0.0, np.nan])), "do not increase"),
         (lambda: activation_stability(problem()[0], problem()[1], problem()[1], problem()[2].x), "no layer with gates"),
-        (lambda: hessian_norm(lambda w, x: x @ w, ONE, ONE, key=KEY, restarts=0), "restarts is 0"),
-        (lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=0.0), "alpha is 0.0"),
-        (lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=math.inf, loss=mse), "alpha is inf"),
-        (lambda: ntk_change(lambda w, x: x @ w, ONE, ONE, ONE, key=KEY, probes=0), "probes is 0"),
-        (lambda: is_lazy(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, steps=0), "steps is 0"),
+        (lambda: hessian_norm(lambda w, x: x @ w, ONE, ONE, key=KEY, restarts=0), "restarts got 0, expected"),
+        (
+            lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=0.0),
+            "alpha got 0.0, expected",
+        ),
+        (
+            lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=math.inf, loss=mse),
+            "alpha got inf, .* without a loss",
+        ),
+        (lambda: ntk_change(lambda w, x: x @ w, ONE, ONE, ONE, key=KEY, probes=0), "probes got 0, expected"),
+        (lambda: is_lazy(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, steps=0), "steps got 0, expected"),
         (lambda: fit_slope([1.0, 2.0], [1.0, 0.0]), "y is .* expected positive finite"),
         (lambda: fit_slope([1.0, math.inf], [1.0, 1.0]), "x is .* expected positive finite"),
         (lambda: fit_slope([1.0], [1.0]), r"expected the same \[s\], s >= 2"),
     ],
 )
 def test_bad_input_is_named_with_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ---- values at the edges
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e20, 1e30])
+def test_hessian_norm_scales_with_the_weights_of_a_cube_where_squares_leave_float32(size):
+    x = jnp.eye(3, dtype=jnp.float32)
+    norm = hessian_norm(lambda w, x: x @ w**3, jnp.full((3, 1), size, jnp.float32), x, key=KEY, iterations=40)
+    assert norm == pytest.approx(6 * size / math.sqrt(3), rel=1e-4)
+
+
+@pytest.mark.parametrize("measure", [hessian_norm, jacobian_norm])
+def test_norms_of_derivatives_refuse_weights_and_inputs_that_are_not_finite(measure):
+    model, params, data = problem()
+    with pytest.raises(ValueError, match=r"params\['0_Dense'\]\['W'\] has .* NaN"):
+        measure(model.apply, jax.tree.map(lambda w: w * jnp.nan, params), data.x, key=KEY)
+    with pytest.raises(ValueError, match="x has 24 NaN"):
+        measure(model.apply, params, data.x * jnp.nan, key=KEY)
+    with pytest.raises(ValueError, match="same number of examples >= 1"):
+        measure(model.apply, params, data.x[:0], key=KEY)
+
+
+def test_a_curvature_that_overflows_is_refused():
+    with pytest.raises(ValueError, match="hessian_norm met .* use float64"):
+        hessian_norm(lambda w, x: jnp.sqrt(x @ (w - 1)), ONE, ONE, key=KEY)
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(None)])
+def test_kappa_refuses_targets_that_would_broadcast(rows):
+    model, params, data = problem()
+    with pytest.raises(ValueError, match=r"targets have shape .* expected \(8, 2\) as the outputs"):
+        kappa(model.apply, params, data._replace(y=data.y[rows, :1]), key=KEY)
+
+
+def test_kappa_of_integer_targets_is_that_of_the_same_numbers():
+    square, y = (lambda w, x: x @ w**2), np.array([[3]])
+    expected = kappa(square, ONE, Data(ONE, jnp.asarray(y, float)), key=KEY)
+    assert kappa(square, ONE, Data(ONE, y), key=KEY) == expected
+
+
+def test_curvature_of_a_function_of_a_dictionary_is_that_of_the_same_function_of_its_arrays():
+    w, a = normal(3, 3, 2), normal(4, 5, 3)
+    named, plain = (lambda w, x: jnp.tanh(x["a"] @ w) * x["scale"]), (lambda w, x: jnp.tanh(x @ w))
+    tree = {"a": a, "scale": jnp.ones((5, 1))}
+    expected = hessian_norm(plain, w, a, key=KEY)
+    assert hessian_norm(named, w, tree, key=KEY) == pytest.approx(expected, rel=1e-12)
+
+
+def test_kappa_where_the_differential_is_zero_is_refused():
+    with pytest.raises(ValueError, match="derivative of apply is zero"):
+        kappa(lambda w, x: x @ w**2, 0 * ONE, Data(ONE, ONE), key=KEY)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, -0.1, math.nan, math.inf])
+def test_there_is_no_verdict_without_a_rate(learning_rate):
+    model, params, data = problem()
+    with pytest.raises(ValueError, match="learning_rate got .* expected a finite number > 0"):
+        is_lazy(model.apply, params, data, learning_rate=learning_rate)
+
+
+@pytest.mark.parametrize("alpha", [None, 10.0])
+def test_there_is_no_verdict_where_only_rounding_moved(alpha):
+    model, params, data = problem()
+    start = params if alpha is None else trees.zeros_like(params)
+    function = model.apply if alpha is None else lazy(model.apply, params, alpha)
+    with pytest.raises(ValueError, match="is_lazy moved weights of norm .* expected at least 10 times their rounding"):
+        is_lazy(function, start, data, learning_rate=1e-30)
+
+
+def test_thresholds_of_unknown_names_are_refused():
+    model, params, data = problem()
+    with pytest.raises(ValueError, match=r"thresholds got {'kapa': 1.0}, expected a dictionary of some of kappa"):
+        is_lazy(model.apply, params, data, thresholds={"kapa": 1.0})
+
+
+def test_more_rounds_and_starts_barely_change_kappa():
+    model, params, data = problem()
+    quick, thorough = (is_lazy(model.apply, params, data, **more) for more in ({}, {"iterations": 20, "restarts": 3}))
+    assert quick.kappa == pytest.approx(thorough.kappa, rel=0.1)
+
+
+def test_stability_of_gates_that_see_nan_is_nan():
+    model, params, data = problem(activation="relu")
+    stability = activation_stability(model, jax.tree.map(lambda w: w * jnp.nan, params), params, data.x)
+    assert np.isnan([float(stability.total), float(stability.relu)]).all()
+
+
+def test_drift_and_gaps_of_nan_weights_are_nan():
+    model, params, data = problem()
+    end = jax.tree.map(lambda w: w * jnp.nan, params)
+    gap = linearization_gap(model.apply, end, params, data.x)
+    change = ntk_change(model.apply, end, params, data.x, key=KEY, probes=1)
+    assert np.isnan([float(param_drift(end, params)), float(gap), float(change)]).all()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_drift_distance_and_alignment_do_not_see_the_scale_of_float32(size):
+    start, end = (jnp.asarray(size * np.array(v), jnp.float32) for v in ([3.0, 4.0], [3.0, 9.0]))
+    assert float(param_drift(end, start)) == pytest.approx(1, rel=1e-6)
+    single = jnp.asarray([[2.0, 1.0], [1.0, 3.0]], jnp.float32)
+    y = jnp.asarray([[1.0], [-1.0]], jnp.float32)
+    large = jnp.float32(size) * single
+    assert float(kernel_distance(1.5 * large, large)) == pytest.approx(0.5, rel=1e-6)
+    assert float(cka(large, single)) == pytest.approx(1, rel=1e-6)
+    expected = float(target_alignment(single, y))
+    assert float(target_alignment(large, size * y)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_kernels_of_integers_are_compared_as_numbers():
+    a, b = np.array([[2, 1], [1, 3]]), np.array([[1, 0], [0, 1]])
+    assert float(kernel_distance(a, b)) == pytest.approx(math.sqrt(7 / 2))
+    assert float(cka(a, b, centered=False)) == pytest.approx(5 / math.sqrt(15 * 2))
+
+
+CONSTANT = np.ones((3, 3))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: cka(np.ones((3, 2)), np.ones((3, 2))), r"kernel1 has shape \(3, 2\), expected \[n, n\]"),
+        (lambda: cka(np.eye(1), np.eye(1)), "kernel1 is constant over the examples"),
+        (lambda: cka(np.eye(3), 5 * CONSTANT), "kernel2 is constant over the examples"),
+        (lambda: cka(0 * CONSTANT, CONSTANT, centered=False), "kernel1 is zero"),
+        (lambda: target_alignment(np.eye(3), CONSTANT[:, :1], centered=True), "y is constant over the examples"),
+        (lambda: target_alignment(CONSTANT[:1], CONSTANT), r"kernel has shape \(1, 3\)"),
+        (lambda: target_alignment(np.eye(3), np.ones(3)), r"targets of shape \(3,\)"),
+        (lambda: target_alignment(np.eye(3), 0 * CONSTANT), "y is zero"),
+        (lambda: kernel_velocity(CONSTANT, np.arange(3.0)), r"kernels\[0\] has shape \(3,\)"),
+        (lambda: kernel_velocity([CONSTANT, np.eye(2)], np.arange(2.0)), r"kernels of shapes \(2, 2\) and \(3, 3\)"),
+        (lambda: kernel_velocity([CONSTANT, CONSTANT], np.array([0.0, math.inf])), "do not increase"),
+        (lambda: kernel_distance(CONSTANT[:0], CONSTANT[:0]), "not empty"),
+        (lambda: output_gap(CONSTANT[:0], CONSTANT[:0]), "not empty"),
+        (lambda: kernel_spectrum(np.eye(2), np.zeros((2, 1))), "y is zero"),
+        (lambda: kernel_spectrum(np.eye(2), np.ones(2)), r"targets of shape \(2,\)"),
+        (lambda: kernel_spectrum(np.eye(2), np.full((2, 1), np.nan)), "y has 2 NaN"),
+        (lambda: kernel_spectrum(np.zeros((2, 2))), "kernel is zero"),
+        (lambda: kernel_spectrum(np.zeros((0, 0))), r"kernel has shape \(0, 0\)"),
+        (lambda: fit_slope([2.0, 2.0], [1.0, 3.0]), "expected at least two different values"),
+        (lambda: param_drift({}, {}), "params got no arrays with entries"),
+    ],
+)
+def test_what_has_no_value_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

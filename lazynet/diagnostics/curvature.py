@@ -6,14 +6,16 @@ Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, w
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
-from jaxtyping import Float, Num
+from jaxtyping import Float
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.empirical import largest_ntk_eigenvalue
+from lazynet.lazy import check_displacement
 from lazynet.losses import as_partial
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
@@ -21,9 +23,7 @@ from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 __all__ = ["hessian_norm", "jacobian_norm", "kappa"]
 
 
-def jacobian_norm(
-    apply: Apply, params: Params, x: Num[ArrayLike, "n *inputs"], *, key: Key[Array, ""], iterations: int = 15
-) -> float:
+def jacobian_norm(apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], iterations: int = 15) -> float:
     """Operator norm `|Dh(w)| = max_|u|=1 |Dh(w) u| = sqrt(lambda_max(Theta) / n)`.
 
     Args:
@@ -33,19 +33,25 @@ def jacobian_norm(
         key: Draws the start of the iteration.
         iterations: Products with the tangent kernel; the value approaches the norm from below.
 
+    Raises:
+        TypeError: If `params` has leaves that are not floating point.
+        ValueError: If there are no examples, if `iterations` is below 1, or if something is not finite.
+
     Example:
         >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
         >>> round(jacobian_norm(lambda w, x: x @ w, jnp.ones((2, 1)), x, key=jax.random.key(0)) ** 2, 4)
         4.5
     """
+    n = _checked(apply, params, x)
+    iterations = guards.count("iterations", iterations)
     top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
-    return math.sqrt(max(top, 0.0) / len(x))
+    return math.sqrt(max(top, 0.0) / n)
 
 
 def hessian_norm(
     apply: Apply,
     params: Params,
-    x: Num[ArrayLike, "n *inputs"],
+    x: Any,
     *,
     key: Key[Array, ""],
     iterations: int = 20,
@@ -66,7 +72,8 @@ def hessian_norm(
         restarts: Number of starts.
 
     Raises:
-        ValueError: If `iterations` or `restarts` is below 1.
+        TypeError: If `params` has leaves that are not floating point.
+        ValueError: If there are no examples, if `iterations` or `restarts` is below 1, or if something is not finite.
 
     Example:
         >>> quadratic = lambda w, x: x @ (w**2) / 2
@@ -74,15 +81,16 @@ def hessian_norm(
         >>> round(hessian_norm(quadratic, jnp.ones((1, 1)), x, key=jax.random.key(0)), 6)
         3.0
     """
-    if iterations < 1 or restarts < 1:
-        raise ValueError(f"iterations is {iterations} and restarts is {restarts}, expected at least 1 of each.")
-    function, best = as_partial(apply), 0.0
+    _checked(apply, params, x)
+    iterations, restarts = guards.count("iterations", iterations), guards.count("restarts", restarts)
+    function = as_partial(apply)
+    values = []
     for start in jax.random.split(key, restarts):
         u, v = (_direction(k, params) for k in jax.random.split(start))
         for _ in range(iterations):
             u, v, value = _alternate(function, params, x, u, v)
-        best = max(best, float(value))
-    return best
+        values.append(float(value))
+    return max(_finite("hessian_norm", value) for value in values)
 
 
 def kappa(
@@ -113,7 +121,10 @@ def kappa(
         restarts: Starts for `hessian_norm`.
 
     Raises:
-        ValueError: If alpha is not positive, or infinite with a loss.
+        TypeError: If `params` has leaves that are not floating point.
+        ValueError: If `apply` is a `lazy` function and `params` its params0; if alpha is not positive, or infinite with
+            a loss; if the targets do not have the shape of the outputs; if the derivative is zero; if something is not
+            finite.
 
     Example:
         >>> data = Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))
@@ -123,21 +134,54 @@ def kappa(
     Source: Chizat, Oyallon and Bach (2019), the relative scale kappa. With `|Dh|` instead of
         its square, as some lecture notes have it, kappa would change when h and y are multiplied by a constant.
     """
-    if not alpha > 0 or (math.isinf(alpha) and loss is not None):
-        raise ValueError(f"alpha is {alpha}, expected a positive scale, finite if a loss is given.")
+    fix = "" if loss is None else "without a loss it may be infinite"
+    alpha = guards.number("alpha", alpha, above=0, or_inf=loss is None, fix=fix)
+    _checked(apply, params, data.x, data.y)
     key1, key2 = jax.random.split(key)
     first = jacobian_norm(apply, params, data.x, key=key1, iterations=iterations)
     second = hessian_norm(apply, params, data.x, key=key2, iterations=iterations, restarts=restarts)
+    if first == 0:
+        raise ValueError("kappa got params where the derivative of apply is zero, expected weights that can learn.")
     if loss is None:
-        return float(_distance(as_partial(apply), params, data, alpha)) * second / first**2
-    return float(_relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha)) * second / first
+        distance = float(_distance(as_partial(apply), params, data, alpha)) / first
+    else:
+        distance = float(_relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha))
+    return _finite("kappa", distance * (second / first))
+
+
+def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -> int:
+    """The number of examples, once everything is known to be finite and y to have the shape of the outputs."""
+    guards.weights("params", params)
+    check_displacement(apply, params)
+    guards.finite("params", params, "start from finite weights")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(x):
+        guards.array(f"x{jax.tree_util.keystr(path)}", leaf)
+    guards.finite("x", x)
+    outputs = jax.eval_shape(as_partial(apply), params, x)
+    n = guards.same_length(outputs=outputs)
+    if y is None:
+        return n
+    guards.real("y", y)
+    if y.shape != outputs.shape:
+        raise ValueError(
+            f"targets have shape {y.shape}, expected {outputs.shape} as the outputs: reshape scalar targets by "
+            "y[:, None], or give the model the targets' number of outputs."
+        )
+    guards.finite("y", y)
+    return n
+
+
+def _finite(name: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"{name} met {value} at finite weights and inputs: use float64, or smaller weights.")
+    return value
 
 
 @jax.jit
 def _distance(function: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
     """`1/alpha |alpha h - y|`, finite for alpha = inf."""
     outputs = function(params, data.x)
-    return _norm(outputs - data.y / jnp.asarray(alpha, outputs.dtype))
+    return _norm(outputs - jnp.asarray(data.y, outputs.dtype) / jnp.asarray(alpha, outputs.dtype))
 
 
 @jax.jit
@@ -153,14 +197,15 @@ def _relative_value(function: Partial, loss: Partial, params: Params, data: Data
 
 
 @jax.jit
-def _alternate(function: Partial, params: Params, x: Array, u: Params, v: Params) -> tuple[Params, Params, Array]:
+def _alternate(function: Partial, params: Params, x: Any, u: Params, v: Params) -> tuple[Params, Params, Array]:
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 
     def derivative(direction):
         return lambda w: jax.jvp(lambda w: function(w, x), (w,), (direction,))[1]
 
     second = jax.jvp(derivative(u), (params,), (v,))[1]
-    g = _safe_divide(second, _norm(second)) / len(second)
+    scaled = second / trees.power_of_two(second)
+    g = _safe_divide(scaled, _norm(scaled)) / len(second)
     u, _ = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(v)(w), precision="highest"))(params))
     v, value = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(u)(w), precision="highest"))(params))
     return u, v, value
@@ -175,15 +220,18 @@ def _direction(key: Key[Array, ""], params: Params) -> Params:
 
 
 def _unit(a: Params) -> tuple[Params, Array]:
-    size = trees.norm(a)
-    return jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), a), size
+    scale = trees.power_of_two(a)
+    scaled = trees.divide(a, scale)
+    size = trees.norm(scaled)
+    return jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled), scale * size
 
 
 def _safe_divide(a: Array, size: Array) -> Array:
     """`a / size`, and zero for a zero vector: the second derivative of a linear model."""
-    return a / jnp.where(size > 0, size, 1)
+    return a / jnp.where(size == 0, 1, size)
 
 
 def _norm(outputs: Float[Array, "n *k"]) -> Array:
     """Norm of the empirical measure."""
-    return jnp.sqrt(jnp.sum(outputs**2) / len(outputs))
+    scale = trees.power_of_two(outputs)
+    return scale * jnp.sqrt(jnp.sum((outputs / scale) ** 2) / len(outputs))

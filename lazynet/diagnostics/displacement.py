@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.empirical import ntk_vector_product
 from lazynet.lazy import linearize
 from lazynet.losses import as_partial
@@ -28,7 +30,8 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
         relative: Whether to divide by `|w0|`.
 
     Raises:
-        ValueError: If the trees differ in structure or shapes.
+        TypeError: If a leaf is no array of numbers.
+        ValueError: If the trees differ in structure or shapes, or have no entries.
 
     Example:
         >>> float(param_drift({"w": jnp.array([3.0, 5.0])}, {"w": jnp.array([3.0, 4.0])}))
@@ -36,7 +39,7 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
 
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for the rate.
     """
-    trees.check_same_structure(params, params0, name="params", expected="params0")
+    _check_weights(params, params0)
     drift = trees.norm(trees.subtract(params, params0))
     return drift / trees.norm(params0) if relative else drift
 
@@ -49,13 +52,15 @@ def layer_drift(params: Params, params0: Params, *, relative: bool = True) -> di
     Args:
         params: w.
         params0: w0.
-        relative: Whether to divide by the norm of the layer's initial weights (infinite where that is zero).
+        relative: Whether to divide by the norm of the layer's initial weights (infinite where that is zero, NaN where
+            the layer has not moved from zero).
 
     Returns:
         The drift by the path of the layer, such as `"0_Dense"`, the names of `Model.trace`.
 
     Raises:
-        ValueError: If the trees differ in structure or shapes.
+        TypeError: If a leaf is no array of numbers.
+        ValueError: If the trees differ in structure or shapes, or have no entries.
 
     Example:
         >>> start = {"0_Dense": {"W": jnp.ones(4)}, "2_Dense": {"W": jnp.ones(1)}}
@@ -63,12 +68,12 @@ def layer_drift(params: Params, params0: Params, *, relative: bool = True) -> di
         >>> {layer: float(drift) for layer, drift in layer_drift(end, start).items()}
         {'0_Dense': 0.0, '2_Dense': 2.0}
     """
-    trees.check_same_structure(params, params0, name="params", expected="params0")
+    _check_weights(params, params0)
     layers, layers0 = _by_layer(params), _by_layer(params0)
     return {name: param_drift(leaves, layers0[name], relative=relative) for name, leaves in layers.items()}
 
 
-def output_gap(outputs: Float[ArrayLike, "..."], reference: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def output_gap(outputs: Num[ArrayLike, "..."], reference: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
     """Gap between outputs, `rms(f - g) / rms(g)` over examples and outputs.
 
     With f the outputs of a network trained for some time and g those of its linearization trained in the same way,
@@ -79,7 +84,8 @@ def output_gap(outputs: Float[ArrayLike, "..."], reference: Float[ArrayLike, "..
         reference: g.
 
     Raises:
-        ValueError: If the shapes differ.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the shapes differ, or if there is no output.
 
     Example:
         >>> float(output_gap(jnp.array([[1.0], [3.0]]), jnp.array([[2.0], [2.0]])))
@@ -87,17 +93,16 @@ def output_gap(outputs: Float[ArrayLike, "..."], reference: Float[ArrayLike, "..
 
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for its rate 1/alpha.
     """
-    if outputs.shape != reference.shape:
+    outputs, reference = guards.real("outputs", outputs), guards.real("reference", reference)
+    if outputs.shape != reference.shape or outputs.size == 0:
         raise ValueError(
             f"outputs of shape {outputs.shape} and reference of shape {reference.shape}, expected the "
-            "same: evaluate both on the same inputs."
+            "same, not empty: evaluate both on the same inputs."
         )
-    return jnp.linalg.norm(jnp.ravel(outputs - reference)) / jnp.linalg.norm(jnp.ravel(reference))
+    return trees.norm(outputs - reference) / trees.norm(reference)
 
 
-def linearization_gap(
-    apply: Apply, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
-) -> Float[Scalar, ""]:
+def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> Float[Scalar, ""]:
     """Gap at the same weights, `rms(h(w) - hbar(w)) / rms(hbar(w))`, with `hbar(w) = h(w0) + Dh(w0) (w - w0)`.
 
     It measures what the tangent at w0 misses on the way to w. For a model that is not zero at initialization,
@@ -110,20 +115,25 @@ def linearization_gap(
         x: Inputs.
 
     Raises:
-        ValueError: If the trees differ in structure or shapes.
+        TypeError: If the weights are not floating point.
+        ValueError: If the trees differ in structure or shapes, or if there is no example.
 
     Example:
         >>> float(linearization_gap(lambda w, x: x * w**2, jnp.array(1.5), jnp.array(1.0), jnp.ones((1, 1))))
         0.125
     """
-    return _gap(as_partial(apply), params, params0, x)
+    _check_weights(params, params0)
+    guards.weights("params", params)
+    function = as_partial(apply)
+    guards.same_length(outputs=jax.eval_shape(function, params, x))
+    return _gap(function, params, params0, x)
 
 
 def ntk_change(
     apply: Apply,
     params: Params,
     params0: Params,
-    x: Num[ArrayLike, "n *inputs"],
+    x: Any,
     *,
     key: Key[Array, ""],
     probes: int = 20,
@@ -142,7 +152,8 @@ def ntk_change(
         probes: Number of vectors v; the relative error is of the order of `1 / sqrt(probes)`, often less.
 
     Raises:
-        ValueError: If the trees differ in structure or shapes, or if `probes` is below 1.
+        TypeError: If the weights are not floating point.
+        ValueError: If the trees differ in structure or shapes, if there is no example, or if `probes` is below 1.
 
     Example:
         >>> square = lambda w, x: x * w**2
@@ -151,17 +162,30 @@ def ntk_change(
 
     Source: Hutchinson (1990), the stochastic trace estimator, for `tr A'A`.
     """
-    trees.check_same_structure(params, params0, name="params", expected="params0")
-    if probes < 1:
-        raise ValueError(f"probes is {probes}, expected at least 1.")
+    _check_weights(params, params0)
+    guards.weights("params", params)
+    probes = guards.count("probes", probes)
     product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
     outputs = jax.eval_shape(as_partial(apply), params, x)
-    squares = jnp.zeros(2, outputs.dtype)
+    guards.same_length(outputs=outputs)
+    changes, sizes = [], []
     for probe in jax.random.split(key, probes):
         v = jax.random.normal(probe, outputs.shape, outputs.dtype)
         before = product0(v)
-        squares = squares + jnp.stack([jnp.sum((product(v) - before) ** 2), jnp.sum(before**2)])
-    return jnp.sqrt(squares[0] / squares[1])
+        changes.append(trees.norm(product(v) - before))
+        sizes.append(trees.norm(before))
+    return trees.norm(jnp.stack(changes)) / trees.norm(jnp.stack(sizes))
+
+
+def _check_weights(params: Params, params0: Params) -> None:
+    """Two trees of numbers of one structure, with entries; their values may be anything, which the norms pass on."""
+    for name, tree in (("params", params), ("params0", params0)):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if not isinstance(leaf, (int, float)):
+                guards.array(f"{name}{jax.tree_util.keystr(path)}", leaf)
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    if not sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)):
+        raise ValueError("params got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
 
 
 @jax.jit

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
+from lazynet import guards, trees
 from lazynet.linalg import eigh, kernel_matrix
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike, Scalar
 
 __all__ = [
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 
-def kernel_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def kernel_distance(kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
     """Relative change `|K - K0|_F / |K0|_F`.
 
     Args:
@@ -35,7 +37,8 @@ def kernel_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[ArrayLike, "
         kernel0: K0.
 
     Raises:
-        ValueError: If the shapes differ.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the shapes differ, or if they have no entries.
 
     Example:
         >>> float(kernel_distance(1.5 * jnp.eye(2), jnp.eye(2)))
@@ -43,11 +46,11 @@ def kernel_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[ArrayLike, "
 
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for its rate 1/alpha.
     """
-    _check_same_shape(kernel, kernel0)
-    return _norm(jnp.asarray(kernel) - jnp.asarray(kernel0)) / _norm(kernel0)
+    kernel, kernel0 = _same_shape(kernel=kernel, kernel0=kernel0)
+    return trees.norm(kernel - kernel0) / trees.norm(kernel0)
 
 
-def kernel_cosine_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def kernel_cosine_distance(kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
     """Rotation of a kernel `1 - <K, K0>_F / (|K|_F |K0|_F)`, blind to its size.
 
     Computed as `|K/|K| - K0/|K0||^2 / 2`, which keeps its digits when the kernels are close.
@@ -57,7 +60,8 @@ def kernel_cosine_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[Array
         kernel0: K0.
 
     Raises:
-        ValueError: If the shapes differ.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the shapes differ, if they have no entries, or if one is zero.
 
     Example:
         >>> float(kernel_cosine_distance(jnp.diag(jnp.array([1.0, 0.0])), jnp.diag(jnp.array([0.0, 1.0]))))
@@ -65,21 +69,24 @@ def kernel_cosine_distance(kernel: Float[ArrayLike, "..."], kernel0: Float[Array
 
     Source: Fort et al. (2020), where it is called the kernel distance.
     """
-    _check_same_shape(kernel, kernel0)
-    return jnp.sum((kernel / _norm(kernel) - kernel0 / _norm(kernel0)) ** 2) / 2
+    kernel, kernel0 = _same_shape(kernel=kernel, kernel0=kernel0)
+    return jnp.sum((_unit("kernel", kernel) - _unit("kernel0", kernel0)) ** 2) / 2
 
 
 def kernel_velocity(
-    kernels: Sequence[Float[ArrayLike, "..."]] | Float[ArrayLike, "..."], times: Float[ArrayLike, " s"]
-) -> Float[Array, " s-1"]:
+    kernels: Sequence[Num[ArrayLike, "..."]] | Num[ArrayLike, "..."],
+    times: Num[ArrayLike, "..."] | Sequence[float | int],
+) -> Float[Array, " pairs"]:
     """Speed of rotation `S(K_i, K_{i+1}) / (t_{i+1} - t_i)`, with S the cosine distance.
 
     Args:
-        kernels: The s kernels of a training run.
+        kernels: The s kernels of a training run, `[n1, n2]` or `[n1, n2, k, k]`.
         times: Their times.
 
     Raises:
-        ValueError: If there are not as many times as kernels, or if the times do not increase.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If there are not as many times as kernels, if the times do not increase, or if the kernels have
+            different shapes or are zero.
 
     Example:
         >>> kernels = [jnp.diag(jnp.array([1.0, 0.0])), jnp.diag(jnp.array([0.0, 1.0]))]
@@ -88,19 +95,22 @@ def kernel_velocity(
 
     Source: Fort et al. (2020), kernel velocity.
     """
+    times = guards.vector("times", times, at_least=0)
+    kernels = list(kernels if isinstance(kernels, Sequence) else guards.array("kernels", kernels))
     if len(kernels) != len(times) or len(times) < 2:
         raise ValueError(f"{len(kernels)} kernels and {len(times)} times, expected as many of each, at least 2.")
-    elapsed = np.diff(np.asarray(times))
-    if not (elapsed > 0).all():
-        raise ValueError(f"times {np.asarray(times)} do not increase: sort the kernels by time.")
+    for i, kernel in enumerate(kernels):
+        if guards.array(f"kernels[{i}]", kernel).ndim not in (2, 4):
+            raise ValueError(f"kernels[{i}] has shape {kernel.shape}, expected [n1, n2] or [n1, n2, k, k].")
+    elapsed = np.diff(times)
+    if not (np.isfinite(times).all() and (elapsed > 0).all()):
+        raise ValueError(f"times {times} do not increase: sort the kernels by time.")
     pairs = zip(kernels[:-1], kernels[1:], strict=True)
     distances = jnp.stack([kernel_cosine_distance(after, before) for before, after in pairs])
     return distances / jnp.asarray(elapsed, distances.dtype)
 
 
-def cka(
-    kernel1: Float[ArrayLike, "n n *k"], kernel2: Float[ArrayLike, "n n *k"], *, centered: bool = True
-) -> Float[Scalar, ""]:
+def cka(kernel1: Num[ArrayLike, "..."], kernel2: Num[ArrayLike, "..."], *, centered: bool = True) -> Float[Scalar, ""]:
     """Centered kernel alignment `<H K1 H, H K2 H>_F / (|H K1 H|_F |H K2 H|_F)`, with `H = I - 11'/n`.
 
     Args:
@@ -109,7 +119,9 @@ def cka(
         centered: Whether to apply H; without it, this is one minus the cosine distance.
 
     Raises:
-        ValueError: If the shapes differ.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the kernels are not square, have different shapes or are zero; centered, if there is one example
+            or a kernel is constant, so that nothing is left.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [3.0]])
@@ -118,13 +130,14 @@ def cka(
 
     Source: Kornblith et al. (2019), centered kernel alignment with the linear HSIC.
     """
-    _check_same_shape(kernel1, kernel2)
-    a, b = (_centered(kernel) if centered else jnp.asarray(kernel) for kernel in (kernel1, kernel2))
-    return _inner(a, b) / (_norm(a) * _norm(b))
+    kernel1, kernel2 = _same_shape(kernel1=kernel1, kernel2=kernel2)
+    for name, kernel in (("kernel1", kernel1), ("kernel2", kernel2)):
+        _check_square(name, kernel.shape)
+    return _inner(_unit("kernel1", kernel1, centered), _unit("kernel2", kernel2, centered))
 
 
 def target_alignment(
-    kernel: Float[ArrayLike, "n n *kk"], y: Float[ArrayLike, "..."], *, centered: bool = False
+    kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."], *, centered: bool = False
 ) -> Float[Scalar, ""]:
     """Kernel-target alignment `<K, y y'>_F / (|K|_F |y y'|_F)`, which is `y'Ky / (|y|^2 |K|_F)` for one output.
 
@@ -138,7 +151,8 @@ def target_alignment(
             part of both dominates the alignment of one-hot targets.
 
     Raises:
-        ValueError: If y does not fit the kernel.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the kernel is not square, if y does not fit it, or if one is zero (constant, if centered).
 
     Example:
         >>> y = jnp.array([[1.0], [-1.0]])
@@ -147,17 +161,13 @@ def target_alignment(
 
     Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its centered form.
     """
-    if kernel.ndim not in (2, 4) or y.ndim != 2 or kernel.shape[1::2] not in ((len(y),), y.shape):
-        raise ValueError(
-            f"kernel of shape {kernel.shape} with targets of shape {y.shape}, expected [n, n] or "
-            "[n, n, k, k] with [n, k]."
-        )
-    if centered:
-        kernel, y = _centered(kernel), y - jnp.mean(y, axis=0, keepdims=True)
+    kernel, y = jnp.asarray(guards.real("kernel", kernel)), jnp.asarray(guards.real("y", y))
+    _check_targets(kernel.shape, y.shape)
+    kernel, y = _unit("kernel", kernel, centered), _unit("y", y, centered, axes=(0,))
     if kernel.ndim == 4:
-        return jnp.einsum("ijab,ia,jb->", kernel, y, y, precision="highest") / (_norm(kernel) * _norm(y) ** 2)
+        return jnp.einsum("ijab,ia,jb->", kernel, y, y, precision="highest")
     of_targets = jnp.matmul(y, y.T, precision="highest")
-    return _inner(kernel, of_targets) / (_norm(kernel) * _norm(of_targets))
+    return _inner(kernel, of_targets) / trees.norm(of_targets)
 
 
 class Spectrum(NamedTuple):
@@ -180,7 +190,7 @@ class Spectrum(NamedTuple):
     label_energy: Float[np.ndarray, " m"] | None
 
 
-def kernel_spectrum(kernel: Float[ArrayLike, "n n *kk"], y: Float[ArrayLike, "..."] | None = None) -> Spectrum:
+def kernel_spectrum(kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | None = None) -> Spectrum:
     """Eigenvalues `K v_i = lambda_i v_i`, their condition and effective rank, and the energy of targets in the modes.
 
     Args:
@@ -191,45 +201,76 @@ def kernel_spectrum(kernel: Float[ArrayLike, "n n *kk"], y: Float[ArrayLike, "..
         NumPy arrays in float64.
 
     Raises:
-        ValueError: If the kernel is not square, finite and symmetric, or if y does not fit.
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If the kernel is not square, finite and symmetric, if y does not fit, or if one of them is zero.
 
     Example:
         >>> spectrum = kernel_spectrum(np.diag([1.0, 4.0]), np.array([[3.0], [4.0]]))
         >>> spectrum.values.tolist(), spectrum.condition, spectrum.label_energy.round(2).tolist()
         ([4.0, 1.0], 4.0, [0.64, 0.36])
     """
-    values, vectors, tolerance = eigh(kernel_matrix(kernel))
+    _check_square("kernel", guards.real("kernel", kernel).shape)
+    if y is not None:
+        _check_targets(kernel.shape, guards.real("y", y).shape)
+        guards.finite("y", y)
+    values, vectors, tolerance = eigh(kernel_matrix(guards.real("kernel", kernel)))
     values, vectors = values[::-1], vectors[:, ::-1]
+    largest = np.abs(values).max()
+    if largest == 0:
+        raise ValueError("kernel is zero, expected one with a spectrum.")
     condition = float(values[0] / values[-1]) if values[-1] > tolerance else math.inf
-    effective_rank = float(values.sum() ** 2 / (values**2).sum())
-    return Spectrum(values, condition, effective_rank, None if y is None else _label_energy(vectors, y, kernel.shape))
+    relative = values / largest
+    effective_rank = float(relative.sum() ** 2 / (relative**2).sum())
+    return Spectrum(values, condition, effective_rank, None if y is None else _label_energy(vectors, y, kernel.ndim))
 
 
-def _label_energy(vectors: np.ndarray, y: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
-    targets = np.asarray(y, np.float64).reshape(-1, 1) if len(shape) == 4 else np.asarray(y, np.float64)
-    if len(targets) != len(vectors):
-        raise ValueError(
-            f"kernel of shape {shape} with targets of shape {y.shape}, expected [n, n] or [n, n, k, k] with [n, k]."
-        )
+def _label_energy(vectors: np.ndarray, y: ArrayLike, ndim: int) -> np.ndarray:
+    targets = np.asarray(y, np.float64).reshape(-1, 1) if ndim == 4 else np.asarray(y, np.float64)
+    largest = np.abs(targets).max()
+    if largest == 0:
+        raise ValueError("y is zero, expected targets with an energy.")
+    targets = targets / largest
     return ((vectors.T @ targets) ** 2).sum(1) / (targets**2).sum()
 
 
-def _centered(kernel: ArrayLike) -> Array:
-    rows, columns = jnp.mean(kernel, axis=0, keepdims=True), jnp.mean(kernel, axis=1, keepdims=True)
-    return jnp.asarray(kernel) - rows - columns + jnp.mean(rows, axis=1, keepdims=True)
+def _unit(name: str, values: Array, centered: bool = False, axes: tuple[int, ...] = (0, 1)) -> Array:
+    """`A / |A|_F`, of A without its means over the axes if centered; refused where only rounding is left of A."""
+    values = values / trees.power_of_two(values)
+    rest = values
+    for axis in axes if centered else ():
+        rest = rest - jnp.mean(rest, axis=axis, keepdims=True)
+    size = trees.norm(rest)
+    rounding = 10 * float(jnp.finfo(values.dtype).eps) * trees.norm(values) if centered else 0.0
+    if not is_traced(size) and size <= rounding:
+        what = "constant over the examples: centered, nothing is left of it" if centered else "zero"
+        raise ValueError(f"{name} is {what}, expected one that varies.")
+    return rest / size
 
 
 def _inner(a: ArrayLike, b: ArrayLike) -> Array:
     return jnp.vdot(jnp.ravel(a), jnp.ravel(b), precision="highest")
 
 
-def _norm(a: ArrayLike) -> Array:
-    return jnp.linalg.norm(jnp.ravel(a))
-
-
-def _check_same_shape(kernel: ArrayLike, kernel0: ArrayLike) -> None:
-    if kernel.shape != kernel0.shape:
+def _same_shape(**kernels: ArrayLike) -> list[Array]:
+    """The two kernels as floating point on the device."""
+    found = [jnp.asarray(guards.real(name, kernel)) for name, kernel in kernels.items()]
+    shapes = [kernel.shape for kernel in found]
+    if shapes[0] != shapes[1] or 0 in shapes[0]:
         raise ValueError(
-            f"kernels of shapes {kernel.shape} and {kernel0.shape}, expected the same: take both on the "
+            f"kernels of shapes {shapes[0]} and {shapes[1]}, expected the same, not empty: take both on the "
             "same examples and with the same outputs."
+        )
+    return found
+
+
+def _check_square(name: str, shape: tuple[int, ...]) -> None:
+    if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:] or 0 in shape:
+        raise ValueError(f"{name} has shape {shape}, expected [n, n] or [n, n, k, k] of the same examples.")
+
+
+def _check_targets(kernel: tuple[int, ...], y: tuple[int, ...]) -> None:
+    _check_square("kernel", kernel)
+    if len(y) != 2 or y[0] != kernel[0] or y[1] == 0 or (len(kernel) == 4 and y[1] != kernel[2]):
+        raise ValueError(
+            f"kernel of shape {kernel} with targets of shape {y}, expected [n, n] or [n, n, k, k] with [n, k]."
         )

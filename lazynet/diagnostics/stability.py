@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
+from lazynet import guards, trees
 from lazynet.lazy import GATES, layer_name
 from lazynet.model import Model
 from lazynet.typing import Array, ArrayLike, Params, Scalar
@@ -46,10 +47,12 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
         model: Network with ReLU-like layers (Relu, LeakyRelu, Abs, ABRelu) or MaxPool.
         params: w.
         params0: w0.
-        x: Inputs.
+        x: Inputs. Of gates that see NaN the stability is NaN.
 
     Raises:
-        ValueError: If the network has no such layer.
+        TypeError: If `model` is no Model, or x no array.
+        ValueError: If the network has no such layer, if the weights differ in structure or shapes, or if there is no
+            example.
 
     Example:
         >>> import lazynet as ln
@@ -59,6 +62,10 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
 
     Source: Chizat, Oyallon and Bach (2019), appendix C, and its reference code, for ReLU and max pooling.
     """
+    if not isinstance(model, Model):
+        raise TypeError(f"activation_stability got {model!r}, expected a Model: gates need its layers.")
+    guards.same_length(x=guards.array("x", x))
+    trees.check_same_structure(params, params0, name="params", expected="params0")
     stable = _unchanged(Partial(model.trace), params, params0, x)
     if not stable:
         raise ValueError(f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool.")
@@ -77,13 +84,17 @@ def _unchanged(trace: Partial, params: Params, params0: Params, x: Array) -> dic
     stable = {}
     for path, (_, z) in inside.items():
         if layer_name(path) in GATES:
-            same = (z > 0) == (inside0[path][1] > 0)
+            z0 = inside0[path][1]
+            same = (z > 0) == (z0 > 0)
         elif layer_name(path) == "MaxPool":
-            winners = jnp.argmax(inside0[path][1], axis=3, keepdims=True)
+            z0 = inside0[path][1]
+            winners = jnp.argmax(z0, axis=3, keepdims=True)
             same = jnp.take_along_axis(z, winners, axis=3) == jnp.max(z, axis=3, keepdims=True)
         else:
             continue
-        stable[path] = jnp.mean(same, dtype=z.dtype), jnp.asarray(same.size, z.dtype)
+        unknown = jnp.isnan(z).any() | jnp.isnan(z0).any()
+        mean = jnp.where(unknown, jnp.nan, jnp.mean(same, dtype=z.dtype))
+        stable[path] = mean, jnp.asarray(same.size, z.dtype)
     return stable
 
 

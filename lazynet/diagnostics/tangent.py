@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jax.tree_util import Partial
 
+from lazynet import guards
 from lazynet.empirical import empirical_ntk
 from lazynet.lazy import linearize
 from lazynet.losses import as_partial
@@ -47,6 +48,9 @@ def tangent_at(apply: Apply, params: Params) -> Tangent:
         apply: Model h, or a `lazy` function.
         params: w_t, for instance of a state of `snapshots` (a displacement u_t for a `lazy` function).
 
+    Raises:
+        TypeError: If `params` has leaves that are not floating point.
+
     Example:
         >>> import jax.numpy as jnp
         >>> h, x = (lambda w, x: x @ w**2), jnp.ones((1, 1))
@@ -56,5 +60,6 @@ def tangent_at(apply: Apply, params: Params) -> Tangent:
 
     Source: Fort et al. (2020), linearized training from a later time.
     """
+    guards.weights("params", params)
     function = as_partial(apply)
     return Tangent(linearize(function, params), params, functools.partial(empirical_ntk, function, params))

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.empirical import estimate_max_learning_rate
-from lazynet.lazy import center
+from lazynet.lazy import center, lazy_part, weights
 from lazynet.losses import as_partial, mse
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, Key, Params
@@ -23,6 +23,10 @@ __all__ = ["Laziness", "is_lazy"]
 THRESHOLDS = {"kappa": 1.0, "ntk_change": 0.1, "linearization_gap": 0.05}
 """Largest values of a lazy network. Kappa bounds the other two loosely: wide smooth networks reach a gap of 0.003 with
 a kappa of 0.4, so that only a kappa above 1 speaks against laziness by itself."""
+
+
+ROUNDINGS = 10
+"""The least way of the weights, in units of their rounding: it leaves the gap an error of a few percent."""
 
 
 class Laziness(NamedTuple):
@@ -57,13 +61,18 @@ def is_lazy(
     *,
     key: Key[Array, ""] | None = None,
     steps: int = 20,
-    learning_rate: float | None = None,
+    learning_rate: float | int | None = None,
+    iterations: int = 5,
+    restarts: int = 1,
     thresholds: Mapping[str, float] = THRESHOLDS,
 ) -> Laziness:
     """Whether training on the square loss moves the network along its tangent: kappa, kernel change and gap all small.
 
     The kernel change and the gap are measured after a few steps of full-batch gradient descent, which is cheaper than a
     training run and shows its beginning: a network that is lazy here can still leave its tangent later.
+
+    The cost is that of about 150 gradients of the loss over all of `data`: 80 for the kernel change, `steps` for the
+    training, and `(6 restarts + 4) iterations` for the norms.
 
     Args:
         apply: Model, or a `lazy` function.
@@ -73,10 +82,15 @@ def is_lazy(
             norms from almost every start.
         steps: Number of gradient steps.
         learning_rate: Learning rate of the steps; None for half of the largest stable one.
+        iterations: Products for the norms of the differential, rounds for that of the second derivative. Norms
+            approach their values from below: with 20 rounds and 3 restarts kappa is a few percent larger.
+        restarts: Starts for the norm of the second derivative.
         thresholds: Largest kappa, ntk_change and linearization_gap that count as lazy.
 
     Raises:
-        ValueError: If `steps` is below 1.
+        TypeError: If `params` has leaves that are not floating point.
+        ValueError: If there is no verdict: the weights did not move beyond rounding, the targets do not have the shape
+            of the outputs, the differential is zero, something is not finite, or a number is out of its bounds.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -86,21 +100,49 @@ def is_lazy(
 
     Source: Chizat, Oyallon and Bach (2019), kappa and theorem 2.2; the thresholds are ours.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, expected at least 1: nothing moves without a step.")
+    steps = guards.count("steps", steps, fix="nothing moves without a step")
+    thresholds = _checked_thresholds(thresholds)
     function, keys = as_partial(apply), jax.random.split(jax.random.key(0) if key is None else key, 3)
+    of_norms = {"iterations": iterations, "restarts": restarts}
+    measured = {"kappa": kappa(function, params, data, key=keys[1], **of_norms)}
     if learning_rate is None:
-        learning_rate = estimate_max_learning_rate(function, params, data.x, key=keys[0]) / 2
+        largest = estimate_max_learning_rate(function, params, data.x, key=keys[0], iterations=iterations)
+        learning_rate = largest / 2
+    learning_rate = guards.rate(learning_rate)
     trained = params
     for _ in range(steps):
         trained = _step(function, trained, data, learning_rate)
-    measured = {
-        "kappa": kappa(function, params, data, key=keys[1]),
-        "ntk_change": float(ntk_change(function, trained, params, data.x, key=keys[2])),
-        "linearization_gap": float(linearization_gap(center(function, params), trained, params, data.x)),
-    }
+    _check_moved(function, trained, params)
+    measured["ntk_change"] = float(ntk_change(function, trained, params, data.x, key=keys[2]))
+    measured["linearization_gap"] = float(linearization_gap(center(function, params), trained, params, data.x))
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())
-    return Laziness(**measured, verdict=verdict, thresholds=dict(thresholds), learning_rate=float(learning_rate))
+    return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=learning_rate)
+
+
+def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
+    if not isinstance(thresholds, Mapping) or not set(thresholds) <= set(THRESHOLDS):
+        raise ValueError(f"thresholds got {thresholds!r}, expected a dictionary of some of {', '.join(THRESHOLDS)}.")
+    for name, limit in thresholds.items():
+        guards.number(f"thresholds[{name!r}]", limit, at_least=0, or_inf=True)
+    return dict(thresholds)
+
+
+def _check_moved(function: Partial, params: Params, params0: Params) -> None:
+    """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
+    inner = lazy_part(function)
+    if inner is not None:
+        after, before = weights(inner, params), weights(inner, params0)
+        if after is not before:  # the tangent model has weights that stand still: its variable counts
+            params, params0 = after, before
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
+    rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
+    way, size = float(trees.norm(trees.subtract(params, params0))), float(trees.norm(params0))
+    if way <= ROUNDINGS * rounding * size:
+        raise ValueError(
+            f"is_lazy moved weights of norm {size:.2g} by {way:.2g}, expected at least {ROUNDINGS} times their "
+            "rounding: take a larger learning_rate, more steps, float64 or a smaller alpha; where the gradient is "
+            "zero there is nothing to learn."
+        )
 
 
 @jax.jit
