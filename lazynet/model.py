@@ -7,6 +7,7 @@ names, joined by slashes, are the paths of `Model.trace`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lazynet.covariance.depth import through
 from lazynet.covariance.state import Kernel
 from lazynet.typing import Array, Params
 
@@ -181,9 +183,7 @@ def serial(*layers: Model, name: str = "serial") -> Model:
         return x, inside
 
     def kernel(k):
-        for i, member in enumerate(layers):
-            k = propagate(member, k, child_path(i, member))
-        return k
+        return through([functools.partial(propagate, m, path=child_path(i, m)) for i, m in enumerate(layers)], k)
 
     _attach(apply, trace, {child_path(i, member): member for i, member in enumerate(layers)})
     return Model(init, apply, trace, kernel, name)

@@ -26,6 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from lazynet.covariance.lanes import Lanes
+from lazynet.covariance.repeats import repetitions
 from lazynet.covariance.windows import Size, Taps, Window, live, together
 from lazynet.typing import Array
 
@@ -188,22 +189,11 @@ def _key(op, trained):
 
 
 def _segments(steps, keys):
-    """Steps and how often they follow each other, taking the longest repetition at each place."""
+    """Steps and how often they follow each other."""
     at = 0
-    while at < len(steps):
-        length, times = max(
-            ((n, _repetitions(keys[at:], n)) for n in range(1, 9)), key=lambda found: (found[1] > 1) * math.prod(found)
-        )
-        length, times = (length, times) if times > 1 else (1, 1)
+    for length, times in repetitions(keys):
         yield tuple(steps[at : at + length]), times
         at += length * times
-
-
-def _repetitions(keys, length):
-    times = 1
-    while keys[:length] == keys[times * length : (times + 1) * length]:
-        times += 1
-    return times
 
 
 def _with_sides(steps):
