@@ -28,7 +28,7 @@ _PUBLIC = {
     "diagnostics": "is_lazy",
     "interop": "from_flax from_neural_tangents",
     "train": "train snapshots evaluate log_spaced TrainState",
-    "optimizers": "sgd inverse_epoch_decay",
+    "optimizers": "sgd unit_rate inverse_epoch_decay",
     "sharding": "data_parallel",
     "compute": "compute_in remat",
     "ensembles": "train_ensemble",

@@ -12,12 +12,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Num
 
-from lazynet import trees
+from lazynet import guards, trees
+from lazynet.datasets import check_data
 from lazynet.flow import Gaussian
-from lazynet.lazy import is_lazy_function, linearize
-from lazynet.losses import as_partial, mse, objective
+from lazynet.lazy import lazy_part, linearize
+from lazynet.losses import as_partial, check_labels, mse, objective
+from lazynet.optimizers import SGD, check_optimizer, step_sizes
 from lazynet.records import Data
-from lazynet.train import SGD
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
 __all__ = ["EnsembleCurve", "moments", "train_ensemble"]
@@ -53,7 +54,7 @@ def train_ensemble(
     *,
     key: Key[Array, ""],
     save_at: Sequence[int],
-    learning_rate: float,
+    learning_rate: float | int,
     x: Num[ArrayLike, "m *inputs"],
     loss: LossFn = mse,
     transform: Transform = linearize,
@@ -80,8 +81,9 @@ def train_ensemble(
         batch_size: Examples per step; None for full batch.
 
     Raises:
-        ValueError: If the batch size is out of range, steps do not increase, or the leaves of params do not share a
-            leading axis.
+        ValueError: If the batch size is out of range, steps do not increase, the rate is negative, the leaves of params
+            do not share a leading axis, data are inconsistent or not finite, or targets of another kind than the loss.
+        TypeError: For numbers, data or weights of a wrong type.
 
     Example:
         >>> starts = jnp.array([[[0.0]], [[2.0]]])
@@ -93,13 +95,22 @@ def train_ensemble(
 
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
     """
-    members, n = _members(params), len(data.x)
-    steps, batch_size = _checked(save_at, batch_size, n)
+    steps, n = guards.steps(save_at), len(data.x)
+    every = "None takes all examples"
+    batch_size = n if batch_size is None else guards.count("batch_size", batch_size, at_most=n, fix=every)
+    learning_rate = _rate(optimizer, learning_rate)
+    check_data(data)
+    check_labels(loss, data.y, "data.y")
+    members = _members(params)
+    x = _inputs(x, data.x)
     static, function = (transform, loss, optimizer, batch_size), as_partial(apply)
-    is_lazy = is_lazy_function(transform(function, jax.tree.map(lambda leaf: leaf[0], params)))
-    trained = trees.zeros_like(params) if is_lazy else params
+    goal = objective(transform(function, jax.tree.map(lambda leaf: leaf[0], params)), loss)
+    check_optimizer(goal, optimizer)
+    trained = params if lazy_part(goal.apply) is None else trees.zeros_like(params)
+    data = Data(jnp.asarray(data.x), jnp.asarray(data.y))
+    jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], trained), data)
     state, keys = jax.vmap(optimizer.init)(trained), jax.random.split(key, members)
-    data, step, order, outputs = Data(jnp.asarray(data.x), jnp.asarray(data.y)), 0, None, []
+    step, order, outputs = 0, None, []
     for last in steps:
         while step < last:
             epoch, batch = divmod(step, n // batch_size)
@@ -125,13 +136,16 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
         Mean `[*s, m, k]` and unbiased covariance `[*s, m, m]`, in float64.
 
     Raises:
-        ValueError: If there are fewer than 2 networks.
+        ValueError: If there are fewer than 2 networks, or outputs are not finite.
 
     Example:
         >>> moments(np.array([[[0.0]], [[2.0]]])).covariance.item()
         2.0
     """
-    values = np.asarray(outputs, np.float64)
+    values = np.asarray(guards.array("outputs", outputs), np.float64)
+    if values.ndim < 3 or not values.size:
+        raise ValueError(f"outputs of shape {values.shape}, expected [..., networks, examples, k], none of them empty.")
+    guards.finite("outputs", values, "leave out the networks that diverged")
     members, outputs_each = values.shape[-3], values.shape[-1]
     if members < 2:
         raise ValueError(f"outputs of {members} network, expected at least 2: a covariance needs a difference.")
@@ -163,20 +177,35 @@ def _orders(keys, epoch, n):
     return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, epoch), n))(keys)
 
 
+def _rate(optimizer, learning_rate):
+    if not isinstance(optimizer, SGD):
+        raise TypeError(
+            f"optimizer got {optimizer!r}, expected sgd(momentum): train takes others, one network at a time."
+        )
+    if callable(learning_rate):
+        raise TypeError(f"learning_rate got {learning_rate!r}, expected a number: train takes functions of the step.")
+    return step_sizes(optimizer, learning_rate)(0)
+
+
+def _inputs(x, of_data):
+    guards.array("x", x)
+    guards.finite("x", x)
+    if x.shape[1:] != of_data.shape[1:] or not len(x) or x.dtype.kind != of_data.dtype.kind:
+        raise ValueError(
+            f"x has shape {x.shape} and dtype {x.dtype}, expected inputs like those of data, [m, *{of_data.shape[1:]}] "
+            f"of dtype {of_data.dtype}."
+        )
+    return x
+
+
 def _members(params):
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(params)}
+    """The number of initializations, the common length of the leaves' first axes."""
+    guards.weights("params", params)
+    sizes = {leaf.shape[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(params)}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(
             f"params has leaves with leading axes {sorted(sizes)}, expected one axis of initializations for all: "
             "jax.vmap(model.init, (0, None))(keys, x)."
         )
+    guards.finite("params", params, "training starts from finite weights, look where these were made")
     return sizes.pop()
-
-
-def _checked(save_at, batch_size, n):
-    steps = [int(step) for step in save_at]
-    if not steps or any(b <= a for a, b in zip([-1, *steps], steps, strict=False)):
-        raise ValueError(f"save_at = {list(save_at)}, expected increasing steps >= 0.")
-    if batch_size is not None and not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size = {batch_size}, expected between 1 and the {n} training examples, or None.")
-    return steps, batch_size or n

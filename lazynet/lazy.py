@@ -392,7 +392,7 @@ def _check_displacement(u, params0):
 def _mistaken(name):
     return (
         f"{name} is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts "
-        "at zero: pass trees.zeros_like(params0), and get the weights by weights(lazy_apply, u)."
+        "at zero: pass trees.zeros_like(params0) (to train, pass params=None); weights(lazy_apply, u) are the weights."
     )
 
 

@@ -1,21 +1,29 @@
-"""Optimizers that commute with u = alpha (w - w0), the test of those that do not, and learning rates."""
+"""Optimizers that commute with u = alpha (w - w0), the test of those that do not, and learning rates.
+
+The learning rate belongs to training where the optimizer is ours (`sgd`, of unit rate): one compiled step serves all
+rates. A transformation of optax carries its own and is multiplied by nothing; `unit_rate` makes it one of ours.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lazynet.lazy import is_lazy_function
+from lazynet import guards
+from lazynet.lazy import lazy_part
 from lazynet.losses import Objective
-from lazynet.typing import Params
+from lazynet.typing import Array, Params
 
-__all__ = ["SGD", "check_optimizer", "inverse_epoch_decay", "sgd"]
+__all__ = ["SGD", "Schedule", "UnitRate", "check_optimizer", "inverse_epoch_decay", "sgd", "step_sizes", "unit_rate"]
+
+Schedule = float | int | Array | Callable[[int], Any]
+"""A learning rate, or a function of the step that gives it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +32,9 @@ class SGD:
 
     momentum: float = 0.0
     nesterov: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "momentum", guards.momentum(self.momentum))
 
     def init(self, params: Params) -> Any:
         """Velocity v = 0."""
@@ -55,9 +66,95 @@ def sgd(momentum: float = 0.0, nesterov: bool = False) -> SGD:
         >>> sgd(0.9) == sgd(0.9), sgd(0.9).momentum
         (True, 0.9)
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"sgd got momentum={momentum}, expected 0 <= momentum < 1.")
-    return SGD(float(momentum), nesterov)
+    return SGD(momentum, nesterov)
+
+
+class UnitRate(NamedTuple):
+    """An optax transformation of learning rate one, whose updates `train` multiplies; see `unit_rate`."""
+
+    transformation: Any
+
+    def init(self, params: Params) -> Any:
+        """The transformation's state."""
+        return self.transformation.init(params)
+
+    def update(self, grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+        """The transformation's update, of rate one."""
+        return self.transformation.update(grads, state, params)
+
+
+def unit_rate(transformation: optax.GradientTransformation) -> UnitRate:
+    """The optimizer `w <- w + learning_rate * update(g)`, for an optax transformation made with a learning rate of one.
+
+    An optax transformation carries its own learning rate, so `train` multiplies its updates by nothing. This one leaves
+    the rate to the argument `learning_rate` of `train`: a number or a schedule, an argument of the compiled step, which
+    a sweep over rates then compiles once. Its learning rates add up to the `time` of the curve.
+
+    Args:
+        transformation: Such as `optax.adam(1.0)`; a rate of its own would multiply that of `train`.
+
+    Raises:
+        TypeError: If it is no optax transformation.
+
+    Example:
+        >>> import lazynet as ln
+        >>> goal = ln.objective(lambda w, x: x @ w, ln.mse)
+        >>> data = ln.Data(jnp.eye(2), jnp.ones((2, 1)))
+        >>> settings = dict(key=jax.random.key(0), save_at=[1], learning_rate=0.01)
+        >>> curve = ln.train(goal, jnp.zeros((2, 1)), data, unit_rate(optax.sgd(1.0)), **settings)
+        >>> [round(float(w), 6) for w in curve.params[:, 0]], float(curve.time[0])
+        ([0.005, 0.005], 0.01)
+    """
+    _check_transformation(transformation)
+    return UnitRate(transformation)
+
+
+def step_sizes(optimizer: Any, learning_rate: Schedule | None) -> Callable[[int], float]:
+    """The factor of the optimizer's update as a function of the step: the learning rate, or 1 where optax has its own.
+
+    Raises:
+        TypeError: If the optimizer has no init and update, or the rate is no real number.
+        ValueError: If the learning rate is missing, given twice, negative or not finite; of a schedule once called.
+
+    Example:
+        >>> step_sizes(sgd(), 0.5)(3), step_sizes(optax.adam(1e-2), None)(3)
+        (0.5, 1.0)
+        >>> step_sizes(optax.adam(1e-2), 1e-2)
+        Traceback (most recent call last):
+        ...
+        ValueError: learning_rate got 0.01, expected None (or 1): an optax optimizer carries its own rate, ...
+    """
+    _check_transformation(optimizer)
+    if not isinstance(optimizer, (SGD, UnitRate)):
+        if learning_rate is not None and (callable(learning_rate) or np.ndim(learning_rate) or learning_rate != 1):
+            raise ValueError(
+                f"learning_rate got {learning_rate}, expected None (or 1): an optax optimizer carries its own rate, "
+                "which this one would multiply: leave one out, or pass ln.unit_rate(optax.adam(1.0))."
+            )
+        return _Constant(1.0)
+    if learning_rate is None:
+        raise ValueError("learning_rate is missing, expected a number or a function of the step: sgd has none itself.")
+    if callable(learning_rate):
+        return _Checked(learning_rate)
+    return _Constant(guards.number("learning_rate", learning_rate, at_least=0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Constant:
+    rate: float
+
+    def __call__(self, step):
+        return self.rate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Checked:
+    """A schedule, each value of which is a number on the host before the step starts."""
+
+    schedule: Callable[[int], Any]
+
+    def __call__(self, step):
+        return guards.number(f"learning_rate({step})", self.schedule(step), at_least=0)
 
 
 def inverse_epoch_decay(learning_rate: float, steps_per_epoch: int, *, decay: float = 1 / 3) -> Callable[[int], float]:
@@ -69,22 +166,32 @@ def inverse_epoch_decay(learning_rate: float, steps_per_epoch: int, *, decay: fl
         decay: Per epoch; after 1/decay epochs the rate is half of lr0.
 
     Raises:
-        ValueError: If there is less than one step per epoch, or the decay is negative.
+        ValueError: If the rate is not positive, there is less than one step per epoch, or the decay is negative.
+        TypeError: If the number of steps is no integer.
 
     Example:
         >>> rate = inverse_epoch_decay(0.3, 100)
         >>> round(rate(0), 6), round(rate(99), 6), round(rate(300), 6)
         (0.3, 0.3, 0.15)
     """
-    if steps_per_epoch < 1 or decay < 0:
-        raise ValueError(
-            f"inverse_epoch_decay got steps_per_epoch={steps_per_epoch} and decay={decay}, expected at least 1 step "
-            "and decay >= 0."
-        )
-    return lambda step: learning_rate / (1 + decay * (step // steps_per_epoch))
+    return _InverseEpochDecay(
+        guards.rate(learning_rate),
+        guards.count("steps_per_epoch", steps_per_epoch),
+        guards.number("decay", decay, at_least=0),
+    )
 
 
-def check_optimizer(objective: Objective, optimizer: SGD | optax.GradientTransformation) -> None:
+@dataclasses.dataclass(frozen=True)
+class _InverseEpochDecay:
+    learning_rate: float
+    steps_per_epoch: int
+    decay: float
+
+    def __call__(self, step):
+        return self.learning_rate / (1 + self.decay * (step // self.steps_per_epoch))
+
+
+def check_optimizer(objective: Objective, optimizer: SGD | UnitRate | optax.GradientTransformation) -> None:
     """Refuses optimizers of a lazy function whose updates do not scale with the gradient or depend on the weights.
 
     Only the others commute with u = alpha (w - w0).
@@ -96,7 +203,7 @@ def check_optimizer(objective: Objective, optimizer: SGD | optax.GradientTransfo
         >>> from lazynet import mse, objective
         >>> check_optimizer(objective(lambda w, x: x @ w, mse), optax.adam(1.0))
     """
-    if isinstance(optimizer, SGD) or not is_lazy_function(objective.apply):
+    if isinstance(optimizer, SGD) or lazy_part(objective.apply) is None:
         return
     params = {"w": jnp.array([0.3, -1.2, 2.0]), "b": jnp.array([[0.7]])}
     grads = [jax.tree.map(lambda p, s=s: jnp.cos(s + p), params) for s in (0.0, 1.0, 2.0)]
@@ -123,6 +230,14 @@ def check_optimizer(objective: Objective, optimizer: SGD | optax.GradientTransfo
         f"the optimizer cannot train a lazy function: {reason}. In u = alpha (w - w0) it would "
         "be another algorithm for every alpha: use sgd(momentum)."
     )
+
+
+def _check_transformation(optimizer):
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(
+            f"optimizer got {optimizer!r}, expected an object with init and update: sgd(momentum), or an optax "
+            "transformation such as optax.adam(1e-2)."
+        )
 
 
 def _close(a, b):

@@ -34,8 +34,8 @@ def data_parallel(devices: Sequence[Any] | None = None) -> NamedSharding:
         (8, 3)
     """
     chosen = jax.devices() if devices is None else list(devices)
-    if not chosen:
-        raise ValueError("data_parallel got no devices, expected at least one: leave devices out to use all.")
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise ValueError(f"data_parallel got devices={chosen}, expected at least one of jax.devices(): None uses all.")
     return NamedSharding(Mesh(np.asarray(chosen), ("examples",)), PartitionSpec("examples"))
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.losses import Objective
 from lazynet.records import Data
 from lazynet.sharding import place, replicated
@@ -68,13 +68,16 @@ def check_plan(plan: Plan) -> None:
 
     Raises:
         ValueError: Naming the sizes.
-        TypeError: If `augment` cannot be the same function for every step.
+        TypeError: If `augment` cannot be the same function for every step, or `sharding` is none.
 
     Example:
         >>> check_plan(Plan(None, 64, 2, None, None))
     """
+    if plan.sharding is not None and not isinstance(plan.sharding, NamedSharding):
+        raise TypeError(f"sharding got {plan.sharding!r}, expected what data_parallel() returned, or None.")
     devices = 1 if plan.sharding is None else plan.sharding.mesh.size
-    if plan.microbatches < 1 or plan.batch_size % (plan.microbatches * devices):
+    guards.count("microbatches", plan.microbatches)
+    if plan.batch_size % (plan.microbatches * devices):
         raise ValueError(
             f"batch_size={plan.batch_size} does not divide into microbatches={plan.microbatches} over {devices} "
             f"device{'s' * (devices > 1)}, expected a multiple of microbatches * devices = "

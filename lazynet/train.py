@@ -7,7 +7,7 @@ once; make the optimizer and the augmentation once as well, or use `sgd`, which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,53 +18,40 @@ from jax.sharding import NamedSharding
 
 from lazynet import guards, trees
 from lazynet.datasets import check_data
-from lazynet.lazy import is_lazy_function
-from lazynet.losses import Objective, accuracy, cross_entropy
-from lazynet.optimizers import SGD, check_optimizer, sgd
+from lazynet.lazy import check_displacement, lazy_part
+from lazynet.losses import Objective, accuracy, check_labels
+from lazynet.optimizers import SGD, Schedule, UnitRate, check_optimizer, sgd, step_sizes
 from lazynet.records import Data, Trajectory
+from lazynet.resume import TrainState, check_curve, check_names, check_state
 from lazynet.sharding import first_shards, place, replicated
 from lazynet.steps import Augment, Plan, Source, advance, check_plan, epoch_order, placed_data
 from lazynet.typing import Array, Params
 
 __all__ = ["SGD", "TrainState", "evaluate", "log_spaced", "sgd", "snapshots", "train"]
 
-Schedule = float | Callable[[int], Any]
+Optimizer = SGD | UnitRate | optax.GradientTransformation
 
 WEIGHTS = "training starts from finite weights, look where these were made"
 
 AUGMENTATION = np.uint32(2**32 - 1)
 """Number of the stream of random numbers that augments batches; the lower ones are epochs."""
 
+CHUNK = 2048
+"""Examples evaluated at a time."""
 
-class TrainState(NamedTuple):
-    """Everything that the next step depends on, besides the key: batches are a function of key and step.
-
-    Attributes:
-        step: Number of steps done.
-        time: Cumulated learning rate over (1 - momentum).
-        params: Weights, or the displacement u of a lazy function.
-        opt_state: State of the optimizer.
-
-    Example:
-        >>> TrainState(0, 0.0, {}, ()).step
-        0
-    """
-
-    step: int
-    time: float
-    params: Params
-    opt_state: Any
+OWN_NAMES = {"step", "time", "train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+"""Names of a record that no measure may take."""
 
 
 def train(
     objective: Objective,
     params: Params | None,
     data: Data,
-    optimizer: SGD | optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     key: Array,
     save_at: Sequence[int],
-    learning_rate: Schedule,
+    learning_rate: Schedule | None = None,
     batch_size: int | None = None,
     microbatches: int = 1,
     augment: Augment | None = None,
@@ -84,10 +71,11 @@ def train(
         objective: From `objective(apply, loss)`.
         params: Start; None for a lazy function, whose displacement u starts at zero.
         data: Training set.
-        optimizer: `sgd(...)`, or any optax transformation made with a learning rate of one.
+        optimizer: `sgd(...)`; any optax transformation, with a learning rate of its own; or `unit_rate(...)` of one.
         key: Draws the batches: epoch e is the permutation of `fold_in(key, e)`, its incomplete last batch is dropped.
         save_at: Strictly increasing steps to record, 0 included if wanted; the last one ends the training.
-        learning_rate: A number, or a function of the step (an optax schedule).
+        learning_rate: A number, or a function of the step (an optax schedule): finite and >= 0. None for an optax
+            transformation, whose own rate nothing multiplies; the `time` of its curve is the number of steps.
         batch_size: Examples per step; None for full batch.
         microbatches: Parts of a batch whose gradients are averaged one after the other, for less memory.
         augment: `augment(key, x) -> x`, applied to every batch and to no evaluation; its key is a function of `key`
@@ -95,17 +83,19 @@ def train(
         sharding: From `data_parallel()`: divides every batch over devices and processes. Each device holds all
             examples, or its part of a full batch; what is returned is on this process's first device.
         test: Test set.
-        measure: `measure(params) -> {name: number}`, recorded next to the losses.
+        measure: `measure(params) -> {name: number}`, recorded next to the losses, the same names every time.
         on_save: Called with the state and the curve so far after every record, for progress bars and checkpoints.
-        resume: The last pair that `on_save` got: goes on from there, bit-identically.
+        resume: The last pair that `on_save` got: goes on from there, bit-identically. A training that had diverged has
+            ended: its curve is returned.
 
     Returns:
         The curve, with the final parameters in `params`.
 
     Raises:
-        ValueError: For inconsistent data, batch size, steps or targets; if a batch does not divide evenly over
-            microbatches and devices; if `params` is the initialization of a lazy
-            function; if the optimizer is not covariant and the function is lazy.
+        ValueError: For inconsistent data, batch size, steps, rates or targets; if a batch does not divide evenly over
+            microbatches and devices; if `params` is the initialization of a lazy function; if the optimizer is not
+            covariant and the function is lazy; if `resume` is of another training; if a measure takes a name of ours.
+        TypeError: For numbers, data or weights of a wrong type.
 
     Example:
         >>> from lazynet import mse, objective
@@ -116,30 +106,20 @@ def train(
         >>> [round(float(loss), 6) for loss in curve.metrics["train_loss"]]
         [0.5, 0.0]
     """
-    done, rows = (None, []) if resume is None else (resume[0], _rows(resume[1]))
-    if test is not None:
-        check_data(test, "test")
-    remaining = [step for step in _checked_steps(save_at) if done is None or step > done.step]
-    states = snapshots(
-        objective,
-        params,
-        data,
-        optimizer,
-        key=key,
-        save_at=remaining,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        microbatches=microbatches,
-        augment=augment,
-        sharding=sharding,
-        resume=done,
-    )
+    steps = guards.steps(save_at)
+    if resume is not None and _pair(resume)[1].diverged_at is not None:
+        return resume[1]._replace(params=resume[0].params)
+    plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
+    run = _prepared(plan, objective, params, data, learning_rate, None if resume is None else resume[0])
     parts = {"train": data} | ({} if test is None else {"test": test})
-    curve = Trajectory(*_columns(rows), None if done is None else done.params, None)
-    for state in states:
-        rows.append(
-            {"step": state.step, "time": state.time, **_record(objective, state.params, parts, measure, sharding)}
-        )
+    for name, part in parts.items():
+        _check_part(objective, run.state.params, part, name)
+    rows = [] if resume is None else _resumed(run.state, resume[1], steps, parts, measure)
+    curve = Trajectory(*_columns(rows), run.state.params if rows else None, None)
+    for state in _run(run, key, [step for step in steps if not rows or step > run.state.step]):
+        record = _record(objective, state.params, parts, measure, sharding)
+        rows.append({"step": state.step, "time": state.time} | record)
+        _check_names(rows)
         finite = bool(np.isfinite(rows[-1]["train_loss"]))
         curve = Trajectory(*_columns(rows), state.params, None if finite else state.step)
         if on_save is not None:
@@ -153,11 +133,11 @@ def snapshots(
     objective: Objective,
     params: Params | None,
     data: Data,
-    optimizer: SGD | optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     key: Array,
     save_at: Sequence[int],
-    learning_rate: Schedule,
+    learning_rate: Schedule | None = None,
     batch_size: int | None = None,
     microbatches: int = 1,
     augment: Augment | None = None,
@@ -176,17 +156,14 @@ def snapshots(
         >>> [state.step for state in snapshots(goal, jnp.zeros((2, 1)), data, sgd(), **settings)]
         [0, 2]
     """
-    steps = _checked_steps(save_at)
-    plan = Plan(optimizer, _checked_batch_size(batch_size, data), microbatches, augment, sharding)
-    check_plan(plan)
-    _check_targets(objective, data)
-    check_optimizer(objective, optimizer)
-    state = resume if resume is not None else _start(objective, params, optimizer)
-    return _run(plan, objective, state, placed_data(plan, data), key, steps, learning_rate)
+    steps = guards.steps(save_at)
+    plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
+    run = _prepared(plan, objective, params, data, learning_rate, resume)
+    return _run(run, key, [step for step in steps if step >= run.state.step])
 
 
 def evaluate(
-    objective: Objective, params: Params, data: Data, *, batch_size: int = 2048, sharding: NamedSharding | None = None
+    objective: Objective, params: Params, data: Data, *, batch_size: int = CHUNK, sharding: NamedSharding | None = None
 ) -> dict[str, float]:
     """Mean loss and accuracy on a whole data set, `{"loss": ..., "accuracy": ...}`, evaluated in chunks.
 
@@ -197,21 +174,22 @@ def evaluate(
         batch_size: Examples per evaluation, which bounds the memory.
         sharding: From `data_parallel()`: divides the chunks over devices.
 
+    Raises:
+        ValueError: For inconsistent data, targets of another kind than the loss is made for, a batch size below 1, or
+            if `params` is the initialization of a lazy function.
+        TypeError: For data or a batch size of a wrong type.
+
     Example:
         >>> from lazynet import mse, objective
         >>> goal = objective(lambda w, x: x @ w, mse)
         >>> evaluate(goal, jnp.ones((2, 1)), Data(jnp.eye(2), jnp.ones((2, 1))))
         {'loss': 0.0, 'accuracy': 1.0}
     """
-    n, totals = len(data.x), np.zeros(2)
-    everywhere = None if sharding is None else replicated(sharding)
-    objective, params = place((objective, params), everywhere)
-    for start in range(0, n, batch_size):
-        chunk = Data(data.x[start : start + batch_size], data.y[start : start + batch_size])
-        even = sharding is not None and len(chunk.x) % sharding.mesh.size == 0
-        values = _loss_and_accuracy(objective, params, place(chunk, sharding if even else everywhere))
-        totals += len(chunk.x) / n * np.asarray(values, np.float64)
-    return {"loss": float(totals[0]), "accuracy": float(totals[1])}
+    batch_size = guards.count("batch_size", batch_size)
+    check_data(data)
+    check_labels(objective.loss, data.y, "data.y")
+    check_displacement(objective.apply, params)
+    return _evaluated(objective, params, data, batch_size, sharding)
 
 
 def log_spaced(n_steps: int, n_points: int) -> list[int]:
@@ -219,16 +197,70 @@ def log_spaced(n_steps: int, n_points: int) -> list[int]:
 
     Args:
         n_steps: Last step.
-        n_points: At most this many records.
+        n_points: At most this many records, the last of them `n_steps`: one is that alone, two begin at 0.
+
+    Raises:
+        ValueError: If `n_steps` is negative, or `n_points` is below 1.
+        TypeError: If one of them is no integer.
 
     Example:
-        >>> log_spaced(1000, 5)
-        [0, 1, 10, 100, 1000]
+        >>> log_spaced(1000, 5), log_spaced(1000, 2)
+        ([0, 1, 10, 100, 1000], [0, 1000])
     """
-    return [0, *np.unique(np.round(np.geomspace(1, n_steps, n_points - 1)).astype(int)).tolist()]
+    n_steps = guards.count("n_steps", n_steps, at_least=0)
+    n_points = guards.count("n_points", n_points)
+    if n_points <= 2 or n_steps <= 1:
+        return sorted({*[0][: n_points - 1], n_steps})
+    spaced = np.unique(np.round(np.geomspace(1, n_steps, n_points - 1)).astype(int)).tolist()
+    return [0, *spaced[:-1], n_steps]
 
 
-def _run(plan, objective, state, data, key, steps, learning_rate: Schedule):
+class _Run(NamedTuple):
+    """A training that has passed all checks."""
+
+    plan: Plan
+    objective: Objective
+    state: TrainState
+    data: Data
+    rate: Callable[[int], float]
+
+
+def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Run:
+    """The training, after all checks that need no step."""
+    rate = step_sizes(plan.optimizer, learning_rate)
+    check_data(data)
+    n, every = len(data.x), "None takes all examples"
+    whole = plan.batch_size is None
+    plan = plan._replace(batch_size=n if whole else guards.count("batch_size", plan.batch_size, at_most=n, fix=every))
+    check_plan(plan)
+    check_labels(objective.loss, data.y, "data.y")
+    check_optimizer(objective, plan.optimizer)
+    if resume is None:
+        state = _start(objective, params, plan.optimizer)
+    else:
+        lazy_function = lazy_part(objective.apply)
+        state = check_state(resume, params if lazy_function is None else lazy_function.args[1], plan.optimizer)
+    return _Run(plan, objective, state, placed_data(plan, data), rate)
+
+
+def _start(objective, params, optimizer):
+    lazy_function = lazy_part(objective.apply)
+    if lazy_function is not None:
+        params0 = lazy_function.args[1]
+        guards.finite("params0", params0, WEIGHTS)
+        params = trees.zeros_like(params0) if params is None else params
+        check_displacement(objective.apply, params)
+    elif params is None:
+        raise ValueError(
+            "params is None, expected the initial weights: only a lazy function has a start of its own, u = 0."
+        )
+    guards.weights("params", params)
+    guards.finite("params", params, WEIGHTS)
+    return TrainState(0, 0.0, params, optimizer.init(params))
+
+
+def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
+    plan, objective, state, data, learning_rate = run
     everywhere = None if plan.sharding is None else replicated(plan.sharding)
     draws = None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
     step, time, params, opt_state = state.step, state.time, *_copied((state.params, state.opt_state))
@@ -240,10 +272,22 @@ def _run(plan, objective, state, data, key, steps, learning_rate: Schedule):
             if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
                 epoch = step // per_epoch
                 source = source._replace(order=epoch_order(plan, jax.random.fold_in(key, epoch), len(data.x)))
-            rate = float(learning_rate(step) if callable(learning_rate) else learning_rate)
+            rate = learning_rate(step)
             params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
             step, time = step + 1, time + rate / damping
         yield TrainState(step, time, *_copied(_local(plan, (params, opt_state))))
+
+
+def _evaluated(objective, params, data, batch_size, sharding):
+    n, totals = len(data.x), np.zeros(2)
+    everywhere = None if sharding is None else replicated(sharding)
+    objective, params = place((objective, params), everywhere)
+    for start in range(0, n, batch_size):
+        chunk = Data(data.x[start : start + batch_size], data.y[start : start + batch_size])
+        even = sharding is not None and len(chunk.x) % sharding.mesh.size == 0
+        values = _loss_and_accuracy(objective, params, place(chunk, sharding if even else everywhere))
+        totals += len(chunk.x) / n * np.asarray(values, np.float64)
+    return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 
 
 @jax.jit
@@ -255,9 +299,61 @@ def _loss_and_accuracy(objective, params, data):
 def _record(objective, params, parts, measure, sharding):
     row = {}
     for name, part in parts.items():
-        values = evaluate(objective, params, part, sharding=sharding)
+        values = _evaluated(objective, params, part, CHUNK, sharding)
         row |= {f"{name}_{key}": value for key, value in values.items()}
-    return row | ({} if measure is None else {name: float(value) for name, value in measure(params).items()})
+    return row | _measured(measure, params)
+
+
+def _measured(measure, params):
+    """What a measure gives, as floats, of which NaN is one."""
+    values = {} if measure is None else measure(params)
+    if not isinstance(values, Mapping):
+        raise TypeError(f"measure returned {values!r}, expected a dictionary of numbers by name.")
+    taken = sorted(OWN_NAMES & set(values))
+    if taken:
+        raise ValueError(f"measure returned {taken}, expected other names than those of training: rename them.")
+    for name, value in values.items():
+        if not isinstance(name, str) or np.size(value) != 1 or np.asarray(value).dtype.kind in "cOSU":
+            raise TypeError(f"measure returned {value!r} as {name!r}, expected one number by a name: split arrays up.")
+    return {name: float(np.asarray(value).item()) for name, value in values.items()}
+
+
+def _check_names(rows):
+    """Every record has the names of the first one."""
+    differing = sorted(set(rows[0]) ^ set(rows[-1]))
+    if differing:
+        raise ValueError(
+            f"measure returned other names at step {rows[-1]['step']} than before, {differing} in one record only: "
+            "give the same every time, NaN where there is no number."
+        )
+
+
+def _check_part(objective, params, data, name):
+    """Refuses a data set that the function and the loss do not take, by tracing them on its first chunk."""
+    if name == "test":
+        check_data(data, name)
+        check_labels(objective.loss, data.y, f"{name}.y")
+    x, y = (jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)) for a in data)
+    jax.eval_shape(_loss_and_accuracy, objective, params, Data(x, y))
+
+
+def _pair(resume):
+    kinds = tuple(map(type, resume)) if isinstance(resume, tuple) else type(resume)
+    if kinds != (TrainState, Trajectory):
+        raise TypeError(f"resume got {kinds}, expected the pair (TrainState, Trajectory) that on_save got.")
+    return resume
+
+
+def _resumed(state, curve, steps, parts, measure):
+    """The rows of a curve, after checking that it is one of this training."""
+    check_curve(state, curve)
+    if state.step > steps[-1]:
+        raise ValueError(
+            f"resume is at step {state.step}, expected at most {steps[-1]}, the last of save_at: ask for more."
+        )
+    names = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")}
+    check_names(curve, names | set(_measured(measure, state.params)))
+    return _rows(curve)
 
 
 def _columns(rows):
@@ -284,51 +380,3 @@ def _copied(tree):
 
 def _local(plan, tree):
     return tree if plan.sharding is None else first_shards(tree)
-
-
-def _start(objective, params, optimizer):
-    if is_lazy_function(objective.apply):
-        params0 = objective.apply.args[1]
-        guards.finite("params0", params0, WEIGHTS)
-        params = trees.zeros_like(params0) if params is None else params
-        trees.check_same_structure(params, params0, name="params", expected="params0")
-        if _equal(params, params0):
-            raise ValueError(
-                "params is params0, the initialization of the lazy function, whose variable is the "
-                "displacement u = alpha (w - w0): pass params=None to start at u = 0."
-            )
-    elif params is None:
-        raise ValueError(
-            "params is None, expected the initial weights: only a lazy function has a start of its own, u = 0."
-        )
-    guards.finite("params", params, WEIGHTS)
-    return TrainState(0, 0.0, params, optimizer.init(params))
-
-
-def _equal(a, b):
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return any(bool(jnp.any(y != 0)) for y in jax.tree.leaves(b)) and all(bool(jnp.all(x == y)) for x, y in pairs)
-
-
-def _checked_steps(save_at):
-    steps = [int(step) for step in save_at]
-    if any(b <= a for a, b in zip([-1, *steps], steps, strict=False)):
-        raise ValueError(f"save_at={list(save_at)}, expected strictly increasing steps >= 0: see log_spaced.")
-    return steps
-
-
-def _checked_batch_size(batch_size, data):
-    check_data(data, "data")
-    n = len(data.x)
-    if batch_size is not None and not 1 <= batch_size <= n:
-        raise ValueError(f"batch_size={batch_size}, expected between 1 and the {n} training examples, or None.")
-    return n if batch_size is None else batch_size
-
-
-def _check_targets(objective, data):
-    if objective.loss.func is cross_entropy and not np.allclose(np.sum(np.asarray(data.y), -1), 1.0, atol=1e-4):
-        total = float(np.sum(np.asarray(data.y[0])))
-        raise ValueError(
-            f"cross_entropy needs one-hot or probability targets, but row 0 of y sums to {total:.3g}: "
-            "use one_hot(labels, classes), not centered targets."
-        )

@@ -21,7 +21,7 @@ LAYERS = (
     {"model", "losses", "lazy", "compute"},
     {"layers", "activations", "scattering", "initializers"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}
-    | {"optimizers", "steps", "train", "ensembles"},
+    | {"optimizers", "resume", "steps", "train", "ensembles"},
     {"diagnostics", "plots", "writers", "checkpoints"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -282,7 +282,7 @@ BAD = {
         r"data\.y has 0 NaN and 1 inf",
     ),
     "byte images": (lambda: check_data(Data(_x(dtype=np.uint8), _x())), TypeError, r"uint8.*x\.astype\(float\) / 255"),
-    "integer table": (lambda: check_data(Data(_x(dtype=int), _x())), TypeError, r"int64.*x\.astype\(float\)$"),
+    "complex table": (lambda: check_data(Data(_x(dtype=complex), _x())), TypeError, r"complex128.*x\.astype\(float\)$"),
     "integer targets": (
         lambda: check_data(Data(_x(), _x(dtype=int))),
         TypeError,

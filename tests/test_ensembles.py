@@ -96,8 +96,8 @@ def test_a_wide_ensemble_has_the_moments_of_its_infinitely_wide_limit():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 6}, "batch_size = 6, expected between 1 and the 5"),
-        ({"save_at": [2, 1]}, r"save_at = \[2, 1\]"),
+        ({"batch_size": 6}, "batch_size got 6, expected an integer from 1 to 5"),
+        ({"save_at": [2, 1]}, "save_at got 1 after 2"),
         ({"params": {"a": jnp.zeros((2, 1)), "b": jnp.zeros((3, 1))}}, r"leading axes \[2, 3\]"),
     ],
 )

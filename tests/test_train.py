@@ -162,15 +162,35 @@ def test_a_raw_covariant_optax_transformation_trains_a_lazy_function_like_sgd():
     ("change", "message"),
     [
         (dict(save_at=[3, 3]), "strictly increasing"),
-        (dict(save_at=[-1, 3]), "strictly increasing"),
-        (dict(batch_size=0), "between 1 and the 24"),
-        (dict(batch_size=25), "between 1 and the 24"),
+        (dict(save_at=[]), "save_at got no steps"),
+        (dict(save_at=[0.5, 1.7]), r"(?s)save_at.*0\.5"),
+        (dict(save_at=[0, True]), r"(?s)save_at.*True"),
+        (dict(batch_size=-1), "batch_size got -1"),
+        (dict(batch_size=True), "batch_size got True"),
+        (dict(microbatches=0), "microbatches got 0"),
+        (dict(learning_rate=-0.01), "learning_rate got -0.01"),
+        (dict(learning_rate=math.nan), "learning_rate got nan"),
+        (dict(learning_rate=math.inf), "learning_rate got inf"),
+        (dict(learning_rate=None), "learning_rate is missing"),
+        (dict(learning_rate=lambda step: -0.1), r"learning_rate\(0\) got -0.1"),
+        (dict(learning_rate=lambda step: jnp.asarray(jnp.nan)), r"learning_rate\(0\) got"),
+        (dict(save_at=[-1, 3]), r"save_at\[0\] got -1"),
+        (dict(batch_size=0), "integer from 1 to 24"),
+        (dict(batch_size=25), "integer from 1 to 24"),
     ],
 )
 def test_bad_settings_are_named(change, message):
     settings = dict(key=KEY, save_at=[1], learning_rate=0.1) | change
-    with pytest.raises(ValueError, match=message):
-        ln.train(ln.objective(MODEL.apply, ln.mse), PARAMS, DATA, ln.sgd(), **settings)
+    for run in (ln.train, lambda *args, **kwargs: list(ln.snapshots(*args, **kwargs))):
+        with pytest.raises((TypeError, ValueError), match=message):
+            run(ln.objective(MODEL.apply, ln.mse), PARAMS, DATA, ln.sgd(), **settings)
+
+
+def test_a_schedule_may_begin_at_zero_as_warm_ups_do():
+    settings = dict(key=KEY, save_at=[1], learning_rate=optax.linear_schedule(0.0, 0.1, 3))
+    curve = ln.train(ln.objective(MODEL.apply, ln.mse), PARAMS, DATA, ln.sgd(), **settings)
+    assert curve.time.tolist() == [0.0]
+    jax.tree.map(np.testing.assert_array_equal, curve.params, PARAMS)
 
 
 def test_params0_is_refused_as_the_displacement_and_zeros_are_the_default_start():
@@ -187,6 +207,20 @@ def test_centered_targets_are_refused_by_cross_entropy():
     goal = ln.objective(MODEL.apply, ln.cross_entropy)
     with pytest.raises(ValueError, match="one-hot or probability targets"):
         ln.train(goal, PARAMS, DATA, ln.sgd(), key=KEY, save_at=[1], learning_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "n_points", "steps"),
+    [(1000, 1, [1000]), (1000, 2, [0, 1000]), (1000, 3, [0, 1, 1000]), (0, 4, [0]), (1, 4, [0, 1]), (2, 9, [0, 1, 2])],
+)
+def test_log_spaced_ends_at_the_last_step_however_few_points_there_are(n_steps, n_points, steps):
+    assert ln.log_spaced(n_steps, n_points) == steps
+
+
+@pytest.mark.parametrize("numbers", [(-1, 5), (10, 0), (10.0, 5), (10, 2.5)])
+def test_log_spaced_refuses_what_is_no_number_of_steps(numbers):
+    with pytest.raises((TypeError, ValueError), match="n_"):
+        ln.log_spaced(*numbers)
 
 
 def test_log_spaced_starts_at_zero_and_ends_at_the_last_step():

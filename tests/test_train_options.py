@@ -180,7 +180,10 @@ def test_the_rate_of_the_paper_decays_once_an_epoch():
     np.testing.assert_allclose(curve.time[-1], 3 * 0.3 * (1 + 3 / 4 + 3 / 5), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("steps", "decay"), [(0, 0.3), (5, -1.0)])
-def test_impossible_decays_are_refused(steps, decay):
-    with pytest.raises(ValueError, match=f"steps_per_epoch={steps} and decay={decay}"):
-        ln.inverse_epoch_decay(0.1, steps, decay=decay)
+@pytest.mark.parametrize(
+    ("rate", "steps", "decay", "named"),
+    [(0.1, 0, 0.3, "steps_per_epoch got 0"), (0.1, 5, -1.0, "decay got -1.0"), (math.nan, 5, 0.3, "rate got nan")],
+)
+def test_impossible_decays_are_refused(rate, steps, decay, named):
+    with pytest.raises(ValueError, match=named):
+        ln.inverse_epoch_decay(rate, steps, decay=decay)
