@@ -1,24 +1,45 @@
-"""Files that others use and disks that fill up: a folder for one process at a time, and errors that name their file."""
+"""Paths, folders for one process at a time, and errors of full disks that name their file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["atomically", "locked", "naming", "sweep"]
+__all__ = ["atomically", "given_path", "locked", "naming", "remove_dead", "sweep", "unfinished"]
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems answer that know no locks, such as some network file systems of clusters."""
+
+
+def given_path(name: str, value: Any) -> Path:
+    """A path as it was given by a user, of whose start `~` is the home folder, as in a shell.
+
+    Args:
+        name: What messages call it.
+        value: Text, or a path.
+
+    Raises:
+        TypeError: It is neither.
+
+    Example:
+        >>> given_path("store", "~/kernels") == Path.home() / "kernels"
+        True
+    """
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name} got {value!r}, expected a path: pass a string or a pathlib.Path.")
+    return Path(os.path.expanduser(value))  # a name with ~ that is no user's stays
 
 
 @contextlib.contextmanager
@@ -52,6 +73,56 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder beside another one, to be renamed to it once it is complete; removed if it was not.
+
+    Its name cannot collide with that of another thread or process, on this or another host, and the operating system
+    holds its lock (`flock`) as long as this process lives, which tells it from what a killed process left.
+
+    Args:
+        folder: What the new folder will be renamed to, in a folder that exists.
+
+    Raises:
+        OSError: It cannot be made.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place, unfinished(Path(place, "store")) as made:
+        ...     _ = made.rename(Path(place, "store"))
+        ...     os.listdir(place)
+        ['store']
+    """
+    made = _beside(folder)
+    made.mkdir()
+    try:
+        with _folder_lock(made):
+            yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def remove_dead(folder: Path) -> None:
+    """Removes what killed processes left of `unfinished(folder)`, as far as this process may.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as place:
+        ...     Path(place, "store.1.0.tmp").mkdir()  # the name that version 0.1.0 gave
+        ...     remove_dead(Path(place, "store"))
+        ...     os.listdir(place)
+        []
+    """
+    left = re.compile(re.escape(folder.name) + r"\.(\d+\.\d+|[0-9a-f]{32})\.tmp")
+    with contextlib.suppress(OSError):
+        for path in [path for path in folder.parent.iterdir() if left.fullmatch(path.name)]:
+            with contextlib.suppress(OSError), _folder_lock(path) as held:
+                if held and path.is_dir() and not path.is_symlink():
+                    # Renamed first: should it live, where hosts do not see each other's locks, its owner
+                    # finds nothing and starts again, and never publishes half of it.
+                    shutil.rmtree(path.rename(_beside(folder)), ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -128,6 +199,28 @@ def sweep(folder: str | os.PathLike[str]) -> None:
     for pattern in (".*.unfinished", "*.partial"):
         for unfinished in Path(folder).rglob(pattern):
             unfinished.unlink(missing_ok=True)
+
+
+def _beside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.{secrets.token_hex(16)}.tmp")
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: Path) -> Iterator[bool]:
+    """Whether this block has the lock of a folder: not if another one has it, nor where there are no locks."""
+    if fcntl is None:
+        yield False
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:
+            held = False
+        yield held and os.path.samestat(os.fstat(number), folder.stat())
+    finally:
+        os.close(number)
 
 
 @contextlib.contextmanager

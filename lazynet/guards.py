@@ -23,6 +23,7 @@ __all__ = [
     "array",
     "count",
     "finite",
+    "flag",
     "floating",
     "momentum",
     "number",
@@ -121,6 +122,23 @@ def count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = Non
     if found < at_least or (at_most is not None and found > at_most):
         raise ValueError(_message(name, found, expected, fix))
     return found
+
+
+def flag(name: str, value: Any) -> bool:
+    """Whether something is wanted: a boolean, or 0 or 1.
+
+    Raises:
+        TypeError: It is something else, which Python would take for True: a string, a function, an array.
+
+    Example:
+        >>> flag("progress", "no")
+        Traceback (most recent call last):
+        ...
+        TypeError: progress got 'no', expected True or False.
+    """
+    if isinstance(value, (bool, np.bool_, int, np.integer)) and value in (0, 1):
+        return bool(value)
+    raise TypeError(_message(name, _shown(value), "True or False", ""))
 
 
 def rate(value: Any, name: str = "learning_rate") -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,11 @@ from lazynet import guards
 from lazynet.covariance.lanes import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.empirical import empirical_ntk
+from lazynet.files import given_path
 from lazynet.model import Model, propagate
+from lazynet.programs import fingerprint, program
 from lazynet.records import Gram
-from lazynet.tiles import assemble, digest, open_store, reserved, tile_advice, tiles
+from lazynet.tiles import assemble, digest, open_store, tile_advice, tiles
 from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike
 
@@ -38,7 +39,7 @@ def analytic_kernel(
     x2: Num[ArrayLike, "n2 ..."] | None = None,
     *,
     tile: int | None = None,
-    memory: int = 2**30,
+    memory: int | float = 2**30,
     store: str | os.PathLike | None = None,
     progress: bool = False,
 ) -> Gram:
@@ -61,13 +62,15 @@ def analytic_kernel(
         progress: Whether to show a progress bar with the time left.
 
     Returns:
-        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype of the inputs: on the device if one tile was enough, on the
-        host otherwise.
+        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype in which it was computed: float64 where an input is float64
+        and jax has it (`jax_enable_x64`), else float32, also for inputs of half precision, whose rounding would be
+        that of the kernel. On the device if one tile was enough, on the host otherwise; with a store read-only maps
+        of its files, of which `np.array(gram.ntk)` is a copy that may be changed.
 
     Raises:
         ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit (named), a network that
             ends in an image, a tile that does not fit the memory, or a store of another kernel.
-        TypeError: For integer inputs.
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an option of a wrong type.
         MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to pass.
 
     Example:
@@ -80,18 +83,22 @@ def analytic_kernel(
 
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
-    _check_inputs(x1, x1 if x2 is None else x2, tile)
-    traced, sides = is_traced((x1, x2)), [len(x) for x in (x1, x2) if x is not None]
-    if traced and store is not None:
-        raise ValueError(
-            "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
-        )
-    if traced:
-        return _symmetric(model, x1) if x2 is None else _block(model, x1, x2)
+    x1, x2 = _inputs(model, x1, x2)
+    tile = None if tile is None else guards.count("tile", tile)
+    memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
+    progress = guards.flag("progress", progress)
+    store = None if store is None else given_path("store", store)
+    if is_traced((x1, x2)):
+        if store is not None:
+            raise ValueError(
+                "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
+            )
+        return _computed(model, x1, x2)
+    sides = [len(x) for x in (x1, x2) if x is not None]
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
     if max(sides) <= side and store is None:
         with tile_advice(max(sides)):
-            return jax.block_until_ready(_symmetric(model, x1) if x2 is None else _block(model, x1, x2))
+            return jax.block_until_ready(_computed(model, x1, x2))
     return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
 
 
@@ -117,7 +124,9 @@ def monte_carlo_kernel(
         the k outputs. The means still carry the bias of finite width, of order 1/width.
 
     Raises:
-        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape.
+        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape or that are not finite.
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an `n_samples` that is no
+            integer.
 
     Example:
         >>> import lazynet as ln
@@ -125,22 +134,23 @@ def monte_carlo_kernel(
         >>> bool(abs(mean.nngp[0, 0] - 1) < 4 * error.nngp[0, 0]), round(float(mean.ntk[0, 0]), 6)
         (True, 1.0)
     """
-    if n_samples < 2:
-        raise ValueError(f"monte_carlo_kernel got n_samples={n_samples}, expected at least 2 for a standard error.")
-    _check_inputs(x1, x1 if x2 is None else x2, None)
+    n_samples = guards.count("n_samples", n_samples, at_least=2, fix="one has no standard error")
+    x1, x2 = (None if x is None else jnp.asarray(x) for x in _inputs(model, x1, x2))
     samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
     stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
     mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))
     return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+def _computed(model, x1, x2):
+    return program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
+
+
 def _block(model, x1, x2):
     k = _limit(model, x1, _padded(x2))
     return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _symmetric(model, x):
     """Kernel of a set with itself: every pair once, the diagonal by its own formulas."""
     if x.ndim == 2:
@@ -202,8 +212,7 @@ def _tiled(model, x1, x2, side, store, progress):
     def compute(device, tile):
         rows, columns = tile
         one, two = (jax.device_put(_rows(x, part, side), device) for x, part in ((x1, rows), (other, columns)))
-        gram = _symmetric(model, one) if symmetric and rows == columns else _block(model, one, two)
-        return gram._asdict()
+        return _computed(model, one, None if symmetric and rows == columns else two)._asdict()
 
     shapes = dict.fromkeys(Gram._fields, (len(x1), len(other)))
     identity = {} if store is None else _identity(model, x1, x2, side)
@@ -214,10 +223,14 @@ def _tiled(model, x1, x2, side, store, progress):
 
 def _identity(model, x1, x2, side):
     """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
+
+    def block(one, two):
+        return _block(model, one, two)
+
+    block.__name__ = "_block"  # part of the program's text, as the stores of version 0.1.0 know it
     one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
-    network = _block.lower(model, one, one).as_text().encode()
     return {
-        "network": hashlib.sha256(network).hexdigest(),
+        "network": fingerprint(jax.jit(block).trace(one, one)),
         "x1": digest(x1),
         "x2": None if x2 is None else digest(x2),
         "tile": side,
@@ -243,13 +256,12 @@ def _bytes(model, x1, x2, side, *, alone):
     device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
-    needed = _reserved(model, _symmetric if x2 is None else _block, sets)
-    return max(needed, _reserved(model, _block, sets * 2)) if x2 is None and side < len(x1) else needed
+    needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
+    return max(needed, _reserved(_block, model, *sets * 2)) if x2 is None and side < len(x1) else needed
 
 
-@functools.lru_cache(maxsize=256)
-def _reserved(model, program, inputs):
-    return reserved(program.lower(model, *inputs).compile()) + sum(x.size * x.dtype.itemsize for x in inputs)
+def _reserved(function, model, *sets):
+    return program(function, model, *sets).reserved(*sets) + sum(x.size * x.dtype.itemsize for x in sets)
 
 
 def _balanced(n, ndim):
@@ -266,24 +278,52 @@ def _rows(x, rows, side):
 
 def _sample(model, key, x1, x2):
     params = model.init(key, x1)
-    outputs = [model.apply(params, x) for x in (x1, x1 if x2 is None else x2)]
+    outputs = [_rows_of(model.apply(params, x)) for x in (x1, x1 if x2 is None else x2)]
     nngp = jnp.matmul(outputs[0], outputs[1].T, precision="highest") / outputs[0].shape[-1]
     return Gram(nngp, empirical_ntk(model.apply, params, x1, x2, outputs="trace"))
 
 
-def _check_inputs(x1, x2, tile):
-    if x1.ndim not in (2, 4) or x1.shape[1:] != x2.shape[1:] or 0 in (*x1.shape, *x2.shape):
+def _rows_of(outputs):
+    """Outputs of images as vectors."""
+    return outputs.reshape(len(outputs), -1)
+
+
+def _inputs(model: Any, x1: Any, x2: Any) -> tuple[Any, Any]:
+    """The inputs in the dtype in which their kernel is computed."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model got {type(model).__name__} {model!r:.60}, expected a Model: build one, as in "
+            "ln.serial(ln.Dense(512), ln.Relu(), ln.Dense(1))."
+        )
+    sets = {name: guards.array(name, x) for name, x in (("x1", x1), ("x2", x2)) if x is not None}
+    _check_shapes(*(x.shape for x in sets.values()))
+    for name, x in sets.items():
+        guards.floating(name, x)
+        guards.finite(name, x)
+    x1, *rest = _in_one_dtype(sets)
+    return x1, rest[0] if rest else None
+
+
+def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
+    """All inputs in float64 if one of them is and jax has it, else in float32."""
+    is_wide = max(x.dtype.itemsize for x in sets.values()) > 4
+    dtype = jax.dtypes.canonicalize_dtype(np.float64 if is_wide else np.float32)
+    converted = {name: x if x.dtype == dtype else _converted(x, dtype) for name, x in sets.items()}
+    for name, x in converted.items():
+        if x is not sets[name]:
+            guards.finite(name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64")
+    return list(converted.values())
+
+
+def _converted(x, dtype):
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def _check_shapes(shape: tuple[int, ...], other: tuple[int, ...] | None = None) -> None:
+    other = shape if other is None else other
+    if len(shape) not in (2, 4) or shape[1:] != other[1:] or 0 in (*shape, *other):
         raise ValueError(
-            f"got inputs of shapes {x1.shape} and {x2.shape}, expected two sets of vectors [n, features] or "
+            f"got inputs of shapes {shape} and {other}, expected two sets of vectors [n, features] or "
             "images [n, h, w, c] of one size, not empty."
         )
-    if not (jnp.issubdtype(x1.dtype, jnp.floating) and x1.dtype == x2.dtype):
-        raise TypeError(
-            f"got inputs of dtypes {x1.dtype} and {x2.dtype}, expected one floating-point dtype: convert "
-            "images by x.astype(float) / 255."
-        )
-    guards.finite("x1", x1)
-    if x2 is not x1:
-        guards.finite("x2", x2)
-    if tile is not None and tile < 1:
-        raise ValueError(f"got tile={tile}, expected at least 1.")

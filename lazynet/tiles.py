@@ -8,23 +8,24 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lazynet.files import naming
+from lazynet.files import given_path, naming, remove_dead, unfinished
 
 __all__ = ["Store", "assemble", "digest", "open_store", "reserved", "tile_advice", "tiles"]
 
 BROKEN_HEADER = ValueError, TypeError, SyntaxError, KeyError, tokenize.TokenError
 """What NumPy raises where the header of a `.npy` file is damaged."""
+
+ATTEMPTS = 10
+"""How often a folder is made again that another host took for that of a dead process."""
 
 Tile = tuple[range, range]
 Mirror = Mapping[str, tuple[int, ...]]
@@ -34,7 +35,7 @@ class Store(NamedTuple):
     """Where tiles go.
 
     Attributes:
-        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files.
+        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files, which are read-only.
         done: For each tile the checksum of what was written, 0 for a tile that is missing.
 
     Example:
@@ -106,7 +107,7 @@ def assemble(
         progress: Whether to show a progress bar with the time left.
 
     Returns:
-        The matrices of the store.
+        The matrices of the store; maps of files are read-only, since what is written into them is in the file.
 
     Example:
         >>> store = open_store(None, {"k": (3, 3)}, np.float64, count=3, identity={})
@@ -118,10 +119,11 @@ def assemble(
     shared = any(isinstance(matrix, np.memmap) for matrix in store.matrices.values())
     first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
     missing = [index for index in range(first, len(every), turns) if not _intact(store, every, index, mirror)]
+    target = _for_writing(store) if missing else store
     with _bar(len(missing), progress) as advance:
         with tile_advice(max(len(rows) for rows, _ in every)):
             for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
-                _write(store, every, index, blocks, mirror)
+                _write(target, every, index, blocks, mirror)
                 advance()
     if turns > 1:
         from jax.experimental import multihost_utils
@@ -193,7 +195,8 @@ def open_store(
 
     The folder holds `<name>.npy` for each matrix, `done.npy` and `manifest.json`. It appears complete or not at all,
     and a tile counts as done only after all of it was written, so a run may be killed at any moment. A tile whose
-    values do not have the checksum they were written with is computed again.
+    values do not have the checksum they were written with is computed again. What a process that was killed while it
+    made the folder left beside it is removed. A finished store needs no permission to write.
 
     Args:
         folder: Path, or None for memory.
@@ -203,6 +206,7 @@ def open_store(
         identity: What the kernel depends on (digests of the network and the inputs, the tile).
 
     Raises:
+        TypeError: If `.npy` files have no such dtype.
         ValueError: If the folder belongs to another kernel, naming the entries that differ, or lacks a file.
 
     Example:
@@ -211,32 +215,38 @@ def open_store(
     """
     if folder is None:
         return Store({name: np.empty(shape, dtype) for name, shape in shapes.items()}, np.zeros(count, np.uint32))
-    folder = Path(folder)
-    if not folder.exists():
-        _create(
-            folder,
-            {**{name: (shape, dtype) for name, shape in shapes.items()}, "done": ((count,), np.uint32)},
-            identity,
+    folder = given_path("store", folder)
+    if np.dtype(dtype).kind not in "biufc":
+        raise TypeError(
+            f"a store of {np.dtype(dtype)} was asked for, which .npy files do not know, expected a dtype of NumPy: "
+            "convert inputs and parameters, as in x.astype(jnp.float32)."
         )
+    remove_dead(folder)
+    if not folder.exists():
+        files = {name: (shape, dtype) for name, shape in shapes.items()}
+        _create(folder, {**files, "done": ((count,), np.uint32)}, json.dumps(identity, indent=1))
     _check(folder, identity)
     matrices = {name: _mapped(folder / f"{name}.npy", shape, dtype) for name, shape in shapes.items()}
     return Store(matrices, _mapped(folder / "done.npy", (count,), np.uint32))
 
 
-def _create(folder, files, identity):
-    """Makes the folder under another name and renames it: of several processes one succeeds."""
-    made = folder.with_name(f"{folder.name}.{os.getpid()}.{jax.process_index()}.tmp")
-    made.mkdir(parents=True)
-    try:
-        for name, (shape, dtype) in files.items():
-            with naming(folder / f"{name}.npy"):
-                _allocate(made / f"{name}.npy", shape, dtype)
-        (made / "manifest.json").write_text(json.dumps(identity, indent=1))
-        made.rename(folder)
-    except OSError:
-        shutil.rmtree(made)
-        if not folder.exists():
-            raise
+def _create(folder, files, manifest):
+    """Makes the folder under another name and renames it: of several threads and processes one succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(ATTEMPTS):
+        try:
+            with unfinished(folder) as made:
+                for name, (shape, dtype) in files.items():
+                    with naming(folder / f"{name}.npy"):
+                        _allocate(made / f"{name}.npy", shape, dtype)
+                (made / "manifest.json").write_text(manifest)
+                made.rename(folder)
+        except OSError as error:
+            taken_for_dead = isinstance(error, FileNotFoundError) and attempt + 1 < ATTEMPTS
+            if not (folder.exists() or taken_for_dead):
+                raise
+        if folder.exists():
+            return
 
 
 def _allocate(path, shape, dtype):
@@ -265,8 +275,7 @@ def _check(folder, identity):
 def _mapped(path, shape, dtype):
     try:
         with naming(path):
-            np.lib.format.open_memmap(path, mode="r")  # opened for writing, a file cut off would grow silently
-            array = np.lib.format.open_memmap(path, mode="r+")
+            array = np.lib.format.open_memmap(path, mode="r")
     except (FileNotFoundError, *BROKEN_HEADER) as error:
         raise ValueError(
             f"{str(path)!r} is missing, damaged or cut off ({error}): delete its folder to start again."
@@ -277,6 +286,19 @@ def _mapped(path, shape, dtype):
             "delete its folder to start again."
         )
     return array
+
+
+def _for_writing(store):
+    """The same matrices, mapped for writing where they are files; those that users get stay read-only."""
+    if not isinstance(store.done, np.memmap):
+        return store
+    matrices = {name: _writable(matrix) for name, matrix in store.matrices.items()}
+    return Store(matrices, _writable(store.done))
+
+
+def _writable(matrix):
+    with naming(matrix.filename):
+        return np.lib.format.open_memmap(matrix.filename, mode="r+")
 
 
 def _write(store, every, index, blocks, mirror):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import socket
@@ -266,21 +267,108 @@ def test_networks_without_a_limit_are_refused_with_a_way_out(model, words):
     [
         (jnp.ones((2, 3)), jnp.ones((2, 4)), ValueError, "one size"),
         (jnp.ones((2, 3, 4)), None, ValueError, "vectors"),
+        (np.ones(3), None, ValueError, "vectors"),
+        (np.ones(()), None, ValueError, "vectors"),
         (jnp.ones((0, 3)), None, ValueError, "not empty"),
-        (jnp.ones((2, 3), jnp.int32), None, TypeError, "int32"),
-        (jnp.ones((2, 3)), jnp.ones((2, 3), jnp.float32), TypeError, "one floating-point dtype"),
+        (jnp.ones((2, 3)), jnp.ones((0, 3)), ValueError, "not empty"),
+        (jnp.ones((2, 3), jnp.int32), None, TypeError, "x1 has dtype int32"),
+        (np.ones((2, 3)), np.ones((2, 3), np.complex64), TypeError, "x2 has dtype complex64"),
+        (np.ma.ones((2, 3)), None, TypeError, "x1 got a MaskedArray"),
+        (np.ones((2, 3)), np.full((1, 3), np.nan), ValueError, "x2 has 3 NaN"),
     ],
 )
 def test_bad_inputs_are_refused(x1, x2, error, words):
     with pytest.raises(error, match=words):
-        analytic_kernel(_deep_relu(1), x1, x2)
+        inspect.unwrap(analytic_kernel)(_deep_relu(1), x1, x2)
+    with pytest.raises(error, match=words):
+        inspect.unwrap(monte_carlo_kernel)(_deep_relu(1), jax.random.key(0), x1, x2, n_samples=2)
 
 
-def test_a_tile_must_hold_an_example_and_an_error_needs_two_samples():
-    with pytest.raises(ValueError, match="tile=0"):
-        analytic_kernel(_deep_relu(1), jnp.ones((2, 3)), tile=0)
-    with pytest.raises(ValueError, match="n_samples=1"):
-        monte_carlo_kernel(_deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=1)
+OPTIONS = {
+    "tile": [0, 2.5, True, "2", np.float64(2)],
+    "memory": [0, -1, np.nan, np.inf, "1 GB", True],
+    "progress": ["no", 2, None, np.zeros(2)],
+    "store": [3, True, b"store"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OPTIONS.items() for value in values])
+def test_a_wrong_option_of_a_kernel_is_named_before_it_is_computed(name, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} got .*, expected "):
+        inspect.unwrap(analytic_kernel)(_deep_relu(1), jnp.ones((2, 3)), **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("n_samples", [1, 2.0, True, None])
+def test_the_number_of_samples_is_at_least_two(n_samples):
+    with pytest.raises((TypeError, ValueError), match=r"^n_samples got .*, expected an integer >= 2"):
+        inspect.unwrap(monte_carlo_kernel)(_deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=n_samples)
+
+
+@pytest.mark.parametrize("model", [Relu, ln.stax.Dense(1), lambda x: x, None])
+def test_what_is_no_model_has_no_kernel(model):
+    with pytest.raises(TypeError, match="^model got .*, expected a Model"):
+        inspect.unwrap(analytic_kernel)(model, jnp.ones((2, 3)))
+
+
+# Dtypes ----------------------------------------------------------------------------------------------------------
+
+HALF = [np.float16, jnp.bfloat16]
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+@pytest.mark.parametrize("dtypes", [(np.float32, np.float64), (np.float64, np.float32), (jnp.bfloat16, np.float64)])
+def test_inputs_of_two_dtypes_have_the_kernel_of_the_wider_one(dtypes, tile):
+    x1, x2 = (np.asarray(_inputs(i, 3, 4)).astype(dtype) for i, dtype in enumerate(dtypes))
+    found = analytic_kernel(_deep_relu(1), x1, x2, tile=tile).ntk
+    expected = analytic_kernel(_deep_relu(1), x1.astype(np.float64), x2.astype(np.float64)).ntk
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_kernel_of_half_precision_inputs_has_the_digits_of_float32(dtype, tile, tmp_path):
+    x = np.asarray(_inputs(0, 5, 4)).astype(dtype)
+    exact = analytic_kernel(_deep_relu(2), x.astype(np.float64))
+    for values in (x, jnp.asarray(x)):
+        gram = analytic_kernel(_deep_relu(2), values, tile=tile, store=tmp_path / "store")
+        assert gram.nngp.dtype == gram.ntk.dtype == np.float32
+        np.testing.assert_allclose(gram.ntk, exact.ntk, rtol=2e-6)
+    traced = jax.jit(lambda x: analytic_kernel(_deep_relu(2), x).ntk)(jnp.asarray(x))
+    np.testing.assert_allclose(traced, exact.ntk, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble])
+def test_dtypes_that_jax_does_not_know_are_converted(dtype):
+    x = np.asarray(_inputs(0, 5, 4)).astype(dtype)
+    expected = analytic_kernel(_deep_relu(1), x.astype(np.float32 if dtype == ">f4" else np.float64))
+    for tile in (None, 2):
+        found = inspect.unwrap(analytic_kernel)(_deep_relu(1), x, tile=tile).ntk
+        assert found.dtype == expected.ntk.dtype
+        np.testing.assert_allclose(found, expected.ntk, rtol=1e-6 if dtype == ">f4" else 1e-13)
+
+
+@pytest.mark.parametrize("tile", [None, 2])
+def test_a_kernel_computed_in_float32_says_so(tile):
+    x = np.asarray(_inputs(0, 5, 4))
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(False):
+        gram = analytic_kernel(_deep_relu(1), x, tile=tile)
+        assert gram.nngp.dtype == gram.ntk.dtype == np.float32
+        with pytest.raises(ValueError, match="infinite .*values exceed float32: scale the inputs, or enable"):
+            analytic_kernel(_deep_relu(1), 1e300 * x, tile=tile)
+    np.testing.assert_allclose(gram.ntk, analytic_kernel(_deep_relu(1), x).ntk, rtol=1e-5)
+
+
+def test_samples_of_half_precision_and_of_networks_that_end_in_images_are_right():
+    x = np.asarray(_inputs(0, 2, 48)).reshape(2, 4, 4, 3)
+    model = ln.Conv(64, (1, 1))
+    mean, error = monte_carlo_kernel(model, jax.random.key(0), x.astype(np.float16), n_samples=16)
+    pixels = x.astype(np.float16).astype(float).reshape(2, -1)
+    assert mean.nngp.dtype == np.float32
+    assert np.all(abs(np.asarray(mean.nngp) - pixels @ pixels.T / 48) < 5 * np.asarray(error.nngp))
 
 
 # Stores ----------------------------------------------------------------------------------------------------------
@@ -391,6 +479,75 @@ def test_a_folder_that_is_no_store_is_refused(tmp_path):
     model, x = _stored_case()
     with pytest.raises(ValueError, match="not a kernel store"):
         analytic_kernel(model, x, store=tmp_path)
+
+
+def test_what_a_store_returns_cannot_be_changed(tmp_path):
+    model, x = _stored_case()
+    for gram in (analytic_kernel(model, x[:6], tile=4, store=tmp_path / "store") for _ in range(2)):
+        for values in gram:
+            with pytest.raises(ValueError, match="read-only"):
+                values[np.diag_indices(6)] += 1.0
+            with pytest.raises(ValueError, match="WRITEABLE"):
+                values.flags.writeable = True
+        np.testing.assert_array_equal(np.load(tmp_path / "store" / "ntk.npy"), gram.ntk)
+        assert np.array(gram.ntk).flags.writeable
+
+
+def test_a_finished_store_is_read_without_permission_to_write(tmp_path, monkeypatch):
+    model, x = _stored_case()
+    expected = np.array(analytic_kernel(model, x[:6], tile=4, store=tmp_path / "store").ntk)
+    opened = np.lib.format.open_memmap
+
+    def refusing(filename, mode="r+", **options):
+        if mode != "r":
+            raise PermissionError(13, "Permission denied", str(filename))
+        return opened(filename, mode=mode, **options)
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", refusing)
+    monkeypatch.setattr(Path, "rename", refusing)
+    np.testing.assert_array_equal(analytic_kernel(model, x[:6], tile=4, store=tmp_path / "store").ntk, expected)
+
+
+def test_the_home_folder_may_be_the_place_of_a_store(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model, x = _stored_case()
+    inspect.unwrap(analytic_kernel)(model, x[:6], tile=np.int64(4), store="~/kernels/one")
+    assert np.load(tmp_path / "kernels" / "one" / "done.npy").all()
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels"]
+
+
+CLOSED_OVER = """
+import sys, numpy as np
+import lazynet as ln
+def scaled(model, values):
+    def rule(k):
+        k = model.kernel(k)
+        return k.replace(cross=k.cross._replace(ntk=k.cross.ntk * (1 + values.sum() - np.sum(values.shape))))
+    return model._replace(kernel=rule)
+x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+factor = np.full(20, float(sys.argv[2]), np.float32)
+import jax.numpy as jnp
+model = scaled(ln.serial(ln.Dense(1), ln.Relu(), ln.Dense(1)), jnp.asarray(factor))
+try:
+    print(float(ln.analytic_kernel(model, x, tile=2, store=sys.argv[1]).ntk[0, 0]))
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("setting", ["0", "1"])
+def test_a_store_knows_a_network_by_the_arrays_that_it_closes_over(setting, tmp_path):
+    environment = {**os.environ, "JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS": setting}
+
+    def said(factor):
+        command = [sys.executable, "-c", CLOSED_OVER, str(tmp_path / "store"), factor]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True).stdout
+
+    first = said("1.0")
+    assert said("1.0") == first and float(first)
+    assert "belongs to another kernel: network differ" in said("2.0")
 
 
 DEVICES = """

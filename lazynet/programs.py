@@ -1,0 +1,220 @@
+"""Compiled programs of functions that are built again and again: equal ones share one, and a bounded number is kept.
+
+`jax.jit` knows a function by its address and keeps each program as long as the function lives: a network built anew for
+each step of a search compiles anew, and its programs fill the memory maps of the process until it dies. Here programs
+are known by what they compute: by their text and the arrays it closes over.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lazynet.tiles import digest, reserved
+from lazynet.trees import is_traced
+
+__all__ = ["Compiled", "Program", "fingerprint", "program"]
+
+KEPT = 128
+"""Programs that stay: each takes some 50 memory maps, of which Linux gives a process 65,530, and 3 MB or more."""
+
+COMPARED = 2**24
+"""Bytes of arrays in a program up to which programs are compared: the text of larger ones takes seconds."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """What equal programs share.
+
+    Attributes:
+        jitted: The function of the arguments' leaves.
+        sizes: Bytes that it takes beside its arguments, for each kind of their shardings.
+
+    Example:
+        >>> Compiled(jax.jit(lambda x: [x + 1])).jitted(1.0)[0].item()
+        2.0
+    """
+
+    jitted: Any
+    sizes: dict[Hashable, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A compiled function of arrays of the shapes it was asked for.
+
+    Attributes:
+        compiled: The function of the arguments' leaves, shared by equal programs.
+        outputs: Holds the structure of the result, once the function was traced.
+
+    Example:
+        >>> double = program(lambda factor, x: factor * x, 2.0, np.ones(3))
+        >>> double(np.ones(3)).tolist()
+        [2.0, 2.0, 2.0]
+    """
+
+    compiled: Compiled
+    outputs: list[Any]
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's value."""
+        leaves = self.compiled.jitted(*jax.tree.leaves(args))
+        return jax.tree.unflatten(self.outputs[0], leaves)
+
+    def reserved(self, *shapes: Any) -> int:
+        """Bytes that it takes beside its arguments; it is then compiled for calls with their shardings.
+
+        Args:
+            *shapes: The arguments, as trees of `jax.ShapeDtypeStruct`.
+        """
+        leaves, sizes = jax.tree.leaves(shapes), self.compiled.sizes
+        shardings = tuple(leaf.sharding for leaf in leaves)
+        if shardings not in sizes:
+            sizes[shardings] = reserved(self.compiled.jitted.lower(*leaves).compile())
+        return sizes[shardings]
+
+
+def program(function: Callable, static: Hashable, *args: Any, donate: tuple[int, ...] = ()) -> Program:
+    """The compiled `function(static, *args)`, for arguments of the same structure, shapes and dtypes as these.
+
+    Functions in `static` or in the structure of `args` (a `Partial`) may have been built anew: the program of an equal
+    function is found by its text. Traced arguments get a program that is shared with the same functions only, since
+    equal programs may have other derivatives.
+
+    Args:
+        function: A function at module level, pure.
+        static: What it depends on besides arrays, such as a model or an optimizer.
+        *args: Trees of arrays, or of their `jax.ShapeDtypeStruct`.
+        donate: Which of `args` are consumed.
+
+    Returns:
+        The program; hold on to it for a loop, since finding it takes longer than a call.
+
+    Example:
+        >>> build = lambda: lambda x: x + 1  # two functions, one program
+        >>> apply = lambda f, x: f(x)
+        >>> first, second = (program(apply, build(), np.ones(3)) for _ in range(2))
+        >>> first.compiled is second.compiled
+        True
+    """
+    traced = is_traced(args)
+    structures = [jax.tree.structure(arg) for arg in args]
+    known_by = function, static, tuple(structures), tuple(map(_abstract, jax.tree.leaves(args))), donate, traced
+    key = known_by, jax.dtypes.canonicalize_dtype(np.float64)  # which depends on a setting of jax
+    found = _kept.get(key)
+    if found is None:
+        found = _new(function, static, args, donate)
+        found = found if traced else _shared(found, jax.tree.leaves(args))
+        _kept.put(key, found)
+    return found
+
+
+def fingerprint(traced: Any) -> str:
+    """A name for what a traced function computes: its program's text, and arrays that it takes from outside.
+
+    Args:
+        traced: From `jax.jit(function).trace(*args)`.
+
+    Example:
+        >>> named = lambda factor: fingerprint(jax.jit(lambda x: factor * x).trace(np.ones(3)))
+        >>> named(2.0) == named(2.0) != named(3.0)
+        True
+    """
+    return _named(traced, traced.lower().as_text())
+
+
+class _Kept:
+    """The programs used last."""
+
+    def __init__(self):
+        self.programs: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
+        self.compiled: weakref.WeakValueDictionary[str, Compiled] = weakref.WeakValueDictionary()
+        self.lock = threading.Lock()
+
+    def get(self, key: Hashable) -> Program | None:
+        with self.lock:
+            if key in self.programs:
+                self.programs.move_to_end(key)
+            return self.programs.get(key)
+
+    def put(self, key: Hashable, value: Program) -> None:
+        with self.lock:
+            self.programs[key] = value
+            while len(self.programs) > KEPT:
+                self.programs.popitem(last=False)
+
+    def first(self, name: str, compiled: Compiled) -> Compiled:
+        """Of equal programs the one that came first."""
+        with self.lock:
+            return self.compiled.setdefault(name, compiled)
+
+
+_kept = _Kept()
+
+
+def _new(function, static, args, donate):
+    structure, outputs = jax.tree.structure(args), []
+
+    def flat(*leaves):
+        result = function(static, *jax.tree.unflatten(structure, leaves))
+        outputs[:] = [jax.tree.structure(result)]
+        return jax.tree.leaves(result)
+
+    flat.__name__ = getattr(function, "__name__", "program")
+    return Program(Compiled(jax.jit(flat, donate_argnums=_leaves_of(args, donate))), outputs)
+
+
+def _shared(new, leaves):
+    """The new program, or the structure of its result with the function of an equal one that is still kept."""
+    traced = new.compiled.jitted.trace(*leaves)
+    if sum(array.nbytes for array in _closed_over(traced.jaxpr)) > COMPARED:
+        return new
+    text = traced.lower().as_text()
+    if "callback" in text:  # Python functions are named by addresses, which are used again
+        return new
+    return dataclasses.replace(new, compiled=_kept.first(_named(traced, text), new.compiled))
+
+
+def _named(traced, text):
+    # Where constants are arguments of a program (JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS), its text lacks their values.
+    values = [digest(*_closed_over(traced.jaxpr))] if "jax.const" in text else []
+    return hashlib.sha256("".join([text, *values]).encode()).hexdigest()
+
+
+def _closed_over(jaxpr: Any) -> Iterator[Any]:
+    """Arrays in a program, also in the programs it calls, in the order of their use."""
+    yield from map(_values, getattr(jaxpr, "consts", ()))
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (_values(v.val) for v in equation.invars if hasattr(v, "val"))
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _closed_over(inner)
+
+
+def _values(array: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(getattr(array, "dtype", None) or type(array), jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(array) if is_key else array)
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
+
+
+def _abstract(leaf: Any) -> Hashable:
+    """Shape and dtype of an array, the type of a number."""
+    is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    return (tuple(leaf.shape), leaf.dtype, getattr(leaf, "weak_type", False)) if is_array else type(leaf)
+
+
+def _leaves_of(args, chosen):
+    ends = np.cumsum([0, *(len(jax.tree.leaves(arg)) for arg in args)])
+    return tuple(int(i) for arg in chosen for i in range(ends[arg], ends[arg + 1]))
