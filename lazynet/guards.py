@@ -22,6 +22,7 @@ from lazynet.trees import is_traced
 __all__ = [
     "array",
     "count",
+    "data",
     "finite",
     "flag",
     "floating",
@@ -279,6 +280,22 @@ def floating(name: str, values: Any, fix: str | None = None) -> None:
         is_image = values.ndim == 4 or values.dtype == np.uint8
         forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
         raise TypeError(f"{name} has dtype {values.dtype}, expected floating point: use {fix or forgotten}")
+
+
+def data(name: str, value: Any) -> None:
+    """Refuses what has no inputs x and targets y, such as an array alone.
+
+    Raises:
+        TypeError: It is no `Data`.
+
+    Example:
+        >>> data("train", np.ones((3, 2)))
+        Traceback (most recent call last):
+        ...
+        TypeError: train got an array of shape (3, 2), expected inputs and targets: pass Data(x, y).
+    """
+    if not (hasattr(value, "x") and hasattr(value, "y")):
+        raise TypeError(_message(name, _shown(value), "inputs and targets", "pass Data(x, y)"))
 
 
 def same_length(**arrays: Any) -> int:

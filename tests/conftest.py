@@ -11,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -26,6 +27,14 @@ def finished(request, tmp_path_factory):
     """Summary and folder of a finished run of a module's `experiment`, with its configuration `SMOKE`."""
     module, folder = request.module, tmp_path_factory.mktemp("run")
     return module.experiment.run(module.SMOKE, folder, module.CONSOLE), folder
+
+
+@pytest.fixture
+def unannotated():
+    """Calls without a check of annotations, as users make them: what is wrong meets the library's own messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from lazynet.datasets import (
     balanced_subset,
     center_targets,
     check_data,
+    crop_and_flip,
     digits,
     one_hot,
     one_hot_centered,
@@ -36,6 +37,88 @@ def rows(data: Data) -> set[bytes]:
 def images(n: int = 12, dtype=np.float64) -> Data:
     x = np.random.default_rng(0).normal(size=(n, 4, 5, 3)) * [1.0, 2.0, 3.0] + [5.0, -1.0, 0.3]
     return Data(x.astype(dtype), np.ones((n, 1), dtype))
+
+
+# --- values at the edges
+
+UNITS = [1e300, 1e-300, 5e307]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("statistic", ["feature", "channel", "global"])
+def test_standardized_inputs_do_not_depend_on_the_unit_of_float64(unit, statistic):
+    data = Data(np.random.default_rng(1).uniform(-1, 1, (6, 2, 2, 3)), np.ones((6, 1)))
+    there = data._replace(x=data.x * unit)
+    scaled = standardize(there, there, center=statistic, scale=statistic)
+    expected = standardize(data, center=statistic, scale=statistic)[0].x
+    for found in scaled:
+        np.testing.assert_allclose(found.x, expected, atol=1e-14)
+    np.testing.assert_allclose(zca(there)[0].x, zca(data)[0].x, rtol=1e-9)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_centering_alone_keeps_the_unit(unit):
+    x = np.random.default_rng(1).uniform(-1, 1, (6, 3))
+    (centered,) = standardize(Data(unit * x, np.ones((6, 1))), scale=None)
+    np.testing.assert_allclose(centered.x / unit, x - x.mean(axis=0), atol=1e-14)
+
+
+def test_columns_of_any_units_are_standardized_one_by_one():
+    x = np.random.default_rng(1).normal(size=(6, 4)) * [1e300, 1.0, 1e-300, 1e-3]
+    (scaled,) = standardize(Data(x, np.ones((6, 1))), scale="feature")
+    np.testing.assert_allclose(scaled.x.std(axis=0), 1)
+
+
+def test_standardized_float32_inputs_do_not_depend_on_their_unit():
+    x = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    (scaled,) = standardize(Data(x * np.float32(1e25), np.ones((6, 1))))
+    np.testing.assert_allclose(scaled.x, standardize(Data(x, np.ones((6, 1))))[0].x, atol=1e-6)
+
+
+def test_integer_one_hot_rows_are_centered_as_numbers():
+    centered = center_targets(Data(np.ones((2, 1)), np.eye(2, dtype=int)))
+    assert centered.y.tolist() == [[0.5, -0.5], [-0.5, 0.5]]
+
+
+NAN, KEY = Data(np.ones((2, 1)), np.full((2, 2), np.nan)), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: center_targets(NAN), ValueError, "y has 4 NaN"),
+        (lambda: center_targets(Data(np.ones((2, 1)), np.ones((2, 1)))), ValueError, "k >= 2"),
+        (lambda: one_hot([0], 0), ValueError, "classes got 0, expected an integer >= 1"),
+        (lambda: one_hot([0], 2.0), TypeError, "classes got 2.0, expected an integer >= 1"),
+        (lambda: one_hot(np.ma.array([0, 1], mask=[0, 1]), 2), TypeError, "labels got a MaskedArray"),
+        (lambda: one_hot([[0], [1, 2]], 3), ValueError, "labels are no array"),
+        (lambda: one_hot_centered([0], 2, int), TypeError, "dtype is int64, expected floating point"),
+        (lambda: check_data(Data([[1.0]], [[1.0]])), TypeError, "data.x got a list"),
+        (lambda: check_data(np.ones((2, 2))), TypeError, r"data got .*pass Data\(x, y\)"),
+        (lambda: standardize(Data(np.ones((0, 2)), np.ones((0, 1)))), ValueError, "at least one example"),
+        (lambda: standardize(images(), center="pixel"), ValueError, "unknown statistic center='pixel'"),
+        (lambda: zca(images(), bias=np.nan), ValueError, "bias got nan"),
+        (lambda: balanced_subset(NAN, 1, seed=0), ValueError, "y has 4 NaN"),
+        (
+            lambda: balanced_subset(Data(np.ones((2, 1)), np.eye(2)), 1.0, seed=0),
+            TypeError,
+            "n got 1.0, expected an integer",
+        ),
+        (lambda: digits(0), ValueError, "n_train got 0, expected an integer >= 1"),
+        (lambda: digits(10.0), TypeError, "n_train got 10.0"),
+        (lambda: digits(10, -1), ValueError, "n_test got -1"),
+        (lambda: digits(10, 10, seed=None), TypeError, "seed got None"),
+        (lambda: tabular("iris", test_fraction=np.nan), ValueError, "test_fraction got nan"),
+        (lambda: tabular("iris", test_fraction=1e-9), ValueError, "expected one that leaves every class"),
+        (lambda: teacher_student(KEY, n_train=2.0), TypeError, "n_train got 2.0"),
+        (lambda: crop_and_flip(KEY, jnp.ones((2, 3))), ValueError, r"x has shape \(2, 3\), expected \[n, height"),
+        (lambda: crop_and_flip(KEY, jnp.ones((1, 2, 2, 1)), padding=1.0), TypeError, "padding got 1.0"),
+    ],
+)
+@pytest.mark.usefixtures("unannotated")
+def test_what_a_data_set_cannot_be_made_of_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 # --- digits and tables
@@ -306,22 +389,22 @@ BAD = {
         ValueError,
         "class 0 has only 1 of 3.*at most 2",
     ),
-    "empty subset": (lambda: balanced_subset(Data(_x(), one_hot([0, 1, 1], 2)), 0, seed=0), ValueError, "n = 0"),
+    "empty subset": (lambda: balanced_subset(Data(_x(), one_hot([0, 1, 1], 2)), 0, seed=0), ValueError, "n got 0"),
     "subset of a regression": (
         lambda: balanced_subset(Data(_x(), _x(shape=(3, 1))), 2, seed=0),
         ValueError,
         r"shape \(3, 1\).*k >= 2",
     ),
     "too many digits": (lambda: digits(1500, 500), ValueError, r"1500 \+ 500, expected at most 1797"),
-    "no test digits": (lambda: digits(10, 0), ValueError, "n_test at least 1"),
+    "no test digits": (lambda: digits(10, 0), ValueError, "n_test got 0"),
     "unbalanced digits": (lambda: digits(1790, 5), ValueError, "class 8 has only 174 of 1797: ask for at most 1740"),
     "unknown table": (
         lambda: tabular("mnist"),
         ValueError,
         "'mnist', expected one of breast_cancer, digits, iris, wine",
     ),
-    "whole table as test": (lambda: tabular("iris", test_fraction=1.0), ValueError, "test_fraction is 1.0"),
-    "teacher without neurons": (lambda: teacher_student(jax.random.key(0), width=0), ValueError, "width is 0"),
+    "whole table as test": (lambda: tabular("iris", test_fraction=1.0), ValueError, "test_fraction got 1.0"),
+    "teacher without neurons": (lambda: teacher_student(jax.random.key(0), width=0), ValueError, "width got 0"),
     "unknown statistic": (
         lambda: standardize(images(), scale="pixel"),
         ValueError,
@@ -336,7 +419,7 @@ BAD = {
     "other shape": (lambda: standardize(images(), Data(_x(), _x())), ValueError, r"shape \(2,\), but \(4, 5, 3\)"),
     "integers to standardize": (lambda: standardize(Data(_x(dtype=int), _x())), TypeError, r"x\.astype\(float\)"),
     "scalars to standardize": (lambda: standardize(Data(_x(shape=(3,)), _x())), ValueError, r"x\[:, None\]"),
-    "zero bias": (lambda: zca(images(), bias=0.0), ValueError, "bias is 0.0, expected a positive"),
+    "zero bias": (lambda: zca(images(), bias=0.0), ValueError, "bias got 0.0, expected a finite number > 0"),
     "constant image": (
         lambda: zca(Data(np.array([[1.0, 2], [0.1, 0.1]]), _x())),
         ValueError,

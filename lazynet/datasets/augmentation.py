@@ -7,14 +7,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Key, Num
 
+from lazynet import guards
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["crop_and_flip"]
 
 
-def crop_and_flip(
-    key: Key[Array, ""], x: Num[ArrayLike, "n height width channels"], *, padding: int = 4
-) -> Num[Array, "n height width channels"]:
+def crop_and_flip(key: Key[Array, ""], x: Num[ArrayLike, "..."], *, padding: int = 4) -> Num[Array, "..."]:
     """Image i moved by `(a_i, b_i)`, uniform in [-padding, padding]^2, zeros moving in, mirrored with probability 1/2.
 
     It stays on the device, so that batches drawn there are augmented there: `train(..., augment=crop_and_flip)`. Of
@@ -29,15 +28,17 @@ def crop_and_flip(
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: If `padding` is negative.
+        TypeError: If `padding` is no integer, or x no array of numbers.
+        ValueError: If `padding` is negative, or x not `[n, height, width, channels]`.
 
     Example:
         >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
         >>> crop_and_flip(jax.random.key(1), x, padding=0)[0, :, :, 0].tolist()
         [[0.0, 1.0], [2.0, 3.0]]
     """
-    if padding < 0:
-        raise ValueError(f"crop_and_flip got padding={padding}, expected pixels >= 0.")
+    padding = guards.count("padding", padding, at_least=0)
+    if guards.array("x", x).ndim != 4:
+        raise ValueError(f"x has shape {x.shape}, expected [n, height, width, channels]: use x[..., None] for grey.")
     key_crop, key_flip = jax.random.split(key)
     corners = jax.random.randint(key_crop, (len(x), 2), 0, 2 * padding + 1)
     flips = jax.random.bernoulli(key_flip, 0.5, (len(x),))

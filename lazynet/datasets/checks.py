@@ -34,8 +34,7 @@ def check_data(data: Data, name: str = "data") -> None:
         ...
         ValueError: train.y has 1 NaN and 0 infinite of 2 values, first at [1, 0]: remove or repair ...
     """
-    if not (hasattr(data, "x") and hasattr(data, "y")):
-        raise TypeError(f"{name} got a {type(data).__name__}, expected Data(x, y).")
+    guards.data(name, data)
     several = "give the model one array, which it takes apart inside" if isinstance(data.x, (dict, tuple)) else ""
     x, y = guards.array(f"{name}.x", data.x, several), guards.array(f"{name}.y", data.y)
     _check_shapes(x, y, name)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from lazynet import guards
 from lazynet.datasets.download import CIFAR10_ARCHIVE, Archive, Progress, fetch, unpack
 from lazynet.datasets.labels import check_labels, one_hot
 from lazynet.datasets.sampling import balanced_indices
@@ -62,6 +63,7 @@ def cifar10(
 
     Raises:
         FileNotFoundError: Nothing to read.
+        TypeError: A number of examples is no integer.
         ConnectionError: The download failed or broke off.
         ValueError: A file is truncated, damaged or asks for code, a label is out of range, the download has a wrong
             checksum, or a subset is larger than its classes.
@@ -78,6 +80,10 @@ def cifar10(
         >>> train.x.shape, int(test.y.argmax())
         ((5, 32, 32, 3), 7)
     """
+    records_per_file = guards.count("records_per_file", records_per_file)
+    for name, size in (("n_train", n_train), ("n_test", n_test)):
+        if size is not None:
+            guards.count(name, size, fix="None takes all")
     folder = data_root(root)
     if download and _find(folder) is None:
         _download(archive, folder, progress)

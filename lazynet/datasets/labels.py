@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from lazynet import guards
 from lazynet.records import Data
 from lazynet.typing import ArrayLike
 
@@ -32,7 +33,7 @@ def one_hot(labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: A
         >>> one_hot([2, 0], 3).tolist()
         [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
-    checked = check_labels(np.asarray(labels), classes)
+    checked = check_labels(_as_array(labels), guards.count("classes", classes))
     return np.eye(classes, dtype=jnp.result_type(float) if dtype is None else dtype)[checked]
 
 
@@ -45,27 +46,35 @@ def one_hot_centered(
     offset assumes.
 
     Raises:
-        TypeError: The labels are not integers.
+        TypeError: The labels are not integers, or the dtype is not floating point.
         ValueError: The labels are not one-dimensional, or one of them is no class.
 
     Example:
         >>> one_hot_centered([1], 4).tolist()
         [[-0.25, 0.75, -0.25, -0.25]]
     """
+    if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"dtype is {np.dtype(dtype)}, expected floating point: 1/k is no integer.")
     return one_hot(labels, classes, dtype) - _uniform(classes, dtype)
 
 
 def center_targets(data: Data) -> Data:
-    """Data with `y - 1/k` for one-hot targets `y` of k classes.
+    """Data with `y - 1/k` for one-hot targets `y` of k classes; integers become floating point.
 
     Raises:
-        ValueError: A row of the targets does not sum to 1, for instance because it was centered already.
+        TypeError: The targets are no array of real numbers.
+        ValueError: The targets are not `[n, k]` with k >= 2 and finite, or a row does not sum to 1, for instance
+            because it was centered already.
 
     Example:
         >>> center_targets(Data(np.ones((1, 2)), np.array([[0.0, 1.0]]))).y.tolist()
         [[-0.5, 0.5]]
     """
-    y = np.asarray(data.y)
+    guards.data("data", data)
+    y = np.asarray(guards.real("y", data.y))
+    if y.ndim != 2 or y.shape[1] < 2:
+        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")
+    guards.finite("y", y)
     sums = y.sum(axis=1)
     wrong = np.flatnonzero(np.abs(sums - 1) > ROW_SUM_TOLERANCE)
     if wrong.size:
@@ -89,6 +98,15 @@ def check_labels(labels: Shaped[np.ndarray, "..."], classes: int) -> Shaped[np.n
             f"expected integers from 0 to {classes - 1}; count the classes or renumber the labels from 0"
         )
     return labels
+
+
+def _as_array(labels: Any) -> np.ndarray:
+    if hasattr(labels, "mask") or hasattr(labels, "toarray"):
+        guards.array("labels", labels)
+    try:
+        return np.asarray(labels)
+    except ValueError as error:
+        raise ValueError(f"labels are no array ({error}), expected [n] integers") from None
 
 
 def _uniform(classes: int, dtype: Any) -> np.ndarray:

@@ -14,6 +14,10 @@ __all__ = ["standardize", "zca"]
 
 CHUNK = 2**20
 CONSTANT = 10.0
+STATISTICS = ("feature", "channel", "global")
+
+SQUARABLE = 1e100
+"""Numbers up to here have sums of squares in float64, and from its inverse on squares that are not rounded to zero."""
 
 
 def standardize(
@@ -37,9 +41,9 @@ def standardize(
         The transformed data sets in the order given, on the host, each with its own dtype.
 
     Raises:
-        TypeError: The inputs are not floating point.
-        ValueError: Unknown `center` or `scale`, data sets of different input shapes, or something to be divided by
-            its standard deviation is constant over the training set.
+        TypeError: The inputs are no arrays of floating point.
+        ValueError: Unknown `center` or `scale`, no examples, NaN or infinity, data sets of different input shapes, or
+            something to be divided by its standard deviation is constant over the training set.
 
     Example:
         >>> train = Data(np.array([[0.0, 1.0], [2.0, 5.0]]), np.zeros((2, 1)))
@@ -47,11 +51,16 @@ def standardize(
         >>> scaled.x.tolist()
         [[-1.0, -1.0], [1.0, 1.0]]
     """
+    for name, statistic in (("center", center), ("scale", scale)):
+        if statistic is not None and statistic not in STATISTICS:
+            known = ", ".join(map(repr, STATISTICS))
+            raise ValueError(f"unknown statistic {name}={statistic!r}, expected one of {known} or None")
     _check_inputs(train, *others)
-    x = np.asarray(train.x)
+    unit = _unit(np.asarray(train.x), center, scale)
+    x = _divided(np.asarray(train.x), unit)
     mean = np.zeros(math.prod(x.shape[1:])) if center is None else _mean(x, center, x)
-    std = np.ones_like(mean) if scale is None else _deviation(_flat(x) - mean.astype(x.dtype), scale, x)
-    return tuple(_transform(data, mean, std) for data in (train, *others))
+    std = 1 / unit if scale is None else _deviation(_flat(x) - mean.astype(x.dtype), scale, x)
+    return tuple(_transform(data, unit, mean, std) for data in (train, *others))
 
 
 def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
@@ -71,8 +80,9 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
         the time is that of a symmetric eigendecomposition of size prod(inputs), about a minute for 32 x 32 x 3.
 
     Raises:
-        TypeError: The inputs are not floating point.
-        ValueError: The bias is not positive, the input shapes differ, or an example is constant.
+        TypeError: The inputs are no arrays of floating point, or the bias is no number.
+        ValueError: There are no examples, or NaN or infinity; the bias is not positive, the input shapes differ, or an
+            example is constant.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(50, 3))
@@ -82,8 +92,7 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
 
     Source: the preprocessing of Shankar et al. (2020), "Neural Kernels Without Tangents".
     """
-    if not bias > 0:
-        raise ValueError(f"bias is {bias}, expected a positive number such as 1e-4")
+    bias = guards.number("bias", bias, above=0)
     _check_inputs(train, *others)
     units = [_unit_rows(np.asarray(data.x)) for data in (train, *others)]
     whiten = _whitening(units[0], bias)
@@ -95,8 +104,9 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
 
 def _check_inputs(*sets: Data) -> None:
     for data in sets:
-        guards.floating("x", np.asarray(data.x))
-        guards.finite("x", np.asarray(data.x))
+        guards.data("data", data)
+        guards.floating("x", guards.array("x", data.x))
+        guards.finite("x", data.x)
         if data.x.ndim < 2:
             raise ValueError(
                 f"inputs have shape {data.x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"
@@ -106,14 +116,33 @@ def _check_inputs(*sets: Data) -> None:
                 f"inputs have shape {tuple(data.x.shape[1:])}, but {tuple(sets[0].x.shape[1:])} in the training set: "
                 "pass data sets with equal inputs"
             )
+    if 0 in sets[0].x.shape:
+        raise ValueError(f"inputs have shape {sets[0].x.shape}, expected at least one example and one coordinate")
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)
 
 
-def _transform(data: Data, mean: np.ndarray, std: np.ndarray) -> Data:
-    x = np.asarray(data.x)
+def _unit(x: Float[np.ndarray, "n *inputs"], center: str | None, scale: str | None) -> Float[np.ndarray, " d"]:
+    """A power of two for each input, near the largest where its square leaves float64 and 1 elsewhere.
+
+    Inputs that share a statistic share the unit; dividing by it rounds nothing.
+    """
+    largest = np.abs(_flat(x)).max(axis=0).astype(np.float64)
+    groups = {"feature": len(largest), "channel": x.shape[-1], "global": 1}
+    shared = min(groups[statistic] for statistic in (center or "feature", scale or "feature"))
+    largest = np.tile(largest.reshape(-1, shared).max(axis=0), len(largest) // shared)
+    is_extreme = (largest > 0) & ((largest < 1 / SQUARABLE) | (largest > SQUARABLE))
+    return np.where(is_extreme, np.ldexp(0.5, np.frexp(largest)[1]), 1.0)
+
+
+def _divided(x: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    return x if (unit == 1).all() else (_flat(x) / unit).reshape(x.shape)
+
+
+def _transform(data: Data, unit: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Data:
+    x = _divided(np.asarray(data.x), unit)
     moved = _flat(x) - mean.astype(x.dtype)
     moved /= std.astype(x.dtype)
     return Data(moved.reshape(x.shape), np.asarray(data.y))
@@ -126,8 +155,6 @@ def _mean(x: np.ndarray, axis: str, like: np.ndarray) -> Float[np.ndarray, " d"]
 def _pool(values: Float[np.ndarray, " d"], axis: str, x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, " d"]:
     """Mean of a per-feature statistic over the features that share it, repeated for each of them."""
     groups = {"feature": len(values), "channel": x.shape[-1], "global": 1}
-    if axis not in groups:
-        raise ValueError(f"unknown statistic {axis!r}, expected one of {', '.join(map(repr, groups))} or None")
     return np.tile(values.reshape(-1, groups[axis]).mean(axis=0), len(values) // groups[axis])
 
 
@@ -153,6 +180,7 @@ def _deviation(
 
 def _unit_rows(x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, "n d"]:
     rows = x.reshape(len(x), -1).astype(np.float64)
+    rows = np.ldexp(rows, -np.frexp(np.abs(rows).max(axis=1, keepdims=True))[1])
     size = np.abs(rows).max(axis=1)
     rows -= rows.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)

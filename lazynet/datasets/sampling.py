@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from lazynet import guards
 from lazynet.records import Data
 
 __all__ = ["balanced_subset"]
@@ -22,24 +23,28 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
         seed: Of the draw.
 
     Raises:
-        ValueError: n is not positive, there is one target column, or a class has too few examples.
+        TypeError: n or the seed is no integer, or inputs or targets are no arrays.
+        ValueError: n is not positive, there is one target column, targets are not finite, or a class has too few
+            examples.
 
     Example:
         >>> data = Data(np.arange(6.0)[:, None], np.eye(2)[[0, 0, 0, 0, 1, 1]])
         >>> balanced_subset(data, 4, seed=0).y.sum(axis=0).tolist()
         [2.0, 2.0]
     """
-    y = np.asarray(data.y)
+    guards.data("data", data)
+    y = np.asarray(guards.array("y", data.y))
+    guards.same_length(x=guards.array("x", data.x), y=y)
     if y.ndim != 2 or y.shape[1] < 2:
         raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")
+    guards.finite("y", y)
     kept = balanced_indices(y.argmax(axis=1), y.shape[1], n, seed=seed)
     return Data(np.asarray(data.x)[kept], y[kept])
 
 
 def balanced_indices(labels: Int[np.ndarray, " n"], classes: int, n: int, *, seed: int) -> Int[np.ndarray, " m"]:
     """Indices of `n` examples whose class counts differ by at most 1, in a random order of rounds over the classes."""
-    if n < 1:
-        raise ValueError(f"n = {n} examples asked for, expected at least 1")
+    n = guards.count("n", n)
     kept = round_robin(labels, classes, seed=seed)[:n]
     counts = np.bincount(labels[kept], minlength=classes)
     if len(kept) < n or counts.max() - counts.min() > 1:
@@ -53,6 +58,7 @@ def balanced_indices(labels: Int[np.ndarray, " n"], classes: int, n: int, *, see
 
 def round_robin(labels: Int[np.ndarray, " n"], classes: int, *, seed: int) -> Int[np.ndarray, " n"]:
     """All indices, one of each class per round, so that any contiguous part is balanced until a class has run out."""
+    seed = guards.count("seed", seed, at_least=0)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
     turn = rng.permutation(classes)[labels[shuffled]]

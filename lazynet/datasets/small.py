@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lazynet import guards
 from lazynet.datasets.labels import one_hot
 from lazynet.datasets.sampling import balanced_indices, round_robin
 from lazynet.records import Data
@@ -32,6 +33,7 @@ def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Da
         seed: Of the draw.
 
     Raises:
+        TypeError: A number of examples or the seed is no integer.
         ValueError: The two sets do not fit into 1,797 images, or a digit is too rare for a balanced training set.
 
     Example:
@@ -39,10 +41,11 @@ def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Da
         >>> train.x.shape, test.y.shape, train.y.sum(axis=0).tolist()[:3]
         ((500, 64), (797, 10), [50.0, 50.0, 50.0])
     """
+    n_train, n_test = guards.count("n_train", n_train), guards.count("n_test", n_test)
     x, labels = _load("digits")
     total = len(labels)
-    if n_train + n_test > total or n_test < 1:
-        raise ValueError(f"n_train + n_test = {n_train} + {n_test}, expected at most {total}, and n_test at least 1")
+    if n_train + n_test > total:
+        raise ValueError(f"n_train + n_test = {n_train} + {n_test}, expected at most {total}")
     kept = balanced_indices(labels, 10, n_train, seed=seed)
     start = max(n_train, min(DIGITS_TRAIN, total - n_test))
     held_out = round_robin(labels, 10, seed=seed)[start : start + n_test]
@@ -62,6 +65,7 @@ def tabular(name: str, *, seed: int = 0, test_fraction: float = 0.25) -> tuple[D
         test_fraction: Share of the examples in the test set, each class contributing its share.
 
     Raises:
+        TypeError: The fraction is no number, or the seed no integer.
         ValueError: Unknown name, or a fraction that is not inside (0, 1) or leaves no example of a class.
 
     Example:
@@ -71,12 +75,15 @@ def tabular(name: str, *, seed: int = 0, test_fraction: float = 0.25) -> tuple[D
     """
     from sklearn.model_selection import train_test_split
 
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction is {test_fraction}, expected a number between 0 and 1 such as 0.25")
+    test_fraction = guards.number("test_fraction", test_fraction, above=0, below=1)
+    seed = guards.count("seed", seed, at_least=0, at_most=2**32 - 1)
     x, labels = _load(name)
     y = one_hot(labels, int(labels.max()) + 1)
     indices = np.arange(len(labels))
-    train, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=labels)
+    try:
+        train, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise ValueError(f"test_fraction got {test_fraction}, expected one that leaves every class: {error}") from error
     return Data(x[train], y[train]), Data(x[test], y[test])
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from lazynet import guards
 from lazynet.records import Data
 from lazynet.typing import Array, Key
 
@@ -36,6 +37,7 @@ def teacher_student(
         Training and test data with x `[n, d]` and y `[n, 1]`, in JAX's default floating-point dtype, on the host.
 
     Raises:
+        TypeError: A size is no integer.
         ValueError: A size is not positive.
 
     Example:
@@ -46,10 +48,9 @@ def teacher_student(
     Source: Chizat, Oyallon and Bach, "On Lazy Training in Differentiable Programming", arXiv:1812.07956, and the
     authors' code of its synthetic experiments (there d = 100, width = 3, 1,000 examples each).
     """
-    for name, size in {"n_train": n_train, "n_test": n_test, "d": d, "width": width}.items():
-        if size < 1:
-            raise ValueError(f"{name} is {size}, expected at least 1")
-    (x_train, y_train), (x_test, y_test) = jax.tree.map(np.asarray, _draw(key, n_train, n_test, d, width))
+    named = {"n_train": n_train, "n_test": n_test, "d": d, "width": width}
+    sizes = [guards.count(name, size) for name, size in named.items()]
+    (x_train, y_train), (x_test, y_test) = jax.tree.map(np.asarray, _draw(key, *sizes))
     return Data(x_train, y_train), Data(x_test, y_test)
 
 
