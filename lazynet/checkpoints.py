@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lazynet.files import naming
+from lazynet.files import given_path, naming
 from lazynet.train import TrainState
 
 __all__ = ["load_sharded", "save_sharded"]
@@ -43,6 +43,7 @@ def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2)
     ocp = _orbax()
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1, the step that is saved.")
+    folder = given_path("folder", folder)
     with _manager(ocp, folder) as manager:
         arrays = {"params": state.params, "opt_state": state.opt_state}
         progress = {"step": int(state.step), "time": float(state.time).hex()}
@@ -79,7 +80,8 @@ def load_sharded(folder: str | os.PathLike, example: TrainState) -> TrainState:
         >>> load_sharded("checkpoints", TrainState(0, 0.0, {}, ()))  # doctest: +SKIP
     """
     ocp = _orbax()
-    if not Path(folder).is_dir():
+    folder = given_path("folder", folder)
+    if not folder.is_dir():
         raise FileNotFoundError(f"{str(folder)!r} does not exist, expected a folder written by save_sharded.")
     with _manager(ocp, folder) as manager:
         complete = _complete(manager, folder)

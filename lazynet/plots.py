@@ -237,7 +237,7 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> Path:
         >>> save(plot_spectrum({"NTK": np.ones(3)}), folder / "spectrum.png").name
         'spectrum.png'
     """
-    path = Path(path)
+    path = files.given_path("path", path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save got {path}, but the folder {path.parent} does not exist: make it first.")
     whole: Any = figure.figure if isinstance(figure, Axes) else figure

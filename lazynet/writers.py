@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from lazynet import guards
+from lazynet.files import given_path
 from lazynet.records import Trajectory
 from lazynet.train import TrainState
 
@@ -52,7 +53,7 @@ def write_csv(path: str | os.PathLike, state: TrainState, curve: Trajectory) -> 
         >>> path.read_text().splitlines()
         ['step,time,loss', '0,0.0,1.0', '1,0.5,1.0']
     """
-    _append(Path(path), curve, _CSV)
+    _append(given_path("path", path), curve, _CSV)
 
 
 def write_jsonl(path: str | os.PathLike, state: TrainState, curve: Trajectory) -> None:
@@ -77,7 +78,7 @@ def write_jsonl(path: str | os.PathLike, state: TrainState, curve: Trajectory) -
         >>> path.read_text().splitlines()
         ['{"step": 0, "time": 0.0, "loss": null}']
     """
-    _append(Path(path), curve, _JSON)
+    _append(given_path("path", path), curve, _JSON)
 
 
 def tensorboard(folder: str | os.PathLike) -> Callable[[TrainState, Trajectory], None]:
@@ -98,7 +99,7 @@ def tensorboard(folder: str | os.PathLike) -> Callable[[TrainState, Trajectory],
         import tensorboardX  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("tensorboard needs the package tensorboardX: pip install tensorboardX.") from error
-    folder = os.fspath(folder)
+    folder = os.fspath(given_path("folder", folder))
     writers: list[Any] = []
 
     def on_save(state: TrainState, curve: Trajectory) -> None:

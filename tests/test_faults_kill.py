@@ -83,9 +83,13 @@ def test_an_experiment_killed_at_random_moments_ends_bit_identically(tmp_path):
     _survives(20, tmp_path, faults_worker.experiment, result=training_result)
 
 
-@pytest.mark.parametrize("kills", FEW_AND_MANY)
-def test_a_kernel_killed_at_random_moments_ends_bit_identically(kills, tmp_path):
-    _survives(kills, tmp_path, faults_worker.tiles, result=lambda folder: _digests(folder, "store/*"))
+@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+def test_a_kernel_killed_at_random_moments_ends_bit_identically_and_leaves_its_store_only(kills, tmp_path):
+    def result(folder):
+        assert [path.name for path in folder.iterdir()] == ["store"]
+        return _digests(folder, "store/*")
+
+    _survives(kills, tmp_path, faults_worker.tiles, result=result)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from lazynet import guards
 from lazynet.datasets.download import CIFAR10_ARCHIVE, Archive, Progress, fetch, unpack
 from lazynet.datasets.labels import check_labels, one_hot
 from lazynet.datasets.sampling import balanced_indices
-from lazynet.files import locked
+from lazynet.files import given_path, locked
 from lazynet.records import Data
 
 __all__ = ["cifar10", "data_root"]
@@ -112,7 +112,7 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
         raise ValueError(
             f"no data folder: pass root=FOLDER or set {VARIABLE}=FOLDER, and download=True if it is still empty"
         )
-    return Path(chosen).expanduser()
+    return given_path("root", chosen)
 
 
 def _download(archive: Archive, folder: Path, progress: Progress | None) -> None:
