@@ -77,7 +77,7 @@ def run(
         out: Folder of the run folders.
         quiet: Prints the run folder and nothing else.
     """
-    module = _experiment(name)
+    module, out = _experiment(name), out.expanduser()
     config = configure(module.PRESETS, preset, set)
     if getattr(module, "HOST_DEVICES", False):
         _use_all_cores()
@@ -115,6 +115,7 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
     """
     from experiments import store
 
+    folder = folder.expanduser()
     if not (folder / "DONE").exists():
         raise ValueError(
             f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
@@ -153,7 +154,7 @@ def sweep(
     """
     from experiments.sweep import grid, run_points
 
-    points = grid(name, _experiment(name).PRESETS, preset, over, set, out)
+    points = grid(name, _experiment(name).PRESETS, preset, over, set, out.expanduser())
     if print:
         for point in points:
             if not point.finished:
@@ -173,10 +174,11 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
     """
     from experiments import compare as comparison
 
-    loaded = comparison.load(runs)
+    loaded, path = comparison.load([run.expanduser() for run in runs]), comparison.figure_path(out)
     comparison.show(loaded, console)
-    if comparison.draw(loaded, out):
-        console.print(f"figure   {out}", soft_wrap=True, highlight=False)
+    drawn = comparison.draw(loaded, path)
+    said = f"figure   {path}" if drawn else "figure   none: these runs have no curve of numbers in common"
+    console.print(said, soft_wrap=True, highlight=False)
 
 
 def _is_finished(folder: Path) -> bool:
@@ -267,6 +269,8 @@ def main() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     commands = {"list": list_experiments, "run": run, "show": show, "sweep": sweep, "compare": compare}
     try:
+        if sys.argv[1:2] in (["run"], ["sweep"]) and {"--help", "-h"} & {*sys.argv[2:]}:
+            _show_fields(sys.argv[2:])
         tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=experiments.__doc__)
     except (RunError, OSError, MemoryError) as error:
         _fail(error, 1)
@@ -274,6 +278,21 @@ def main() -> None:
         _fail(error, 2)
     except KeyboardInterrupt:
         _stop()
+
+
+def _show_fields(words: list[str]) -> None:
+    """Prints the fields of the experiment among the words, if there is one, before the help of the command."""
+    from experiments import fields
+
+    for name in [word for word in words if word in experiment_names()]:
+        module = _experiment(name)
+        chosen = re.search(r"--preset[ =](\S+)", " ".join(words))
+        size = chosen[1] if chosen else "laptop"
+        config = configure(module.PRESETS, size)
+        console.print(module.__doc__.strip().splitlines()[0], highlight=False, markup=False, soft_wrap=True)
+        console.print(f"\nfields of {name} for --set, with their values in the preset {size}:", highlight=False)
+        fields.show(config, console)
+        console.print()
 
 
 def _fail(error: Exception, status: int) -> None:

@@ -25,14 +25,15 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Positive, Values
 from experiments.flows import descent_direction, integrate
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -40,17 +41,36 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Size of the problem, horizon and scales."""
+    """Size of the problem, horizon and scales.
 
-    alphas: tuple[float, ...] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-    fit_from: float = 10.0
-    seeds: int = 20
-    width: int = 20
-    inputs: int = 3
-    examples: int = 10
-    time: float = 10.0
-    steps: int = 1000
+    Attributes:
+        alphas: Scales, at least two of them above `fit_from`.
+        fit_from: Smallest alpha of the fitted slopes.
+        seeds: Number of draws.
+        width: Hidden units.
+        inputs: Dimension of the inputs.
+        examples: Training examples.
+        time: Horizon of the flow.
+        steps: Steps of the integration.
+        precision: Of the computation.
+    """
+
+    alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+    fit_from: Positive = 10.0
+    seeds: Count = 20
+    width: Count = 20
+    inputs: Count = 3
+    examples: Count = 10
+    time: Positive = 10.0
+    steps: Count = 1000
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses scales of which no slope can be fitted."""
+        if sum(alpha >= self.fit_from for alpha in self.alphas) < 2:
+            raise ValueError(
+                f"{prefix}fit_from got {self.fit_from}, expected at most the second largest of {prefix}alphas."
+            )
 
 
 PRESETS = {"smoke": Config(alphas=(10.0, 30.0, 100.0, 300.0), seeds=8, steps=200), "laptop": Config()}
@@ -69,7 +89,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Integrates every variant at all scales and seeds at once, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "alphas")
+    bounds.check(config)
     with console.status("gradient flows"):
         measured = {variant: measure(config, variant) for variant in VARIANTS}
     arrays = {f"{variant}/{name}": value for variant, values in measured.items() for name, value in values.items()}

@@ -21,16 +21,17 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, store
+from experiments import bounds, facts, store
+from experiments.bounds import Count, Momentum, Positive, Scale, Values
 from experiments.progress import over_devices
-from lazynet import datasets, flow, zoo
+from lazynet import datasets, flow, guards, zoo
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -40,18 +41,46 @@ MEASURES = ("accuracy", "to_linearized", "to_kernel")
 
 @dataclass(frozen=True)
 class Config:
-    """Widths, scales, numbers of examples and of draws, and the training."""
+    """Widths, scales, numbers of examples and of draws, and the training.
 
-    widths: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
-    alphas: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1000.0, math.inf)
+    Attributes:
+        widths: Widths of the hidden layers.
+        alphas: Scales, the last one inf.
+        activation: Of the hidden layers.
+        seeds: Number of draws.
+        n_train: Training digits.
+        n_test: Test digits.
+        steps: Steps of training.
+        lr_fraction: Learning rate over the largest stable one.
+        momentum: Heavy-ball momentum.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (8, 16, 32, 64, 128, 256)
+    alphas: Annotated[tuple[Scale, ...], Values(3, increasing=True)] = (
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+        100.0,
+        1000.0,
+        math.inf,
+    )
     activation: Literal["relu", "erf"] = "erf"
-    seeds: int = 4
-    n_train: int = 150
-    n_test: int = 500
-    steps: int = 600
-    lr_fraction: float = 0.1
-    momentum: float = 0.9
+    seeds: Count = 4
+    n_train: Count = 150
+    n_test: Count = 500
+    steps: Count = 600
+    lr_fraction: Positive = 0.1
+    momentum: Momentum = 0.9
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses scales that do not end with the linearized model, and more digits than there are."""
+        if self.alphas[-1] != math.inf:
+            raise ValueError(f"{prefix}alphas got {self.alphas}, expected inf as the last one.")
+        guards.count(f"{prefix}n_test", self.n_test, at_most=1797 - min(self.n_train, 1796))
 
 
 PRESETS = {
@@ -62,7 +91,7 @@ PRESETS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the plane and returns the flat summary."""
-    _check(config)
+    bounds.check(config)
     train, test = load_data(config)
     limit, rate = infinite_width(config, train, test)
     cells = [(width, alpha) for width in reversed(config.widths) for alpha in config.alphas]
@@ -148,15 +177,6 @@ def measure(config: Config, outputs: dict, limit: np.ndarray, test: Data) -> dic
 def _distances(f, reference):
     """`|f - g| / |g|` for each seed."""
     return np.sqrt(np.sum((f - reference) ** 2, axis=(1, 2)) / np.sum(reference**2, axis=(1, 2)))
-
-
-def _check(config) -> None:
-    facts.check_sweeps(config, "widths", "alphas")
-    if config.alphas[-1] != math.inf or len(config.alphas) < 3 or config.steps < 1:
-        raise ValueError(
-            f"alphas={config.alphas}, steps={config.steps}: expected at least two finite alphas and inf as the last "
-            "one, and at least one step."
-        )
 
 
 def _stored(config, folder, train, test, rate, cell) -> np.ndarray:

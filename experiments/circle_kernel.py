@@ -23,24 +23,43 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Integer, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Points of the Fourier transforms, range of the fit of the decay, and cutoffs of the norms."""
+    """Points of the Fourier transforms, range of the fit of the decay, and cutoffs of the norms.
 
-    points: int = 2**14
-    decay_from: int = 10
-    decay_to: int = 200
-    cutoffs: tuple[int, ...] = (20, 50, 100, 200, 400)
+    Attributes:
+        points: Points of the Fourier transforms.
+        decay_from: First frequency of the fitted decay.
+        decay_to: Last frequency of the fitted decay.
+        cutoffs: Largest frequencies of the partial sums of the norms.
+        precision: Of the computation.
+    """
+
+    points: Annotated[int, Integer(4)] = 2**14
+    decay_from: Count = 10
+    decay_to: Count = 200
+    cutoffs: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (20, 50, 100, 200, 400)
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses frequencies that the points do not resolve, and ranges without a slope."""
+        if max(self.decay_to, *self.cutoffs) > self.points // 2:
+            fields = f"{prefix}decay_to={self.decay_to}, {prefix}cutoffs={self.cutoffs}"
+            raise ValueError(f"{fields}: expected at most half of {prefix}points={self.points}.")
+        if self.decay_to < self.decay_from + 4:
+            raise ValueError(
+                f"{prefix}decay_to got {self.decay_to}, expected at least decay_from + 4 = {self.decay_from + 4}."
+            )
 
 
 PRESETS = {"smoke": Config(points=2**13, decay_to=100), "laptop": Config()}
@@ -53,7 +72,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures coefficients, eigenvalues and norms, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "cutoffs")
+    bounds.check(config)
     with console.status("kernel on the circle"):
         angles = 2 * np.pi * np.arange(config.points) / config.points
         features = fourier(np.maximum(np.cos(angles), 0))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments import store
 
-__all__ = ["Run", "differences", "draw", "load", "series", "show"]
+__all__ = ["Run", "differences", "draw", "figure_path", "load", "series", "show"]
 
 POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
 PANELS = 6
@@ -34,12 +34,14 @@ def load(folders: Sequence[Path]) -> list[Run]:
             raise ValueError(
                 f"{folder} is not the folder of a finished run (no file DONE): finish it, or leave it out."
             )
+    if len({folder.resolve() for folder in folders}) < 2:
+        raise ValueError(
+            f"compare got {len(folders)} run(s), expected at least two different folders of finished runs."
+        )
     runs = [Run(f, store.read_json(f / "config.json"), store.read_json(f / "summary.json")) for f in folders]
     names = sorted({run.config["experiment"] for run in runs})
-    if len(runs) < 2 or len(names) > 1:
-        raise ValueError(
-            f"compare got {len(runs)} runs of {', '.join(names)}: expected at least two of one experiment."
-        )
+    if len(names) > 1:
+        raise ValueError(f"compare got runs of {', '.join(names)}: expected at least two of one experiment.")
     return runs
 
 
@@ -84,6 +86,22 @@ def show(runs: Sequence[Run], console) -> None:
         if not key.startswith(("expected/", "tolerance/", "at_least/", "at_most/")):
             table.add_row(key, *(f"{run.summary[key]:.4g}" for run in runs))
     console.print(table)
+
+
+def figure_path(out: Path) -> Path:
+    """The file of the figure: `out`, or in it if it is a folder.
+
+    Raises:
+        ValueError: If its ending is no format of figures.
+    """
+    from matplotlib.figure import Figure
+
+    path = out.expanduser()
+    path = path / "compare.png" if path.is_dir() else path
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in ("", *formats):
+        raise ValueError(f"--out got {out}, expected a file that ends with .{', .'.join(sorted(formats))}.")
+    return path
 
 
 def draw(runs: Sequence[Run], path: Path) -> bool:

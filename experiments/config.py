@@ -9,9 +9,11 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
+from experiments import bounds
 
 __all__ = ["as_dictionary", "override", "preset"]
+
+BOOLEANS = {"true": True, "false": False}
 
 
 def preset(presets: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Any:
@@ -21,7 +23,7 @@ def preset(presets: dict[str, Any], name: str, overrides: Sequence[str] = ()) ->
     that data set, so that `--set data.name=cifar10` also brings the network and the schedule that go with it.
 
     Raises:
-        ValueError: For an unknown preset or override, listing those that exist.
+        ValueError: For an unknown preset or override, listing those that exist, and for a value out of its bounds.
     """
     data = dict(_split(item) for item in overrides).get("data.name")
     plain = sorted({key.split("/")[0] for key in presets})
@@ -31,6 +33,7 @@ def preset(presets: dict[str, Any], name: str, overrides: Sequence[str] = ()) ->
     config = variants.get(data or "", variants.get("", next(iter(variants.values()))))
     for item in overrides:
         config = override(config, item)
+    bounds.check(config)
     return config
 
 
@@ -57,7 +60,7 @@ def _split(item: str) -> tuple[str, str]:
 
 
 def _replace(config, path, value, item):
-    hints = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config), include_extras=True)
     if path[0] not in hints:
         raise ValueError(f"--set {item}: unknown field {path[0]!r}, expected one of {', '.join(hints)}.")
     current = getattr(config, path[0])
@@ -71,28 +74,28 @@ def _replace(config, path, value, item):
     return dataclasses.replace(config, **{path[0]: _parse(hints[path[0]], value, item)})
 
 
-def _parse(annotation, value, item):
-    words = value.split(",") if typing.get_origin(annotation) is tuple else [value]
-    try:
-        return tyro.cli(
-            tyro.conf.FlagConversionOff[tyro.conf.Positional[annotation]], args=words, console_outputs=False
-        )
-    except SystemExit:
-        pass
-    if bool in (annotation, *typing.get_args(annotation)) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise ValueError(f"--set {item}: {value!r} is not a {_type_name(annotation)}.")
-
-
-def _type_name(annotation):
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return "choice of " + ", ".join(map(str, arguments))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(argument) for argument in arguments)
+def _parse(annotation, text, item):
+    """The value of a text: of a list, of the words between commas, of which one may end it."""
+    kind, _ = bounds.unwrap(annotation)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        return f"comma-separated list of {_type_name(arguments[0])}"
-    return getattr(annotation, "__name__", str(annotation))
+        words = text.removesuffix(",").split(",") if text else []
+        return tuple(_parse(arguments[0], word.strip(), item) for word in words)
+    if origin in (typing.Union, types.UnionType):  # of a type and None
+        return None if text.lower() == "none" else _parse(arguments[0], text, item)
+    read = {bool: lambda word: BOOLEANS[word.lower()]}.get(kind, kind)
+    if origin is typing.Literal:
+        read = {str(choice): choice for choice in arguments}.__getitem__
+    try:
+        return read(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"--set {item}: {text!r} is not a {_type_name(kind)}.") from None
+
+
+def _type_name(kind):
+    if typing.get_origin(kind) is typing.Literal:
+        return "choice of " + ", ".join(map(str, typing.get_args(kind)))
+    return kind.__name__
 
 
 def _json(value):

@@ -22,14 +22,15 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts
+from experiments import bounds, facts
+from experiments.bounds import Count, Positive, Values
 from experiments.flows import descent_direction
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -37,16 +38,28 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Widths, values of sqrt(width) alpha, number of draws, and the training."""
+    """Widths, values of sqrt(width) alpha, number of draws, and the training.
 
-    widths: tuple[int, ...] = (64, 256, 1024)
-    scales: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-    seeds: int = 10
-    inputs: int = 16
-    examples: int = 8
-    loss: float = 1e-2
-    learning_rate: float = 0.5
-    max_steps: int = 100_000
+    Attributes:
+        widths: Widths of the hidden layer.
+        scales: Values of sqrt(width) alpha.
+        seeds: Number of draws.
+        inputs: Dimension of the inputs.
+        examples: Training examples.
+        loss: Training loss at which training stops.
+        learning_rate: Of the flow, over the trace of the kernel.
+        max_steps: Steps after which training is given up.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (64, 256, 1024)
+    scales: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    seeds: Count = 10
+    inputs: Count = 16
+    examples: Count = 8
+    loss: Positive = 1e-2
+    learning_rate: Positive = 0.5
+    max_steps: Count = 100_000
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -66,7 +79,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "widths", "scales")
+    bounds.check(config)
     cells = [(variant, width) for variant in VARIANTS for width in config.widths]
     results = {
         cell: measure(config, cell[1], cell[0])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Fact", "check_sweeps", "close", "power_law", "show", "summarize", "within"]
+__all__ = ["Fact", "close", "power_law", "show", "summarize", "within"]
 
 
 class Fact(NamedTuple):
@@ -35,20 +35,6 @@ class Fact(NamedTuple):
             return bool(abs(self.measured - self.expected) <= self.tolerance)
         low = -math.inf if self.at_least is None else self.at_least
         return bool(low <= self.measured <= (math.inf if self.at_most is None else self.at_most))
-
-
-def check_sweeps(config: Any, *sweeps: str) -> None:
-    """Refuses a configuration without seeds, or with a sweep that is too short for a slope.
-
-    Raises:
-        ValueError: Naming the field and its value.
-    """
-    if getattr(config, "seeds", 1) < 1:
-        raise ValueError(f"seeds={config.seeds}, expected at least 1.")
-    for sweep in sweeps:
-        values = getattr(config, sweep)
-        if len(set(values)) < 2 or list(values) != sorted(values) or not values[0] > 0:
-            raise ValueError(f"{sweep}={values}, expected at least two positive values in increasing order.")
 
 
 def close(name: str, measured: float, expected: float, tolerance: float) -> Fact:

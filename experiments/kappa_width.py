@@ -25,29 +25,41 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Widths, number of draws and the problem."""
+    """Widths, number of draws and the problem.
 
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048, 4096)
-    seeds: int = 10
-    inputs: int = 5
-    examples: int = 30
+    Attributes:
+        widths: Widths of the hidden layer.
+        seeds: Number of draws.
+        inputs: Dimension of the inputs.
+        examples: Training examples.
+        activation: Of the hidden layer.
+        iterations: Power iterations of each norm.
+        restarts: Starts of the norm of the Hessian.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (64, 128, 256, 512, 1024, 2048, 4096)
+    seeds: Count = 10
+    inputs: Count = 5
+    examples: Count = 30
     activation: Literal["relu", "tanh"] = "relu"
-    iterations: int = 20
-    restarts: int = 3
+    iterations: Count = 20
+    restarts: Count = 3
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -71,7 +83,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "widths")
+    bounds.check(config)
     values: dict[str, list] = {}
     for width in track(config.widths, "kappa", console=console, transient=True, disable=not console.is_terminal):
         for init in INITS:

@@ -18,14 +18,15 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Natural, Positive, Values
 from experiments.flows import descent_direction
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -33,16 +34,28 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Widths, that of the reference, number of draws, and the training."""
+    """Widths, that of the reference, number of draws, and the training.
 
-    widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    reference_width: int = 32_768
-    seeds: int = 20
-    inputs: int = 8
-    examples: int = 12
-    test_examples: int = 50
-    steps: tuple[int, ...] = (0, 20, 300)
-    learning_rate: float = 1.0
+    Attributes:
+        widths: Widths of the hidden layer.
+        reference_width: Width that stands for the limit.
+        seeds: Number of draws.
+        inputs: Dimension of the inputs.
+        examples: Training examples.
+        test_examples: Test examples.
+        steps: Steps at which outputs are compared.
+        learning_rate: In the units of the mean-field scaling.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (64, 128, 256, 512, 1024)
+    reference_width: Count = 32_768
+    seeds: Count = 20
+    inputs: Count = 8
+    examples: Count = 12
+    test_examples: Count = 50
+    steps: Annotated[tuple[Natural, ...], Values(1, increasing=True)] = (0, 20, 300)
+    learning_rate: Positive = 1.0
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -56,7 +69,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains all widths, seeds and both scales, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "widths")
+    bounds.check(config)
     with console.status("training"):
         data, x_test = _problem(config)
         reference = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)

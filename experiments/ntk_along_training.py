@@ -30,17 +30,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, lazy_vs_standard, panels, store
+from experiments import bounds, facts, lazy_vs_standard, panels, store
+from experiments.bounds import Positive, Seed, Values
 from experiments.lazy_vs_standard import DataConfig, NetworkConfig, TrainConfig, cells
 from experiments.progress import bar
-from lazynet import datasets, diagnostics, empirical, flow, trees
+from lazynet import datasets, diagnostics, empirical, flow, guards, trees
 from lazynet.losses import Objective
 from lazynet.records import Data, Trajectory
 
@@ -54,15 +55,32 @@ RIDGES = 10.0 ** np.arange(-4, 2)
 
 @dataclass(frozen=True)
 class Config:
-    """Data, network and training as in `lazy_vs_standard`; sizes of the steps over the largest stable one."""
+    """Data, network and training as in `lazy_vs_standard`; sizes of the steps over the largest stable one.
+
+    Attributes:
+        data: Examples.
+        network: Architecture.
+        train: Training, with at least 4 records.
+        losses: Losses, one training each.
+        fractions: Sizes of the steps over the largest stable one.
+        seed: Of weights and batches.
+        precision: Of the computation.
+    """
 
     data: DataConfig = field(default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000))
     network: NetworkConfig = NetworkConfig("cnn", (16, 32, 32), (2, 2, 1), activation="gelu", b_std=0.0)
     train: TrainConfig = TrainConfig(batch_size=50, epochs=60, lr_fraction=0.4, records=7)
-    losses: tuple[Literal["mse", "cross_entropy"], ...] = ("mse", "cross_entropy")
-    fractions: tuple[float, ...] = (1e-3, 1e-2, 1e-1)
-    seed: int = 0
+    losses: Annotated[tuple[Literal["mse", "cross_entropy"], ...], Values()] = ("mse", "cross_entropy")
+    fractions: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1e-3, 1e-2, 1e-1)
+    seed: Seed = 0
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses trainings that cannot run, or have too few records."""
+        guards.count(f"{prefix}train.records", self.train.records, at_least=4)
+        for loss in self.losses:
+            parts = {name: getattr(self, name) for name in ("data", "network", "train", "precision")}
+            lazy_vs_standard.Config(loss=loss, **parts).check(prefix)
 
 
 PRESETS = {
@@ -93,7 +111,7 @@ class Setting(NamedTuple):
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains and measures what is not stored yet, draws the figure and returns the facts and the numbers."""
-    _check(config)
+    bounds.check(config)
     model, curves, measured = cells.build(_problem(config, "mse")), {}, {}
     for loss in config.losses:
         setting = _setting(config, loss, model)
@@ -153,14 +171,6 @@ def _output_gradient(objective, params, data):
     return jax.grad(objective.loss)(objective.apply(params, data.x), data.y)
 
 
-def _check(config: Config) -> None:
-    facts.check_sweeps(config, "fractions")
-    if not config.losses or config.train.records < 4:
-        raise ValueError(
-            f"losses={config.losses}, train.records={config.train.records}: expected at least one loss and 4 records."
-        )
-
-
 def _problem(config: Config, loss: str) -> lazy_vs_standard.Config:
     parts = {name: getattr(config, name) for name in ("data", "network", "train", "precision")}
     return lazy_vs_standard.Config(loss=loss, **parts)
@@ -168,7 +178,6 @@ def _problem(config: Config, loss: str) -> lazy_vs_standard.Config:
 
 def _setting(config: Config, loss: str, model: ln.Model) -> Setting:
     problem = _problem(config, loss)
-    cells.check(problem)
     train, test = cells.load_data(problem)
     keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(2)]
     params0 = jax.jit(model.init)(keys[0], train.x)

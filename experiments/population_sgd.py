@@ -18,14 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments import facts, panels, store
+from experiments import bounds, facts, panels, store
+from experiments.bounds import Count, Even, Positive, Values
 from experiments.progress import over_devices
 from experiments.students import (
     Student,
@@ -38,6 +39,7 @@ from experiments.students import (
     relu_net,
     step,
 )
+from lazynet import guards
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -50,17 +52,33 @@ BOUNDS = {0.2: (0.2, 0.35), 0.1995: (0.2, 0.35), 0.316: (0.7, 0.85), 0.3162: (0.
 
 @dataclass(frozen=True)
 class Config:
-    """Scales, trials, sizes and training."""
+    """Scales, trials, sizes and training.
 
-    taus: tuple[float, ...] = SCALES
-    trials: int = 10
-    d: int = 100
-    width: int = 50
-    teacher: int = 3
-    batch_size: int = 200
-    steps: int = 20_000
-    last: int = 2_000
+    Attributes:
+        taus: Standard deviations of the first weights.
+        trials: Number of draws.
+        d: Dimension of the inputs.
+        width: Hidden units of the student, half of them doubled.
+        teacher: Hidden units of the teacher.
+        batch_size: Fresh samples of a step.
+        steps: Steps of SGD.
+        last: Steps at the end whose losses are averaged.
+        precision: Of the computation.
+    """
+
+    taus: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = SCALES
+    trials: Count = 10
+    d: Count = 100
+    width: Even = 50
+    teacher: Count = 3
+    batch_size: Count = 200
+    steps: Count = 20_000
+    last: Count = 2_000
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses averages over more steps than there are."""
+        guards.count(f"{prefix}last", self.last, at_most=self.steps)
 
 
 PRESETS = {"smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2), "laptop": Config(), "paper": Config()}
@@ -68,12 +86,7 @@ PRESETS = {"smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2), "laptop": Con
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains the trials that are not stored yet, draws the figure and returns the flat summary."""
-    facts.check_sweeps(config, "taus")
-    if config.width % 2 or config.trials < 1 or not 0 < config.last <= config.steps:
-        raise ValueError(
-            f"width={config.width}, trials={config.trials}, last={config.last}, steps={config.steps}: expected an even "
-            "width, at least one trial and 0 < last <= steps."
-        )
+    bounds.check(config)
     done = over_devices(partial(_stored, config, folder), range(config.trials), console)
     loss = np.stack(list(done.values()))
     store.save_arrays(folder / "measured.npz", {"tau": config.taus, "loss": loss})

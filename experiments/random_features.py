@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet import datasets
+from experiments.bounds import Count, Integer, NonNegative, Positive
+from lazynet import datasets, guards
 from lazynet.records import Data
 
 __all__ = ["Filters", "PatchConfig", "draw_filters", "leave_one_out_ridge", "patch_features"]
@@ -30,15 +31,29 @@ BATCH = 100
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """Filters and their encoding; `normalization` is for pixels in [0, 1]."""
+    """Filters and their encoding; `normalization` is for pixels in [0, 1].
 
-    size: int = 6
-    filters: int = 512
-    patches: int = 50_000
-    normalization: float = 10 / 255**2
-    whitening: float = 0.1
-    threshold: float = 0.25
-    grid: int = 2
+    Attributes:
+        size: Side of a patch in pixels.
+        filters: Number of filters.
+        patches: Patches of which they are drawn and whitened.
+        normalization: Added to the variance of a patch, for pixels in [0, 1].
+        whitening: Added to the eigenvalues of the covariance.
+        threshold: Of the two-sided rectifier.
+        grid: Cells of the pooling along a side.
+    """
+
+    size: Annotated[int, Integer(1, 32)] = 6
+    filters: Count = 512
+    patches: Count = 50_000
+    normalization: Positive = 10 / 255**2
+    whitening: Positive = 0.1
+    threshold: NonNegative = 0.25
+    grid: Annotated[int, Integer(1, 32)] = 2
+
+    def check(self, prefix: str) -> None:
+        """Refuses patches that leave no position for a cell of the pooling."""
+        guards.count(f"{prefix}grid", self.grid, at_most=33 - self.size)
 
 
 class Filters(NamedTuple):

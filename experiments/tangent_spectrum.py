@@ -34,15 +34,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts, store
+from experiments import bounds, facts, store
+from experiments.bounds import Integer, Positive, Seed, check_photographs
 from experiments.vgg import enlarged
-from lazynet import datasets, empirical, linalg, zoo
+from lazynet import datasets, empirical, guards, linalg, zoo
 from lazynet.model import Model
 from lazynet.records import Data
 
@@ -54,7 +55,14 @@ CLASSES = 10
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which photographs, and what figures and tables call them."""
+    """Which photographs, and what figures and tables call them.
+
+    Attributes:
+        name: Data set; CIFAR-10 needs its folder.
+        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
+        download: Whether to fetch CIFAR-10 into its folder.
+        label: What figures and tables call the data, None for its name.
+    """
 
     name: Literal["digits", "cifar10"] = "cifar10"
     root: str | None = None
@@ -69,15 +77,30 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Images, width of the network as a factor of VGG-11's, orders of the labels, memory and precision."""
+    """Images, width of the network as a factor of VGG-11's, orders of the labels, memory and precision.
+
+    Attributes:
+        data: Photographs.
+        n: Number of images.
+        width: Factor of the channels of VGG-11.
+        shuffles: Random orders of the labels.
+        seed: Of weights, random images and orders.
+        memory_gib: Memory of a tile of the kernel, in GiB.
+        precision: Of the computation.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
-    n: int = 495
-    width: float = 0.25
-    shuffles: int = 100
-    seed: int = 0
-    memory_gib: float = 2.0
+    n: Annotated[int, Integer(20)] = 495
+    width: Positive = 0.25
+    shuffles: Annotated[int, Integer(2)] = 100
+    seed: Seed = 0
+    memory_gib: Positive = 2.0
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses more images than there are."""
+        check_photographs(self.data, f"{prefix}data.")
+        guards.count(f"{prefix}n", self.n, at_most=1796 if self.data.name == "digits" else 50_000)
 
 
 PRESETS = {
@@ -89,7 +112,7 @@ PRESETS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes and decomposes the kernels that are not stored yet, draws the figure and returns the facts."""
-    _check(config)
+    bounds.check(config)
     sets, cells = load_images(config), {}
     model, params = network(config)
     for name in IMAGES:
@@ -158,13 +181,6 @@ def label_columns(config: Config, y: np.ndarray) -> np.ndarray:
     return np.stack([y.ravel(), *(y[np.asarray(order)].ravel() for order in orders)], axis=1)
 
 
-def _check(config: Config) -> None:
-    if config.n < 2 * CLASSES or config.shuffles < 2:
-        raise ValueError(f"n={config.n}, shuffles={config.shuffles}: expected n >= {2 * CLASSES} and shuffles >= 2.")
-    if not (config.width > 0 and config.memory_gib > 0):
-        raise ValueError(f"width={config.width}, memory_gib={config.memory_gib}: expected positive numbers.")
-
-
 def _photographs(config: Config) -> Data:
     """Images `[n, 32, 32, 3]` in [0, 1]; digits are enlarged to this size, each color the same."""
     if config.data.name == "cifar10":
@@ -202,9 +218,9 @@ def _facts(cells):
     yield facts.within("decay_behind_constants/over_random", _decay(photographs) / _decay(random), at_least=1.2)
     whole = photographs["rank"] / random["rank"]
     yield facts.within("effective_rank/over_random", whole, at_least=1.0)
-    for name, bounds in {"photographs": {"at_least": 2.0}, "random": {"at_least": -3.0, "at_most": 3.0}}.items():
+    for name, limits in {"photographs": {"at_least": 2.0}, "random": {"at_least": -3.0, "at_most": 3.0}}.items():
         own, mean, deviation = _label_energy(cells[name])
-        yield facts.within(f"label_energy_in_deviations/{name}", (own - mean) / deviation, **bounds)
+        yield facts.within(f"label_energy_in_deviations/{name}", (own - mean) / deviation, **limits)
 
 
 def _decay(cell) -> float:

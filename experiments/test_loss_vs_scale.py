@@ -17,13 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts, panels, store
+from experiments import bounds, facts, panels, store
+from experiments.bounds import Count, Even, Positive, Values
 from experiments.progress import over_devices
 from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_normal, draw_teacher, measure
 
@@ -37,16 +38,28 @@ SCALES = tuple(float(f"{10.0**exponent:.4g}") for exponent in np.arange(-22, 11)
 
 @dataclass(frozen=True)
 class Config:
-    """Scales, trials, sizes and training."""
+    """Scales, trials, sizes and training.
 
-    taus: tuple[float, ...] = SCALES
-    trials: int = 10
-    d: int = 100
-    n: int = 1000
-    width: int = 50
-    teacher: int = 3
-    steps: int = 10_000
-    looks: int = 100
+    Attributes:
+        taus: Standard deviations of the first weights.
+        trials: Number of draws.
+        d: Dimension of the inputs.
+        n: Training examples, and test examples.
+        width: Hidden units of the student, half of them doubled.
+        teacher: Hidden units of the teacher.
+        steps: Steps of gradient descent.
+        looks: Times at which the test loss is looked at.
+        precision: Of the computation.
+    """
+
+    taus: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = SCALES
+    trials: Count = 10
+    d: Count = 100
+    n: Count = 1000
+    width: Even = 50
+    teacher: Count = 3
+    steps: Count = 10_000
+    looks: Count = 100
     precision: Literal["float32", "float64"] = "float32"
 
 
@@ -55,7 +68,7 @@ PRESETS = {"smoke": Config(taus=(0.01, 1.0, 10.0), trials=3), "laptop": Config()
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    _check(config)
+    bounds.check(config)
     cells = [(trial, tau) for trial in range(config.trials) for tau in config.taus]
     results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
@@ -78,14 +91,6 @@ def show(summary: dict[str, Any], console) -> None:
         table.add_row(tau, *cells, f"{100 * summary[f'stability/tau={tau}']:.2f}", f"{summary[f'drift/tau={tau}']:.2g}")
     console.print(table)
     facts.show(summary, console, f"test loss against scale, mean of {summary['trials']} trials")
-
-
-def _check(config) -> None:
-    facts.check_sweeps(config, "taus")
-    if config.width % 2 or config.trials < 1:
-        raise ValueError(
-            f"width={config.width}, trials={config.trials}: expected an even width and at least one trial."
-        )
 
 
 def _stored(config, folder, cell) -> dict[str, np.ndarray]:

@@ -17,13 +17,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts, panels, store
+from experiments import bounds, facts, panels, store
+from experiments.bounds import Count, Values
 from experiments.progress import over_devices
 from experiments.students import Student, Weights, descend, draw_examples, draw_normal, draw_teacher, measure
 
@@ -42,14 +43,38 @@ MEASURES = ("test_loss", "train_loss", "stability", "drift")
 
 @dataclass(frozen=True)
 class Config:
-    """Widths, trials, sizes and training."""
+    """Widths, trials, sizes and training.
 
-    widths: tuple[int, ...] = (2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 512)
-    trials: int = 10
-    d: int = 100
-    n: int = 1000
-    teacher: int = 3
-    steps: int = 25_000
+    Attributes:
+        widths: Hidden units of the students.
+        trials: Number of draws.
+        d: Dimension of the inputs.
+        n: Training examples, and test examples.
+        teacher: Hidden units of the teacher.
+        steps: Steps of gradient descent.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (
+        2,
+        3,
+        4,
+        6,
+        8,
+        12,
+        16,
+        24,
+        32,
+        64,
+        128,
+        256,
+        512,
+    )
+    trials: Count = 10
+    d: Count = 100
+    n: Count = 1000
+    teacher: Count = 3
+    steps: Count = 25_000
     precision: Literal["float32", "float64"] = "float32"
 
 
@@ -58,9 +83,7 @@ PRESETS = {"smoke": Config(widths=(8, 64), trials=2, steps=5_000), "laptop": Con
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    facts.check_sweeps(config, "widths")
-    if config.trials < 1:
-        raise ValueError(f"trials={config.trials}, expected at least 1.")
+    bounds.check(config)
     cells = [(trial, width) for width in reversed(config.widths) for trial in range(config.trials)]
     results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {

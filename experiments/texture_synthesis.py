@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts
+from experiments import bounds, facts
+from experiments.bounds import Count, Integer, Seed, Values
+from lazynet import guards
 from lazynet.scattering import filter_bank, scattering_moments
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -29,15 +31,29 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Textures, their side in pixels, the scale of the moments and the number of steps."""
+    """Textures, their side in pixels, the scale of the moments and the number of steps.
 
-    textures: tuple[Literal["strokes", "discs", "waves"], ...] = ("strokes", "discs", "waves")
-    size: int = 128
-    J: int = 5
-    L: int = 8
-    steps: int = 200
-    seed: int = 0
+    Attributes:
+        textures: What is synthesized.
+        size: Side of the textures in pixels.
+        J: Scale 2^J of the moments.
+        L: Orientations.
+        steps: Steps of the synthesis.
+        seed: Of the first image.
+        precision: Of the computation.
+    """
+
+    textures: Annotated[tuple[Literal["strokes", "discs", "waves"], ...], Values()] = ("strokes", "discs", "waves")
+    size: Annotated[int, Integer(8)] = 128
+    J: Count = 5
+    L: Count = 8
+    steps: Count = 200
+    seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses scales that are larger than the textures."""
+        guards.count(f"{prefix}J", self.J, at_most=self.size.bit_length() - 1, fix="2^J is at most the size")
 
 
 PRESETS = {
@@ -53,6 +69,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
+    bounds.check(config)
     measured = {}
     for name in track(config.textures, "textures", console=console, transient=True, disable=not console.is_terminal):
         source = texture(name, config.size)

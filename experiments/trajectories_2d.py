@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import facts
+from experiments import bounds, facts
+from experiments.bounds import Count, Even, Positive, Seed, Values
 from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_teacher, measure, on_sphere
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -28,17 +29,30 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Scales and training."""
+    """Scales and training.
 
-    taus: tuple[float, float] = (0.1, 2.0)
-    width: int = 16
-    teacher: int = 3
-    n_train: int = 15
-    n_test: int = 20
-    steps: int = 100_000
-    step_size: float = 0.005
-    iterates: int = 100
-    seed: int = 1
+    Attributes:
+        taus: Standard deviations of the first weights of both students, the smaller first.
+        width: Hidden units of the students, half of them doubled.
+        teacher: Hidden units of the teacher.
+        n_train: Training examples.
+        n_test: Test examples.
+        steps: Steps of gradient descent.
+        step_size: Of gradient descent.
+        iterates: Positions that are drawn.
+        seed: Of the draw.
+        precision: Of the computation.
+    """
+
+    taus: Annotated[tuple[Positive, Positive], Values(2, increasing=True)] = (0.1, 2.0)
+    width: Even = 16
+    teacher: Count = 3
+    n_train: Count = 15
+    n_test: Count = 20
+    steps: Count = 100_000
+    step_size: Positive = 0.005
+    iterates: Count = 100
+    seed: Seed = 1
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -50,8 +64,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains both students, draws their neurons and returns the facts."""
     from experiments.store import save_arrays
 
-    if config.width % 2 or not 0 < config.taus[0] < config.taus[1]:
-        raise ValueError(f"width={config.width}, taus={config.taus}: expected an even width and 0 < taus[0] < taus[1].")
+    bounds.check(config)
     with console.status("two students"):
         case = _case(config)
         paths = {tau: _train(config, case, tau) for tau in config.taus}

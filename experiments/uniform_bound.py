@@ -31,7 +31,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,8 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import lazynet as ln
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Positive, Values
 from experiments.flows import descent_direction, integrate
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -48,23 +49,42 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of both problems, the scales, and the horizon in units of the slowest time 1 / sigma^2."""
+    """Sizes of both problems, the scales, and the horizon in units of the slowest time 1 / sigma^2.
 
-    widths: tuple[int, ...] = (100, 1000, 10_000)
-    seeds: int = 5
-    inputs: int = 10
-    examples: int = 8
-    multiples: tuple[float, ...] = (1.0, 10.0)
-    alphas: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
-    control: float = 0.01
-    horizon: float = 12.0
-    steps: int = 400
-    few_units: int = 1
-    few_inputs: int = 3
-    many_examples: int = 30
-    many_alphas: tuple[float, ...] = (10.0, 100.0, 1000.0)
-    many_horizon: float = 25.0
-    many_steps: int = 1000
+    Attributes:
+        widths: Numbers of weights of the first problem.
+        seeds: Number of draws.
+        inputs: Dimension of the inputs.
+        examples: Training examples of the first problem.
+        multiples: Scales over the smallest one of the theorem.
+        alphas: Scales of the fitted slopes.
+        control: Scale at which the bound does not hold.
+        horizon: In units of the slowest time.
+        steps: Steps of the integration.
+        few_units: Hidden units of the second problem.
+        few_inputs: Dimension of its inputs.
+        many_examples: Its training examples.
+        many_alphas: Its scales.
+        many_horizon: Its horizon.
+        many_steps: Its steps.
+        precision: Of the computation.
+    """
+
+    widths: Annotated[tuple[Count, ...], Values(1, increasing=True)] = (100, 1000, 10_000)
+    seeds: Count = 5
+    inputs: Count = 10
+    examples: Count = 8
+    multiples: Annotated[tuple[Positive, ...], Values(1, increasing=True)] = (1.0, 10.0)
+    alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (10.0, 30.0, 100.0, 300.0)
+    control: Positive = 0.01
+    horizon: Positive = 12.0
+    steps: Count = 400
+    few_units: Count = 1
+    few_inputs: Count = 3
+    many_examples: Count = 30
+    many_alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (10.0, 100.0, 1000.0)
+    many_horizon: Positive = 25.0
+    many_steps: Count = 1000
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -103,7 +123,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "alphas", "many_alphas")
+    bounds.check(config)
     collected, curves, summary = [], {}, {"seeds": config.seeds}
     for width in track(config.widths, "many weights", console=console, transient=True, disable=not console.is_terminal):
         problem, constants = _draw_problem(config, width, config.inputs, config.examples)

@@ -20,6 +20,7 @@ import numpy as np
 
 import lazynet as ln
 from experiments import store
+from experiments.bounds import Count, Momentum, NonNegative, Positive
 from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed
 from lazynet import datasets, initializers, trees, zoo
 from lazynet.records import Data
@@ -45,16 +46,27 @@ SIDE = 32
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """SGD with momentum and the learning rate eta0 / (1 + decay * epoch), eta0 as the reference code counts it."""
+    """SGD with momentum and the learning rate eta0 / (1 + decay * epoch), eta0 as the reference code counts it.
 
-    eta0: float = 1.0
-    decay: float = 1 / 3
-    momentum: float = 0.9
-    batch_size: int = 128
-    epochs: int = 15
+    Attributes:
+        eta0: First learning rate, as the reference code counts it.
+        decay: By which an epoch divides the learning rate further.
+        momentum: Heavy-ball momentum.
+        batch_size: Examples of a step.
+        epochs: Passes over the training images.
+        augment: Whether images are cropped and flipped at random.
+        loss: What is trained.
+        records: Points of the curves after the start.
+    """
+
+    eta0: Positive = 1.0
+    decay: NonNegative = 1 / 3
+    momentum: Momentum = 0.9
+    batch_size: Count = 128
+    epochs: Count = 15
     augment: bool = False
     loss: Literal["mse", "cross_entropy"] = "mse"
-    records: int = 5
+    records: Count = 5
 
 
 SMOKE_TRAIN = TrainConfig(eta0=0.3, batch_size=50, epochs=15, records=2)

@@ -28,36 +28,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import facts, panels
+from experiments import bounds, facts, panels
+from experiments.bounds import Count, Positive, Values
 from experiments.flows import descent_direction
+from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Widths and draws of the three parts, and the problem."""
+    """Widths and draws of the three parts, and the problem.
 
-    depths: tuple[int, ...] = (1, 2, 3)
-    widths: tuple[int, ...] = (32, 64, 128, 256, 512, 1024)
-    seeds: int = 30
-    inputs: int = 8
-    examples: int = 12
-    training_widths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    training_seeds: int = 8
-    learning_rate: float = 1.0
-    steps: int = 100
-    output_widths: tuple[int, ...] = (8, 16, 32, 64, 128)
-    networks: int = 40_000
-    outputs: int = 16
+    Attributes:
+        depths: Hidden layers of the kernels.
+        widths: Widths of the kernels.
+        seeds: Draws of the kernels.
+        inputs: Dimension of the inputs.
+        examples: Training examples.
+        training_widths: Widths of the trained networks.
+        training_seeds: Draws of the trained networks.
+        learning_rate: Of gradient descent.
+        steps: Steps of gradient descent.
+        output_widths: Widths whose outputs are compared with a Gaussian.
+        networks: Networks whose outputs are drawn.
+        outputs: Outputs of each.
+        precision: Of the computation.
+    """
+
+    depths: Annotated[tuple[Count, ...], Values(1, increasing=True)] = (1, 2, 3)
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (32, 64, 128, 256, 512, 1024)
+    seeds: Count = 30
+    inputs: Count = 8
+    examples: Count = 12
+    training_widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (32, 64, 128, 256, 512)
+    training_seeds: Count = 8
+    learning_rate: Positive = 1.0
+    steps: Count = 100
+    output_widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (8, 16, 32, 64, 128)
+    networks: Count = 40_000
+    outputs: Count = 16
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses fewer networks than are drawn at a time."""
+        guards.count(f"{prefix}networks", self.networks, at_least=CHUNK)
 
 
 PRESETS = {
@@ -81,9 +103,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures the three parts, draws the figure and returns the facts."""
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "widths", "training_widths", "output_widths")
-    if config.networks < CHUNK:
-        raise ValueError(f"networks={config.networks}, expected at least {CHUNK}.")
+    bounds.check(config)
     with console.status("empirical kernels"):
         errors = kernel_errors(config)
     with console.status("training"):

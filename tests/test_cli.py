@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as cli
-from experiments import store, trajectories_2d
+from experiments import lazy_vs_standard, store, trajectories_2d
+from experiments.config import preset
+from experiments.fields import fields_of, written
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = cli.experiment_names()
@@ -132,6 +134,46 @@ def test_showing_a_run_prints_its_table_and_paths_and_opens_nothing(monkeypatch,
     assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_the_help_of_an_experiment_lists_its_fields_with_meaning_type_and_value(command, monkeypatch, capsys, wide):
+    assert _main(monkeypatch, command, "lazy_vs_standard", "--preset", "smoke", "--help") == 0
+    printed = capsys.readouterr().out
+    for path, _, value, meaning in fields_of(lazy_vs_standard.PRESETS["smoke"]):
+        assert f"{path}={written(value)}" in printed and meaning in printed
+    assert "alphas=1,10,100,inf" in printed and "number > 0, or inf; at least 1, all different" in printed
+    assert "--quiet" in printed or command == "sweep"
+
+
+def test_what_the_help_shows_as_values_is_what_set_takes():
+    config = lazy_vs_standard.PRESETS["laptop/cifar10"]
+    items = [f"{path}={written(value)}" for path, _, value, _ in fields_of(config)]
+    assert preset(lazy_vs_standard.PRESETS, "laptop", items) == config
+
+
+def _compared(monkeypatch, tmp_path, *words) -> int:
+    monkeypatch.setattr(trajectories_2d, "run", lambda *arguments: {"loss/tau=1": 1.0, "loss/tau=2": 2.0})
+    for seed in (1, 2):
+        cli.run("trajectories_2d", "smoke", (f"seed={seed}",), tmp_path / "runs", True)
+    return _main(monkeypatch, "compare", *sorted((tmp_path / "runs").iterdir()), *words)
+
+
+@pytest.mark.parametrize("out", ["deep/figure.pdf", "plain", "folder/"])
+def test_runs_are_compared_into_the_file_or_folder_that_out_names(out, monkeypatch, capsys, tmp_path, wide):
+    (tmp_path / "folder").mkdir()
+    assert _compared(monkeypatch, tmp_path, "--out", tmp_path / out) == 0
+    path = tmp_path / (out if out != "folder/" else "folder/compare.png")
+    assert path.stat().st_size > 1000 and f"figure   {path}" in capsys.readouterr().out
+
+
+def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(monkeypatch, tmp_path, wide):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    _computes(monkeypatch, SUMMARY)
+    assert _main(monkeypatch, "run", "trajectories_2d", "--preset", "smoke", "--out=~/x") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"] and len(list((tmp_path / "home/x").iterdir())) == 1
+    assert _compared(monkeypatch, tmp_path, "--out=~/figure.png") == 0 and (tmp_path / "home/figure.png").exists()
+
+
 # Exit statuses ----------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +192,12 @@ def _said(capsys) -> str:
         (["run", "trajectories_2d", "--out", "/proc/nothing"], "cannot be written"),
         (["show", "nowhere"], "not the folder of a finished run"),
         (["compare", "nowhere"], "not the folder of a finished run"),
+        (["compare"], "compare got 0 run(s), expected at least two"),
+        (["show", __file__], "not the folder of a finished run"),
+        (["sweep", "trajectories_2d"], "expected each field once"),
+        (["run", "trajectories_2d", "--set", "taus=1,abc"], "--set taus=1,abc: 'abc' is not a float"),
+        (["run", "trajectories_2d", "--set", "steps=0"], "steps got 0, expected an integer >= 1"),
+        (["sweep", "trajectories_2d", "--over", "steps=1,0"], "steps got 0"),
         (["sweep", "trajectories_2d", "--over", "seeds"], "expected field=value1,value2"),
     ],
 )

@@ -106,9 +106,9 @@ def test_the_ridge_of_a_regression_comes_from_the_training_images_alone():
     [
         ("images", {"sizes": (40, 10)}, "images.sizes"),
         ("images", {"sizes": (1, 10)}, "images.sizes"),
-        ("images", {"depth": 1}, "images.depth=1"),
-        ("tables", {"outer": 1}, "outer=1"),
-        ("tables", {"depth": 0}, "tables.depth=0"),
+        ("images", {"depth": 1}, "images.depth got 1"),
+        ("tables", {"outer": 1}, "tables.outer got 1"),
+        ("tables", {"depth": 0}, "tables.depth got 0"),
     ],
 )
 def test_configurations_that_cannot_run_are_refused(part, change, words, tmp_path):

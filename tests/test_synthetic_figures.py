@@ -170,10 +170,10 @@ def test_the_steps_on_fresh_samples_are_those_of_the_weights():
 @pytest.mark.parametrize(
     ("module", "change", "words"),
     [
-        (test_loss_vs_scale, {"width": 7}, "width=7"),
+        (test_loss_vs_scale, {"width": 7}, "width got 7"),
         (test_loss_vs_scale, {"taus": (1.0, 0.1)}, "taus"),
-        (test_loss_vs_width, {"trials": 0}, "trials=0"),
-        (population_sgd, {"last": 100}, "last=100"),
+        (test_loss_vs_width, {"trials": 0}, "trials got 0"),
+        (population_sgd, {"last": 100}, "last got 100"),
         (trajectories_2d, {"taus": (2.0, 0.1)}, "taus"),
     ],
 )

@@ -112,7 +112,7 @@ def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_de
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"n": 5}, "n=5"), ({"shuffles": 1}, "shuffles=1"), ({"width": 0.0}, "width=0.0")]
+    ("change", "words"), [({"n": 5}, "n got 5"), ({"shuffles": 1}, "shuffles got 1"), ({"width": 0.0}, "width got 0.0")]
 )
 def test_configurations_that_cannot_run_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):

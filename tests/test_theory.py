@@ -82,10 +82,10 @@ def test_a_fact_that_cannot_fail_is_refused():
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("alpha_rates", {"alphas": (10.0,)}, "alphas=.*at least two"),
-        ("crossover", {"scales": (10.0, 1.0)}, "scales=.*increasing"),
-        ("kappa_width", {"seeds": 0}, "seeds=0"),
-        ("width_convergence", {"networks": 10}, "networks=10"),
+        ("alpha_rates", {"alphas": (10.0,)}, "alphas got .*at least 2"),
+        ("crossover", {"scales": (10.0, 1.0)}, "scales got .*increasing"),
+        ("kappa_width", {"seeds": 0}, "seeds got 0"),
+        ("width_convergence", {"networks": 10}, "networks got 10"),
     ],
 )
 def test_a_configuration_without_a_slope_is_refused_before_anything_is_computed(name, change, message, tmp_path):

@@ -25,32 +25,62 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from experiments import bounds
+from experiments.bounds import Positive, Scale, Seed, Values, check_batch
 from experiments.lazy_vs_standard import DataConfig
 from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
+FLOAT32_UP_TO = 1e4
+"""Largest finite alpha whose displaced weights float32 still tells from the first ones."""
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Factor of the channels of VGG-11, and of the standard deviations of its first weights."""
+    """Factor of the channels of VGG-11, and of the standard deviations of its first weights.
 
-    width: float = 0.125
-    gain: float = 1.0
+    Attributes:
+        width: Factor of the channels.
+        gain: Factor of the standard deviations.
+    """
+
+    width: Positive = 0.125
+    gain: Positive = 1.0
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole experiment; `precision` is that of alphas above 10^4."""
+    """The whole experiment; `precision` is that of alphas above 10^4.
+
+    Attributes:
+        data: Images.
+        network: VGG-11.
+        train: Training.
+        alphas: Scales; inf is the linearized model.
+        seed: Of weights and batches.
+        precision: Of alphas above 10^4; others are computed in float32.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    alphas: tuple[float, ...] = (1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e7, math.inf)
-    seed: int = 0
+    alphas: Annotated[tuple[Scale, ...], Values()] = (1.0, 3.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e7, math.inf)
+    seed: Seed = 0
     precision: Literal["float32", "float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses scales that lose their digits, and batches of more images than there are."""
+        check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
+        lost = [alpha for alpha in self.alphas if FLOAT32_UP_TO < alpha < math.inf]
+        if lost and self.precision == "float32":
+            raise ValueError(
+                f"{prefix}alphas={lost} lose their digits in precision=float32: use float64, or alphas up to "
+                f"{FLOAT32_UP_TO:g}."
+            )
 
 
 _NARROW = NetworkConfig(0.0625)
@@ -81,11 +111,11 @@ COLUMNS = {
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains every alpha that is not stored yet, draws the figure and returns the flat summary."""
     from experiments import facts
-    from experiments.cifar10_alpha_sweep.cells import check, train_cells
+    from experiments.cifar10_alpha_sweep.cells import train_cells
     from experiments.cifar10_alpha_sweep.figure import draw
     from experiments.store import curve_arrays, save_arrays
 
-    check(config)
+    bounds.check(config)
     cells = train_cells(config, folder, console)
     arrays = {
         f"alpha={alpha:g}/{name}": value

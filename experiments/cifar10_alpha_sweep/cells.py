@@ -13,29 +13,16 @@ import numpy as np
 
 import lazynet as ln
 from experiments import vgg
+from experiments.cifar10_alpha_sweep import FLOAT32_UP_TO
 from experiments.progress import advancing, bar
 from experiments.training import batched_outputs, stored_cell
 from lazynet import diagnostics, trees
 from lazynet.records import Data
 
-__all__ = ["FLOAT32_UP_TO", "check", "precision_of", "products_of", "train_cells"]
-
-FLOAT32_UP_TO = 1e4
-"""Largest finite alpha whose displaced weights float32 still tells from the first ones."""
+__all__ = ["precision_of", "products_of", "train_cells"]
 
 BATCH = 500
 """Images whose activations are held at a time."""
-
-
-def check(config) -> None:
-    """Refuses configurations that cannot run, before anything is computed."""
-    if not config.alphas or any(not a > 0 for a in config.alphas) or len(set(config.alphas)) < len(config.alphas):
-        raise ValueError(f"alphas={config.alphas}, expected different scales in (0, inf], for instance 1,10,inf.")
-    lost = [alpha for alpha in config.alphas if FLOAT32_UP_TO < alpha < np.inf]
-    if lost and config.precision == "float32":
-        raise ValueError(
-            f"alphas={lost} lose their digits in precision=float32: use float64, or alphas up to {FLOAT32_UP_TO:g}."
-        )
 
 
 def precision_of(config, alpha: float) -> str:

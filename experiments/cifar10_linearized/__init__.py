@@ -21,40 +21,75 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from experiments import bounds
+from experiments.bounds import Count, Integer, Natural, Positive, Seed, Values, check_batch
 from experiments.lazy_vs_standard import DataConfig
 from experiments.random_features import PatchConfig
 from experiments.scattering_cifar10 import FeatureConfig
 from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
+from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """How many of the images the tangent kernel sees, for pairs of images cost time; 0 leaves the row out."""
+    """How many of the images the tangent kernel sees, for pairs of images cost time; 0 leaves the row out.
 
-    n_train: int = 500
-    n_test: int = 500
-    depth: int = 9
+    Attributes:
+        n_train: Training images of the kernel; 0 leaves the row out.
+        n_test: Its test images.
+        depth: Layers of its network.
+    """
+
+    n_train: Natural = 500
+    n_test: Count = 500
+    depth: Annotated[int, Integer(2)] = 9
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole experiment; ridges are relative to the mean eigenvalue of what they are added to."""
+    """The whole experiment; ridges are relative to the mean eigenvalue of what they are added to.
+
+    Attributes:
+        data: Images.
+        widths: Factors of the channels of VGG-11.
+        kinds: Functions of the network that are trained.
+        gain: Factor of the standard deviations of the first weights.
+        train: Training.
+        scattering: Scattering features.
+        patches: Random patches.
+        kernel: Infinite-width kernel.
+        ridges: Relative to the mean eigenvalue of what they are added to.
+        seed: Of weights, batches and patches.
+        precision: Of the computation.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
-    widths: tuple[float, ...] = (0.0625, 0.125, 0.25)
-    kinds: tuple[Literal["standard", "gated", "linearized"], ...] = ("standard", "gated", "linearized")
-    gain: float = 1.0
+    widths: Annotated[tuple[Positive, ...], Values()] = (0.0625, 0.125, 0.25)
+    kinds: Annotated[tuple[Literal["standard", "gated", "linearized"], ...], Values()] = (
+        "standard",
+        "gated",
+        "linearized",
+    )
+    gain: Positive = 1.0
     train: TrainConfig = field(default_factory=TrainConfig)
     scattering: FeatureConfig = field(default_factory=FeatureConfig)
     patches: PatchConfig = field(default_factory=PatchConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
-    ridges: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
-    seed: int = 0
+    ridges: Annotated[tuple[Positive, ...], Values(3, increasing=True)] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses batches and kernels of more images than there are."""
+        check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
+        for name in ("n_train", "n_test"):
+            available = getattr(self.data, name)
+            fix = f"those of {prefix}data.{name}"
+            guards.count(f"{prefix}kernel.{name}", getattr(self.kernel, name), at_least=0, at_most=available, fix=fix)
 
 
 _SMOKE = Config(
@@ -88,10 +123,10 @@ TITLES = {"scattering": "scattering, linear", "patches": "random patches, linear
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes every row that is not stored yet, draws the figure and returns the flat summary."""
     from experiments import facts
-    from experiments.cifar10_linearized.cells import check, compute
+    from experiments.cifar10_linearized.cells import compute
     from experiments.cifar10_linearized.figure import draw
 
-    check(config)
+    bounds.check(config)
     rows = compute(config, folder, console)
     summary = summarize(config, rows)
     summary |= facts.summarize(checked_facts(config, summary))

@@ -23,23 +23,10 @@ from lazynet import datasets, flow, zoo
 from lazynet.kernels import analytic_kernel
 from lazynet.records import Data
 
-__all__ = ["check", "compute"]
+__all__ = ["compute"]
 
 Row = dict[str, Any]
 Parts = tuple[Data, Data]
-
-
-def check(config) -> None:
-    """Refuses configurations that cannot run, before anything is computed."""
-    if not config.widths or any(not width > 0 for width in config.widths):
-        raise ValueError(f"widths={config.widths}, expected positive factors of the channels, for instance 0.125,0.25.")
-    if max(config.kernel.n_train - config.data.n_train, config.kernel.n_test - config.data.n_test) > 0:
-        raise ValueError(
-            f"kernel.n_train={config.kernel.n_train}, kernel.n_test={config.kernel.n_test}: expected at most "
-            f"data.n_train={config.data.n_train} and data.n_test={config.data.n_test}."
-        )
-    if len(config.ridges) < 3 or list(config.ridges) != sorted(config.ridges) or not config.ridges[0] > 0:
-        raise ValueError(f"ridges={config.ridges}, expected at least three positive values in increasing order.")
 
 
 def compute(config, folder: Path, console) -> dict[str, Row]:

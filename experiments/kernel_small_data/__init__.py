@@ -22,7 +22,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from experiments import bounds
+from experiments.bounds import Count, Integer, Positive, Seed, Values, check_photographs
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -30,52 +33,97 @@ HOST_DEVICES = True
 """Every core of a CPU is a device of its own: kernels of images run on one core each."""
 
 
+Table = Literal["iris", "wine", "breast_cancer", "digits"]
+Sizes = Annotated[tuple[Annotated[int, Integer(2)], ...], Values(0, increasing=True)]
+
+
 @dataclass(frozen=True)
 class DataConfig:
-    """Which images, and what figures and tables call them."""
+    """Which images, and what figures and tables call them.
+
+    Attributes:
+        name: Data set; CIFAR-10 needs its folder.
+        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
+        download: Whether to fetch CIFAR-10 into its folder.
+        label: What figures and tables call the data, None for its name.
+        whitening_images: Images of the whitening.
+        zca_bias: Added to the eigenvalues of the whitening.
+    """
 
     name: Literal["digits", "cifar10"] = "digits"
     root: str | None = None
     download: bool = False
     label: str | None = None
-    whitening_images: int = 1000
-    zca_bias: float = 1e-3
+    whitening_images: Annotated[int, Integer(2)] = 1000
+    zca_bias: Positive = 1e-3
+
+    def check(self, prefix: str) -> None:
+        """Refuses a folder that is not there."""
+        check_photographs(self, prefix)
 
 
 @dataclass(frozen=True)
 class TablesConfig:
-    """Nested cross-validation on tables."""
+    """Nested cross-validation on tables.
 
-    names: tuple[str, ...] = ("iris", "wine", "breast_cancer", "digits")
-    depth: int = 5
-    outer: int = 5
-    inner: int = 4
-    C: tuple[float, ...] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-    gammas: int = 15
-    trees: int = 100
+    Attributes:
+        names: Tables; none leaves this half out.
+        depth: Hidden layers, at most.
+        outer: Folds of the test.
+        inner: Folds of the choice.
+        C: Inverse ridges of the support vector machines.
+        gammas: Number of scales of the Gaussian kernel.
+        trees: Of the random forest.
+    """
+
+    names: Annotated[tuple[Table, ...], Values(0)] = ("iris", "wine", "breast_cancer", "digits")
+    depth: Count = 5
+    outer: Annotated[int, Integer(2)] = 5
+    inner: Annotated[int, Integer(2)] = 4
+    C: Annotated[tuple[Positive, ...], Values(1, increasing=True)] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+    gammas: Count = 15
+    trees: Count = 100
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Kernels on images; the pooled kernels, which cost a thousand times more, have sizes of their own."""
+    """Kernels on images; the pooled kernels, which cost a thousand times more, have sizes of their own.
 
-    sizes: tuple[int, ...] = (10, 20, 40, 80, 160, 320, 640, 1280)
-    pooled_sizes: tuple[int, ...] = (10, 20, 40, 80, 160, 320, 640, 1280)
-    draws: int = 5
-    pooled_draws: int = 5
-    n_test: int = 400
-    pooled_test: int = 400
-    depth: int = 5
+    Attributes:
+        sizes: Numbers of training images; none leaves this half out.
+        pooled_sizes: Those of the pooled kernels.
+        draws: Training sets of each size.
+        pooled_draws: Those of the pooled kernels.
+        n_test: Test images.
+        pooled_test: Those of the pooled kernels.
+        depth: Layers of the networks.
+    """
+
+    sizes: Sizes = (10, 20, 40, 80, 160, 320, 640, 1280)
+    pooled_sizes: Sizes = (10, 20, 40, 80, 160, 320, 640, 1280)
+    draws: Count = 5
+    pooled_draws: Count = 5
+    n_test: Count = 400
+    pooled_test: Count = 400
+    depth: Annotated[int, Integer(2)] = 5
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole experiment; either half may be left out by empty `tables.names` or `images.sizes`."""
+    """The whole experiment; either half may be left out by empty `tables.names` or `images.sizes`.
+
+    Attributes:
+        data: Images.
+        tables: Tables.
+        images: Images, number and kernels.
+        seed: Of folds and draws.
+        precision: Of the computation.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     tables: TablesConfig = field(default_factory=TablesConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
 
 
@@ -103,11 +151,10 @@ PRESETS = {
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes what is not stored yet, draws the figure and returns the flat summary."""
     from experiments.kernel_small_data.figure import draw
-    from experiments.kernel_small_data.images import check_images, learning_curves
-    from experiments.kernel_small_data.tables import check_tables, compare_on_tables
+    from experiments.kernel_small_data.images import learning_curves
+    from experiments.kernel_small_data.tables import compare_on_tables
 
-    check_tables(config.tables)
-    check_images(config)
+    bounds.check(config)
     summary = compare_on_tables(config, folder, console)
     summary |= learning_curves(config, folder, console)
     draw(config, summary, folder / "figures" / "kernel_small_data.png")

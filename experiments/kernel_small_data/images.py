@@ -14,7 +14,7 @@ from lazynet.kernels import analytic_kernel
 from lazynet.model import Model
 from lazynet.records import Data, Gram
 
-__all__ = ["KERNELS", "RIDGES", "check_images", "learning_curves"]
+__all__ = ["KERNELS", "RIDGES", "learning_curves"]
 
 RIDGES = 10.0 ** np.arange(-5, 1.5, 0.5)
 """Ridges to choose from, relative to the mean of the kernel's diagonal; all above the rounding of float32 kernels."""
@@ -30,20 +30,6 @@ class Case(NamedTuple):
 
 
 KERNELS = ("FC", "CNTK-Flatten", "CNTK-GAP", "Myrtle5 + ZCA")
-
-
-def check_images(config) -> None:
-    """Refuses a configuration that cannot run, before anything is computed."""
-    images = config.images
-    for name in ("sizes", "pooled_sizes"):
-        sizes = getattr(images, name)
-        if sizes and (min(sizes) < 2 or list(sizes) != sorted(set(sizes))):
-            raise ValueError(f"images.{name}={sizes}, expected increasing numbers of at least 2 images.")
-    if images.depth < 2 or min(images.draws, images.pooled_draws) < 1:
-        raise ValueError(
-            f"images.depth={images.depth}, draws={images.draws}, pooled_draws={images.pooled_draws}: expected a depth "
-            "of at least 2 and at least one draw."
-        )
 
 
 def learning_curves(config, folder: Path, console) -> dict[str, Any]:

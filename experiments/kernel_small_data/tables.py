@@ -19,7 +19,7 @@ from lazynet.layers import Dense
 from lazynet.model import Model, freeze, serial
 from lazynet.records import Data
 
-__all__ = ["check_tables", "compare_on_tables", "relu_network"]
+__all__ = ["compare_on_tables", "relu_network"]
 
 METHODS = ("ntk", "nngp", "rbf", "forest")
 
@@ -30,15 +30,6 @@ class Candidate(NamedTuple):
     name: str
     score: Callable[[np.ndarray, np.ndarray], float]
     predict: Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-def check_tables(tables) -> None:
-    """Refuses a configuration that cannot run, before anything is computed."""
-    if tables.depth < 1 or min(tables.outer, tables.inner) < 2:
-        raise ValueError(
-            f"tables.depth={tables.depth}, outer={tables.outer}, inner={tables.inner}: expected a depth of at least 1 "
-            "and at least 2 folds each."
-        )
 
 
 @cache

@@ -20,22 +20,44 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+
+from experiments import bounds
+from experiments.bounds import (
+    Count,
+    Integer,
+    Momentum,
+    NonNegative,
+    Positive,
+    Scale,
+    Values,
+    check_batch,
+    check_photographs,
+)
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which examples, how many of them, and what figures and tables call them."""
+    """Which examples, how many of them, and what figures and tables call them.
+
+    Attributes:
+        name: Data set; CIFAR-10 needs its folder.
+        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
+        download: Whether to fetch CIFAR-10 into its folder.
+        n_train: Training examples.
+        n_test: Test examples.
+        label: What figures and tables call the data, None for its name.
+    """
 
     name: Literal["digits", "cifar10"] = "digits"
     root: str | None = None
     download: bool = False
-    n_train: int = 500
-    n_test: int = 797
+    n_train: Count = 500
+    n_test: Count = 797
     label: str | None = None
 
     @property
@@ -43,46 +65,96 @@ class DataConfig:
         """What figures and tables call the data."""
         return self.label or {"digits": "digits", "cifar10": "CIFAR-10"}[self.name]
 
+    def check(self, prefix: str) -> None:
+        """Refuses more examples than there are, and a folder that is not there."""
+        check_photographs(self, prefix, self.n_train, self.n_test)
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Architecture in the NTK parameterization, with a linear head."""
+    """Architecture in the NTK parameterization, with a linear head.
+
+    Attributes:
+        name: Architecture; cnn and vgg11 need images.
+        widths: Width of each hidden layer, or channels of each convolution.
+        strides: Of each convolution of a cnn.
+        activation: Of the hidden layers.
+        W_std: Standard deviation of the weights times sqrt(fan_in).
+        b_std: Standard deviation of the biases.
+    """
 
     name: Literal["mlp", "cnn", "vgg11"] = "mlp"
-    widths: tuple[int, ...] = (32, 32)
-    strides: tuple[int, ...] = ()
+    widths: Annotated[tuple[Count, ...], Values(different=False)] = (32, 32)
+    strides: Annotated[tuple[Count, ...], Values(0, different=False)] = ()
     activation: Literal["relu", "erf", "gelu"] = "relu"
-    W_std: float = math.sqrt(2.0)
-    b_std: float = 0.1
+    W_std: Positive = math.sqrt(2.0)
+    b_std: NonNegative = 0.1
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Minibatch SGD with momentum; the learning rate is a fraction of the largest stable one of the initial NTK."""
+    """Minibatch SGD with momentum; the learning rate is a fraction of the largest stable one of the initial NTK.
 
-    batch_size: int = 50
-    epochs: int = 100
-    lr_fraction: float = 0.1
-    momentum: float = 0.9
-    records: int = 24
+    Attributes:
+        batch_size: Examples of a step.
+        epochs: Passes over the training examples.
+        lr_fraction: Learning rate over the largest stable one.
+        momentum: Heavy-ball momentum.
+        records: Points of the curves, about.
+    """
+
+    batch_size: Count = 50
+    epochs: Count = 100
+    lr_fraction: Positive = 0.1
+    momentum: Momentum = 0.9
+    records: Annotated[int, Integer(2)] = 24
 
 
 @dataclass(frozen=True)
 class Config:
-    """The whole experiment; the regime follows from alpha and width."""
+    """The whole experiment; the regime follows from alpha and width.
+
+    Attributes:
+        data: Examples.
+        network: Architecture.
+        train: Training.
+        alphas: Scales; inf is the linearized model.
+        seeds: Number of draws of weights and batches.
+        loss: What is trained.
+        center: Whether outputs at the start are subtracted.
+        doubled: Whether the network is the difference of two that start equal.
+        precision: Of the computation.
+        ntk_examples: Test examples of the compared tangent kernels.
+        lr_examples: Training examples that give the largest stable learning rate.
+        kernel_images: Examples of the infinite-width kernel, at most.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    alphas: tuple[float, ...] = (0.1, 1.0, 10.0, 100.0, 1000.0, math.inf)
-    seeds: int = 3
+    alphas: Annotated[tuple[Scale, ...], Values()] = (0.1, 1.0, 10.0, 100.0, 1000.0, math.inf)
+    seeds: Count = 3
     loss: Literal["mse", "cross_entropy"] = "mse"
     center: bool = True
     doubled: bool = False
     precision: Literal["float32", "float64"] = "float64"
-    ntk_examples: int = 100
-    lr_examples: int = 250
-    kernel_images: int = 1000
+    ntk_examples: Count = 100
+    lr_examples: Count = 250
+    kernel_images: Count = 1000
+
+    def check(self, prefix: str) -> None:
+        """Refuses networks that do not fit the data, and batches of more examples than there are."""
+        network = self.network
+        check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
+        if self.data.name == "digits" and network.name != "mlp":
+            raise ValueError(
+                f"{prefix}network.name={network.name} needs images: use --set data.name=cifar10, or network.name=mlp."
+            )
+        if network.name == "cnn" and len(network.strides) != len(network.widths):
+            raise ValueError(
+                f"{prefix}network.strides={network.strides}, expected one stride for each of the widths "
+                f"{network.widths}."
+            )
 
 
 _SMOKE_TRAIN = TrainConfig(epochs=20, records=12)
@@ -127,11 +199,11 @@ PRESETS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains every cell (seed, alpha) that is not stored yet, draws the figures and returns the flat summary."""
-    from experiments.lazy_vs_standard.cells import check, kernel_curve, load_data, train_cells
+    from experiments.lazy_vs_standard.cells import kernel_curve, load_data, train_cells
     from experiments.lazy_vs_standard.figures import draw
     from experiments.store import curve_arrays, save_arrays
 
-    check(config)
+    bounds.check(config)
     train, test = load_data(config)
     cells, rates = train_cells(config, train, test, folder, console)
     clock = max(float(cell["curve"].time[-1]) for cell in cells.values())

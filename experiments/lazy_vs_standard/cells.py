@@ -18,32 +18,9 @@ from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
 from lazynet.losses import as_partial
 from lazynet.records import Data, Trajectory
 
-__all__ = ["check", "kernel_curve", "load_data", "train_cells"]
+__all__ = ["kernel_curve", "load_data", "train_cells"]
 
 ACTIVATIONS = {"relu": ln.Relu, "erf": ln.Erf, "gelu": ln.Gelu}
-
-
-def check(config) -> None:
-    """Refuses configurations that cannot run, before anything is computed."""
-    if (
-        not config.alphas
-        or any(not alpha > 0 for alpha in config.alphas)
-        or len(set(config.alphas)) < len(config.alphas)
-    ):
-        raise ValueError(
-            f"alphas={config.alphas}, expected different scales in (0, inf], for instance alphas=1,10,inf."
-        )
-    if config.seeds < 1:
-        raise ValueError(f"seeds={config.seeds}, expected at least 1.")
-    if config.data.name == "digits" and config.network.name != "mlp":
-        raise ValueError(
-            f"network.name={config.network.name} needs images: use --set data.name=cifar10, or network.name=mlp."
-        )
-    if config.network.name == "cnn" and len(config.network.strides) != len(config.network.widths):
-        raise ValueError(
-            f"network.strides={config.network.strides}, expected one stride for each of the widths "
-            f"{config.network.widths}."
-        )
 
 
 def load_data(config) -> tuple[Data, Data]:

@@ -34,10 +34,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from experiments import bounds
+from experiments.bounds import Count, Integer, NonNegative, Positive, Scale, Values
 from experiments.lazy_vs_standard import DataConfig
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -45,39 +47,90 @@ __all__ = ["PRESETS", "Config", "run", "show"]
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """Scattering transform; `log_offset=0` keeps the coefficients without their logarithm."""
+    """Scattering transform; `log_offset=0` keeps the coefficients without their logarithm.
 
-    J: int = 2
-    L: int = 8
-    max_order: int = 2
-    log_offset: float = 0.01
+    Attributes:
+        J: Scale 2^J of the averages.
+        L: Orientations.
+        max_order: Number of nested moduli.
+        log_offset: Added before the logarithm; 0 takes none.
+    """
+
+    J: Annotated[int, Integer(1, 5)] = 2
+    L: Count = 8
+    max_order: Annotated[int, Integer(1, 2)] = 2
+    log_offset: NonNegative = 0.01
 
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """Perceptrons of one hidden layer in the NTK parameterization, trained by SGD with momentum 0.9."""
+    """Perceptrons of one hidden layer in the NTK parameterization, trained by SGD with momentum 0.9.
 
-    width: int = 512
-    alphas: tuple[float, ...] = (0.01, 0.1, math.inf)
-    batch_size: int = 100
-    epochs: int = 60
-    lr_fraction: float = 0.02
-    lr_examples: int = 1000
+    Attributes:
+        width: Hidden units.
+        alphas: Scales; inf is the linearized model.
+        batch_size: Examples of a step, at most.
+        epochs: Passes over the training images.
+        lr_fraction: Learning rate over the largest stable one.
+        lr_examples: Training examples that give the largest stable learning rate.
+    """
+
+    width: Count = 512
+    alphas: Annotated[tuple[Scale, ...], Values()] = (0.01, 0.1, math.inf)
+    batch_size: Count = 100
+    epochs: Count = 60
+    lr_fraction: Positive = 0.02
+    lr_examples: Count = 1000
 
 
 @dataclass(frozen=True)
 class Config:
-    """The experiment; `draws` are the training sets of each size, and ridges are relative to the mean diagonal."""
+    """The experiment; `draws` are the training sets of each size, and ridges are relative to the mean diagonal.
+
+    Attributes:
+        data: Images.
+        features: Scattering.
+        mlp: Perceptrons.
+        sizes: Numbers of training images.
+        draws: Training sets of each size.
+        all_images: Whether to use all training images too.
+        components: Principal components of the kernel heads.
+        ridges: Relative to the mean diagonal.
+        precision: Of the computation.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     mlp: MlpConfig = field(default_factory=MlpConfig)
-    sizes: tuple[int, ...] = (100, 500, 1000, 5000)
-    draws: tuple[int, ...] = (5, 3, 3, 1)
+    sizes: Annotated[tuple[Annotated[int, Integer(10)], ...], Values()] = (100, 500, 1000, 5000)
+    draws: Annotated[tuple[Count, ...], Values(different=False)] = (5, 3, 3, 1)
     all_images: bool = True
-    components: int = 1000
-    ridges: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0)
+    components: Count = 1000
+    ridges: Annotated[tuple[Positive, ...], Values(3, increasing=True)] = (
+        1e-4,
+        3e-4,
+        1e-3,
+        3e-3,
+        1e-2,
+        3e-2,
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+    )
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses training sets of more images than there are."""
+        if len(self.draws) != len(self.sizes):
+            raise ValueError(
+                f"{prefix}draws={self.draws}, expected a number of draws for each of the sizes {self.sizes}."
+            )
+        if max(self.sizes) > self.data.n_train:
+            raise ValueError(
+                f"{prefix}sizes={self.sizes}, expected between 10 and data.n_train={self.data.n_train} images."
+            )
 
 
 PRESETS = {
@@ -99,9 +152,9 @@ LEFT_OUT = "kernels and perceptrons grow faster than n: of all images, ridge on 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes features and cells that are not stored yet, draws the figure and returns the flat summary."""
-    from experiments.scattering_cifar10.cells import check, compute
+    from experiments.scattering_cifar10.cells import compute
 
-    check(config)
+    bounds.check(config)
     cells = compute(config, folder, console)
     summary = summarize(config, cells)
     from experiments.scattering_cifar10.figures import draw

@@ -18,22 +18,10 @@ from experiments.scattering_cifar10.heads import all_images, head, head_names, p
 from lazynet import datasets
 from lazynet.records import Data
 
-__all__ = ["check", "compute"]
+__all__ = ["compute"]
 
 WIDTH = 32
 """Columns of the descriptions of progress bars."""
-
-
-def check(config) -> None:
-    """Refuses configurations that cannot run, before anything is computed."""
-    if len(config.draws) != len(config.sizes) or min(config.draws, default=0) < 1:
-        raise ValueError(f"draws={config.draws}, expected a number of draws for each of the sizes {config.sizes}.")
-    if max(config.sizes) > config.data.n_train or min(config.sizes) < 10:
-        raise ValueError(f"sizes={config.sizes}, expected between 10 and data.n_train={config.data.n_train} images.")
-    if len(config.ridges) < 3 or list(config.ridges) != sorted(config.ridges) or not config.ridges[0] > 0:
-        raise ValueError(f"ridges={config.ridges}, expected at least three positive values in increasing order.")
-    if any(not alpha > 0 for alpha in config.mlp.alphas):
-        raise ValueError(f"mlp.alphas={config.mlp.alphas}, expected scales in (0, inf].")
 
 
 def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[str, Any]]:

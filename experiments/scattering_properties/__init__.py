@@ -22,29 +22,50 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import facts
+from experiments import bounds, facts
+from experiments.bounds import Count, Integer, Positive, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Image sizes, scales, and the sweeps: shifts in units of 2^J, gradients, amplitudes in pixels, frequencies."""
+    """Image sizes, scales, and the sweeps: shifts in units of 2^J, gradients, amplitudes in pixels, frequencies.
 
-    size: int = 64
-    scales: tuple[int, ...] = (2, 3)
-    offsets: tuple[float, ...] = (1 / 64, 1 / 32, 1 / 16, 1 / 8)
-    gradients: tuple[float, ...] = (0.025, 0.05, 0.1)
-    operator_size: int = 32
-    operator_scales: tuple[int, ...] = (1, 2, 3)
-    amplitudes: tuple[float, ...] = (0.1, 0.2, 0.4)
-    frequencies: tuple[float, ...] = (0.3, 0.6, 1.2, 1.8, 2.4)
-    dilation: float = 0.1
+    Attributes:
+        size: Side of the images in pixels.
+        scales: Scales J.
+        offsets: Shifts in units of 2^J.
+        gradients: Of the deformations.
+        operator_size: Side of the images whose operators are formed.
+        operator_scales: Their scales J.
+        amplitudes: Of the deformations, in pixels.
+        frequencies: Of the dilated atoms.
+        dilation: Of the atoms.
+        precision: Of the computation.
+    """
+
+    size: Annotated[int, Integer(8)] = 64
+    scales: Annotated[tuple[Count, ...], Values(1, increasing=True)] = (2, 3)
+    offsets: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1 / 64, 1 / 32, 1 / 16, 1 / 8)
+    gradients: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.025, 0.05, 0.1)
+    operator_size: Annotated[int, Integer(8)] = 32
+    operator_scales: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (1, 2, 3)
+    amplitudes: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.1, 0.2, 0.4)
+    frequencies: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.3, 0.6, 1.2, 1.8, 2.4)
+    dilation: Positive = 0.1
     precision: Literal["float64"] = "float64"
+
+    def check(self, prefix: str) -> None:
+        """Refuses scales that are larger than the images."""
+        for name in ("", "operator_"):
+            scales, size = getattr(self, f"{name}scales"), getattr(self, f"{name}size")
+            if 2 ** max(scales) > size:
+                raise ValueError(f"{prefix}{name}scales={scales}, expected 2^J at most {prefix}{name}size={size}.")
 
 
 PRESETS = {
@@ -67,7 +88,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     from experiments.scattering_properties.figures import draw
     from experiments.store import save_arrays
 
-    facts.check_sweeps(config, "offsets", "gradients", "amplitudes", "operator_scales", "frequencies")
+    bounds.check(config)
     with console.status("scattering coefficients and operators"):
         measured = measure(config)
     save_arrays(folder / "measured.npz", measured)
