@@ -12,6 +12,7 @@ import numpy as np
 
 import lazynet as ln
 from experiments import store
+from experiments.errors import RunError
 from lazynet.records import Data, Trajectory
 
 __all__ = ["LOSSES", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]
@@ -34,6 +35,9 @@ def checkpointed(
     """`lazynet.train` from `start`, or from the checkpoint if there is one, which is rewritten every few seconds.
 
     `advance(step)` is told of every record. The checkpoint stays: remove it once the result is stored.
+
+    Raises:
+        RunError: If the checkpoint has recorded other metrics than are asked for now.
     """
     saved = [time.monotonic()]
 
@@ -46,7 +50,20 @@ def checkpointed(
     resume = None
     if checkpoint.exists():
         resume = store.load_checkpoint(checkpoint, ln.TrainState(0, 0.0, start, optimizer.init(start)))
+        _check_metrics(checkpoint, resume[1], resume[0].params, settings)
     return ln.train(goal, start, data, optimizer, on_save=on_save, resume=resume, **settings)
+
+
+def _check_metrics(checkpoint: Path, curve: Trajectory, params: Any, settings: dict[str, Any]) -> None:
+    parts = ["train", *(["test"] if settings.get("test") is not None else [])]
+    measure = settings.get("measure") or (lambda params: {})
+    expected = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")} | measure(params).keys()
+    for differing, fix in ((curve.metrics.keys() - expected, "no more"), (expected - curve.metrics.keys(), "now")):
+        if differing:
+            raise RunError(
+                f"{checkpoint} was written by another training: {', '.join(sorted(differing))} is {fix} recorded. "
+                "Delete it to start again, or ask for the same `test` and `measure`."
+            )
 
 
 def cell_arrays(curve: Trajectory, final: dict[str, float], outputs: Any) -> dict[str, Any]:

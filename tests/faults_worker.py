@@ -16,10 +16,12 @@ import sklearn.datasets as sklearn_datasets
 from rich.console import Console
 
 import lazynet as ln
+from experiments import __main__ as command_line
 from experiments import config as configuration
-from experiments import lazy_vs_standard, store
+from experiments import lazy_vs_standard, store, trajectories_2d
 from experiments import training as training_module
 from experiments.training import cell_arrays, checkpointed, stored_cell
+from lazynet import plots
 from lazynet.datasets import Archive, cifar10
 from lazynet.kernels import analytic_kernel
 
@@ -73,6 +75,24 @@ def _run_folder(folder: Path):
     run = store.run_folder("lazy_vs_standard", tiny_config(), folder)
     with store.alone(run):
         yield store.open_run("lazy_vs_standard", tiny_config(), folder)
+
+
+def drawn(folder: Path) -> None:
+    """A run of the command line with two cells and two figures, each drawn slowly."""
+    jax.config.update("jax_enable_x64", True)
+
+    def run(config, place, console):
+        cells = [store.stored_arrays(place / "cells" / f"{i}.npz", lambda i=i: {"x": np.full(9, i)}) for i in range(2)]
+        store.save_arrays(place / "trajectory.npz", {str(i): cell["x"] for i, cell in enumerate(cells)})
+        (place / "figures").mkdir(exist_ok=True)
+        for name, cell in zip("ab", cells, strict=True):
+            plots.save(plots.plot_kernel(np.outer(cell["x"], cell["x"])), place / "figures" / f"{name}.png")
+        return {"sum": float(sum(cell["x"].sum() for cell in cells))}
+
+    trajectories_2d.run = run
+    command_line._set_precision = lambda config: None
+    with contextlib.redirect_stdout(io.StringIO()):
+        command_line.run("trajectories_2d", "smoke", (), folder, True)
 
 
 def tiles(folder: Path) -> None:

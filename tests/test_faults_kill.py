@@ -78,6 +78,21 @@ def test_a_training_killed_at_random_moments_ends_bit_identically(kills, tmp_pat
     _survives(kills, tmp_path, faults_worker.training, result=training_result)
 
 
+def _files_of_the_run(folder: Path):
+    """All files but the time in DONE; what killed processes were writing is not among them."""
+    (run,) = folder.iterdir()
+    store.read_json(run / "DONE")
+    names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    made = {"cells/0.npz", "cells/1.npz", "trajectory.npz", "figures/a.png", "figures/b.png"}
+    assert names == made | {"config.json", "env.json", "summary.json", "DONE"} and not store.damages(run)
+    return {name: (run / name).read_bytes() for name in made} | {"summary": store.read_json(run / "summary.json")}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_moments_while_it_draws_loses_nothing_and_leaves_nothing(kills, tmp_path):
+    _survives(kills, tmp_path, faults_worker.drawn, result=_files_of_the_run)
+
+
 @pytest.mark.slow
 def test_an_experiment_killed_at_random_moments_ends_bit_identically(tmp_path):
     _survives(20, tmp_path, faults_worker.experiment, result=training_result)

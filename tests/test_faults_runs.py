@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lazynet as ln
 from experiments import __main__ as cli
-from experiments import store, streams, students, trajectories_2d
+from experiments import store, streams, students, training, trajectories_2d
+from experiments.errors import RunError
 from lazynet import files, plots
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +136,54 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left on device: '.*kernel\.png'"):
         plots.save(plots.plot_kernel(np.eye(2)), tmp_path / "kernel.png")
     assert not list(tmp_path.iterdir())
+
+
+# Resumption -------------------------------------------------------------------------------------------------------
+
+
+def _trained(path, steps, **settings):
+    """A training with a checkpoint at every record; `steps` are recorded."""
+    data = ln.Data(jnp.linspace(-1.0, 1.0, 12).reshape(12, 1), jnp.ones((12, 1)))
+    start = {"w": jnp.zeros((1, 1))}
+    goal = ln.objective(lambda w, x: x @ w["w"], ln.mse)
+    common = dict(key=jax.random.key(0), save_at=steps, learning_rate=0.1)
+    return training.checkpointed(path, goal, start, data, ln.sgd(), lambda step: None, **common, **settings)
+
+
+DRIFT = {"measure": lambda w: {"drift": jnp.abs(w["w"]).sum()}}
+TEST = {"test": ln.Data(np.ones((3, 1)), np.ones((3, 1)))}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, DRIFT, "drift is now recorded"),
+        (DRIFT, {}, "drift is no more recorded"),
+        ({}, TEST, "test_accuracy, test_loss is now recorded"),
+        (TEST, {}, "test_accuracy, test_loss is no more recorded"),
+        (DRIFT, {"measure": lambda w: {"norm": 1.0}}, "drift is no more recorded"),
+    ],
+)
+def test_a_training_that_records_something_else_does_not_go_on(before, after, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    path = tmp_path / "checkpoint.npz"
+    _trained(path, [0, 2], **before)
+    raw = path.read_bytes()
+    with pytest.raises(RunError, match=rf"checkpoint\.npz was written by another training: {words}"):
+        _trained(path, [0, 2, 4], **after)
+    assert path.read_bytes() == raw
+
+
+def test_a_curve_reloads_with_its_names_in_any_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    path = tmp_path / "checkpoint.npz"
+    whole = _trained(tmp_path / "other.npz", [0, 2, 4], **TEST, **DRIFT)
+    _trained(path, [0, 2], **TEST, **DRIFT)
+    store.save_arrays(path, dict(reversed(store.load_arrays(path).items())))
+    resumed = _trained(path, [0, 2, 4], **TEST, **DRIFT)
+    assert resumed.metrics.keys() == whole.metrics.keys()
+    for name, values in whole.metrics.items():
+        np.testing.assert_array_equal(resumed.metrics[name], values)
 
 
 # Output that nobody reads, or that knows few letters --------------------------------------------------------------
