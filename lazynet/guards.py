@@ -21,6 +21,7 @@ from lazynet.trees import is_traced
 
 __all__ = [
     "array",
+    "concrete",
     "count",
     "data",
     "finite",
@@ -28,6 +29,7 @@ __all__ = [
     "floating",
     "momentum",
     "number",
+    "numbers",
     "rate",
     "real",
     "same_length",
@@ -192,6 +194,9 @@ ADVICE = {
     "Series": "pass x.to_numpy()",
     "MaskedArray": "fill or drop the masked values",
     "Tensor": "pass x.numpy()",
+    "Gram": "pass x.ntk or x.nngp",
+    "Kernels": "pass x.ntk or x.nngp",
+    "Eigen": "pass the matrix itself",
 }
 """What to write instead of values that look like arrays, by the name of their type."""
 
@@ -262,6 +267,49 @@ def vector(name: str, value: Any, *, at_least: int = 1) -> np.ndarray:
     if found.ndim != 1 or len(found) < at_least:
         raise ValueError(_message(name, f"an array of shape {found.shape}", expected, ""))
     return found.astype(np.float64)
+
+
+def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
+    """Real numbers as an array of NumPy, in their own dtype: for what is computed on the host.
+
+    Numbers and nested lists are converted. Complex numbers are refused: a conversion to float64 would drop their
+    imaginary part.
+
+    Raises:
+        TypeError: It is no array of real numbers.
+
+    Example:
+        >>> numbers("time", [0, 1.5]).tolist()
+        [0.0, 1.5]
+    """
+    if isinstance(value, (int, float)) or type(value) in (list, tuple):
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise TypeError(_message(name, "lists of different lengths", "an array of numbers", fix)) from None
+    values = np.asarray(array(name, value, fix))
+    if jnp.issubdtype(values.dtype, jnp.complexfloating):
+        raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers: pass {name}.real, or real inputs.")
+    return values
+
+
+def concrete(name: str, *values: Any) -> None:
+    """Refuses values that a transformation is tracing, for a function that computes on the host.
+
+    Raises:
+        TypeError: A value is traced.
+
+    Example:
+        >>> jax.jit(lambda x: concrete("kernel_regression", x))(1.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        TypeError: kernel_regression got a traced array, expected known values: it computes on the host in float64, ...
+    """
+    if is_traced(values):
+        raise TypeError(
+            f"{name} got a traced array, expected known values: it computes on the host in float64, so call it outside "
+            "of jit, grad and vmap, or write cross @ jnp.linalg.solve(kernel + ridge * jnp.eye(n), y) inside of them."
+        )
 
 
 def floating(name: str, values: Any, fix: str | None = None) -> None:

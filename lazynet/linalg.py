@@ -8,11 +8,13 @@ Results are NumPy arrays on the host.
 Kernels too large for a decomposition are read in blocks of rows (`blocked_product`, `check_symmetric`): they may be
 float32 or memory-mapped, and are never copied as a whole.
 
-Two tolerances, relative to the largest eigenvalue:
+Two tolerances:
 
-- rank: eigenvalues up to `m * eps` of the *input* dtype (m the matrix size) are rounding noise around zero;
-- sign: eigenvalues down to `-NEGATIVE_LIMIT` are rounding noise of the kernel computation and are moved to zero,
-  which gives the nearest positive semi-definite matrix. A more negative one means that the matrix is no kernel.
+- rank: eigenvalues below the rounding that the kernel has (`rank_tolerance`), and which no ridge lifts above it, are
+  noise around zero: inverses leave them out. Every solver takes another tolerance as an argument;
+- sign: eigenvalues down to `-NEGATIVE_LIMIT` times the largest one are rounding noise of the kernel computation and
+  are moved to zero, which gives the nearest positive semi-definite matrix, unless a ridge lifts them. A more negative
+  one means that the matrix is no kernel.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
+from lazynet import guards
 from lazynet.typing import ArrayLike
 
 __all__ = [
@@ -33,13 +36,16 @@ __all__ = [
     "NEGATIVE_LIMIT",
     "Eigen",
     "blocked_product",
-    "check_ridge",
+    "check_digits",
     "check_symmetric",
     "eigh",
     "kernel_matrix",
     "lanczos",
     "largest_eigenvalue",
+    "power_of_two",
     "psd_eigh",
+    "rank_tolerance",
+    "ridge_eigh",
     "ritz_values",
     "solve_psd",
     "symmetric",
@@ -61,7 +67,7 @@ class Eigen(NamedTuple):
     Attributes:
         values: Eigenvalues in ascending order.
         vectors: Orthonormal eigenvectors, one a column.
-        tolerance: Eigenvalues up to this size are indistinguishable from zero.
+        tolerance: Eigenvalues below it are indistinguishable from zero.
 
     Example:
         >>> eigh(np.diag([2.0, 1.0])).values.tolist()
@@ -72,11 +78,40 @@ class Eigen(NamedTuple):
     vectors: Float[np.ndarray, "m m"]
     tolerance: float
 
+    def shifted(self, ridge: float | int) -> Eigen:
+        """The decomposition of `A + ridge I`, none of whose eigenvalues is in doubt if the ridge reaches the tolerance.
+
+        A ridge of twice the most negative eigenvalue makes A definite as it is; below that, A stands for the nearest
+        positive semi-definite matrix.
+        """
+        lifts_all = ridge >= -2 * self.values[0]
+        values = self.values if lifts_all else np.maximum(self.values, 0.0)
+        return Eigen(values + ridge, self.vectors, 0.0 if ridge >= self.tolerance else self.tolerance)
+
     def inverse_values(self, ridge: float | int = 0.0) -> Float[np.ndarray, " m"]:
         """`1 / (lambda + ridge)`, and 0 in null directions: the eigenvalues of the pseudo-inverse."""
-        shifted = self.values + ridge
-        null = shifted <= self.tolerance
-        return np.where(null, 0.0, 1.0 / np.where(null, 1.0, shifted))
+        values, _, tolerance = self.shifted(ridge)
+        null = (values < tolerance) | (values == 0)
+        return np.where(null, 0.0, 1.0 / np.where(null, 1.0, values))
+
+
+def rank_tolerance(matrix: Float[ArrayLike, "m1 m2"], smallest: float | int = 0.0) -> float:
+    """Rounding of a kernel, `max(4 eps max|K| sqrt(m), -2 lambda_min)`, with eps of the dtype it was computed in.
+
+    A symmetric matrix of independent errors of size s has the norm `2 s sqrt(m)`: entries are taken to have lost two
+    units in the last place. Where a kernel has lost more, a negative eigenvalue says so.
+
+    Args:
+        matrix: Symmetric K, in the dtype in which it was computed; integers are exact to float64.
+        smallest: `lambda_min` where it is known.
+
+    Example:
+        >>> bool(rank_tolerance(np.ones((4, 4), np.float32)) == 8 * np.finfo(np.float32).eps)
+        True
+    """
+    array = guards.numbers("matrix", matrix)
+    size = max(float(array.max()), -float(array.min()))
+    return max(4 * _epsilon(array) * size * len(array) ** 0.5, -2 * float(smallest))
 
 
 def kernel_matrix(kernel: Float[ArrayLike, "n1 n2 ..."]) -> Float[np.ndarray, "m1 m2"]:
@@ -95,7 +130,7 @@ def kernel_matrix(kernel: Float[ArrayLike, "n1 n2 ..."]) -> Float[np.ndarray, "m
         >>> kernel_matrix(np.ones((2, 3, 5, 5))).shape
         (10, 15)
     """
-    array = np.asarray(kernel)
+    array = guards.numbers("kernel", kernel)
     if array.ndim == 2:
         return array
     if array.ndim != 4 or array.shape[2] != array.shape[3]:
@@ -137,7 +172,7 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
     Example:
         >>> check_symmetric(np.eye(2))
     """
-    array = np.asarray(matrix)
+    array = guards.numbers("matrix", matrix)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
         raise ValueError(
             f"matrix of shape {array.shape}, expected [m, m] with m >= 1: pass the kernel of one set of "
@@ -187,24 +222,23 @@ def blocked_product(
         >>> blocked_product(np.eye(2, dtype=np.float32), np.ones((2, 3))).tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
-    array = np.asarray(kernel)
+    array = guards.numbers("kernel", kernel)
     blocks = row_blocks(len(array), array.size // max(len(array), 1))
     return np.concatenate([np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks])
 
 
-def eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
+def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
     """Eigendecomposition `A = V diag(lambda) V'` in float64, eigenvalues ascending.
 
     One decomposition serves every time of a kernel flow and every ridge of a regression.
 
     Args:
         matrix: Symmetric A, of any floating-point dtype.
-
-    Returns:
-        Eigenvalues, eigenvectors and the rank tolerance `m eps lambda_max`, eps that of the dtype of A.
+        tolerance: Size below which an eigenvalue counts as zero; None for the rounding of A (`rank_tolerance`).
 
     Raises:
-        ValueError: If A is not square, finite and symmetric.
+        ValueError: If A is not square, finite and symmetric, or the tolerance is negative.
+        TypeError: If A is no array of real numbers.
 
     Example:
         >>> values, vectors, tolerance = eigh(np.array([[2.0, 1.0], [1.0, 2.0]]))
@@ -216,10 +250,10 @@ def eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
         values, vectors = map(np.asarray, jnp.linalg.eigh(jnp.asarray(array)))
     else:
         values, vectors = np.linalg.eigh(array)
-    return Eigen(values, vectors, len(array) * _epsilon(matrix) * float(np.abs(values).max()))
+    return Eigen(values, vectors, checked_tolerance(tolerance, matrix, values[0]))
 
 
-def psd_eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
+def psd_eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
     """`eigh` of a positive semi-definite matrix: slightly negative eigenvalues are moved to zero.
 
     The result is the decomposition of the nearest positive semi-definite matrix, so that no mode of a kernel flow
@@ -227,6 +261,7 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
 
     Args:
         matrix: Symmetric A, of any floating-point dtype.
+        tolerance: Size below which an eigenvalue counts as zero; None for the rounding of A.
 
     Raises:
         ValueError: If A is not square, finite and symmetric, or `lambda_min < -NEGATIVE_LIMIT * lambda_max`.
@@ -235,7 +270,54 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
         >>> psd_eigh(np.diag([1.0, -1e-9])).values.tolist()
         [0.0, 1.0]
     """
-    eigen = eigh(matrix)
+    eigen = eigh(matrix, tolerance=tolerance)
+    _check_sign(eigen)
+    return eigen._replace(values=np.maximum(eigen.values, 0.0))
+
+
+def ridge_eigh(matrix: Float[ArrayLike, "m1 m2"], ridge: float | int, *, tolerance: float | int | None = None) -> Eigen:
+    """`eigh` for inverses of `A + r I` with `r >= ridge`: negative eigenvalues stay, for a large ridge to lift.
+
+    Args:
+        matrix: Symmetric A, of any floating-point dtype.
+        ridge: The smallest ridge with which `inverse_values` will be asked for.
+        tolerance: Size below which an eigenvalue of `A + r I` counts as zero; None for the rounding of A.
+
+    Raises:
+        ValueError: If A is not square, finite and symmetric, is not positive semi-definite and no ridge lifts it, or
+            has half precision and digits too few for the ridge.
+
+    Example:
+        >>> ridge_eigh(np.diag([1.0, -1e-9]), 1.0).inverse_values(1.0).round(6).tolist()
+        [1.0, 0.5]
+    """
+    eigen = eigh(matrix, tolerance=tolerance)
+    if ridge < -2 * eigen.values[0]:
+        _check_sign(eigen)
+    if tolerance is None:
+        check_digits(matrix, eigen, ridge)
+    return eigen
+
+
+def check_digits(matrix: Float[ArrayLike, "m1 m2"], eigen: Eigen, ridge: float | int) -> None:
+    """Refuses to leave out directions of a kernel in half precision: its rounding is a good part of the kernel.
+
+    Raises:
+        ValueError: If the matrix is bfloat16 or float16, and an eigenvalue with the ridge is below the tolerance.
+
+    Example:
+        >>> check_digits(np.eye(2, dtype=np.float16), eigh(np.eye(2, dtype=np.float16)), 0.0)
+    """
+    dtype = guards.numbers("matrix", matrix).dtype
+    is_half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 2
+    if is_half and not eigen.inverse_values(ridge).all():
+        raise ValueError(
+            f"kernel of dtype {dtype} has eigenvalues + ridge = {ridge:g} below its rounding {eigen.tolerance:.3g}, "
+            "expected none: compute the kernel in float32 (x.astype(jnp.float32)), or pass a ridge of the rounding."
+        )
+
+
+def _check_sign(eigen: Eigen) -> None:
     smallest, largest = eigen.values[0], eigen.values[-1]
     if smallest < -NEGATIVE_LIMIT * max(largest, 0.0):
         raise ValueError(
@@ -243,7 +325,6 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"]) -> Eigen:
             f"{largest:.3g}, expected at least -{NEGATIVE_LIMIT:g} lambda_max: compute the kernel in "
             'float64 or with precision="highest", or add a ridge to its diagonal.'
         )
-    return eigen._replace(values=np.maximum(eigen.values, 0.0))
 
 
 def largest_eigenvalue(matrix: Float[ArrayLike, "m1 m2"]) -> float:
@@ -269,7 +350,8 @@ def lanczos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lanczos' tridiagonal matrix `Q' A Q` on the Krylov space of a vector, by one product `v -> A v` a step.
 
-    On the host in float64, orthogonalized twice against all vectors before.
+    On the host in float64, orthogonalized twice against all vectors before. Products are scaled by a power of two
+    close to the first one, which changes no digit: squares of entries beyond 1e154 would overflow.
 
     Args:
         product: `v -> A v`, for symmetric A.
@@ -287,10 +369,12 @@ def lanczos(
     Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
     """
     q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
-    diagonal, beside = np.zeros(steps), np.zeros(steps)
+    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), None
     for i in range(steps):
         basis[i] = q
         q = product(q)
+        scale = power_of_two(np.abs(q).max()) if scale is None else scale
+        q = q / scale
         diagonal[i] = basis[i] @ q
         for _ in range(2):
             q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
@@ -298,7 +382,18 @@ def lanczos(
         if beside[i] == 0:
             break
         q = q / beside[i]
-    return diagonal, beside[:-1]
+    return diagonal * scale, beside[:-1] * scale
+
+
+def power_of_two(size: float) -> float:
+    """The power of two just above a size, and 1 for zero and for what is not finite.
+
+    Example:
+        >>> power_of_two(5.0), power_of_two(0.0)
+        (8.0, 1.0)
+    """
+    is_number = np.isfinite(size) and size > 0
+    return float(np.ldexp(1.0, min(int(np.frexp(size)[1]), 1023))) if is_number else 1.0
 
 
 def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r"]) -> tuple[np.ndarray, np.ndarray]:
@@ -316,26 +411,31 @@ def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r
     """
     if not np.isfinite(diagonal[0]):
         raise ValueError("kernel times a vector is not finite: check the parameters and the inputs.")
-    scale = np.abs(diagonal[np.isfinite(diagonal)]).max()
+    scale = power_of_two(np.abs(diagonal[np.isfinite(diagonal)]).max())
     going_on = np.isfinite(beside) & (np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale)
     length = len(beside) if going_on.all() else int(going_on.argmin())
-    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal[: length + 1], beside[:length])
-    return values, vectors[0] ** 2
+    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal[: length + 1] / scale, beside[:length] / scale)
+    return values * scale, vectors[0] ** 2
 
 
 def solve_psd(
-    matrix: Float[ArrayLike, "m1 m2"], rhs: Float[ArrayLike, "m ..."], *, ridge: float | int
+    matrix: Float[ArrayLike, "m1 m2"],
+    rhs: Float[ArrayLike, "m ..."],
+    *,
+    ridge: float | int,
+    tolerance: float | int | None = None,
 ) -> Float[np.ndarray, "m ..."]:
-    """`(A + ridge I)^{-1} b` in float64: by Cholesky where A + ridge I is definite, else as `psd_eigh` inverts it.
+    """`(A + ridge I)^{-1} b` in float64: by Cholesky where no eigenvalue is in doubt, else as `ridge_eigh` inverts it.
 
-    Cholesky takes about a tenth of the time of an eigendecomposition, which serves every ridge. It is used if its
-    squared pivots stay above rounding; a singular kernel, or one with negative eigenvalues that the ridge does not
-    lift, has the pseudo-inverse of the nearest positive semi-definite matrix instead.
+    Two Cholesky factors take about a fifth of the time of an eigendecomposition, which serves every ridge. The first
+    one proves what `Eigen.inverse_values` asks of the eigenvalues: that a ridge above the tolerance is twice the most
+    negative one, or that a smaller ridge lifts all of them above the tolerance.
 
     Args:
         matrix: Symmetric positive semi-definite A.
         rhs: b, one or several right-hand sides.
         ridge: Added to the diagonal, >= 0, in the units of A.
+        tolerance: Size below which an eigenvalue of `A + ridge I` counts as zero; None for the rounding of A.
 
     Raises:
         ValueError: If A is not square, finite, symmetric and positive semi-definite, the ridge is negative, or b does
@@ -347,36 +447,48 @@ def solve_psd(
         >>> solve_psd(np.ones((2, 2)), np.array([2.0, 2.0]), ridge=0.0).round(12).tolist()
         [1.0, 1.0]
     """
-    check_ridge(ridge)
-    columns = np.asarray(rhs, np.float64)
-    if columns.ndim == 0 or len(columns) != len(matrix):
-        raise ValueError(f"rhs of shape {columns.shape}, expected {len(matrix)} rows like the matrix.")
-    factor = _cholesky(symmetric(matrix), ridge, _epsilon(matrix))
-    if factor is not None:
-        return scipy.linalg.cho_solve((factor, True), columns)
-    eigen = psd_eigh(matrix)
+    ridge = checked_ridge(ridge)
+    array = symmetric(matrix)
+    columns = np.asarray(guards.numbers("rhs", rhs), np.float64)
+    if columns.ndim == 0 or len(columns) != len(array):
+        raise ValueError(f"rhs of shape {columns.shape}, expected {len(array)} rows like the matrix.")
+    rounding = checked_tolerance(tolerance, matrix)
+    if _factor(array, ridge / 2 if ridge >= rounding else ridge - rounding) is not None:
+        return scipy.linalg.cho_solve((_factor(array, ridge), True), columns)
+    eigen = ridge_eigh(matrix, ridge, tolerance=tolerance)
     return eigen.vectors @ (eigen.inverse_values(ridge) * (eigen.vectors.T @ columns).T).T
 
 
-def _cholesky(shifted, ridge, epsilon):
-    """Cholesky factor of the matrix plus ridge, in its place; None if it is not definite above rounding."""
-    shifted[np.diag_indices_from(shifted)] += ridge
-    largest = np.diag(shifted).max()
+def _factor(array, shift):
+    """Lower Cholesky factor of the matrix plus a multiple of the identity, None if that is not definite."""
+    shifted = array.copy()
+    shifted[np.diag_indices_from(shifted)] += shift
     try:
-        factor, _ = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True)
+        return scipy.linalg.cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)[0]
     except scipy.linalg.LinAlgError:
         return None
-    return factor if np.diag(factor).min() ** 2 > len(factor) * epsilon * largest else None
 
 
-def check_ridge(ridge: float | int) -> None:
-    """Refuses a ridge that is negative or not finite.
+def checked_ridge(ridge: float | int, name: str = "ridge") -> float:
+    """A ridge as a float, after refusing one that is negative or not finite.
 
     Example:
-        >>> check_ridge(0.1)
+        >>> checked_ridge(1)
+        1.0
     """
-    if not (np.isfinite(ridge) and ridge >= 0):
-        raise ValueError(f"ridge = {ridge}, expected a finite number >= 0, in the units of the kernel.")
+    return guards.number(name, ridge, at_least=0, fix="it is added to the diagonal, in the units of the kernel")
+
+
+def checked_tolerance(tolerance: float | int | None, matrix: ArrayLike, smallest: float | int = 0.0) -> float:
+    """A tolerance as a float, the rounding of the matrix where it is None.
+
+    Example:
+        >>> checked_tolerance(1, np.eye(2)), checked_tolerance(None, np.eye(2), -1.0)
+        (1.0, 2.0)
+    """
+    if tolerance is None:
+        return rank_tolerance(matrix, smallest)
+    return guards.number("tolerance", tolerance, at_least=0, fix="None takes the rounding of the kernel")
 
 
 def _on_accelerator() -> bool:
@@ -385,5 +497,5 @@ def _on_accelerator() -> bool:
 
 def _epsilon(matrix) -> float:
     """Machine epsilon of the dtype in which the matrix was computed, float64 for integers."""
-    dtype = np.asarray(matrix).dtype
+    dtype = matrix.dtype
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else float(np.finfo(np.float64).eps)

@@ -20,10 +20,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jax.tree_util import Partial
 from jaxtyping import Float
 
-from lazynet.linalg import blocked_product, check_ridge, check_symmetric, kernel_matrix, lanczos, ritz_values
+from lazynet import guards
+from lazynet.linalg import blocked_product, check_symmetric, kernel_matrix, lanczos, power_of_two, ritz_values
 from lazynet.losses import as_partial
 from lazynet.typing import Array, ArrayLike, Key
 
@@ -94,8 +96,8 @@ def top_eigenvalues(
         >>> top_eigenvalues(np.diag([1.0, 5.0, 3.0]), 2, key=jax.random.key(0)).round(9).tolist()
         [5.0, 3.0]
     """
-    steps = 3 * count + 20 if steps is None else steps
-    _check_at_least(1, count=count, steps=steps)
+    count = guards.count("count", count)
+    steps = 3 * count + 20 if steps is None else guards.count("steps", steps)
     operator = _operator(kernel, shape)
     start = np.asarray(jax.random.normal(key, (operator.size,)), np.float64)
     values, _ = _ritz(operator, start, steps)
@@ -123,7 +125,7 @@ def trace(kernel: KernelLike, *, key: Key[Array, ""], shape: Shape | None = None
 
     Source: Meyer, Musco, Musco and Woodruff (2021), Hutch++: optimal stochastic trace estimation.
     """
-    _check_at_least(6, probes=probes)
+    probes = guards.count("probes", probes, at_least=6)
     operator = _operator(kernel, shape)
     if operator.matrix is not None:
         return Estimate(float(np.sum(np.diagonal(operator.matrix), dtype=np.float64)), 0.0)
@@ -170,9 +172,10 @@ def spectral_density(
 
     Source: Lin, Saad and Yang (2016), approximating spectral densities of large matrices.
     """
-    _check_at_least(1, steps=steps, probes=probes, points=points)
-    if not width > 0:
-        raise ValueError(f"width = {width}, expected a positive number of decades.")
+    steps = guards.count("steps", steps)
+    probes = guards.count("probes", probes)
+    points = guards.count("points", points)
+    width = guards.number("width", width, above=0, fix="it counts decades")
     nodes, weights = _quadratures(_operator(kernel, shape), key, steps, probes)
     smallest = nodes[nodes > 1e-15 * nodes.max()].min(initial=nodes.max())
     logarithms = np.log10(np.maximum(nodes, smallest))
@@ -192,8 +195,9 @@ def effective_dimension(
 ) -> Estimate:
     """Effective dimension `tr K (K + ridge I)^{-1}`: how many directions a kernel regression with this ridge fits.
 
-    By stochastic Lanczos quadrature; one run serves all ridges. The smaller the ridge beside the largest eigenvalue,
-    the more steps it takes until the error of the quadrature is below the standard error.
+    By stochastic Lanczos quadrature; one run serves all ridges. Its Gauss rule is an upper bound, the Gauss-Radau rule
+    with a node at zero a lower one: the value is between them, and half their distance is added to the standard error.
+    The smaller the ridge beside the largest eigenvalue, the more steps it takes until that is negligible.
 
     Args:
         kernel: Symmetric positive semi-definite K, an array or a product.
@@ -203,6 +207,9 @@ def effective_dimension(
         steps: Products with K for each vector.
         probes: Number of vectors, at least 2 for a standard error.
 
+    Returns:
+        The value, and its standard error over keys plus the bound of the error of the quadrature.
+
     Raises:
         ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a number is out of
             range.
@@ -211,18 +218,50 @@ def effective_dimension(
         >>> value, error = effective_dimension(np.diag([9.0, 9.0, 0.0]), 1.0, key=jax.random.key(0))
         >>> round(value, 6), round(error, 6)
         (1.8, 0.0)
+
+    Source: Golub and Meurant (2010), Matrices, moments and quadrature, section 6.2, for the bounds.
     """
-    _check_at_least(1, steps=steps)
-    _check_at_least(2, probes=probes)
-    ridges = np.asarray(ridge, np.float64)
+    steps = guards.count("steps", steps)
+    probes = guards.count("probes", probes, at_least=2)
+    ridges = np.asarray(guards.numbers("ridge", ridge), np.float64)
+    if ridges.ndim > 1 or not ridges.size:
+        raise ValueError(f"ridge of shape {ridges.shape}, expected one number or one axis of them, not empty.")
     for value in ridges.ravel():
-        check_ridge(float(value))
-        if value == 0:
-            raise ValueError("ridge = 0, expected a positive one: without it the effective dimension is the rank.")
+        guards.number("ridge", value, above=0, fix="without one the effective dimension is the rank")
     operator = _operator(kernel, shape)
-    nodes, weights = (each[..., None] for each in _quadratures(operator, key, steps, probes))
-    positive = np.maximum(nodes, 0.0)
-    return _mean(operator.size * np.sum(weights * positive / (positive + ridges.ravel()), axis=1), ridges.shape)
+    bounds = []
+    for signs in _signs(key, probes, operator.size).T:
+        rule = _tridiagonal(operator, signs, steps)
+        bounds.append([_fitted(ritz_values(*each), ridges) for each in (rule, _with_node_at_zero(operator, *rule))])
+    upper, lower = operator.size * np.swapaxes(bounds, 0, 1)
+    value, error = _mean((upper + lower) / 2, ridges.shape)
+    gap = np.abs(upper - lower).mean(axis=0).reshape(ridges.shape) / 2
+    return Estimate(value, error + (gap if ridges.ndim else float(gap)))
+
+
+def _fitted(rule, ridges):
+    """`sum_i weights nodes / (nodes + ridge)` of a quadrature rule, for each ridge."""
+    nodes, weights = np.maximum(rule[0], 0.0)[:, None], rule[1][:, None]
+    return np.sum(weights * nodes / (nodes + ridges.ravel()), axis=0)
+
+
+def _with_node_at_zero(operator, diagonal, beside):
+    """Lanczos' matrix with its last entry such that zero, or what is below all Ritz values, is an eigenvalue.
+
+    `a + b^2 e' (T - a)^{-1} e`, T the matrix without its last row and column, b the entry beside. A recursion that has
+    exhausted its space is exact as it is.
+    """
+    values, _ = ritz_values(diagonal, beside)
+    if len(values) < len(diagonal) or len(values) == operator.size:
+        return diagonal, beside
+    node = np.zeros_like(diagonal)
+    node[:-1] = diagonal[:-1]
+    if len(diagonal) > 1:
+        scale = power_of_two(np.abs(diagonal).max())
+        inner, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:-1] / scale, beside[:-1] / scale)
+        lowest = min(0.0, 2 * inner[0]) - np.finfo(np.float64).eps
+        node[-1] = scale * (lowest + (beside[-1] / scale) ** 2 * np.sum(vectors[-1] ** 2 / (inner - lowest)))
+    return node, beside
 
 
 class _Operator(NamedTuple):
@@ -240,6 +279,7 @@ class _Operator(NamedTuple):
 def _operator(kernel, shape) -> _Operator:
     if callable(kernel):
         return _operator_of_product(kernel, shape)
+    guards.concrete("spectra of a kernel", kernel)
     matrix = kernel_matrix(kernel)
     check_symmetric(matrix)
     compiled = Partial(_times, jnp.asarray(matrix)) if isinstance(kernel, jax.Array) else None
@@ -251,9 +291,12 @@ def _operator_of_product(kernel, shape) -> _Operator:
         raise ValueError(
             "kernel is a product without shape, expected that of the vectors it takes, for instance (n, k)."
         )
+    shape = tuple(guards.count("shape", size) for size in ([shape] if isinstance(shape, int) else shape))
 
     def product(v):
-        image = np.asarray(kernel(jnp.asarray(v.reshape(shape), jnp.result_type(float))), np.float64).ravel()
+        image = kernel(jnp.asarray(v.reshape(shape), jnp.result_type(float)))
+        guards.concrete("spectra of a product", image)
+        image = np.asarray(image, np.float64).ravel()
         if image.shape != v.shape or not np.isfinite(image).all():
             raise ValueError(
                 f"kernel times a vector of shape {shape} has {image.size} entries, {np.sum(~np.isfinite(image))} of "
@@ -290,19 +333,32 @@ def _loops_fast(kernel, shape) -> bool:
 
 def _ritz(operator: _Operator, start, steps):
     """Ritz values in ascending order, and their squared overlaps with the start."""
+    return ritz_values(*_tridiagonal(operator, start, steps))
+
+
+def _tridiagonal(operator: _Operator, start, steps):
+    """Lanczos' matrix, its diagonal and the entries beside it."""
     steps = min(steps, operator.size)
     if operator.compiled is None:
-        return ritz_values(*lanczos(operator.product, start, steps))
+        return lanczos(operator.product, start, steps)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         parts = _matfree_tridiagonal(operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps)
-    return ritz_values(*(np.asarray(part, np.float64) for part in parts))
+    diagonal, beside, scale = (np.asarray(part, np.float64) for part in parts)
+    return diagonal * scale, beside * scale
 
 
 @partial(jax.jit, static_argnames="steps")
 def _matfree_tridiagonal(product, start, steps):
+    """Lanczos' matrix of the product divided by a power of two, without which float32 overflows at 1e19."""
     from matfree import decomp
 
-    return decomp.tridiag_sym(steps, materialize=False)(lambda v, f: f(v), start, product).J_small
+    start = start / jnp.linalg.norm(start)
+    first = jnp.max(jnp.abs(product(start)))
+    is_number = jnp.isfinite(first) & (first > 0)
+    scale = jnp.ldexp(jnp.ones_like(first), jnp.frexp(jnp.where(is_number, first, 0.5))[1])
+    iterate = decomp.tridiag_sym(steps, materialize=False)
+    diagonal, beside = iterate(lambda v, f: f(v) / scale, start, product).J_small
+    return diagonal, beside, scale
 
 
 def _quadratures(operator: _Operator, key, steps, probes):
@@ -326,11 +382,7 @@ def _products(operator: _Operator, columns):
 
 def _mean(values, shape=()):
     """Mean over the first axis and its standard error."""
-    parts = values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values))
+    scale = power_of_two(np.abs(values).max())
+    values = values / scale
+    parts = values.mean(axis=0) * scale, values.std(axis=0, ddof=1) / np.sqrt(len(values)) * scale
     return Estimate(*(part.reshape(shape) if shape else float(part.item()) for part in parts))
-
-
-def _check_at_least(least, **numbers):
-    for name, number in numbers.items():
-        if number < least:
-            raise ValueError(f"{name} = {number}, expected at least {least}.")

@@ -132,8 +132,8 @@ def test_weights_keep_the_dtype_of_the_network():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 9, "key": KEY}, "batch_size = 9, expected between 1 and the 8 training examples"),
-        ({"batch_size": 0, "key": KEY}, "batch_size = 0"),
+        ({"batch_size": 9, "key": KEY}, "batch_size got 9, expected an integer from 1 to 8"),
+        ({"batch_size": 0, "key": KEY}, "batch_size got 0"),
         ({"batch_size": 4}, "batch_size = 4 without key"),
     ],
 )

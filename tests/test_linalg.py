@@ -29,9 +29,58 @@ def test_the_decomposition_reproduces_the_matrix_in_float64(dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
-def test_the_rank_tolerance_is_that_of_the_input_dtype(dtype):
-    eigen = linalg.eigh(jnp.diag(jnp.array([4.0, 1.0], dtype)))
-    assert eigen.tolerance == 2 * float(jnp.finfo(dtype).eps) * 4.0
+def test_the_rank_tolerance_is_the_rounding_of_the_input_dtype(dtype):
+    eigen = linalg.eigh(jnp.diag(jnp.array([4.0, 1.0, 1.0, 1.0], dtype)))
+    assert eigen.tolerance == 4 * float(jnp.finfo(dtype).eps) * 4.0 * 2.0
+
+
+def test_a_negative_eigenvalue_tells_of_more_rounding_than_the_dtype():
+    assert linalg.psd_eigh(np.diag([1.0, -1e-4])).tolerance == pytest.approx(2e-4)
+    assert linalg.eigh(np.diag([1.0, -1e-4]), tolerance=0.5).tolerance == 0.5
+
+
+def test_the_rank_tolerance_bounds_the_norm_of_the_rounding_of_a_kernel():
+    for n in (10, 100, 1000):
+        x = np.random.default_rng(n).normal(size=(n, 5))
+        kernel = np.exp(-((x[:, None] - x) ** 2).sum(-1) / 10)
+        rounding = np.linalg.norm(kernel.astype(np.float32) - kernel, 2)
+        assert rounding < linalg.rank_tolerance(kernel.astype(np.float32)) < 300 * rounding
+
+
+@pytest.mark.parametrize("ridge", [0.0, 1e-7, 1e-3, 1.0])
+def test_cholesky_and_eigendecomposition_invert_alike(ridge):
+    x = np.random.default_rng(0).normal(size=(80, 2))
+    smooth = np.exp(-((x[:, None] - x) ** 2).sum(-1) / 2)
+    for matrix in (smooth.astype(np.float32), smooth + np.diag(np.full(80, 0.1)), _psd(80, rank=40)):
+        eigen = linalg.ridge_eigh(matrix, ridge)
+        expected = eigen.vectors @ (eigen.inverse_values(ridge) * (eigen.vectors.T @ np.ones(80)))
+        solved = linalg.solve_psd(matrix, np.ones(80), ridge=ridge)
+        np.testing.assert_allclose(solved, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_ridge_that_lifts_a_negative_eigenvalue_makes_a_plain_solve():
+    matrix = np.diag([1.0, -0.1])
+    np.testing.assert_allclose(linalg.solve_psd(matrix, np.ones(2), ridge=0.3), [1 / 1.3, 1 / 0.2], rtol=1e-12)
+    inverse = linalg.ridge_eigh(matrix, 0.3).inverse_values(0.3)
+    np.testing.assert_allclose(inverse, [1 / 0.2, 1 / 1.3], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_inverted_where_its_digits_do_and_refused_where_not(dtype):
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    kernel = jnp.asarray(np.exp(-((x[:, None] - x) ** 2).sum(-1) / 10), dtype)
+    ridge = linalg.rank_tolerance(kernel)
+    expected = np.linalg.solve(np.asarray(kernel, np.float64) + ridge * np.eye(60), np.ones(60))
+    np.testing.assert_allclose(linalg.solve_psd(kernel, np.ones(60), ridge=ridge), expected, rtol=1e-9)
+    with pytest.raises(ValueError, match=r"below its rounding .*: compute the kernel in float32"):
+        linalg.solve_psd(kernel, np.ones(60), ridge=0.0)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_ritz_values_are_found_at_any_scale(scale):
+    matrix = _psd(6)
+    values, _ = linalg.ritz_values(*linalg.lanczos(lambda v: (matrix * scale) @ v, np.ones(6), 6))
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix) * scale, rtol=1e-9)
 
 
 def test_the_decomposition_is_in_float64_when_x64_is_off():
@@ -144,7 +193,7 @@ def test_a_matrix_that_is_no_kernel_is_refused(matrix):
 
 @pytest.mark.parametrize("ridge", [-1e-3, np.nan, np.inf])
 def test_a_ridge_that_is_not_a_number_from_zero_on_is_refused(ridge):
-    with pytest.raises(ValueError, match=r"ridge = .*, expected a finite number >= 0"):
+    with pytest.raises(ValueError, match=r"ridge got .*, expected a finite number >= 0"):
         linalg.solve_psd(np.eye(2), np.ones(2), ridge=ridge)
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from lazynet.flow.checks import check_finite_kernel, check_kernel, check_targets
-from lazynet.linalg import blocked_product, check_ridge, check_symmetric, kernel_matrix
+from lazynet import guards
+from lazynet.flow.checks import check_finite_kernel, check_kernel, check_targets, targets
+from lazynet.linalg import blocked_product, check_symmetric, checked_ridge, kernel_matrix
 from lazynet.records import Data
 from lazynet.typing import ArrayLike
 
@@ -99,10 +100,16 @@ def conjugate_gradient_regression(
 
     Source: Gardner et al. (2018), GPyTorch, for the pivoted-Cholesky preconditioner (with e = 0).
     """
-    check_ridge(ridge)
-    _check_numbers(rank, rtol, max_iterations)
+    guards.concrete("conjugate_gradient_regression", kernel, targets(data), cross, ridge, diagonal)
+    ridge = checked_ridge(ridge)
+    rank = guards.count("rank", rank, at_least=0)
+    rtol = guards.number("rtol", rtol, above=0, below=1)
+    max_iterations = guards.count("max_iterations", max_iterations)
     y, _ = check_targets(kernel, data.y, None)
-    system, columns = _system(kernel, y, float(ridge), diagonal)
+    if not callable(cross):
+        check_kernel("cross", cross, len(np.atleast_1d(guards.numbers("cross", cross))), *y.shape)
+        check_finite_kernel("cross", cross)
+    system, columns = _system(kernel, y, ridge, diagonal)
     precondition = _preconditioner(system, min(rank, len(columns)))
     solution, iterations, residual = _solve(system, precondition, columns, rtol, max_iterations)
     if not residual <= rtol:
@@ -118,12 +125,13 @@ def conjugate_gradient_regression(
 def _system(kernel, y, ridge, diagonal):
     """The linear system, and the targets as its columns: one for each output, or one of all outputs."""
     if callable(kernel):
-        shape = None if diagonal is None else np.shape(diagonal)
+        shape = None if diagonal is None else guards.numbers("diagonal", diagonal).shape
         if shape not in (y.shape[:1], y.shape):
             raise ValueError(
                 f"diagonal of shape {shape}, expected {y.shape[:1]} for a product that acts on columns, or {y.shape} "
                 "for one that acts on outputs: a product needs the diagonal of its kernel."
             )
+        guards.finite("diagonal", diagonal, "evaluate the kernel at finite parameters and inputs")
         return _system_of_product(kernel, y, ridge, np.asarray(diagonal, np.float64))
     check_symmetric(kernel_matrix(kernel))
     array = np.asarray(kernel)
@@ -142,6 +150,7 @@ def _system_of_product(product, y, ridge, diagonal):
 
     def on_columns(v):
         image = product(jnp.asarray(v.reshape(shape), jnp.result_type(float)))
+        guards.concrete("conjugate_gradient_regression", image)
         return np.asarray(image, np.float64).reshape(v.shape)
 
     def row(i):
@@ -179,7 +188,13 @@ def _preconditioner(system: _System, rank):
 
 
 def _solve(system: _System, precondition, y, rtol, max_iterations):
-    """Solution, iterations and true residual; the iteration starts again where its own residual has drifted off."""
+    """Solution, iterations and true residual; the iteration starts again where its own residual has drifted off.
+
+    Columns are scaled to entries of size 1 and back: squares of targets of size 1e-200 are zero.
+    """
+    scale = np.abs(y).max(axis=0)
+    scale[scale == 0] = 1.0
+    y = y / scale
     size = np.linalg.norm(y, axis=0)
     size[size == 0] = 1.0
     solution, iterations, residual = np.zeros_like(y), 0, y.copy()
@@ -191,7 +206,7 @@ def _solve(system: _System, precondition, y, rtol, max_iterations):
         before, reached = reached, float((np.linalg.norm(residual, axis=0) / size).max())
         if not rtol < reached < before / 2:
             break
-    return solution, iterations, reached
+    return solution * scale, iterations, reached
 
 
 def _iterate(system: _System, precondition, residual, target, max_iterations):
@@ -225,15 +240,5 @@ def _ratio(numerator, denominator, active):
 def _predictions(cross, coefficients, shape):
     if callable(cross):
         return np.asarray(cross(jnp.asarray(coefficients, jnp.result_type(float))), np.float64)
-    check_kernel("cross", cross, np.shape(cross)[0], *shape)
-    check_finite_kernel("cross", cross)
     columns = coefficients if np.ndim(cross) == 2 else coefficients.reshape(-1, 1)
     return blocked_product(cross, columns).reshape(-1, shape[1])
-
-
-def _check_numbers(rank, rtol, max_iterations):
-    if rank < 0 or max_iterations < 1 or not 0 < rtol < 1:
-        raise ValueError(
-            f"rank = {rank}, max_iterations = {max_iterations} and rtol = {rtol}, expected a rank >= 0, at least one "
-            "iteration and a residual between 0 and 1."
-        )

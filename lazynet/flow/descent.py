@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Key, Num
 
-from lazynet.flow.checks import check_batches, check_rates, check_steps, check_targets, decompose, formed
+from lazynet import guards
+from lazynet.flow.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.flow.dynamics import Solution, closed_form, kernel_outputs
 from lazynet.linalg import Eigen, check_symmetric, kernel_matrix
-from lazynet.losses import mse
+from lazynet.losses import check_labels, mse
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
@@ -28,6 +29,7 @@ def solve_descent(
     batch_size: int | None = None,
     key: Key[Array, ""] | None = None,
     f0: Float[ArrayLike, "..."] | None = None,
+    tolerance: float | int | None = None,
 ) -> Solution:
     """Outputs and dual coefficients of gradient descent: `v <- m v + grad_f L(f); a <- a - lr v; f = f0 + Theta a`.
 
@@ -47,25 +49,31 @@ def solve_descent(
         key: Draws the batches as `train` does: epoch e is the permutation of `fold_in(key, e)`, its incomplete last
             batch is dropped.
         f0: Training outputs at step 0, `[n, k]`; zero if left out.
+        tolerance: Size below which an eigenvalue counts as zero for full batches on `mse`; None for zero itself, as
+            finitely many steps amplify no rounding.
 
     Raises:
         ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of range, minibatches
-            have no key, or the kernel is no kernel.
+            have no key, targets are none of the loss, or the kernel is no kernel.
+        TypeError: If an argument is no array of real numbers, or traced.
 
     Example:
         >>> solve_descent(np.eye(1), np.ones((1, 1)), learning_rate=0.5, save_at=[0, 1, 2]).outputs[:, 0, 0].tolist()
         [0.0, 0.5, 0.75]
     """
+    guards.concrete("solve_descent", ntk, y, learning_rate, momentum, save_at, key, f0, tolerance)
     y, f0 = check_targets(ntk, y, f0)
     step = check_steps(save_at)
-    check_rates(learning_rate, momentum)
+    learning_rate = guards.rate(learning_rate)
+    momentum = guards.momentum(momentum)
     batch_size = check_batches(batch_size, key, len(y))
     if loss is mse and batch_size == len(y):
-        eigen, ndim = decompose(ntk, len(y))
+        eigen, ndim = modes(ntk, len(y), step, tolerance)
         weights = _descent_weights(eigen.values, len(y), learning_rate, momentum, step)
         return closed_form(eigen, weights, y, f0, ndim)
     kernel = formed(ntk)
     check_symmetric(kernel_matrix(kernel))
+    check_labels(loss, y)
     coefficients = _simulate(kernel, y, f0, loss, learning_rate, momentum, step, key, batch_size)
     return Solution(kernel_outputs(kernel, coefficients, f0), coefficients)
 

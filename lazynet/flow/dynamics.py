@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Num
 
+from lazynet import guards
 from lazynet.flow.checks import (
     check_finite_kernel,
     check_kernel,
     check_outputs,
     check_targets,
     check_times,
-    decompose,
     formed,
+    modes,
 )
 from lazynet.linalg import Eigen, kernel_matrix, symmetric
-from lazynet.losses import mse
+from lazynet.losses import check_labels, mse
 from lazynet.typing import ArrayLike, LossFn
 
 
@@ -49,6 +50,7 @@ def solve_flow(
     f0: Float[ArrayLike, "..."] | None = None,
     friction: float | int | None = None,
     rtol: float = 1e-11,
+    tolerance: float | int | None = None,
 ) -> Solution:
     """Outputs and dual coefficients of the kernel gradient flow: `f = f0 + Theta a`, `da/dt = -grad_f L(f)`.
 
@@ -67,9 +69,13 @@ def solve_flow(
         f0: Training outputs at time 0, `[n, k]`; zero if left out.
         friction: gamma > 0 replaces the flow by that of the heavy ball, `a'' = -grad_f L - gamma a'`, `a'(0) = 0`.
         rtol: Relative error allowed in a step of the integration, at least 1e-5 in float32; closed forms ignore it.
+        tolerance: Size below which an eigenvalue counts as zero, in closed forms; None for the rounding of the kernel
+            at infinite time, and nothing before.
 
     Raises:
-        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, or rtol is not in (0, 1).
+        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, a number is out of range, or
+            targets are none of the loss.
+        TypeError: If an argument is no array of real numbers, or traced.
         RuntimeError: If the integration needs more than a million steps.
 
     Example:
@@ -77,11 +83,15 @@ def solve_flow(
         >>> solution.coefficients.round(6)[:, :, 0].tolist()
         [[0.0, 0.0], [0.864665, 2.0]]
     """
+    guards.concrete("solve_flow", ntk, y, time, f0, friction, tolerance)
     y, f0 = check_targets(ntk, y, f0)
     time = check_times(time)
+    if friction is not None:
+        friction = guards.number("friction", friction, above=0, fix="None is the plain flow")
     if loss is mse and friction is None:
-        eigen, ndim = decompose(ntk, len(y))
+        eigen, ndim = modes(ntk, len(y), time, tolerance)
         return closed_form(eigen, flow_weights(eigen, time / len(y)), y, f0, ndim)
+    rtol = guards.number("rtol", rtol, above=0, below=1)
     return _integrate(formed(ntk), y, f0, loss, time, friction, rtol)
 
 
@@ -105,9 +115,13 @@ def kernel_outputs(
         >>> kernel_outputs(np.array([[0.5, 0.5]]), solution.coefficients).tolist()
         [[[2.0]]]
     """
-    a, matrix = np.asarray(coefficients, np.float64), np.asarray(kernel_matrix(kernel), np.float64)
+    guards.concrete("kernel_outputs", kernel, coefficients, f0)
+    a = np.asarray(guards.numbers("coefficients", coefficients), np.float64)
+    if a.ndim < 2:
+        raise ValueError(f"coefficients of shape {a.shape}, expected [..., n, k], as solve_flow returns them.")
     n, k = a.shape[-2:]
-    check_kernel("cross", kernel, np.shape(kernel)[0], n, k)
+    check_kernel("cross", kernel, len(np.atleast_1d(guards.numbers("cross", kernel))), n, k)
+    matrix = np.asarray(kernel_matrix(kernel), np.float64)
     check_finite_kernel("cross", matrix)
     outputs = _product(matrix, a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1))
     outputs = outputs.reshape(*a.shape[:-2], -1, k)
@@ -124,9 +138,13 @@ def _product(matrix, columns):
 def flow_weights(eigen: Eigen, tau):
     """`(1 - exp(-lambda tau)) / lambda` per time and mode; tau = t/n, infinite included."""
     finite = np.isfinite(tau)[:, None]
-    exponent = -eigen.values * np.where(finite, tau[:, None], 0.0)
+    tau = np.where(finite, tau[:, None], 0.0)
+    with np.errstate(over="ignore"):
+        exponent = -eigen.values * tau
+    is_slow = exponent > -1.0  # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow
     phi = np.where(exponent == 0, 1.0, np.expm1(exponent) / np.where(exponent == 0, 1.0, exponent))
-    return np.where(finite, np.where(finite, tau[:, None], 0.0) * phi, eigen.inverse_values())
+    fast = -np.expm1(exponent) / np.where(is_slow, 1.0, eigen.values)
+    return np.where(finite, np.where(is_slow, tau * phi, fast), eigen.inverse_values())
 
 
 def closed_form(eigen: Eigen, weights, y, f0, ndim) -> Solution:
@@ -154,8 +172,7 @@ def _integrate(ntk, y, f0, loss, time, friction, rtol):
             "time ends with inf, expected finite times: only mse without friction has a closed form; "
             "pass a large finite time."
         )
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol = {rtol}, expected a relative error between 0 and 1.")
+    check_labels(loss, y)
     dtype = jnp.result_type(float)
     end = jnp.asarray(time[-1] or 1.0, dtype)  # an array, lest every grid of times compile anew
     tolerance = jnp.asarray(rtol if dtype == jnp.float64 else max(rtol, 1e-5), dtype)

@@ -10,11 +10,18 @@ import numpy as np
 from jaxtyping import Float, Key, Num
 
 from lazynet import guards
-from lazynet.flow.checks import check_kernel, check_rates, check_steps, check_times
+from lazynet.flow.checks import (
+    check_finite_kernel,
+    check_kernel,
+    check_steps,
+    check_targets,
+    check_times,
+    targets,
+)
 from lazynet.flow.descent import solve_descent
 from lazynet.flow.dynamics import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
-from lazynet.losses import accuracy, mse
+from lazynet.losses import accuracy, check_labels, mse
 from lazynet.records import Data, Trajectory
 from lazynet.typing import Array, ArrayLike, LossFn
 
@@ -31,6 +38,7 @@ def gradient_flow(
     f0_test: Float[ArrayLike, "..."] | None = None,
     friction: float | int | None = None,
     rtol: float = 1e-11,
+    tolerance: float | int | None = None,
 ) -> Trajectory:
     """Curve of the kernel gradient flow `df/dt = -Theta grad_f L(f)`: training by infinitely small steps.
 
@@ -49,6 +57,7 @@ def gradient_flow(
         f0_test: Test outputs at time 0, `[m, k]`; required with `cross` when `f0` is given.
         friction: gamma > 0 replaces the flow by that of the heavy ball, as in `solve_flow`.
         rtol: Relative error allowed in a step of an integration.
+        tolerance: Size below which an eigenvalue counts as zero, as in `solve_flow`.
 
     Returns:
         Trajectory with metrics train_loss and train_accuracy, and test_loss and test_accuracy if there is a test
@@ -63,8 +72,10 @@ def gradient_flow(
         >>> curve.metrics["train_loss"].round(6).tolist()  # (1/2) exp(-2 t / n)
         [0.5, 0.067668, 0.0]
     """
+    guards.concrete("gradient_flow", ntk, targets(data), time, f0, cross, test, f0_test, friction, tolerance)
     time = check_times(time)
-    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol)
+    _check_test(data, f0, cross, test, f0_test, loss)
+    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol, tolerance=tolerance)
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     return Trajectory(np.full(len(time), -1), time, metrics, None, None)
 
@@ -83,6 +94,7 @@ def gradient_descent(
     cross: Float[ArrayLike, "m1 m2 ..."] | None = None,
     test: Data | None = None,
     f0_test: Float[ArrayLike, "..."] | None = None,
+    tolerance: float | int | None = None,
 ) -> Trajectory:
     """Curve of gradient descent in function space, for full batches on `mse` `f_s - y = (I - lr Theta/n)^s (f_0 - y)`.
 
@@ -104,6 +116,7 @@ def gradient_descent(
         cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
         test: Test examples; only the targets are used.
         f0_test: Test outputs at step 0, `[m, k]`; required with `cross` when `f0` is given.
+        tolerance: Size below which an eigenvalue counts as zero, as in `solve_descent`.
 
     Returns:
         Trajectory as from `gradient_flow`, with `time = learning_rate * step / (1 - momentum)`.
@@ -118,7 +131,24 @@ def gradient_descent(
         >>> curve.metrics["train_loss"].tolist()  # (1/2) (1 - lr/n)^(2s)
         [0.5, 0.125, 0.03125]
     """
+    guards.concrete(
+        "gradient_descent",
+        ntk,
+        targets(data),
+        learning_rate,
+        momentum,
+        save_at,
+        key,
+        f0,
+        cross,
+        test,
+        f0_test,
+        tolerance,
+    )
     step = check_steps(save_at)
+    learning_rate = guards.rate(learning_rate)
+    momentum = guards.momentum(momentum)
+    _check_test(data, f0, cross, test, f0_test, loss)
     solution = solve_descent(
         ntk,
         data.y,
@@ -129,6 +159,7 @@ def gradient_descent(
         batch_size=batch_size,
         key=key,
         f0=f0,
+        tolerance=tolerance,
     )
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     bad = np.flatnonzero(~np.isfinite(metrics["train_loss"]))
@@ -153,7 +184,8 @@ def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | i
         >>> max_learning_rate(np.diag([4.0, 1.0])), max_learning_rate(np.diag([4.0, 1.0]), momentum=0.5)
         (1.0, 1.5)
     """
-    check_rates(1.0, momentum)
+    guards.concrete("max_learning_rate", ntk, momentum)
+    momentum = guards.momentum(momentum)
     largest = largest_eigenvalue(kernel_matrix(ntk))
     if largest <= 0:
         raise ValueError(
@@ -163,21 +195,32 @@ def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | i
     return 2 * (1 + momentum) * np.shape(ntk)[0] / largest
 
 
-def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
-    curves = _curves("train", solution.outputs, data.y, loss)
+def _check_test(data, f0, cross, test, f0_test, loss):
+    """Kernel, targets and initial outputs of a test set, before the dynamics are solved."""
     if (cross is None) != (test is None):
         raise ValueError(
             f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
             "and training inputs) and test (the test examples), or neither."
         )
     if test is None:
-        return curves
+        return
     if f0 is not None and f0_test is None:
         raise ValueError(
             "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
         )
-    check_kernel("cross", cross, len(test.y), *np.shape(data.y))
-    guards.finite("test.y", test.y)
+    n, k = check_targets(None, data.y, None)[0].shape
+    y, _ = check_targets(None, targets(test), f0_test)
+    if y.shape[1] != k:
+        raise ValueError(f"test.y of shape {y.shape}, expected {k} outputs like the training targets.")
+    check_labels(loss, y, "test.y")
+    check_kernel("cross", cross, len(y), n, k)
+    check_finite_kernel("cross", cross)
+
+
+def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
+    curves = _curves("train", solution.outputs, data.y, loss)
+    if test is None:
+        return curves
     return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
 
 
