@@ -194,7 +194,6 @@ ADVICE = {
     "Series": "pass x.to_numpy()",
     "MaskedArray": "fill or drop the masked values",
     "Tensor": "pass x.numpy()",
-    "Gram": "pass x.ntk or x.nngp",
     "Kernels": "pass x.ntk or x.nngp",
     "Eigen": "pass the matrix itself",
 }
@@ -276,7 +275,7 @@ def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
     imaginary part.
 
     Raises:
-        TypeError: It is no array of real numbers.
+        TypeError: It is no array of real numbers, or traced.
 
     Example:
         >>> numbers("time", [0, 1.5]).tolist()
@@ -287,6 +286,7 @@ def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
             value = np.asarray(value)
         except ValueError:
             raise TypeError(_message(name, "lists of different lengths", "an array of numbers", fix)) from None
+    concrete(name, value)
     values = np.asarray(array(name, value, fix))
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
         raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers: pass {name}.real, or real inputs.")
@@ -434,7 +434,7 @@ def weights(name: str, params: Any) -> None:
 
 
 def _is_real_scalar(value: Any) -> bool:
-    if isinstance(value, (bool, np.bool_, str, bytes)) or np.ndim(value) != 0:
+    if isinstance(value, (bool, np.bool_, str, bytes, list, tuple, Mapping)) or np.ndim(value) != 0:
         return False
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)

@@ -423,7 +423,7 @@ def _check_trace_axes(trace_axes, expected, shape=("n", "n")):
     is_axes = isinstance(trace_axes, int) or (
         isinstance(trace_axes, (tuple, list)) and all(isinstance(axis, int) for axis in trace_axes)
     )
-    axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes) if is_axes else trace_axes
+    axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes) if is_axes else None
     if axes not in (expected, tuple(axis % 2 for axis in expected)):
         raise ValueError(
             f"trace_axes = {trace_axes} with a kernel of shape {shape}, expected targets [n, k] and (-1,) with a "

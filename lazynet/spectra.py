@@ -99,7 +99,7 @@ def top_eigenvalues(
     count = guards.count("count", count)
     steps = 3 * count + 20 if steps is None else guards.count("steps", steps)
     operator = _operator(kernel, shape)
-    start = np.asarray(jax.random.normal(key, (operator.size,)), np.float64)
+    start = np.asarray(guards.numbers("key", jax.random.normal(key, (operator.size,))), np.float64)
     values, _ = _ritz(operator, start, steps)
     return values[::-1][:count]
 
@@ -371,7 +371,7 @@ def _quadratures(operator: _Operator, key, steps, probes):
 
 
 def _signs(key, count, size):
-    return np.asarray(jax.random.rademacher(key, (size, count), jnp.int8), np.float64)
+    return np.asarray(guards.numbers("key", jax.random.rademacher(key, (size, count), jnp.int8)), np.float64)
 
 
 def _products(operator: _Operator, columns):

@@ -26,7 +26,7 @@ def check_targets(kernel, y, f0):
     if isinstance(kernel, Eigen):
         _check_eigen(kernel, *y.shape)
     elif kernel is not None and not callable(kernel):
-        check_kernel("kernel of the training inputs", kernel, len(y), *y.shape)
+        check_kernel("kernel", kernel, len(y), *y.shape)
     return y, np.zeros_like(y) if f0 is None else check_outputs("f0", f0, y.shape)
 
 
@@ -106,7 +106,8 @@ def check_times(time):
     """Times in float64: one axis, increasing from 0 or later."""
     time = np.atleast_1d(np.asarray(guards.numbers("time", time), np.float64))
     if time.ndim != 1 or not len(time) or not time[0] >= 0 or not (time[1:] > time[:-1]).all():
-        raise ValueError(f"time = {time}, expected one axis of increasing times >= 0, of which the last may be inf.")
+        found = f"an array of shape {time.shape}" if time.ndim != 1 or time.size > 20 else time
+        raise ValueError(f"time got {found}, expected one axis of increasing times >= 0, of which the last may be inf.")
     return time
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float, Num
 
-from lazynet import trees
+from lazynet import guards, trees
 from lazynet.losses import as_partial
 from lazynet.typing import Apply, ArrayLike, Params
 
@@ -41,7 +40,7 @@ def linearized_weights(
 
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
     """
-    function, a = as_partial(apply), np.asarray(coefficients)
+    function, a = as_partial(apply), guards.numbers("coefficients", coefficients)
     if a.ndim == 2:
         return _weights(function, params0, x, jnp.asarray(a))
     each = [_weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])]
