@@ -451,6 +451,19 @@ def test_training_the_last_layer_forever_gives_the_posterior():
     np.testing.assert_allclose(ensemble.covariance[0], posterior.covariance, atol=1e-9)
 
 
+@pytest.mark.parametrize("time", [1e300, 1e308, 1.7e308])
+def test_the_flow_until_the_largest_time_interpolates(time):
+    ntk, _, y, f0, _ = _problem()
+    solution = flow.solve_flow(ntk, y, time=time, f0=f0)
+    np.testing.assert_allclose(solution.outputs[0], y, rtol=1e-9)
+    np.testing.assert_allclose(solution.coefficients[0], np.linalg.solve(ntk, y - f0), rtol=1e-8)
+
+
+def test_integers_in_data_and_lists_of_times_are_computed_as_real_numbers():
+    solution = flow.solve_flow(np.eye(2, dtype=int), np.array([[2.0], [4.0]]), time=[0, 2])
+    np.testing.assert_allclose(solution.outputs[1, :, 0], np.array([2.0, 4.0]) * -np.expm1(-1.0), rtol=1e-12)
+
+
 # ------------------------------------------------------------------------------------------------- one decomposition
 
 
@@ -518,6 +531,16 @@ NTK, Y = np.eye(3), np.ones((3, 2))
         ),
         (lambda: flow.solve_flow(psd_eigh(NTK), Y, time=1.0, loss=cross_entropy), "serves mse by full batches only"),
         (lambda: flow.gradient_flow(NTK, _data(Y), time=[np.nan]), "increasing times"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], friction=0.0), "friction got 0.0, expected .* > 0"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], friction=-1.0), "friction got -1.0"),
+        (lambda: flow.gradient_flow(NTK, _data(Y - 0.5), time=[1.0], loss=cross_entropy), "not centered targets"),
+        (lambda: flow.gradient_flow(NTK, _data(Y[:0]), time=[1.0]), "not empty"),
+        (lambda: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=np.zeros(0)), "ridge of shape"),
+        (
+            lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], cross=NTK, test=_data(Y[:, :1])),
+            "expected 2 outputs like the training targets",
+        ),
+        (lambda: flow.nngp_posterior(np.ones((3, 3, 2, 2)), _data(Y), cross=NTK, prior=NTK), "one kernel for all"),
         (lambda: flow.gradient_flow(NTK, _data(Y), time=[1.0], f0=Y * np.nan), "f0 has 6 NaN"),
         (lambda: flow.gradient_descent(NTK * np.nan, _data(Y), learning_rate=0.1, save_at=[1]), "9 entries"),
         (lambda: flow.gradient_descent(NTK + np.tri(3), _data(Y), learning_rate=0.1, save_at=[1]), "asymmetry is 1"),
@@ -548,4 +571,45 @@ NTK, Y = np.eye(3), np.ones((3, 2))
 )
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad, jax.vmap])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a: flow.kernel_regression(a * jnp.eye(3), _data(Y), cross=NTK),
+        lambda a: flow.kernel_regression(NTK, _data(Y), cross=NTK, ridge=a),
+        lambda a: flow.leave_one_out(a * jnp.eye(3), _data(Y), ridge=0.1),
+        lambda a: flow.nngp_posterior(NTK, _data(a * jnp.ones((3, 2))), cross=NTK, prior=NTK),
+        lambda a: flow.trained_ensemble(Gram(NTK, a * jnp.eye(3)), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK),
+        lambda a: flow.gradient_flow(a * jnp.eye(3), _data(Y), time=1.0),
+        lambda a: flow.gradient_descent(a * jnp.eye(3), _data(Y), learning_rate=0.1, save_at=[1]),
+        lambda a: flow.kernel_outputs(NTK, a * jnp.ones((3, 2))),
+        lambda a: flow.max_learning_rate(a * jnp.eye(3)),
+        lambda a: flow.conjugate_gradient_regression(a * jnp.eye(3), _data(Y), cross=NTK, ridge=1.0),
+        lambda a: flow.conjugate_gradient_regression(
+            lambda v: a * v, _data(Y), cross=NTK, ridge=1.0, diagonal=np.ones(3)
+        ),
+    ],
+)
+def test_inside_a_transformation_the_way_out_is_named(call, transform):
+    with pytest.raises(TypeError, match=r"got a traced array, .* outside of jit, grad and vmap, or write .*jnp.linalg"):
+        transform(lambda a: (call(a), jnp.zeros(()))[1])(jnp.ones(2) if transform is jax.vmap else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: flow.kernel_regression(Gram(NTK, NTK), _data(Y), cross=NTK), "got a Gram|Type-check"),
+        (lambda: flow.kernel_regression(NTK * 1j, _data(Y), cross=NTK), "expected real numbers|Type-check"),
+        (lambda: flow.leave_one_out(NTK, (Y, Y), ridge=0.1), r"pass Data\(x, y\)|Type-check"),
+        (lambda: flow.gradient_flow(NTK, _data(Y), time="1"), "time got a str|Type-check"),
+        (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate="0.1", save_at=[1]), "got '0.1'|Type-check"),
+        (lambda: flow.gradient_descent(NTK, _data(Y), learning_rate=0.1, save_at=[1], batch_size=1.5), "1.5|Type"),
+        (lambda: flow.trained_ensemble(NTK, _data(Y), time=1.0, cross=NTK, prior=NTK), "both kernels|Type-check"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
         call()

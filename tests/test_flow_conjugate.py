@@ -174,6 +174,14 @@ def test_a_kernel_that_does_not_converge_names_the_residual_reached():
         conjugate_gradient_regression(kernel[np.ix_(twice, twice)], _data(y), cross=cross[:, twice], ridge=0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200])
+def test_targets_of_any_size_have_predictions_of_their_size(scale):
+    kernel, cross, y = problem()
+    fit = conjugate_gradient_regression(kernel, _data(y * scale), cross=cross, ridge=1.0)
+    expected = kernel_regression(kernel, _data(y), cross=cross, ridge=1.0)
+    np.testing.assert_allclose(fit.predictions / scale, expected, atol=1e-8)
+
+
 EYE, Y = np.eye(3), np.ones((3, 2))
 
 

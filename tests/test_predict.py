@@ -8,9 +8,12 @@ examples, learning rate 1, and learning rate 0.1 with momentum 0.9. `ens`: gradi
 from __future__ import annotations
 
 import collections
+import copy
 import functools
+import pickle
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -173,7 +176,101 @@ def test_predictions_have_the_dtype_of_the_targets():
     assert predict.gradient_descent_mse(jnp.eye(2, dtype=jnp.float32), y)(1.0).dtype == jnp.float32
 
 
+@pytest.mark.parametrize("t", [None, 5.0])
+@pytest.mark.parametrize("get", ["nngp", "ntk"])
+def test_with_a_ridge_the_training_set_is_still_the_test_set_at_the_training_inputs(get, t):
+    z = golden()
+    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"], 1.0, 0.1)
+    left_out = predict_fn(t, None, get=get, compute_cov=True)
+    given = predict_fn(t, z["ens/x1"], get=get, compute_cov=True)
+    _close(left_out.mean, given.mean, 1e-12)
+    _close(left_out.covariance, given.covariance, 1e-12)
+
+
+@pytest.mark.parametrize(("get", "name"), [("nngp", "nngp"), ("ntkgp", "ntk")])
+def test_gp_inference_of_the_training_set_is_its_posterior_given_noise(get, name):
+    z = golden()
+    train, _, _ = _ensemble_kernels()
+    predict_fn = predict.gp_inference(train, z["ens/y"], 0.2, True)
+    kernel = getattr(train, name)
+    gain = kernel @ np.linalg.inv(kernel + 0.2 * np.eye(12))
+    _close(predict_fn(get), gain @ z["ens/y"], 1e-9)
+    _close(predict_fn(get, None, True).covariance, kernel - gain @ kernel, 1e-9)
+    _close(predict_fn("ntk", None, True).mean, predict_fn("ntk", train, train).mean, 1e-12)
+    _close(predict_fn("ntk", None, True).covariance, predict_fn("ntk", train, train).covariance, 1e-12)
+
+
+def test_targets_that_are_integers_or_booleans_are_computed_in_floating_point():
+    for y in (np.array([[3], [4]]), np.array([[True], [False]]), jnp.array([[3], [4]])):
+        expected = np.asarray(y, np.float64) * -np.expm1(-0.5)
+        _close(predict.gradient_descent_mse(np.eye(2), y)(1.0), expected, 1e-6)
+        _close(predict.gp_inference(np.eye(2), y, 1.0, True)("nngp"), np.asarray(y) / 2, 1e-6)
+
+
+def test_named_tuples_of_predictions_are_one_class_that_pickles():
+    z = golden()
+    train, cross, test = _ensemble_kernels()
+    predict_fn = predict.gp_inference(train, z["ens/y"], 1e-3)
+    first, second = predict_fn(("ntk", "nngp"), cross, test), predict_fn(("ntk", "nngp"), cross, test)
+    assert type(first) is type(second) and first._fields == ("ntk", "nngp")
+    for copied in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
+        assert type(copied) is type(first)
+        np.testing.assert_array_equal(copied.ntk.mean, first.ntk.mean)
+    doubled = jax.tree.map(lambda a, b: a + b, first, second)
+    _close(doubled.nngp.covariance, 2 * first.nngp.covariance, 1e-12)
+
+
+def test_the_covariance_of_trained_networks_needs_both_kernels():
+    train, cross, test = _ensemble_kernels()
+    y = golden()["ens/y"]
+    for kernels in ((train.ntk, cross.ntk), (train, cross.ntk), (train.ntk, cross)):
+        with pytest.raises(ValueError, match=r"expected NNGP and NTK.*pass Gram\(nngp=..., ntk=...\)"):
+            predict.gp_inference(kernels[0], y)("ntk", kernels[1], test.nngp)
+    _close(predict.gp_inference(train.ntk, y)("ntk", cross.ntk), predict.gp_inference(train, y)("ntk", cross), 1e-12)
+    predict.gp_inference(train.ntk, y)("ntkgp", cross.ntk, test.ntk)
+
+
+def test_a_float32_kernel_keeps_its_rounding_and_its_variances_their_sign():
+    x = np.linspace(-30, 30, 100)[:, None]
+    kernel = np.exp(-((x - x.T) ** 2) / 100).astype(np.float32)
+    cross = np.exp(-((x[:-1] + 0.3 - x.T) ** 2) / 100).astype(np.float32)
+    prior = np.exp(-((x[:-1] - x[:-1].T) ** 2) / 100).astype(np.float32)
+    y = np.sin(x / 5)
+    mean, covariance = predict.gp_inference(kernel, y)("nngp", cross, prior)
+    _close(mean, np.sin((x[:-1] + 0.3) / 5), 1e-2)
+    assert np.diag(covariance).min() >= 0 and np.diag(covariance).max() < 1e-3
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("get", ["nngp", "ntk", "ntkgp"])
+def test_predictions_are_those_of_neural_tangents(get):
+    from neural_tangents import predict as theirs
+
+    z = golden()
+    kernels = [Kernels(*map(jnp.asarray, kernel)) for kernel in _ensemble_kernels()]
+    train, cross, test = kernels
+    y = jnp.asarray(z["ens/y"])
+    for diag_reg in (1e-3, 0.3):
+        expected, found = (library.gp_inference(train, y, diag_reg) for library in (theirs, predict))
+        prior = test.ntk if get == "ntkgp" else test.nngp
+        _close(found(get, cross, prior).mean, expected(get, cross, prior).mean, 1e-8)
+        _close(found(get, cross, prior).covariance, expected(get, cross, prior).covariance, 1e-8)
+        at_training = expected(get, train, train.ntk if get == "ntkgp" else train.nngp)
+        _close(found(get, None, True).mean, at_training.mean, 1e-8)
+        _close(found(get, None, True).covariance, at_training.covariance, 1e-8)
+        if get != "ntkgp":
+            own, other = (
+                library.gradient_descent_mse_ensemble(erf_kernel_fn, jnp.asarray(z["ens/x1"]), y, 0.7, diag_reg)
+                for library in (predict, theirs)
+            )
+            for t in (None, 5.0):
+                arguments = dict(t=t, x_test=jnp.asarray(z["ens/x2"]), get=get, compute_cov=True)
+                _close(own(**arguments).mean, other(**arguments).mean, 1e-8)
+                _close(own(**arguments).covariance, other(**arguments).covariance, 1e-8)
+
+
 EYE, Y = np.eye(2), np.ones((2, 3))
+FULL = EYE[:, :, None, None] * np.eye(3)
 
 
 @pytest.mark.parametrize(
@@ -193,10 +290,54 @@ EYE, Y = np.eye(2), np.ones((2, 3))
         (lambda: predict.gradient_descent(cross_entropy, EYE, Y)(None), "only mse"),
         (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum got 1.0"),
         (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
+        (lambda: predict.gradient_descent_mse(EYE, Y)([]), "at least one time"),
+        (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, np.ones((5, 1))), "fx_train_0 has shape"),
+        (lambda: predict.gp_inference(EYE, Y, trace_axes=()), r"write kernel\[:, :, None, None\]"),
+        (
+            lambda: predict.gp_inference(FULL, Y, trace_axes=())("nngp", FULL, FULL),
+            r"covariances of full kernels .*y_train.reshape\(-1, 1\)",
+        ),
+        (lambda: predict.max_learning_rate(EYE, y_train_size=0), "y_train_size got 0"),
+        (lambda: predict.max_learning_rate(EYE, y_train_size=-3), "y_train_size got -3"),
         (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
         (lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"), "get = 'ntkgp'"),
     ],
 )
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda a: predict.gradient_descent_mse(a * jnp.eye(2), Y),
+        lambda a: predict.gradient_descent_mse(EYE, Y)(a),
+        lambda a: predict.gradient_descent(cross_entropy, a * jnp.eye(2), Y),
+        lambda a: predict.gp_inference(a * jnp.eye(2), Y),
+        lambda a: predict.gp_inference(EYE, Y)("nngp", a * jnp.eye(2)),
+        lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, a * jnp.eye(2), Y),
+        lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(x_test=a * jnp.eye(2)),
+        lambda a: predict.max_learning_rate(a * jnp.eye(2)),
+    ],
+)
+@pytest.mark.parametrize("transform", [jax.jit, jax.grad])
+def test_inside_a_transformation_the_way_out_is_named(call, transform):
+    with pytest.raises(TypeError, match=r"got a traced array, .* outside of jit, grad and vmap, or write .*jnp.linalg"):
+        transform(lambda a: (call(a), a)[1])(1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: predict.gradient_descent_mse(Kernels(EYE, EYE), Y), "pass k_train_train.ntk or|Type-check"),
+        (lambda: predict.gradient_descent_mse("ntk", Y), "k_train_train got a str|Type-check"),
+        (lambda: predict.gradient_descent(EYE, Y, 1.0), "loss got a ndarray|Type-check"),
+        (lambda: predict.gradient_descent_mse_ensemble(EYE, EYE, Y), "kernel_fn got a ndarray|Type-check"),
+        (lambda: predict.gradient_descent_mse(EYE, Y[:, 0]), r"y_train\[:, None\]|Type-check"),
+        (lambda: predict.gradient_descent_mse(EYE, Y * 1j), "y_train has dtype complex128"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(call, message):
+    with pytest.raises(TypeError, match=message):
         call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -167,6 +168,31 @@ def test_the_effective_dimension_of_a_tangent_kernel_is_that_of_the_formed_one(c
     assert abs(value - np.sum(eigenvalues / (eigenvalues + 1.0))) < 4 * error < 10
 
 
+@pytest.mark.parametrize("steps", [3, 10, 40])
+@pytest.mark.parametrize("ridge", [1e-8, 1e-4])
+def test_the_error_of_an_effective_dimension_contains_that_of_its_quadrature(ridge, steps):
+    """Too few steps for so small a ridge are off by far more than the scatter over keys."""
+    eigenvalues = 1 / np.arange(1, 201.0) ** 2
+    value, error = spectra.effective_dimension(decaying(), ridge, key=KEY, steps=steps)
+    assert abs(value - np.sum(eigenvalues / (eigenvalues + ridge))) < 3 * error
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e20, 1e30])
+def test_top_eigenvalues_of_a_float32_kernel_are_right_at_any_scale(scale):
+    kernel = jnp.asarray(decaying() * scale, jnp.float32)
+    with jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64():
+        values = spectra.top_eigenvalues(kernel, 2, key=jax.random.key(0))
+    np.testing.assert_allclose(values / scale, [1, 1 / 4], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+def test_spectra_of_a_float64_kernel_are_right_at_any_scale(scale):
+    kernel = decaying(30) * scale
+    np.testing.assert_allclose(spectra.top_eigenvalues(kernel, 1, key=KEY) / scale, [1.0], rtol=1e-9)
+    value, error = spectra.trace(lambda v: kernel @ np.asarray(v), key=KEY, shape=(30,))
+    assert abs(value / scale - np.sum(1 / np.arange(1, 31.0) ** 2)) < 4 * error / scale < 1
+
+
 def test_one_ridge_gives_numbers_and_an_axis_of_ridges_arrays():
     one = spectra.effective_dimension(decaying(), 0.1, key=KEY, probes=2)
     several = spectra.effective_dimension(decaying(), np.array([0.1, 1.0]), key=KEY, probes=2)
@@ -222,9 +248,18 @@ def test_a_singular_kernel_has_a_finite_density():
         (lambda: spectra.effective_dimension(np.eye(3), -1.0, key=KEY), "ridge got -1.0"),
         (lambda: spectra.effective_dimension(np.eye(3), 0.0, key=KEY), "ridge got 0.0"),
         (lambda: spectra.effective_dimension(np.eye(3), 1.0, key=KEY, probes=1), "probes got 1"),
+        (lambda: spectra.effective_dimension(np.eye(3), np.zeros(0), key=KEY), "ridge of shape"),
+        (lambda: spectra.top_eigenvalues(np.zeros((0, 0)), 1, key=KEY), "m >= 1"),
         (lambda: spectra.spectral_density(np.eye(3), key=KEY, width=0.0), "width got 0.0"),
     ],
 )
 def test_a_mistake_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("form", [lambda a: a * jnp.eye(3), lambda a: lambda v: a * v])
+@pytest.mark.parametrize("function", [spectra.trace, spectra.spectral_density])
+def test_inside_a_transformation_the_way_out_is_named(function, form):
+    with pytest.raises(TypeError, match="got a traced array, .* outside of jit, grad and vmap"):
+        jax.jit(lambda a: (function(form(a), key=KEY, shape=(3,)), a)[1])(1.0)
