@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key, Num
+from jaxtyping import Float, Key, Num, Shaped
 
 from lazynet import guards
 from lazynet.flow.checks import check_batches, check_steps, check_targets, formed, modes
@@ -20,7 +20,7 @@ from lazynet.typing import Array, ArrayLike, LossFn
 
 def solve_descent(
     ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
-    y: Float[ArrayLike, "..."],
+    y: Shaped[ArrayLike, "..."],
     *,
     learning_rate: float | int,
     momentum: float | int = 0.0,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, Shaped
 
 from lazynet import guards
 from lazynet.flow.checks import (
@@ -43,7 +43,7 @@ class Solution(NamedTuple):
 
 def solve_flow(
     ntk: Float[ArrayLike, "n1 n2 ..."] | Eigen,
-    y: Float[ArrayLike, "..."],
+    y: Shaped[ArrayLike, "..."],
     *,
     time: Num[ArrayLike, "..."] | Sequence[float | int] | float | int,
     loss: LossFn = mse,

@@ -38,7 +38,7 @@ def kernel_regression(
     data: Data,
     *,
     cross: Float[ArrayLike, "m1 m2 ..."],
-    ridge: float | int | Float[ArrayLike, " r"] = 0.0,
+    ridge: float | int | Float[ArrayLike, "*r"] = 0.0,
     tolerance: float | int | None = None,
 ) -> Float[np.ndarray, "*r m k"]:
     """Predictions `f(x) = K(x, X) (K(X, X) + ridge I)^{-1} y`, for one ridge or a sweep from one eigendecomposition.
@@ -89,7 +89,7 @@ def leave_one_out(
     kernel: Float[ArrayLike, "n1 n2 ..."] | Eigen,
     data: Data,
     *,
-    ridge: float | int | Float[ArrayLike, " r"],
+    ridge: float | int | Float[ArrayLike, "*r"],
     tolerance: float | int | None = None,
 ) -> Float[np.ndarray, "*r n k"]:
     """Prediction of each example from all others: `f_i = y_i - [G_ii]^{-1} [G y]_i` with G = (K + ridge I)^{-1}.

@@ -32,6 +32,7 @@ def linearized_weights(
         ValueError: If the coefficients do not have the shape of the outputs at x.
 
     Example:
+        >>> import numpy as np
         >>> from lazynet.flow import solve_flow
         >>> linear, x = (lambda w, x: x @ w), jnp.array([[1.0, 1.0]])
         >>> end = solve_flow(np.full((1, 1), 2.0), np.ones((1, 1)), time=np.inf)

@@ -19,7 +19,6 @@ Two tolerances:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -29,6 +28,7 @@ import scipy.linalg
 from jaxtyping import Float
 
 from lazynet import guards
+from lazynet.linalg.krylov import lanczos, power_of_two, ritz_values
 from lazynet.typing import ArrayLike
 
 __all__ = [
@@ -343,79 +343,6 @@ def largest_eigenvalue(matrix: Float[ArrayLike, "m1 m2"]) -> float:
     array = symmetric(matrix)
     values = jnp.linalg.eigvalsh(jnp.asarray(array)) if _on_accelerator() else np.linalg.eigvalsh(array)
     return float(values[-1])
-
-
-def lanczos(
-    product: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, " m"], steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Lanczos' tridiagonal matrix `Q' A Q` on the Krylov space of a vector, by one product `v -> A v` a step.
-
-    On the host in float64, orthogonalized twice against all vectors before. Products are scaled by a power of two
-    close to the first one, which changes no digit: squares of entries beyond 1e154 would overflow.
-
-    Args:
-        product: `v -> A v`, for symmetric A.
-        start: Vector of the space.
-        steps: Number of products.
-
-    Returns:
-        Its diagonal `[steps]` and the entries beside it `[steps - 1]`, for `ritz_values`.
-
-    Example:
-        >>> diagonal, beside = lanczos(lambda v: np.array([1.0, 3.0]) * v, np.ones(2), 2)
-        >>> diagonal.round(6).tolist(), beside.round(6).tolist()
-        ([2.0, 2.0], [1.0])
-
-    Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
-    """
-    q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
-    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), None
-    for i in range(steps):
-        basis[i] = q
-        q = product(q)
-        scale = power_of_two(np.abs(q).max()) if scale is None else scale
-        q = q / scale
-        diagonal[i] = basis[i] @ q
-        for _ in range(2):
-            q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
-        beside[i] = np.linalg.norm(q)
-        if beside[i] == 0:
-            break
-        q = q / beside[i]
-    return diagonal * scale, beside[:-1] * scale
-
-
-def power_of_two(size: float) -> float:
-    """The power of two just above a size, and 1 for zero and for what is not finite.
-
-    Example:
-        >>> power_of_two(5.0), power_of_two(0.0)
-        (8.0, 1.0)
-    """
-    is_number = np.isfinite(size) and size > 0
-    return float(np.ldexp(1.0, min(int(np.frexp(size)[1]), 1023))) if is_number else 1.0
-
-
-def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r"]) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues of Lanczos' matrix in ascending order, and their squared overlaps with its first vector.
-
-    What comes after the recursion has exhausted the space that it can reach is left out.
-
-    Raises:
-        ValueError: If the first product was not finite.
-
-    Example:
-        >>> values, overlaps = ritz_values(np.array([2.0, 2.0]), np.array([1.0]))
-        >>> values.round(6).tolist(), overlaps.round(6).tolist()
-        ([1.0, 3.0], [0.5, 0.5])
-    """
-    if not np.isfinite(diagonal[0]):
-        raise ValueError("kernel times a vector is not finite: check the parameters and the inputs.")
-    scale = power_of_two(np.abs(diagonal[np.isfinite(diagonal)]).max())
-    going_on = np.isfinite(beside) & (np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale)
-    length = len(beside) if going_on.all() else int(going_on.argmin())
-    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal[: length + 1] / scale, beside[:length] / scale)
-    return values * scale, vectors[0] ** 2
 
 
 def solve_psd(
