@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from lazynet.empirical import contraction
 from lazynet.empirical.arguments import Examples, count_examples, one_example
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
 from lazynet.empirical.jacobians import Outputs
@@ -134,7 +135,7 @@ def _derivatives(function: Partial, params: Params, x: Examples, chosen: Plan, o
     """
 
     def computed(function, params, x):
-        return [features(function, params, x, group, outputs) for group in chosen.groups]
+        return [contraction.features(function, params, x, group, outputs) for group in chosen.groups]
 
     traced = jax.jit(computed).trace(function, params, one_example(x))
     program = traced.lower().as_text()
