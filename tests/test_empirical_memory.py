@@ -101,7 +101,7 @@ def test_a_stored_kernel_is_the_kernel_and_is_read_again(outputs, x2, tmp_path, 
     store = tmp_path / "store"
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store)
     np.testing.assert_allclose(ntk, empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs), atol=1e-13)
-    monkeypatch.setattr(rows, "features", None)
+    monkeypatch.setattr(rows, "row", None)
     np.testing.assert_array_equal(
         empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store, progress=True), ntk
     )

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from lazynet.empirical.arguments import Examples, canonical, check_outputs, count_examples, differentiable
 from lazynet.empirical.layerwise import known_layers
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, Array, Params
 

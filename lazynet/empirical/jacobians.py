@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.arguments import Complex, Examples, is_weight, one_example
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]

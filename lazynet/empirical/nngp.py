@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet.empirical.arguments import Examples, canonical, check_outputs, count_examples
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, Params
 
 

@@ -22,8 +22,8 @@ from lazynet.empirical.arguments import (
     differentiable,
 )
 from lazynet.empirical.independence import refuse_mixing
-from lazynet.empirical.programs import PerFunction
 from lazynet.linalg import lanczos, ritz_values
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, Key, Params
 
 
