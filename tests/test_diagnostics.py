@@ -544,8 +544,20 @@ def test_curvature_of_a_function_of_a_dictionary_is_that_of_the_same_function_of
     w, a = normal(3, 3, 2), normal(4, 5, 3)
     named, plain = (lambda w, x: jnp.tanh(x["a"] @ w) * x["scale"]), (lambda w, x: jnp.tanh(x @ w))
     tree = {"a": a, "scale": jnp.ones((5, 1))}
-    expected = hessian_norm(plain, w, a, key=KEY)
-    assert hessian_norm(named, w, tree, key=KEY) == pytest.approx(expected, rel=1e-12)
+    for measure in (jacobian_norm, hessian_norm):
+        assert measure(named, w, tree, key=KEY) == pytest.approx(measure(plain, w, a, key=KEY), rel=1e-12)
+
+
+@pytest.mark.parametrize("measure", [kappa, is_lazy])
+def test_a_function_that_mixes_the_examples_has_no_laziness(measure):
+    _, _, data = problem()
+    with pytest.raises(ValueError, match="mixes the examples"):
+        measure(
+            lambda w, x: jnp.tanh(x @ w) - jnp.mean(jnp.tanh(x @ w), axis=0, keepdims=True),
+            normal(3, 3, 2),
+            data,
+            key=KEY,
+        )
 
 
 def test_kappa_where_the_differential_is_zero_is_refused():

@@ -5,7 +5,6 @@ Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, w
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -16,9 +15,9 @@ from jaxtyping import Float
 
 from lazynet import guards, trees
 from lazynet.empirical import largest_ntk_eigenvalue
+from lazynet.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
 from lazynet.losses import as_partial
-from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
@@ -37,7 +36,8 @@ def jacobian_norm(apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], 
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If there are no examples, if `iterations` is below 1, or if something is not finite.
+        ValueError: If `apply` mixes the examples of a batch, so that the norm says nothing of other examples; if there
+            are none, if `iterations` is below 1, or if something is not finite.
 
     Example:
         >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
@@ -45,6 +45,7 @@ def jacobian_norm(apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], 
         4.5
     """
     n = _checked(apply, params, x)
+    check_independent(apply, params, x)
     iterations = guards.count("iterations", iterations)
     top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
     return math.sqrt(max(top, 0.0) / n)
@@ -124,9 +125,9 @@ def kappa(
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If `apply` is a `lazy` function and `params` its params0; if alpha is not positive, or infinite with
-            a loss; if the targets do not have the shape of the outputs; if the derivative is zero; if something is not
-            finite.
+        ValueError: If `apply` mixes the examples, or is a `lazy` function and `params` its params0; if alpha is not
+            positive, or infinite with a loss; if the targets do not have the shape of the outputs; if the derivative is
+            zero; if something is not finite.
 
     Example:
         >>> data = Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))
@@ -179,14 +180,14 @@ def _finite(name: str, value: float) -> float:
     return value
 
 
-@PerFunction
+@jax.jit
 def _distance(function: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
     """`1/alpha |alpha h - y|`, finite for alpha = inf."""
     outputs = function(params, data.x)
     return _norm(outputs - jnp.asarray(data.y, outputs.dtype) / jnp.asarray(alpha, outputs.dtype))
 
 
-@functools.partial(PerFunction, by=(0, 1))
+@jax.jit
 def _relative_value(function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
     """`R / |grad R|` of the scaled model, a distance in the space of weights."""
 
@@ -198,7 +199,7 @@ def _relative_value(function: Partial, loss: Partial, params: Params, data: Data
     return value / trees.norm(gradient)
 
 
-@PerFunction
+@jax.jit
 def _alternate(function: Partial, params: Params, x: Any, u: Params, v: Params) -> tuple[Params, Params, Array]:
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 

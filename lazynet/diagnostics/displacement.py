@@ -13,7 +13,6 @@ from lazynet import guards, trees
 from lazynet.empirical import ntk_vector_product
 from lazynet.lazy import linearize
 from lazynet.losses import as_partial
-from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]
@@ -125,6 +124,7 @@ def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> 
     """
     _check_weights(params, params0)
     guards.weights("params", params)
+    guards.weights("params0", params0)
     function = as_partial(apply)
     guards.same_length(outputs=jax.eval_shape(function, params, x))
     return _gap(function, params, params0, x)
@@ -165,6 +165,7 @@ def ntk_change(
     """
     _check_weights(params, params0)
     guards.weights("params", params)
+    guards.weights("params0", params0)
     probes = guards.count("probes", probes)
     product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
     outputs = jax.eval_shape(as_partial(apply), params, x)
@@ -189,7 +190,7 @@ def _check_weights(params: Params, params0: Params) -> None:
         raise ValueError("params got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
 
 
-@PerFunction
+@jax.jit
 def _gap(function: Partial, params: Params, params0: Params, x: Array) -> Array:
     return output_gap(function(params, x), linearize(function, params0)(params, x))
 

@@ -15,7 +15,6 @@ from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.empirical import estimate_max_learning_rate
 from lazynet.lazy import center, lazy_part, weights
 from lazynet.losses import as_partial, mse
-from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, Key, Params
 
@@ -90,8 +89,9 @@ def is_lazy(
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If there is no verdict: the weights did not move beyond rounding, the targets do not have the shape
-            of the outputs, the differential is zero, something is not finite, or a number is out of its bounds.
+        ValueError: If there is no verdict: `apply` mixes the examples of a batch, the weights did not move beyond
+            rounding, the targets do not have the shape of the outputs, the differential is zero, something is not
+            finite, or a number is out of its bounds.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -146,7 +146,7 @@ def _check_moved(function: Partial, params: Params, params0: Params) -> None:
         )
 
 
-@PerFunction
+@jax.jit
 def _step(function: Partial, params: Params, data: Data, learning_rate: float | Array) -> Params:
     gradient = jax.grad(lambda w: mse(function(w, data.x), jnp.asarray(data.y)))(params)
     return trees.add_scaled(params, -jnp.asarray(learning_rate), gradient)
