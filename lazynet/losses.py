@@ -52,7 +52,8 @@ def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         targets: y, `[n, k]`.
 
     Raises:
-        ValueError: If the shapes differ, are not `[n, k]`, or k = 1 (use `logistic`).
+        ValueError: If the shapes differ, are not `[n, k]`, k = 1 (use `logistic`), or targets whose values are known
+            are no probabilities.
 
     Example:
         >>> round(float(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))), 6)
@@ -61,6 +62,7 @@ def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     outputs, targets = _compared("cross_entropy", outputs, targets)
     if outputs.shape[1] < 2:
         raise ValueError("cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1.")
+    check_labels(cross_entropy, targets, "targets")
     terms = jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(outputs, axis=-1))
     return -jnp.sum(terms) / outputs.shape[0]
 
@@ -73,7 +75,7 @@ def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         targets: y, `[n, 1]`, each -1 or 1.
 
     Raises:
-        ValueError: If the shapes differ or are not `[n, 1]`.
+        ValueError: If the shapes differ, are not `[n, 1]`, or targets whose values are known are no signs.
 
     Example:
         >>> round(float(logistic(jnp.zeros((1, 1)), jnp.ones((1, 1)))), 6)
@@ -82,6 +84,7 @@ def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     outputs, targets = _compared("logistic", outputs, targets)
     if outputs.shape[1] != 1:
         raise ValueError(f"logistic got k={outputs.shape[1]} outputs, expected 1: use cross_entropy for classes.")
+    check_labels(logistic, targets, "targets")
     return jnp.sum(jax.nn.softplus(-targets * outputs)) / outputs.shape[0]
 
 

@@ -123,6 +123,22 @@ def test_values_of_params0_are_refused_as_u_at_the_entrance_of_what_compiles(wra
         jax.jit(lambda scale: check_displacement(function, PARAMS) or scale)(1.0)
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda f: ln.empirical_ntk(f, PARAMS, X),
+        lambda f: ln.empirical_nngp(f, PARAMS, X),
+        lambda f: ln.ntk_vector_product(f, PARAMS, X),
+        lambda f: ln.estimate_max_learning_rate(f, PARAMS, X, key=jax.random.key(0)),
+        lambda f: ln.is_lazy(f, PARAMS, ln.Data(X, X[:, :3])),
+        lambda f: ln.diagnostics.kappa(f, PARAMS, ln.Data(X, X[:, :3]), key=jax.random.key(0)),
+    ],
+)
+def test_kernels_and_diagnostics_refuse_params0_as_u(measure):
+    with pytest.raises(ValueError, match="params is params0"):
+        measure(ln.lazy(MODEL.apply, jax.tree.map(jnp.copy, PARAMS), 10.0))
+
+
 def test_other_displacements_other_functions_and_traced_ones_pass():
     function = ln.lazy(MODEL.apply, PARAMS, 10.0)
     check_displacement(function, _direction(2))

@@ -105,6 +105,8 @@ def test_complex_outputs_are_refused(loss):
 def test_targets_of_another_kind_than_the_loss_are_named(loss, targets, message):
     with pytest.raises(ValueError, match=message):
         check_labels(loss, targets)
+    with pytest.raises(ValueError, match=message.replace("y", "targets", 1) if message.startswith("y") else message):
+        loss(np.zeros(targets.shape), targets * 1.0)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from lazynet import guards
+from lazynet.lazy import check_displacement
 from lazynet.losses import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
@@ -54,9 +55,11 @@ def canonical(apply: Apply, params: Params, x1: Examples, x2: Examples | None = 
 
     Raises:
         TypeError: A leaf is no array of numbers, or `apply` no function.
-        ValueError: There are no examples, values that are not finite, or two sets that do not fit each other.
+        ValueError: There are no examples, values that are not finite, two sets that do not fit each other, or
+            parameters that are the initialization of a lazy function.
     """
     function = as_partial(apply)
+    check_displacement(function, params)
     check_examples(name, x1)
     guards.finite(name, x1)
     if x2 is not None:
