@@ -224,8 +224,8 @@ def effective_dimension(
     steps = guards.count("steps", steps)
     probes = guards.count("probes", probes, at_least=2)
     ridges = np.asarray(guards.numbers("ridge", ridge), np.float64)
-    if ridges.ndim > 1 or not ridges.size:
-        raise ValueError(f"ridge of shape {ridges.shape}, expected one number or one axis of them, not empty.")
+    if not ridges.size:
+        raise ValueError(f"ridge of shape {ridges.shape}, expected one number or an axis of them, not empty.")
     for value in ridges.ravel():
         guards.number("ridge", value, above=0, fix="without one the effective dimension is the rank")
     operator = _operator(kernel, shape)

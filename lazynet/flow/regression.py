@@ -21,6 +21,7 @@ from lazynet.flow.checks import (
 )
 from lazynet.flow.dynamics import expand, flow_weights, kernel_outputs
 from lazynet.linalg import (
+    NEGATIVE_LIMIT,
     Eigen,
     check_symmetric,
     checked_ridge,
@@ -182,7 +183,9 @@ def nngp_posterior(
     weights = eigen.inverse_values(ridge)
     covariance = np.asarray(prior, np.float64) - (rows * weights) @ rows.T
     error = _rounding(eigen.tolerance, cross, prior)
-    return Gaussian((rows * weights) @ (eigen.vectors.T @ y), _with_variances(covariance, rows * weights, error))
+    return Gaussian(
+        (rows * weights) @ (eigen.vectors.T @ y), _with_variances(covariance, rows * weights, error, np.max(prior))
+    )
 
 
 def trained_ensemble(
@@ -247,7 +250,7 @@ def ensemble_law(
     carried = filters @ start @ filters.swapaxes(1, 2)
     covariance = np.asarray(prior, np.float64) - shared - shared.swapaxes(1, 2) + carried
     error = _rounding(rank_tolerance(nngp), cross.nngp, prior)
-    return Gaussian(filters @ (eigen.vectors.T @ y), _with_variances(covariance, filters, error))
+    return Gaussian(filters @ (eigen.vectors.T @ y), _with_variances(covariance, filters, error, np.max(prior)))
 
 
 def _check_gram(name, kernels):
@@ -287,14 +290,14 @@ def _rounding(tolerance, cross, prior):
     return max(tolerance, max(parts) * n_joint**0.5)
 
 
-def _with_variances(covariance, filters, rounding):
+def _with_variances(covariance, filters, rounding, size):
     """The covariance with variances >= 0, refused where one is negative beyond rounding.
 
     A variance is `v' J v` with v = (-filters, 1) and J the joint kernel: an error of J of the norm `rounding` changes
-    it by at most `|v|^2 rounding`.
+    it by at most `|v|^2 rounding`. Kernels with more rounding than their dtype has get the limit of their eigenvalues.
     """
     variances = np.diagonal(covariance, axis1=-2, axis2=-1)
-    allowed = rounding * (1 + np.sum(filters**2, axis=-1))
+    allowed = np.maximum(rounding * (1 + np.sum(filters**2, axis=-1)), NEGATIVE_LIMIT * size)
     impossible = np.argwhere(variances < -allowed)
     if len(impossible):
         worst = tuple(impossible[0])
