@@ -72,7 +72,7 @@ def run(
 
     Args:
         name: Experiment, see `list`.
-        preset: Size of the experiment: smoke, laptop or paper.
+        preset: Size of the experiment: smoke, laptop or paper, see `list`.
         set: Override of one field of the configuration; may be given several times.
         out: Folder of the run folders.
         quiet: Prints the run folder and nothing else.
@@ -147,7 +147,7 @@ def sweep(
     Args:
         name: Experiment, see `list`.
         over: Field and its values; given several times, all combinations are run.
-        preset: Size of the experiment: smoke, laptop or paper.
+        preset: Size of the experiment: smoke, laptop or paper, see `list`.
         set: Override of one field for all runs; may be given several times.
         out: Folder of the run folders.
         print: Prints one command per unfinished run, for a cluster's own scheduler, and runs nothing.
@@ -175,6 +175,11 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
     from experiments import compare as comparison
 
     loaded, path = comparison.load([run.expanduser() for run in runs]), comparison.figure_path(out)
+    collect = getattr(_experiment(loaded[0].config["experiment"]), "collect", None)
+    if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {"alphas"}:
+        for written in collect(loaded, path, console):
+            console.print(f"wrote    {written}", soft_wrap=True, highlight=False)
+        return
     comparison.show(loaded, console)
     drawn = comparison.draw(loaded, path)
     said = f"figure   {path}" if drawn else "figure   none: these runs have no curve of numbers in common"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments import store
 
-__all__ = ["Run", "differences", "draw", "figure_path", "load", "series", "show"]
+__all__ = ["Run", "differences", "differing_fields", "draw", "figure_path", "load", "series", "show"]
 
 POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
 PANELS = 6
@@ -47,12 +47,17 @@ def load(folders: Sequence[Path]) -> list[Run]:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """A label for each run: the fields in which the configurations differ."""
-    flat = [_flat(run.config) for run in runs]
-    keys = [key for key in flat[0] if any(other.get(key) != flat[0][key] for other in flat)]
+    flat, keys = [_flat(run.config) for run in runs], differing_fields(runs)
     return [
         ", ".join(f"{key}={config.get(key)}" for key in keys) or run.folder.name
         for config, run in zip(flat, runs, strict=True)
     ]
+
+
+def differing_fields(runs: Sequence[Run]) -> list[str]:
+    """The fields in which the configurations differ."""
+    flat = [_flat(run.config) for run in runs]
+    return [key for key in flat[0] if any(other.get(key) != flat[0][key] for other in flat)]
 
 
 def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:

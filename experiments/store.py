@@ -22,6 +22,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import re
 import subprocess
 import warnings
 import zipfile
@@ -49,6 +50,7 @@ __all__ = [
     "load_arrays",
     "load_checkpoint",
     "open_run",
+    "part",
     "read_json",
     "run_folder",
     "save_arrays",
@@ -223,6 +225,15 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def part(path: Path) -> Path:
+    """The file of a finished part: its name in letters, digits, `.`, `_` and `-`, which shells and transfers let alone.
+
+    "alpha=10,seed=0.npz" becomes "alpha-10_seed-0.npz"; where an earlier version wrote the first, it stays.
+    """
+    name = re.sub("[^A-Za-z0-9._-]", "", path.name.replace("=", "-").replace(",", "_"))
+    return path if path.exists() else path.with_name(name)
+
+
 def stored_arrays(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
     """The arrays of a finished part, from its file or, if that is missing or damaged, computed and written now."""
     return _stored(path, compute, load_arrays, save_arrays)
@@ -301,6 +312,7 @@ def _states(stored):
 
 
 def _stored(path, compute, load, save):
+    path = part(path)
     try:
         return load(path)
     except FileNotFoundError:

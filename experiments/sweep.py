@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from experiments.config import preset as configure
 from experiments.errors import RunError
-from experiments.store import run_folder
+from experiments.store import DONE, damages, run_folder
 
 __all__ = ["Point", "grid", "run_points"]
 
@@ -26,8 +26,8 @@ class Point(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the run has ended before."""
-        return (self.folder / "DONE").exists()
+        """Whether the run has ended before, and its files are what was written."""
+        return (self.folder / DONE).exists() and not damages(self.folder)
 
 
 def grid(

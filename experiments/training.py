@@ -15,7 +15,7 @@ from experiments import store
 from experiments.errors import RunError
 from lazynet.records import Data, Trajectory
 
-__all__ = ["LOSSES", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]
+__all__ = ["LOSSES", "as_cell", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]
 
 LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
 
@@ -80,9 +80,14 @@ def stored_cell(path: Path, compute: Callable[[Path], dict[str, Any]]) -> dict[s
 
     `compute(checkpoint)` returns `cell_arrays` and may use the path it gets for a checkpoint, which is removed then.
     """
-    checkpoint = path.with_suffix(".checkpoint.npz")
+    checkpoint = store.part(path.with_suffix(".checkpoint.npz"))
     stored = store.stored_arrays(path, lambda: compute(checkpoint))
     checkpoint.unlink(missing_ok=True)
+    return as_cell(stored)
+
+
+def as_cell(stored: dict[str, Any]) -> dict[str, Any]:
+    """The finished training in the arrays of its file."""
     final = {name.removeprefix("final/"): float(v) for name, v in stored.items() if name.startswith("final/")}
     return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
 

@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 
 from lazynet import guards, trees
 from lazynet.losses import as_partial
-from lazynet.model import Model
+from lazynet.model import Model, structure
+from lazynet.recipes import recipe
 from lazynet.typing import Apply, Params
 
 __all__ = ["ComputeIn", "carried_scale", "compute_in", "largest_alpha", "remat"]
@@ -44,6 +45,7 @@ def compute_in(apply: Apply, dtype: Any) -> Partial:
     return Partial(ComputeIn(jnp.dtype(dtype)), as_partial(apply))
 
 
+@recipe
 def remat(model: Model) -> Model:
     """The same model, whose inside is computed again in the backward pass: only its input is kept.
 
@@ -66,7 +68,7 @@ def remat(model: Model) -> Model:
     def apply(params, x):
         return checkpointed(params, x)
 
-    vars(apply).update(vars(model.apply))
+    vars(apply)["structure"] = structure(model.apply)
     return model._replace(apply=apply)
 
 

@@ -18,6 +18,7 @@ from lazynet.flow import Gaussian
 from lazynet.lazy import lazy_part, linearize
 from lazynet.losses import as_partial, check_labels, mse, objective
 from lazynet.optimizers import SGD, check_optimizer, step_sizes
+from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
@@ -155,7 +156,7 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
     return Gaussian(mean, covariance / ((members - 1) * outputs_each))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(PerFunction, by=(0, 1, 2, 4), static_argnums=(0, 1, 2, 3))
 def _step(transform, loss, optimizer, batch_size, apply, params0, params, state, data, orders, batch, learning_rate):
     def step_one(params0, params, state, order):
         goal = objective(transform(apply, params0), loss)
@@ -167,7 +168,7 @@ def _step(transform, loss, optimizer, batch_size, apply, params0, params, state,
     return jax.vmap(step_one)(params0, params, state, orders)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(PerFunction, by=(0, 1), static_argnums=(0,))
 def _outputs(transform, apply, params0, params, x):
     return jax.vmap(lambda w0, w: transform(apply, w0)(w, x))(params0, params)
 

@@ -27,6 +27,7 @@ __all__ = [
     "finite",
     "flag",
     "floating",
+    "key",
     "momentum",
     "number",
     "numbers",
@@ -196,6 +197,8 @@ ADVICE = {
     "Tensor": "pass x.numpy()",
     "Kernels": "pass x.ntk or x.nngp",
     "Eigen": "pass the matrix itself",
+    "BCOO": "pass x.todense()",
+    "BCSR": "pass x.todense()",
 }
 """What to write instead of values that look like arrays, by the name of their type."""
 
@@ -310,6 +313,26 @@ def concrete(name: str, *values: Any) -> None:
             f"{name} got a traced array, expected known values: it computes on the host in float64, so call it outside "
             "of jit, grad and vmap, or write cross @ jnp.linalg.solve(kernel + ridge * jnp.eye(n), y) inside of them."
         )
+
+
+def key(name: str, value: Any) -> Any:
+    """A single random key, of the typed kind or the old one, as it is.
+
+    Raises:
+        TypeError: It is something else, for instance the number that a key is made of.
+
+    Example:
+        >>> key("key", 0)
+        Traceback (most recent call last):
+        ...
+        TypeError: key got 0, expected one random key: pass jax.random.key(0).
+    """
+    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
+        return value
+    if isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32 and value.ndim == 1:
+        return value
+    seed = value if isinstance(value, (int, np.integer)) else 0
+    raise TypeError(f"{name} got {_shown(value)}, expected one random key: pass jax.random.key({seed}).")
 
 
 def floating(name: str, values: Any, fix: str | None = None) -> None:

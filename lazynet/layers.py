@@ -22,6 +22,7 @@ from jax import lax
 from lazynet.covariance.rules import conv_rule, dense_rule, flatten_rule, global_pool_rule, layer_norm_rule, pool_rule
 from lazynet.covariance.windows import Window
 from lazynet.model import Model, layer
+from lazynet.recipes import recipe
 from lazynet.typing import Array
 
 __all__ = [
@@ -43,6 +44,7 @@ Pair = tuple[int, int]
 Scale = float | int | Array
 
 
+@recipe
 def Dense(
     features: int,
     W_std: Scale = 1.0,
@@ -88,6 +90,7 @@ def Dense(
     return layer("Dense", apply, init=init, record=_preactivation, kernel=kernel, rows=lambda x: x[:, None, :])
 
 
+@recipe
 def Conv(
     features: int,
     kernel_size: Pair = (3, 3),
@@ -149,6 +152,7 @@ def Conv(
     return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel, rows=rows)
 
 
+@recipe
 def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
     """Mean over windows `y_p = 1/|window| sum_d x_{p+d}`; padded entries count as zeros.
 
@@ -164,6 +168,7 @@ def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID
     return _pool("AvgPool", window, strides, padding, math.prod(window))
 
 
+@recipe
 def SumPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID") -> Model:
     """Sum over windows `y_p = sum_d x_{p+d}`.
 
@@ -179,6 +184,7 @@ def SumPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID
     return _pool("SumPool", window, strides, padding, 1)
 
 
+@recipe
 def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", "VALID"] = "VALID") -> Model:
     """Maximum over windows `y_p = max_d x_{p+d}`. It has no infinite-width limit in closed form.
 
@@ -212,6 +218,7 @@ def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", 
     return layer("MaxPool", apply, record=lambda x, outputs: (x, patches(x)))
 
 
+@recipe
 def GlobalAvgPool() -> Model:
     """Mean over positions `y = 1/(hw) sum_p x_p`, from `[n, h, w, c]` to `[n, c]`.
 
@@ -222,6 +229,7 @@ def GlobalAvgPool() -> Model:
     return _global("GlobalAvgPool", jnp.mean, mean=True)
 
 
+@recipe
 def GlobalSumPool() -> Model:
     """Sum over positions `y = sum_p x_p`, from `[n, h, w, c]` to `[n, c]`.
 
@@ -232,6 +240,7 @@ def GlobalSumPool() -> Model:
     return _global("GlobalSumPool", jnp.sum, mean=False)
 
 
+@recipe
 def Flatten() -> Model:
     """All positions and channels as one vector, from `[n, h, w, c]` to `[n, h w c]`.
 
@@ -245,6 +254,7 @@ def Flatten() -> Model:
     return layer("Flatten", lambda params, x: x.reshape(x.shape[0], -1), kernel=flatten_rule)
 
 
+@recipe
 def LayerNorm(eps: float = 1e-12) -> Model:
     """Normalization over features `y = (x - mean(x)) / sqrt(var(x) + eps)`, without learned gain and bias.
 
@@ -266,6 +276,7 @@ def LayerNorm(eps: float = 1e-12) -> Model:
     return layer("LayerNorm", apply, kernel=layer_norm_rule(eps))
 
 
+@recipe
 def Identity() -> Model:
     """`y = x`: the shortcut of a residual block.
 

@@ -16,8 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lazynet import guards
 from lazynet.covariance.depth import through
 from lazynet.covariance.state import Kernel
+from lazynet.recipes import recipe
 from lazynet.typing import Array, Params
 
 __all__ = [
@@ -103,6 +105,7 @@ def structure(apply: Any) -> Structure | None:
     return getattr(apply, "structure", None)
 
 
+@recipe
 def layer(
     name: str,
     apply: Callable[[Params, Any], Array],
@@ -135,10 +138,12 @@ def layer(
         return outputs, {} if record is None else {"": record(x, outputs)}
 
     if rows is not None:
+        apply = functools.partial(apply)  # an object of its own, since one function may serve layers of different rows
         vars(apply)["structure"] = Structure(trace, {"": rows}, kernel is not None)
     return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
 
 
+@recipe
 def serial(*layers: Model, name: str = "serial") -> Model:
     """Composition `h = h_L o ... o h_1`.
 
@@ -189,6 +194,7 @@ def serial(*layers: Model, name: str = "serial") -> Model:
     return Model(init, apply, trace, kernel, name)
 
 
+@recipe
 def parallel(*branches: Model, name: str = "parallel") -> Model:
     """Sum of branches `h(x) = h_1(x) + ... + h_B(x)`, each with its own weights.
 
@@ -235,6 +241,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
     return Model(init, apply, trace, kernel, name)
 
 
+@recipe
 def residual(*layers: Model, shortcut: Model | None = None) -> Model:
     """Residual block `h(x) = s(x) + h_L o ... o h_1(x)`, with `s` the identity by default.
 
@@ -253,6 +260,7 @@ def residual(*layers: Model, shortcut: Model | None = None) -> Model:
     return parallel(identity if shortcut is None else shortcut, serial(*layers), name="residual")
 
 
+@recipe
 def repeat(block: Model, n: int) -> Model:
     """`n` copies of a block in a row, each with its own weights.
 
@@ -262,6 +270,7 @@ def repeat(block: Model, n: int) -> Model:
 
     Raises:
         ValueError: If `n` is negative.
+        TypeError: If `n` is no integer.
 
     Example:
         >>> import lazynet as ln
@@ -269,11 +278,10 @@ def repeat(block: Model, n: int) -> Model:
         >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 3))))
         ['0_serial', '1_serial']
     """
-    if n < 0:
-        raise ValueError(f"repeat got n={n}, expected n >= 0 copies.")
-    return serial(*[block] * n, name="repeat")
+    return serial(*[block] * guards.count("n", n, at_least=0), name="repeat")
 
 
+@recipe
 def symmetrize(model: Model) -> Model:
     """Doubling trick `h(w1, w2; x) = (h(w1; x) - h(w2; x)) / sqrt 2`, with w1 = w2 at initialization.
 
@@ -314,6 +322,7 @@ def symmetrize(model: Model) -> Model:
     return Model(init, apply, trace, kernel, f"symmetrize({model.name})")
 
 
+@recipe
 def freeze(model: Model) -> Model:
     """The same function with weights that are not trained: `dh/dw = 0`, `Theta' = (prod of W_std^2 phi') Theta`.
 

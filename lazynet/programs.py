@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import threading
 import weakref
@@ -22,10 +23,13 @@ import numpy as np
 from lazynet.tiles import digest, reserved
 from lazynet.trees import is_traced
 
-__all__ = ["Compiled", "Program", "fingerprint", "program"]
+__all__ = ["Compiled", "PerFunction", "Program", "fingerprint", "program"]
 
 KEPT = 128
 """Programs that stay: each takes some 50 memory maps, of which Linux gives a process 65,530, and 3 MB or more."""
+
+LAST = 32
+"""Functions of which each `PerFunction` keeps the programs."""
 
 COMPARED = 2**24
 """Bytes of arrays in a program up to which programs are compared: the text of larger ones takes seconds."""
@@ -116,6 +120,70 @@ def program(function: Callable, static: Hashable, *args: Any, donate: tuple[int,
         found = found if traced else _shared(found, jax.tree.leaves(args))
         _kept.put(key, found)
     return found
+
+
+class PerFunction:
+    """`jax.jit(program)` that keeps what it compiled for the last functions among its arguments, and no more.
+
+    JAX keeps what it compiled as long as the compiled object lives, so that a loop over new lambdas, rebuilt models or
+    optimizers would fill the memory. Here each function has an object of its own, and the one that was not used for
+    longest goes. Equal functions are not recognized, in return for a call that costs as little as that of `jax.jit`.
+
+    Args:
+        program: A function, of which some arguments are functions or hold them in their structure (a `Partial`).
+        by: The positions of these arguments.
+        static_argnums: Those that `jax.jit` takes as static.
+        **options: Others of `jax.jit`.
+
+    Example:
+        >>> from jax.tree_util import Partial
+        >>> twice = PerFunction(lambda function, x: 2 * function(x))
+        >>> float(twice(Partial(abs), -1.0))
+        2.0
+    """
+
+    def __init__(
+        self,
+        program: Callable[..., Any],
+        *,
+        by: tuple[int, ...] = (0,),
+        static_argnums: tuple[int, ...] = (),
+        **options: Any,
+    ) -> None:
+        self._program = program
+        self._by = by
+        self._static = static_argnums
+        self._options = {**options, "static_argnums": static_argnums} if static_argnums else options
+        self._compiled: collections.OrderedDict[Any, Any] = collections.OrderedDict()
+        self._lock = threading.Lock()
+        functools.update_wrapper(self, program)
+
+    def of(self, *args: Any) -> Any:
+        """The compiled object for the functions in these arguments; arrays that they carry are no part of its name."""
+        name = tuple(args[i] if i in self._static else jax.tree.structure(args[i]) for i in self._by)
+        with self._lock:
+            if name not in self._compiled:
+                # jax remembers by the identity of what it compiles, hence a new object
+                self._compiled[name] = jax.jit(functools.partial(self._program), **self._options)
+            self._compiled.move_to_end(name)
+            if len(self._compiled) > LAST:
+                self._compiled.popitem(last=False)
+            return self._compiled[name]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of the program, compiled."""
+        return self.of(*args)(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """`jax.jit(program).lower`."""
+        return self.of(*args).lower(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """`jax.jit(program).trace`."""
+        return self.of(*args).trace(*args, **kwargs)
+
+    def _cache_size(self) -> int:
+        return sum(compiled._cache_size() for compiled in self._compiled.values())
 
 
 def fingerprint(traced: Any) -> str:

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from lazynet import guards
 from lazynet.linalg import blocked_product, check_symmetric, kernel_matrix, lanczos, power_of_two, ritz_values
 from lazynet.losses import as_partial
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, Key
 
 __all__ = ["Estimate", "SpectralDensity", "effective_dimension", "spectral_density", "top_eigenvalues", "trace"]
@@ -347,7 +348,7 @@ def _tridiagonal(operator: _Operator, start, steps):
     return diagonal * scale, beside * scale
 
 
-@partial(jax.jit, static_argnames="steps")
+@partial(PerFunction, static_argnames="steps")
 def _matfree_tridiagonal(product, start, steps):
     """Lanczos' matrix of the product divided by a power of two, without which float32 overflows at 1e19."""
     from matfree import decomp

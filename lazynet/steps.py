@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from lazynet import guards, trees
 from lazynet.losses import Objective
+from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.sharding import place, replicated
 from lazynet.typing import Array, ArrayLike, Params
@@ -147,17 +148,17 @@ def advance(
     return _update(plan, params, opt_state, total, rate)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(2, 3))
+@functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(2, 3))
 def _step(plan, objective, params, opt_state, source, start, draw, rate):
     return _updated(plan, params, opt_state, _gradient(plan, objective, params, source, start, draw), rate)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(3,))
 def _accumulate(plan, objective, params, total, source, start, draw):
     return _everywhere(plan, trees.add(total, _gradient(plan, objective, params, source, start, draw)))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+@functools.partial(PerFunction, static_argnums=(0,), donate_argnums=(1, 2))
 def _update(plan, params, opt_state, total, rate):
     return _updated(plan, params, opt_state, trees.divide(total, float(plan.microbatches)), rate)
 

@@ -21,6 +21,7 @@ from lazynet.datasets import check_data
 from lazynet.lazy import check_displacement, lazy_part
 from lazynet.losses import Objective, accuracy, check_labels
 from lazynet.optimizers import SGD, Schedule, UnitRate, check_optimizer, sgd, step_sizes
+from lazynet.programs import PerFunction
 from lazynet.records import Data, Trajectory
 from lazynet.resume import TrainState, check_curve, check_names, check_state
 from lazynet.sharding import first_shards, place, replicated
@@ -290,7 +291,7 @@ def _evaluated(objective, params, data, batch_size, sharding):
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 
 
-@jax.jit
+@PerFunction
 def _loss_and_accuracy(objective, params, data):
     outputs = objective.apply(params, data.x)
     return objective.loss(outputs, data.y), accuracy(outputs, data.y)

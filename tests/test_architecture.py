@@ -17,7 +17,7 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     {"_compat", "typing"},
-    {"guards", "trees", "files", "linalg", "records", "tiles", "programs", "sharding", "covariance"},
+    {"guards", "trees", "files", "linalg", "recipes", "records", "tiles", "programs", "sharding", "covariance"},
     {"model", "losses", "lazy", "compute"},
     {"layers", "activations", "scattering", "initializers"},
     {"zoo", "kernels", "empirical", "stax", "interop", "flow", "predict", "datasets", "spectra"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from rich.console import Console
 
 import lazynet as ln
-from experiments import cifar10_alpha_sweep, cifar10_linearized, vgg
+from experiments import __main__ as cli
+from experiments import cifar10_alpha_sweep, cifar10_linearized, compare, store, vgg
 from experiments import config as configuration
 from experiments.cifar10_alpha_sweep import cells as sweep_cells
 from experiments.cifar10_linearized import cells as table_cells
@@ -82,8 +84,8 @@ def swept(tmp_path_factory):
 def test_an_interrupted_sweep_trains_only_what_is_missing(swept):
     folder, _, trained = swept
     assert trained == 1 and {path.name for path in (folder / "cells").iterdir()} == {
-        "alpha=100000.npz",
-        "alpha=inf.npz",
+        "alpha-100000.npz",
+        "alpha-inf.npz",
     }
 
 
@@ -96,6 +98,50 @@ def test_the_largest_alpha_is_the_linearized_model_and_its_facts_hold(swept):
     assert not [value for value in summary.values() if isinstance(value, dict)]
     assert (folder / "figures" / "accuracy_against_alpha.png").exists() and not summary["diverged"]
     assert "max-pool" in _text(cifar10_alpha_sweep, summary)
+
+
+def _single(out, alpha, console=QUIET):
+    """A finished run of one alpha."""
+    config = _config(cifar10_alpha_sweep, SHORT, f"alphas={alpha}")
+    folder = store.open_run("cifar10_alpha_sweep", config, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg, "build", _one_convolution)
+        store.write_json(folder / "summary.json", cifar10_alpha_sweep.run(config, folder, console))
+    store.finish(folder, 1.0)
+    return folder
+
+
+@pytest.mark.extended
+def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(swept, tmp_path, monkeypatch):
+    folders = [_single(tmp_path / "runs", alpha) for alpha in ("1e5", "inf")]
+    assert [path.name for f in folders for path in (f / "cells").iterdir()] == ["alpha-100000.npz", "alpha-inf.npz"]
+    assert "agreement/alpha=100000" not in store.read_json(folders[0] / "summary.json")
+    # Where an earlier version finished a run, its cells have the names of then.
+    (folders[1] / "cells" / "alpha-inf.npz").rename(folders[1] / "cells" / "alpha=inf.npz")
+    monkeypatch.setattr(cli, "console", Console(record=True, width=200, file=open("/dev/null", "w")))
+    cli.compare(tuple(folders), tmp_path / "figures" / "epochs.png")
+    assert "max-pool" in cli.console.export_text()
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert written == {"epochs.png", "epochs_against_alpha.png", "epochs.json"}
+    together = store.read_json(tmp_path / "figures" / "epochs.json")
+    assert together.keys() == swept[1].keys() and not _failures(together)
+    for name, value in swept[1].items():
+        if not name.startswith(("seconds", "diverged")):
+            assert together[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
+    with pytest.raises(ValueError, match="alphas of all runs got"):
+        cifar10_alpha_sweep.collect(compare.load(folders) * 2, tmp_path / "twice.png", QUIET)
+
+
+@pytest.mark.extended
+def test_accuracies_are_drawn_against_epochs(swept):
+    assert (swept[0] / "figures" / "accuracy_against_epochs.png").stat().st_size > 10_000
+
+
+def test_the_full_preset_is_the_paper_s_training_at_an_eighth_of_its_width():
+    full, paper = cifar10_alpha_sweep.PRESETS["full"], cifar10_alpha_sweep.PRESETS["paper"]
+    assert dataclasses.replace(paper, network=full.network, alphas=full.alphas) == full
+    assert (full.network.width, full.train.epochs, full.train.augment) == (1 / 8, 70, True)
+    assert full.alphas == (1, 3, 10, 30, 100, 1000, math.inf)
 
 
 @pytest.mark.extended

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import importlib
 import itertools
 import math
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +89,26 @@ def test_a_string_gives_an_array_and_a_tuple_a_record_in_its_order():
     both = kernel_fn(X1, X2, ("ntk", "nngp"), W)
     assert both._fields == ("ntk", "nngp") and kernel_fn(X1, X2, None, W)._fields == ("nngp", "ntk")
     np.testing.assert_array_equal(kernel_fn(X1, X2, "ntk", W), both.ntk)
+
+
+@pytest.mark.parametrize("get", [("nngp", "ntk"), extended(("ntk", "nngp")), extended(("ntk",)), extended(("nngp",))])
+def test_records_of_kernels_are_one_kind_of_tree_and_pickle(get):
+    kernel_fn = empirical_kernel_fn(f)
+    first, second = kernel_fn(X1, X2, get, W), kernel_fn(X1, X2, get, W)
+    total = jax.tree.map(jnp.add, first, second)
+    chosen = jax.lax.cond(True, lambda: first, lambda: second)
+    again = pickle.loads(pickle.dumps(first))
+    assert type(first) is type(total) is type(chosen) is type(again)
+    np.testing.assert_array_equal(again[0], first[0])
+
+
+def test_blocks_of_records_made_at_each_call_are_joined():
+    def kernel_fn(x1, x2):
+        product = x1 @ (x1 if x2 is None else x2).T
+        return collections.namedtuple("Kernels", "nngp ntk")(product, 2 * product)
+
+    found = batch(kernel_fn, 3)(X1)
+    np.testing.assert_allclose(found.ntk, 2 * X1 @ X1.T, atol=1e-13)
 
 
 def test_product_with_a_vector_is_that_of_the_kernel():

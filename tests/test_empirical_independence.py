@@ -114,6 +114,10 @@ def normalized(h, axes=0):
     return (h - h.mean(axes, keepdims=True)) / jnp.sqrt(h.var(axes, keepdims=True) + 1e-5)
 
 
+def centered(h):
+    return h - h.mean(0, keepdims=True)
+
+
 def pooled(params, x, normalize):
     """Convolution, ReLU and the mean over 32 x 32 pixels: what XLA compiles so that NaN is lost."""
     h = jax.lax.conv_general_dilated(x, params["K"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -149,7 +153,7 @@ MIXING = {
     ),
     "batch norm of tokens": (lambda p, t: normalized(embedded(p, t)), TABLE, TOKENS),
     "a mean over equal tokens": (lambda p, t: embedded(p, t) - embedded(p, t).mean(0)[None], TABLE, 0 * TOKENS),
-    "a mean of booleans": (lambda p, b: (b.astype(float) - b.mean(0)[None]) * p["w"][:1], W, normal(9, 8, 1) > 0),
+    "a mean of booleans": (lambda p, b: centered(b.astype(float) * p["w"][:1]), W, normal(9, 8, 1) > 0),
     "a head of zeros": (
         lambda p, x: normalized(x @ p["w"]) @ p["v"],
         {"w": W["w"], "v": jnp.zeros((2, 1))},

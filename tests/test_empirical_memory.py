@@ -101,7 +101,7 @@ def test_a_stored_kernel_is_the_kernel_and_is_read_again(outputs, x2, tmp_path, 
     store = tmp_path / "store"
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store)
     np.testing.assert_allclose(ntk, empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs), atol=1e-13)
-    monkeypatch.setattr(rows, "features", None)
+    monkeypatch.setattr(rows, "row", None)
     np.testing.assert_array_equal(
         empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store, progress=True), ntk
     )
@@ -141,6 +141,49 @@ def test_a_store_of_another_kernel_is_refused_by_the_entry_that_differs(change, 
     empirical_ntk(MODEL.apply, **given, store=tmp_path / "store")
     with pytest.raises(ValueError, match=f"belongs to another kernel: {entry} differ"):
         empirical_ntk(MODEL.apply, **given | change, store=tmp_path / "store")
+
+
+def plain(params, x):
+    return jnp.tanh(x @ params["w"]) @ params["v"]
+
+
+def stopped(params, x):
+    return plain({**params, "w": jax.lax.stop_gradient(params["w"])}, x)
+
+
+doubled = jax.custom_jvp(plain)
+doubled.defjvp(lambda primals, tangents: (plain(*primals), 2 * jax.jvp(plain, primals, tangents)[1]))
+
+
+def shifted(shift):
+    shift = jnp.asarray(shift)
+    return lambda params, x: plain(params, x + shift)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(plain, stopped), (plain, doubled), extended(shifted(np.zeros((1, 12))), shifted(np.ones((1, 12))))],
+)
+def test_a_store_does_not_answer_for_a_function_with_other_derivatives_or_constants(first, second, tmp_path):
+    params = {"w": normal(2, 12, 4), "v": normal(3, 4, 2)}
+    empirical_ntk(first, params, X, store=tmp_path / "store")
+    with pytest.raises(ValueError, match="belongs to another kernel: network differ"):
+        empirical_ntk(second, params, X, store=tmp_path / "store")
+
+
+@pytest.mark.extended
+def test_a_store_does_not_answer_for_a_network_with_a_frozen_layer(tmp_path):
+    frozen = ln.serial(ln.freeze(ln.Dense(40)), ln.Erf(), ln.Dense(40), ln.Erf(), ln.Dense(2))
+    empirical_ntk(MODEL.apply, PARAMS, X, store=tmp_path / "store")
+    with pytest.raises(ValueError, match="belongs to another kernel: network differ"):
+        empirical_ntk(frozen.apply, PARAMS, X, store=tmp_path / "store")
+
+
+def test_arrays_that_a_program_holds_are_found_at_any_depth():
+    inner = jnp.arange(3.0)
+    program = jax.make_jaxpr(lambda x: jax.jit(lambda x: jax.lax.scan(lambda c, _: (c * inner, None), x, None, 2))(x))
+    found = [np.asarray(value) for value in rows.constants(program(inner)) if np.ndim(value)]
+    assert any(np.array_equal(value, inner) for value in found)
 
 
 def test_a_store_inside_a_transformation_is_refused(tmp_path):

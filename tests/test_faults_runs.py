@@ -283,3 +283,30 @@ def test_cells_that_have_not_begun_are_dropped_when_a_run_is_stopped():
     with pytest.raises(KeyboardInterrupt):
         list(students.spread(compute, range(1000)))
     assert len(begun) < 1000
+
+
+# Names of files ---------------------------------------------------------------------------------------------------
+
+
+def test_cells_have_names_of_plain_letters_and_those_of_earlier_versions_are_found(tmp_path):
+    old, new = tmp_path / "seed=0,alpha=1e+07.npz", tmp_path / "seed-0_alpha-1e07.npz"
+    assert store.stored_arrays(old, lambda: {"x": np.ones(1)})["x"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [new.name]
+    new.rename(old)
+    assert store.stored_arrays(old, lambda: {"x": np.zeros(1)})["x"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == [old.name]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    checkpoint = tmp_path / "alpha=1.checkpoint.npz"
+    _trained(checkpoint, [0, 2])
+    asked = []
+
+    def compute(path):
+        asked.append(path)
+        return training.cell_arrays(_trained(path, [0, 2, 4]), {}, np.ones(1))
+
+    cell = training.stored_cell(tmp_path / "alpha=1.npz", compute)
+    assert asked == [checkpoint] and cell["curve"].step.tolist() == [0, 2, 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["alpha-1.npz"]

@@ -101,7 +101,7 @@ def test_one_table_holds_prior_features_kernels_and_training(finished):
 @pytest.mark.extended
 def test_a_run_goes_on_from_its_stored_features_and_cells(finished):
     folder, summary = finished
-    lost = folder / "cells" / "n=20,draw=1,rbf.json"
+    lost = folder / "cells" / "n-20_draw-1_rbf.json"
     before = store.read_json(lost)
     kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".npz", ".json")}
     lost.unlink()

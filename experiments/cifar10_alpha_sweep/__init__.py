@@ -2,7 +2,14 @@
 
     python -m experiments run cifar10_alpha_sweep --preset smoke                       # digits, about a minute
     python -m experiments run cifar10_alpha_sweep --set data.root=DIR                  # about 25 minutes on 2 cores
-    python -m experiments run cifar10_alpha_sweep --preset paper --set data.root=DIR   # 50,000 images, meant for a GPU
+    python -m experiments run cifar10_alpha_sweep --preset full --set data.root=DIR    # an hour or two an alpha
+    python -m experiments run cifar10_alpha_sweep --preset paper --set data.root=DIR   # full width, meant for a GPU
+
+Alphas may be trained by runs of their own, on several machines; `compare` puts runs that differ in their alphas alone
+into one table and two figures, and compares their stored outputs with those of the linearized model:
+
+    python -m experiments sweep cifar10_alpha_sweep --preset full --set data.root=DIR --over alphas=1,10,inf --print
+    python -m experiments compare runs/cifar10_alpha_sweep-* --out figures/epochs.png
 
 Every alpha starts from the same weights (Xavier normal, zero biases, no normalization), sees the same batches and has
 the same learning rate: eta0 = 1 on the loss averaged over examples and outputs, which is 0.2 on `lazynet.mse`, over
@@ -23,16 +30,17 @@ accuracy is that on the whole training set without augmentation, and the smaller
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments import bounds
+from experiments import bounds, facts
 from experiments.bounds import Positive, Scale, Seed, Values, check_batch
 from experiments.lazy_vs_standard import DataConfig
 from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "Config", "collect", "run", "show"]
 
 
 FLOAT32_UP_TO = 1e4
@@ -90,6 +98,11 @@ PRESETS = {
     "smoke": Config(DataConfig("digits", n_train=200, n_test=200), _NARROW, SMOKE_TRAIN, _FEW),
     "smoke/cifar10": Config(DataConfig("cifar10", n_train=200, n_test=200), _NARROW, SMOKE_TRAIN, _FEW),
     "laptop": Config(data=DataConfig("cifar10", n_train=10_000, n_test=2000)),
+    "full": Config(
+        data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
+        train=PAPER_TRAIN,
+        alphas=(1.0, 3.0, 10.0, 30.0, 100.0, 1e3, math.inf),
+    ),
     "paper": Config(
         data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
         network=NetworkConfig(1.0),
@@ -110,9 +123,8 @@ COLUMNS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains every alpha that is not stored yet, draws the figure and returns the flat summary."""
-    from experiments import facts
     from experiments.cifar10_alpha_sweep.cells import train_cells
-    from experiments.cifar10_alpha_sweep.figure import draw
+    from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
     from experiments.store import curve_arrays, save_arrays
 
     bounds.check(config)
@@ -126,7 +138,50 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     summary = summarize(config, cells)
     summary |= facts.summarize(checked_facts(config, summary))
     draw(summary, folder / "figures" / "accuracy_against_alpha.png")
+    draw_epochs(config, cells, folder / "figures" / "accuracy_against_epochs.png")
     return summary
+
+
+def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
+    """Puts runs that differ in their alphas alone into one table and two figures: against epochs in `out`, and alpha.
+
+    Agreement with the linearized model is computed from the stored test outputs.
+
+    Args:
+        runs: Finished runs, as `experiments.compare.load` returns them.
+        out: Figure of the accuracies against epochs; the others stand beside it.
+        console: Where the table is printed.
+
+    Returns:
+        The figures, and the summary as JSON.
+
+    Raises:
+        ValueError: If two runs have an alpha in common.
+    """
+    from experiments import store
+    from experiments.cifar10_alpha_sweep.cells import stored_cells
+    from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
+
+    alphas = sorted(float(alpha) for run in runs for alpha in run.config["alphas"])
+    bounds.Values().check("alphas of all runs", tuple(alphas))
+    first = runs[0].config
+    config = Config(
+        data=DataConfig(**first["data"]),
+        network=NetworkConfig(**first["network"]),
+        train=TrainConfig(**first["train"]),
+        alphas=tuple(alphas),
+        seed=first["seed"],
+        precision=first["precision"],
+    )
+    cells = stored_cells(config, [run.folder for run in runs])
+    summary = summarize(config, cells)
+    summary |= facts.summarize(checked_facts(config, summary))
+    show(summary, console)
+    against_alpha = out.with_name(f"{out.stem}_against_alpha{out.suffix}")
+    draw_epochs(config, cells, out)
+    draw(summary, against_alpha)
+    store.write_json(out.with_suffix(".json"), summary)
+    return [out, against_alpha, out.with_suffix(".json")]
 
 
 def summarize(config: Config, cells: dict[float, dict]) -> dict[str, Any]:
@@ -184,8 +239,6 @@ ROUNDING = 0.005
 def show(summary: dict[str, Any], console) -> None:
     """Prints one row for each alpha, the facts and what diverged."""
     from rich.table import Table
-
-    from experiments import facts
 
     table = Table("alpha", box=None, title=f"{summary['network']}, {summary['data']}")
     for title in COLUMNS.values():

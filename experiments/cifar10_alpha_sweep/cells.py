@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import jax
 import numpy as np
 
 import lazynet as ln
-from experiments import vgg
+from experiments import store, vgg
 from experiments.cifar10_alpha_sweep import FLOAT32_UP_TO
 from experiments.progress import advancing, bar
-from experiments.training import batched_outputs, stored_cell
+from experiments.training import as_cell, batched_outputs, stored_cell
 from lazynet import diagnostics, trees
 from lazynet.records import Data
 
-__all__ = ["precision_of", "products_of", "train_cells"]
+__all__ = ["precision_of", "products_of", "stored_cells", "train_cells"]
 
 BATCH = 500
 """Images whose activations are held at a time."""
@@ -54,6 +54,17 @@ def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
             advance(steps)
     _compare_with_linearized(cells)
     return {alpha: cells[alpha] for alpha in config.alphas}
+
+
+def stored_cells(config, folders: Sequence[Path]) -> dict[float, dict[str, Any]]:
+    """The finished trainings of several run folders, each alpha in one of them, compared as those of one run."""
+    cells = {}
+    for alpha in config.alphas:
+        paths = [store.part(folder / "cells" / f"alpha={alpha:g}.npz") for folder in folders]
+        (path,) = [path for path in paths if path.exists()]
+        cells[alpha] = as_cell(store.load_arrays(path))
+    _compare_with_linearized(cells)
+    return cells
 
 
 def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:

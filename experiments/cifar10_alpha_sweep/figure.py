@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lazynet import plots
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_epochs"]
 
 ACCURACIES = {"train_accuracy": "train", "test_accuracy": "test", "gated_accuracy": "test, gates of $w_0$"}
 STABILITIES = {
@@ -27,6 +27,25 @@ def draw(summary: dict, path: Path) -> None:
     _panel(left, summary, ACCURACIES, "accuracy (%)")
     _panel(right, summary, STABILITIES, "unchanged on test images (%)")
     figure.suptitle(f"{summary['network']}: {summary['data']}", fontsize=11)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figure, path)
+
+
+def draw_epochs(config, cells: dict[float, dict], path: Path) -> None:
+    """Two panels, train and test accuracy against epochs, with a curve for every alpha."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for ax, part in zip(panels, ("train", "test"), strict=True):
+        for style, (alpha, cell) in zip(plots.curve_styles(len(cells)), sorted(cells.items()), strict=True):
+            curve = cell["curve"]
+            epochs = curve.step / (config.data.n_train // config.train.batch_size)
+            name = r"$\infty$ (linearized)" if math.isinf(alpha) else f"{alpha:g}"
+            accuracy = 100 * np.asarray(curve.metrics[f"{part}_accuracy"])
+            ax.plot(epochs, accuracy, label=rf"$\alpha$ = {name}", **style)
+        ax.set(xlabel="epochs", ylabel=f"{part} accuracy (%)")
+        ax.grid(True, color="0.9", linewidth=0.6)
+    panels[0].legend(fontsize="small", frameon=False)
+    figure.suptitle(f"VGG-11, width {config.network.width:g}: {config.data.title}", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save(figure, path)
 

@@ -43,7 +43,7 @@ def learning_curves(config, folder: Path, console) -> dict[str, Any]:
     for name, case in cases.items():
         chosen, seconds = [], 0.0
         for draw in range(draws[name]):
-            path = folder / "cells" / f"{name},draw={draw}.json"
+            path = store.part(folder / "cells" / f"{name},draw={draw}.json")
             if not path.exists():
                 console.print(f"{name}, draw {draw + 1} of {draws[name]}", highlight=False)
             kernels = folder / "kernels" / f"{name},draw={draw}"

@@ -65,7 +65,7 @@ def _head(config, name: str, problem: Callable, key) -> dict[str, Any]:
 
 
 def _path(folder: Path, n: int, draw: int, name: str) -> Path:
-    return folder / "cells" / f"n={n},draw={draw},{name.replace('/', '-')}.json"
+    return store.part(folder / "cells" / f"n={n},draw={draw},{name.replace('/', '-')}.json")
 
 
 def _stored(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

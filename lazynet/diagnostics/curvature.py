@@ -5,6 +5,7 @@ Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, w
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from lazynet.empirical import largest_ntk_eigenvalue
 from lazynet.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
 from lazynet.losses import as_partial
+from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
@@ -180,14 +182,14 @@ def _finite(name: str, value: float) -> float:
     return value
 
 
-@jax.jit
+@PerFunction
 def _distance(function: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
     """`1/alpha |alpha h - y|`, finite for alpha = inf."""
     outputs = function(params, data.x)
     return _norm(outputs - jnp.asarray(data.y, outputs.dtype) / jnp.asarray(alpha, outputs.dtype))
 
 
-@jax.jit
+@functools.partial(PerFunction, by=(0, 1))
 def _relative_value(function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
     """`R / |grad R|` of the scaled model, a distance in the space of weights."""
 
@@ -199,7 +201,7 @@ def _relative_value(function: Partial, loss: Partial, params: Params, data: Data
     return value / trees.norm(gradient)
 
 
-@jax.jit
+@PerFunction
 def _alternate(function: Partial, params: Params, x: Any, u: Params, v: Params) -> tuple[Params, Params, Array]:
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 

@@ -13,6 +13,7 @@ from lazynet import guards, trees
 from lazynet.empirical import ntk_vector_product
 from lazynet.lazy import linearize
 from lazynet.losses import as_partial
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]
@@ -190,7 +191,7 @@ def _check_weights(params: Params, params0: Params) -> None:
         raise ValueError("params got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
 
 
-@jax.jit
+@PerFunction
 def _gap(function: Partial, params: Params, params0: Params, x: Array) -> Array:
     return output_gap(function(params, x), linearize(function, params0)(params, x))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Float, Num
@@ -12,6 +11,7 @@ from jaxtyping import Float, Num
 from lazynet import guards, trees
 from lazynet.lazy import GATES, layer_name
 from lazynet.model import Model
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, Params, Scalar
 
 __all__ = ["Stability", "activation_stability"]
@@ -76,7 +76,7 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
     return Stability(total, _fraction(gates) if gates else None, _fraction(pools) if pools else None, layers)
 
 
-@jax.jit
+@PerFunction
 def _unchanged(trace: Partial, params: Params, params0: Params, x: Array) -> dict[str, tuple[Array, Array]]:
     """The fraction of unchanged gates and the number of gates, for each layer that has gates."""
     _, inside = trace(params, x)

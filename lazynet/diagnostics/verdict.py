@@ -15,6 +15,7 @@ from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.empirical import estimate_max_learning_rate
 from lazynet.lazy import center, lazy_part, weights
 from lazynet.losses import as_partial, mse
+from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.typing import Apply, Array, Key, Params
 
@@ -146,7 +147,7 @@ def _check_moved(function: Partial, params: Params, params0: Params) -> None:
         )
 
 
-@jax.jit
+@PerFunction
 def _step(function: Partial, params: Params, data: Data, learning_rate: float | Array) -> Params:
     gradient = jax.grad(lambda w: mse(function(w, data.x), jnp.asarray(data.y)))(params)
     return trees.add_scaled(params, -jnp.asarray(learning_rate), gradient)

@@ -23,8 +23,8 @@ from lazynet.typing import Apply, Array, ArrayLike, Params
 Examples = PyTree[Any]
 """An array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis."""
 
-STATISTICS = {"batch_stats", "cache", "intermediates", "perturbations", "BatchStat", "Cache", "Intermediate"}
-"""Collections of linen, and types of variables of nnx, that are no weights."""
+STATISTICS = {"BatchStat", "Cache", "Intermediate"}
+"""Variables of nnx that are no weights."""
 
 
 class Arguments(NamedTuple):
@@ -92,8 +92,11 @@ def one_example(x: Examples) -> Examples:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
 
 
-def check_outputs(h: Any, n: int) -> None:
-    """Refuses what is not one real array with a row for each example; a shape will do."""
+def check_outputs(h: Any, n: int, derivative: bool = True) -> None:
+    """Refuses what is not one real array with a row for each example, in floating point for a derivative.
+
+    A shape and a dtype will do.
+    """
     if not hasattr(h, "shape") or h.shape[:1] != (n,):
         shapes = jax.tree.map(jnp.shape, h)
         raise ValueError(
@@ -105,12 +108,18 @@ def check_outputs(h: Any, n: int) -> None:
             f"apply returned outputs of dtype {h.dtype}, expected real ones: return real and imaginary "
             "parts as two outputs, jnp.stack([h.real, h.imag], -1)."
         )
+    if derivative and not jnp.issubdtype(h.dtype, jnp.floating):
+        raise ValueError(
+            f"apply returned outputs of dtype {h.dtype}, expected floating point: whole numbers have no derivative, "
+            "take what they are made of, for instance logits."
+        )
 
 
 def real_parameters(function: Partial, params: Params) -> tuple[Partial, Params]:
     """The function and its parameters, each complex one as a pair of real ones."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not isinstance(leaf, (ArrayLike, np.generic, bool, int, float, complex)):
+        is_number = isinstance(leaf, (ArrayLike, np.generic, bool, int, float, complex))
+        if not is_number or getattr(leaf, "dtype", None) == np.dtype(object):
             raise TypeError(
                 f"params{jax.tree_util.keystr(path)} got {leaf!r}, expected arrays: leave out what is no number, "
                 "and bind it to apply (of an equinox module, equinox.partition(module, is_inexact_array))."
@@ -145,7 +154,7 @@ def check_no_statistics(params: Params, names: tuple[str, ...] | None = None) ->
         params: What may be all variables of a flax module.
         names: Paths of the leaves that are differentiated; None for all.
     """
-    found = _linen_statistics(params, names) or ("" if names else _nnx_statistics(params))
+    found = _linen_statistics(params, names) or _nnx_statistics(params, names)
     if found:
         raise ValueError(
             f"params got all variables of a flax module, {found} among them, expected its weights alone: running "
@@ -159,22 +168,29 @@ def _linen_statistics(params: Params, names: tuple[str, ...] | None) -> str:
     """The collection of linen that is differentiated beside the collection of weights."""
     if not (isinstance(params, Mapping) and "params" in params):
         return ""
-    for collection in params:
+    for collection in sorted(guards.COLLECTIONS & set(params)):
         weights = any(is_weight(leaf) for leaf in jax.tree.leaves(params[collection]))
-        chosen = names is None or any(name.startswith(f"{collection}/") for name in names)
-        if collection in STATISTICS and weights and chosen:
+        if weights and _is_chosen(collection, names):
             return f"the collection {collection!r}"
     return ""
 
 
-def _nnx_statistics(params: Params) -> str:
+def _nnx_statistics(params: Params, names: tuple[str, ...] | None) -> str:
+    """The first variable of nnx that is differentiated and no weight."""
+
     def kind(node: Any) -> str:
         return getattr(getattr(node, "type", None), "__name__", type(node).__name__)
 
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: kind(node) in STATISTICS)
-    return next(
-        (f"{kind(node)} at {jax.tree_util.keystr(path)}" for path, node in nodes if kind(node) in STATISTICS), ""
-    )
+    for path, node in nodes:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if kind(node) in STATISTICS and _is_chosen(name, names):
+            return f"the {kind(node)} {name!r}"
+    return ""
+
+
+def _is_chosen(path: str, names: tuple[str, ...] | None) -> bool:
+    return names is None or any(name == path or name.startswith(f"{path}/") for name in names)
 
 
 def _of_complex(function: Partial, params: Params, x: Any) -> Any:
@@ -194,8 +210,8 @@ def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
     def promoted(leaf: ArrayLike, other: ArrayLike) -> ArrayLike:
         if leaf.dtype == other.dtype:
             return leaf
-        with jax.numpy_dtype_promotion("standard"):
-            return leaf.astype(jnp.result_type(leaf.dtype, other.dtype))
+        dtype = jnp.promote_types(leaf.dtype, other.dtype)
+        return leaf.astype(jax.dtypes.canonicalize_dtype(dtype))  # without x64 float64 is float32
 
     return jax.tree.map(promoted, x1, x2), jax.tree.map(promoted, x2, x1)
 

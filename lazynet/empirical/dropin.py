@@ -290,8 +290,9 @@ def monte_carlo_kernel_fn(
         >>> bool(abs(kernel_fn(jnp.ones((1, 4)), None, "ntk")[0, 0] - 1) < 0.2)
         True
     """
-    single = not isinstance(n_samples, Iterable) or isinstance(n_samples, str) or np.ndim(n_samples) == 0
-    counts = {guards.count("n_samples", count) for count in ([n_samples] if single else n_samples)}
+    guards.key("key", key)
+    several = isinstance(n_samples, Iterable) and not isinstance(n_samples, str)
+    counts = {guards.count("n_samples", number) for number in (n_samples if several else [n_samples])}
     if not counts:
         raise ValueError("n_samples got no number, expected an integer >= 1 or several of them.")
     empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
@@ -311,7 +312,7 @@ def monte_carlo_kernel_fn(
     def kernel_fn(x1: Any, x2: Any = None, get: Get = None, **kwargs: Any) -> Any:
         guards.array("x1", x1)
         found = means(x1, x2, get, **kwargs)
-        return next(found) if single else found
+        return found if several else next(found)
 
     return kernel_fn
 
@@ -357,13 +358,13 @@ def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
             f"got inputs of type {type(x).__name__} and outputs {h}, expected one array for each: choose one by "
             "lambda params, x: f(params, x)[0], or concatenate them."
         )
-    check_outputs(h, len(x))
+    check_outputs(h, len(x), derivative=False)
     return h.shape
 
 
 def _check_vmap_axes(vmap_axes: Any) -> None:
     given = vmap_axes if isinstance(vmap_axes, tuple) else (vmap_axes,)
-    if not all(axis is None or axis == {} or (isinstance(axis, (int, np.integer)) and axis == 0) for axis in given):
+    if not all(axis is None or (isinstance(axis, (int, np.integer, dict)) and not axis) for axis in given):
         raise ValueError(
             f"vmap_axes is {vmap_axes!r}, expected None or 0: examples are the first axis of inputs and outputs; move "
             "it there, lambda params, x: jnp.moveaxis(f(params, x), axis, 0)."
@@ -407,6 +408,6 @@ def _size(shape: tuple[int, ...], axes: set[int]) -> int:
 def _names(get: Get) -> tuple[str, ...]:
     several = isinstance(get, (tuple, list))
     names = ("nngp", "ntk") if get is None else tuple(get) if several else (get,)
-    if names not in RECORDS:
+    if not all(isinstance(name, str) for name in names) or names not in RECORDS:
         raise ValueError(f"get is {get!r}, expected 'nngp', 'ntk', a tuple of them, or None for both.")
     return names

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from lazynet.empirical.arguments import Examples, canonical, check_outputs, count_examples, differentiable
 from lazynet.empirical.layerwise import known_layers
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, Array, Params
 
@@ -115,15 +115,20 @@ def _mixed(function: Partial, params: Params, x: Examples) -> str:
         if "custom_vjp" not in str(error):
             raise
         forward = False
+    evaluate = _tangents if forward else _gradients
     for draw, changed in enumerate(CHANGED):
         kept = ~np.isin(group, changed)
         other = jax.tree.map(lambda leaf, kept=kept, draw=draw: _replaced(leaf, ~kept, draw), x)
         if not forward:
-            before = _gradients(function, params, x, kept)
-        after = (_tangents if forward else _gradients)(function, params, other, kept)
+            before = evaluate(function, params, x, kept)
+        after = evaluate(function, params, other, kept)
         for what in ("outputs", "derivatives"):
             rows = kept if forward or what == "outputs" else slice(None)
-            if any(_differ(*leaves, rows) for leaves in zip(before[what], after[what], strict=True)):
+            pairs = list(zip(before[what], after[what], strict=True))
+            if not any(_differ(one, two, one, rows) for one, two in pairs):
+                continue
+            again = evaluate(function, _shaken(params), x, kept)
+            if any(_differ(*pair, rounded, rows) for pair, rounded in zip(pairs, again[what], strict=True)):
                 return what
     return ""
 
@@ -134,7 +139,7 @@ def _tangents(function: Partial, params: Params, x: Examples, kept: Array) -> di
     weights, rebuilt = differentiable(params)
     direction = [_direction(w, i) for i, w in enumerate(weights)]
     h, tangent = jax.jvp(lambda w: _outputs(function, rebuilt(w), x), (weights,), (direction,))
-    return {"outputs": [h], "derivatives": [tangent] if jnp.issubdtype(h.dtype, jnp.inexact) else []}
+    return {"outputs": [h], "derivatives": [tangent]}
 
 
 @PerFunction
@@ -160,21 +165,25 @@ def _direction(leaf: Array, seed: int) -> Array:
     return (bits.astype(jnp.float32) / 2.0**31 - 1).astype(leaf.dtype).reshape(leaf.shape)
 
 
-def _differ(before: Array, after: Array, rows: Any) -> bool:
-    """Whether values differ by more than rounding.
+def _shaken(params: Params) -> Params:
+    """Parameters a few units in their last place away, at which everything is rounded anew."""
+    weights, rebuilt = differentiable(params)
+    return rebuilt([w * (1 + 8 * jnp.finfo(w.dtype).eps) for w in weights])
 
-    Programs and shapes are equal, so that most values stay equal bit by bit; what is subtracted and added again, as the
-    largest logit of a batch in a softmax, leaves a few units.
+
+def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -> bool:
+    """Whether values differ by more than rounding: 256 units of the largest, or four times what another rounding makes.
+
+    Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and added again, as the
+    largest logit of a batch in a softmax, leaves a few units, and many where little is left of large terms.
     """
-    one, two = np.asarray(before), np.asarray(after)
-    if not jnp.issubdtype(one.dtype, jnp.inexact):
-        return bool((one != two)[rows].any())
-    eps = float(jnp.finfo(one.dtype).eps)
-    wide = np.complex128 if np.iscomplexobj(one) else np.float64
-    one, two = one.astype(wide), two.astype(wide)
+    one, two, three = (np.asarray(values).astype(np.float64) for values in (before, after, again))
+    eps = float(jnp.finfo(before.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
-        close = np.abs(one - two) <= min(256 * eps, eps**0.5) * size
+        rounding = np.abs(one - three)
+        noise = rounding[np.isfinite(rounding)].max(initial=0.0)
+        close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 4 * noise)
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
     return not same[rows].all()
 

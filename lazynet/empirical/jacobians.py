@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.arguments import Complex, Examples, is_weight, one_example
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]
@@ -45,6 +45,8 @@ def chosen_names(params: Params, where: Where | None) -> Names:
         parts = parameter_names(node) if isinstance(node, Complex) else [""]
         if is_weight(jax.tree.leaves(node)[0]) and (where is None or bool(where(name))):
             free += ["/".join(filter(None, (name, part))) for part in parts]
+    if not any(is_weight(leaf) for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"params has no floating-point arrays ({names}), expected weights: integers are constants.")
     if not free:
         raise ValueError(f"where selects none of the parameters {names}: it gets one of these paths at a time.")
     return tuple(free)

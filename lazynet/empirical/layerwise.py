@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.empirical.jacobians import Jacobian, Names, Outputs, reduced
-from lazynet.empirical.programs import PerFunction
 from lazynet.model import Structure, structure
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, Params
 
 

@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet.empirical.arguments import Examples, canonical, check_outputs, count_examples
-from lazynet.empirical.programs import PerFunction
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, Params
 
 
@@ -48,5 +48,5 @@ def empirical_nngp(
 @PerFunction
 def _outputs(function: Partial, params: Params, x: Any) -> Array:
     h = function(params, x)
-    check_outputs(h, count_examples(x))
+    check_outputs(h, count_examples(x), derivative=False)
     return h.reshape(len(h), -1)

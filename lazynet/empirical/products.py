@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,8 @@ from lazynet.empirical.arguments import (
     differentiable,
 )
 from lazynet.empirical.independence import refuse_mixing
-from lazynet.empirical.programs import PerFunction
 from lazynet.linalg import lanczos, ritz_values
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, Key, Params
 
 
@@ -87,16 +89,17 @@ def largest_ntk_eigenvalue(
         9.0
     """
     iterations = guards.count("iterations", iterations)
+    guards.key("key", key)
     function, params, x, _ = canonical(apply, params, x, name="x")
     check_no_statistics(params)
     refuse_mixing(function, params, x)
     shape = jax.eval_shape(lambda params, x: function(params, x), params, x)
     check_outputs(shape, count_examples(x))
     start = jax.random.normal(key, shape.shape, shape.dtype)
-    product = ntk_vector_product(function, params, x)
 
     def on_host(v):
-        return np.asarray(product(jnp.asarray(v.reshape(start.shape), start.dtype)), np.float64).ravel()
+        product, size = _scaled_product(function, params, x, jnp.asarray(v.reshape(start.shape), start.dtype))
+        return np.asarray(product, np.float64).ravel() * float(size)
 
     values, _ = ritz_values(*lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size)))
     return float(values[-1])
@@ -140,10 +143,26 @@ def estimate_max_learning_rate(
 
 
 @PerFunction
-def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: Array) -> Array:
+def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
     weights, rebuilt = differentiable(params)
     values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
     check_outputs(values, count_examples(x2))
-    if v.shape != values.shape:
-        raise ValueError(f"v has shape {v.shape}, expected that of the outputs at x2, {values.shape}.")
+    guards.array("v", v)
+    if v.shape != values.shape or jnp.issubdtype(v.dtype, jnp.complexfloating):
+        found = f"v has shape {v.shape} and dtype {v.dtype}"
+        raise ValueError(f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}.")
     return jax.jvp(lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype)))[1]
+
+
+@PerFunction
+def _scaled_product(function: Partial, params: Params, x: Examples, v: Array) -> tuple[Array, Array]:
+    """`Theta v` and a power of two that it is to be multiplied by: the square of a derivative may leave its dtype."""
+    weights, rebuilt = differentiable(params)
+    _, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)
+    (gradient,) = pull_back(v)
+    entries = [jnp.max(jnp.abs(leaf), initial=0).astype(v.dtype) for leaf in gradient]
+    largest = functools.reduce(jnp.maximum, entries, jnp.zeros((), v.dtype))
+    exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
+    size = jnp.ldexp(jnp.ones_like(largest), exponent)
+    unit = [leaf / size.astype(leaf.dtype) for leaf in gradient]
+    return jax.jvp(lambda w: function(rebuilt(w), x), (weights,), (unit,))[1], size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 from typing import Any
 
@@ -13,10 +12,12 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from lazynet.empirical import contraction
 from lazynet.empirical.arguments import Examples, count_examples, one_example
 from lazynet.empirical.contraction import MIRROR, contract, features, symmetric
 from lazynet.empirical.jacobians import Outputs
 from lazynet.empirical.memory import Plan, entry_shape
+from lazynet.programs import fingerprint
 from lazynet.tiles import assemble, digest, open_store, tiles
 from lazynet.typing import Array, Params
 
@@ -128,28 +129,15 @@ def _identity(
 
 
 def _derivatives(function: Partial, params: Params, x: Examples, chosen: Plan, outputs: Outputs) -> str:
-    """A name for the program of the features of one example, and for the arrays that it holds as constants.
+    """A name for the program of the features of one example, and for the arrays that it closes over.
 
     Functions with equal outputs may have other derivatives: a gradient that is stopped, a rule of one's own.
     """
 
     def computed(function, params, x):
-        return [features(function, params, x, group, outputs) for group in chosen.groups]
+        return [contraction.features(function, params, x, group, outputs) for group in chosen.groups]
 
-    traced = jax.jit(computed).trace(function, params, one_example(x))
-    program = traced.lower().as_text()
-    return hashlib.sha256(f"{program} {digest(*constants(traced.jaxpr))}".encode()).hexdigest()
-
-
-def constants(program: Any) -> list[Any]:
-    """Arrays that a jaxpr holds, also inside of its equations: the text of a program may leave their values out."""
-    if isinstance(program, (tuple, list)):
-        return sum(map(constants, program), [])
-    found = list(getattr(program, "consts", ()))
-    for equation in getattr(getattr(program, "jaxpr", program), "eqns", ()):
-        literals = [variable.val for variable in equation.invars if hasattr(variable, "val")]
-        found += literals + constants(list(equation.params.values()))
-    return found
+    return fingerprint(jax.jit(computed).trace(function, params, one_example(x)))
 
 
 def _values(tree: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from lazynet.flow.checks import check_batches, check_steps, check_targets, forme
 from lazynet.flow.dynamics import Solution, closed_form, kernel_outputs
 from lazynet.linalg import Eigen, check_symmetric, kernel_matrix
 from lazynet.losses import check_labels, mse
+from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
@@ -115,7 +116,7 @@ def _slope(loss, outputs, y):
     return (outputs - y) / len(y) if loss is mse else np.asarray(_gradient(loss, outputs, y), np.float64)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(PerFunction, static_argnums=(0,))
 def _gradient(loss, outputs, y):
     return jax.grad(loss)(jnp.asarray(outputs), jnp.asarray(y))
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Num
 
 from lazynet import guards, trees
 from lazynet.losses import as_partial
+from lazynet.programs import PerFunction
 from lazynet.typing import Apply, ArrayLike, Params
 
 
@@ -48,7 +49,7 @@ def linearized_weights(
     return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each)
 
 
-@jax.jit
+@PerFunction
 def _weights(function, params0, x, a):
     outputs, pull_back = jax.vjp(lambda w: function(w, x), params0)
     if a.shape[0] != outputs.shape[0] or a.size != outputs.size:

@@ -1,0 +1,134 @@
+"""Functions that know how they were made: they pickle, and equal recipes make one and the same function.
+
+A layer is a few functions that share constants, closures of the function that makes them. Closures neither pickle, so
+that no process could be given one, nor compare, so that the same network built again would be compiled again.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+__all__ = ["Function", "recipe"]
+
+Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+_FUNCTIONS: weakref.WeakValueDictionary[Any, Function] = weakref.WeakValueDictionary()
+_LOCK = threading.RLock()
+
+
+class _Made(NamedTuple):
+    """A call: the names of the module and of the function in it, and its arguments."""
+
+    module: str
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def again(self) -> Any:
+        return getattr(importlib.import_module(self.module), self.name)(*self.args, **self.kwargs)
+
+
+class Function:
+    """A function, the call whose result it is or belongs to, and its place there: equal calls make one object.
+
+    Attributes of the function are those of the object.
+    """
+
+    def __init__(self, function: Callable[..., Any], made: _Made, place: int | None):
+        self.function, self.made, self.place = function, made, place
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of the function."""
+        return self.function(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the function, such as its structure."""
+        if name in ("function", "made", "place"):
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
+    def __reduce__(self):
+        """What pickle keeps: the call and the place."""
+        return _remake, (self.made, self.place)
+
+    def __deepcopy__(self, memo: Any) -> Function:
+        """Itself, as of any function."""
+        return self
+
+    def __copy__(self) -> Function:
+        """Itself."""
+        return self
+
+    def __repr__(self) -> str:
+        """Where it comes from."""
+        return f"<function of {self.made.name}>"
+
+
+def recipe(maker: Maker) -> Maker:
+    """The same function, whose result, or each function of the tuple that it returns, is a `Function`.
+
+    Arguments are compared by value where they are numbers, text, tuples, or functions made by recipes, and by identity
+    otherwise. They pickle if arrays and functions among them do: functions at the level of a module, no lambdas.
+
+    Args:
+        maker: Function at the level of a module.
+
+    Example:
+        >>> import pickle
+        >>> import lazynet as ln
+        >>> model = ln.serial(ln.Dense(4), ln.LayerNorm())
+        >>> model == ln.serial(ln.Dense(4), ln.LayerNorm()) == pickle.loads(pickle.dumps(model)) != ln.Dense(4)
+        True
+    """
+    signature = inspect.signature(maker)
+
+    @functools.wraps(maker)
+    def make(*args, **kwargs):
+        result = maker(*args, **kwargs)
+        made = _Made(maker.__module__, maker.__qualname__, args, kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        key = maker.__module__, maker.__qualname__, _key(bound.args), _key(bound.kwargs)
+        if not isinstance(result, tuple):
+            return _unique(result, made, None, key)
+        functions = [_unique(value, made, place, key) for place, value in enumerate(result)]
+        return type(result)(*functions) if hasattr(result, "_fields") else tuple(functions)
+
+    return make  # pyright: ignore[reportReturnType]
+
+
+def _unique(value, made, place, key):
+    """The one function of this key and place; what is no function stays as it is."""
+    if not callable(value):
+        return value
+    function = value.function if isinstance(value, Function) else value
+    with _LOCK:
+        return _FUNCTIONS.setdefault((key, place), Function(function, made, place))
+
+
+def _remake(made, place):
+    result = made.again()
+    return result if place is None else result[place]
+
+
+def _key(value):
+    """Equal for arguments that make equal functions; what is known by identity lives as long as the function does."""
+    if value is None or isinstance(value, (bool, int, str, bytes)):
+        return type(value), value
+    if isinstance(value, np.generic):  # before float, which np.float64 is too
+        return type(value), value.tobytes()
+    if isinstance(value, float):
+        return float, value.hex()
+    if isinstance(value, (tuple, list)):
+        return type(value), *map(_key, value)
+    if isinstance(value, dict):
+        return dict, *((name, _key(item)) for name, item in value.items())
+    return "identity", id(value)
