@@ -271,6 +271,19 @@ def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
         assert process.returncode == 130 and said.startswith(b"stopped: ") and said.count(b"\n") == 1
 
 
+def test_a_second_interrupt_does_not_wait(monkeypatch):
+    statuses = []
+
+    def again():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_wait_for_devices", again)
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    with pytest.raises(SystemExit):
+        cli._stop()
+    assert statuses == [130]
+
+
 def test_cells_that_have_not_begun_are_dropped_when_a_run_is_stopped():
     begun = []
 
