@@ -203,7 +203,7 @@ def _clear(folder: Path) -> float:
     damages = store.damages(folder)
     if (folder / "summary.json").exists() and not damages:
         return 0.0
-    seconds = 0.0 if folder / store.DONE in damages else store.read_json(folder / store.DONE)["seconds"]
+    seconds = 0.0 if folder / store.DONE in damages else store.read_json(folder / store.DONE).get("seconds", 0.0)
     for path, what in damages.items():
         _say(f"{path} is {what}: it is made again now.")
         path.unlink(missing_ok=True)

@@ -286,10 +286,10 @@ def stored_curve(stored: dict[str, np.ndarray]) -> Trajectory:
 
 
 def _written(folder: Path) -> list[Path]:
-    """The files of a finished run; kernels are stored with checksums of their own and only needed to compute cells."""
+    """The files of a finished run; large ones that are only needed to compute cells have checksums of their own."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).parts for path in paths}
-    own = ("config.json", DONE, "kernels")
+    own = ("config.json", DONE, "kernels", "features")
     return [path for path in paths if names[path][0] not in own and not path.name.startswith(".")]
 
 

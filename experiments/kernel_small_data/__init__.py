@@ -26,6 +26,7 @@ from typing import Annotated, Any, Literal
 
 from experiments import bounds
 from experiments.bounds import Count, Integer, Positive, Seed, Values, check_photographs
+from lazynet import guards
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -125,6 +126,15 @@ class Config:
     images: ImagesConfig = field(default_factory=ImagesConfig)
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses more images than there are."""
+        n_train, n_test = {"digits": (1340, 450), "cifar10": (50_000, 10_000)}[self.data.name]
+        for name in ("sizes", "pooled_sizes"):
+            largest = max(getattr(self.images, name), default=2)
+            guards.count(f"{prefix}images.{name}", largest, at_most=n_train)
+        for name in ("n_test", "pooled_test"):
+            guards.count(f"{prefix}images.{name}", getattr(self.images, name), at_most=n_test)
 
 
 _CIFAR = DataConfig("cifar10", whitening_images=10_000, zca_bias=1e-5)

@@ -41,6 +41,7 @@ import numpy as np
 from experiments import bounds
 from experiments.bounds import Count, Integer, NonNegative, Positive, Scale, Values
 from experiments.lazy_vs_standard import DataConfig
+from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -123,6 +124,10 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses training sets of more images than there are."""
+        side = {"digits": 8, "cifar10": 32}[self.data.name]
+        guards.count(
+            f"{prefix}features.J", self.features.J, at_most=side.bit_length() - 1, fix="2^J is at most the side"
+        )
         if len(self.draws) != len(self.sizes):
             raise ValueError(
                 f"{prefix}draws={self.draws}, expected a number of draws for each of the sizes {self.sizes}."
