@@ -121,4 +121,4 @@ def _leaves(tree):
 
 def _form(tree):
     """The structure of a state with the shapes of its arrays, as text."""
-    return str(jax.tree.map(lambda leaf: f"{list(jnp.shape(leaf))}", tree))
+    return str(jax.tree.map(lambda leaf: f"{list(np.shape(leaf))}", tree))

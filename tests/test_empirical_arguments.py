@@ -10,6 +10,7 @@ from draws import normal
 from marks import extended
 
 import lazynet as ln
+from lazynet import programs
 from lazynet.empirical import (
     batch,
     empirical_nngp,
@@ -20,7 +21,6 @@ from lazynet.empirical import (
     largest_ntk_eigenvalue,
     monte_carlo_kernel_fn,
     ntk_vector_product,
-    programs,
 )
 
 X = normal(0, 6, 4)
