@@ -16,7 +16,8 @@ from lazynet.train import train as train
 _PUBLIC = {
     "model": "Model layer serial parallel residual repeat symmetrize freeze",
     "layers": "Dense Conv AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten LayerNorm Identity",
-    "activations": "Relu LeakyRelu Abs ABRelu Erf Gelu Sin Cos Rbf Sigmoid_like elementwise",
+    "activations": "Relu LeakyRelu Abs ABRelu Elu Erf Gelu SiLU Swish Softplus Tanh Sin Cos Rbf Sigmoid_like "
+    "elementwise",
     "lazy": "linearize taylor_expand center scale lazy weights gated",
     "losses": "mse cross_entropy logistic accuracy Objective objective",
     "records": "Data Gram Trajectory",

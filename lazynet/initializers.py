@@ -8,13 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lazynet import guards
 from lazynet.model import Model
 from lazynet.typing import Params
 
 __all__ = ["xavier_normal"]
 
 
-def xavier_normal(model: Model, gain: float = 1.0) -> Model:
+def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
     """The same network with weights drawn from `N(0, 2 gain^2 / (n_in + n_out))` and zero biases.
 
     `n_in` and `n_out` are the fan-in and the fan-out: channels times the entries of the filter. The weights themselves
@@ -42,8 +43,7 @@ def xavier_normal(model: Model, gain: float = 1.0) -> Model:
 
     Source: Glorot and Bengio (2010), equation 16, with normal draws.
     """
-    if not gain > 0:
-        raise ValueError(f"xavier_normal got gain={gain}, expected a positive factor such as 1.0.")
+    gain = guards.number("xavier_normal gain", gain, above=0)
 
     def init(key: Any, x: Any) -> Params:
         shapes, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, key, x))

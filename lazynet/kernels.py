@@ -98,7 +98,7 @@ def analytic_kernel(
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
     if max(sides) <= side and store is None:
         with tile_advice(max(sides)):
-            return jax.block_until_ready(_computed(model, x1, x2))
+            return _known(jax.block_until_ready(_computed(model, x1, x2)))
     return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
 
 
@@ -140,6 +140,18 @@ def monte_carlo_kernel(
     stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
     mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))
     return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
+
+
+def _known(gram):
+    """The kernel, which is NaN where a quadrature was not accurate or values left the range of the dtype."""
+    for name, values in gram._asdict().items():
+        if not is_traced(values) and bool(jnp.any(jnp.isnan(values))):
+            raise ValueError(
+                f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
+                "have kinks that are not named (elementwise(fn, kinks=(...))), or grow or turn too fast for the "
+                "variances here (use smaller inputs or W_std); else values left the range of the dtype (use float64)."
+            )
+    return gram
 
 
 def _computed(model, x1, x2):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lazynet import guards
 from lazynet.covariance.rules import conv_rule, dense_rule, flatten_rule, global_pool_rule, layer_norm_rule, pool_rule
 from lazynet.covariance.windows import Window
 from lazynet.model import Model, layer
@@ -75,6 +76,7 @@ def Dense(
     Source: Jacot, Gabriel and Hongler (2018), section 2.1; Lee et al. (2019), equation 1.
     """
     features, scheme = _check_affine("Dense", features, parameterization, s)
+    W_std, b_std = _check_scales("Dense", W_std, b_std)
 
     def init(key, x):
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
@@ -127,6 +129,7 @@ def Conv(
     Source: Arora et al. (2019), section 4 (CNTK), without its fixed layers.
     """
     features, scheme = _check_affine("Conv", features, parameterization, s)
+    W_std, b_std = _check_scales("Conv", W_std, b_std)
     _check_padding("Conv", padding)
     kernel_size, strides = _pair("Conv", "kernel_size", kernel_size), _pair("Conv", "strides", strides)
 
@@ -135,10 +138,12 @@ def Conv(
 
     def init(key, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
+        _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         return _draw(key, (*kernel_size, x.shape[-1], features), fan_in(x.shape[-1]), x.dtype, W_std, b_std, scheme)
 
     def apply(params, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
+        _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         _check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
         z = lax.conv_general_dilated(image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
@@ -165,6 +170,7 @@ def AvgPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID
         >>> AvgPool((2, 2), (2, 2)).apply({}, jnp.ones((1, 4, 4, 1))).shape
         (1, 2, 2, 1)
     """
+    window = _pair("AvgPool", "window", window)
     return _pool("AvgPool", window, strides, padding, math.prod(window))
 
 
@@ -255,7 +261,7 @@ def Flatten() -> Model:
 
 
 @recipe
-def LayerNorm(eps: float = 1e-12) -> Model:
+def LayerNorm(eps: float | int = 1e-12) -> Model:
     """Normalization over features `y = (x - mean(x)) / sqrt(var(x) + eps)`, without learned gain and bias.
 
     Args:
@@ -268,6 +274,7 @@ def LayerNorm(eps: float = 1e-12) -> Model:
 
     Source: Ba, Kiros and Hinton (2016), equation 3.
     """
+    eps = guards.number("LayerNorm eps", eps, at_least=0)
 
     def apply(params, x):
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
@@ -362,14 +369,10 @@ def _windows(x, window, strides, padding, fill):
 
 def _window_entries(x, window, strides, padding, fill):
     """For each place in a window its entries `[n, h', w', c]`: strided slices, which differentiate to any order."""
+    _check_fits("a pool", x.shape[1:3], window, padding)
     image, pads = pad_image(x, window, strides, padding)
     image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
-    if h < 1 or w < 1:
-        raise ValueError(
-            f"a pooling window of {window} does not fit an image of {x.shape[1:3]} with {padding!r} padding: "
-            "use a smaller window, or fewer pooling layers before it."
-        )
     offsets = product(range(window[0]), range(window[1]))
     rows, columns = strides
     return [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
@@ -377,16 +380,31 @@ def _window_entries(x, window, strides, padding, fill):
 
 def _check_affine(name, features, parameterization, s):
     """The number of features of the layer and, for the standard parameterization, its width factors."""
-    if not isinstance(features, int) or features < 1:
-        raise ValueError(f"{name} got features={features!r}, expected an integer >= 1.")
+    features = guards.count(f"{name} features", features)
     if parameterization not in ("ntk", "standard"):
         raise ValueError(f"{name} got parameterization={parameterization!r}, expected 'ntk' or 'standard'.")
-    if parameterization == "ntk" and tuple(s) != (1, 1):
+    s = _pair(name, "s", s)
+    if parameterization == "ntk" and s != (1, 1):
         raise ValueError(
             f"{name} got s={s} with parameterization='ntk', expected (1, 1): width factors only change "
             "the 'standard' parameterization."
         )
     return (features, None) if parameterization == "ntk" else (features * s[1], (s[0], s[1]))
+
+
+def _check_scales(name, W_std, b_std):
+    """Standard deviations: finite and not negative, or traced."""
+    W_std = guards.number(f"{name} W_std", W_std, at_least=0)
+    return W_std, None if b_std is None else guards.number(f"{name} b_std", b_std, at_least=0)
+
+
+def _check_fits(name, shape, window, padding):
+    """Without padding, an image smaller than the window would leave nothing, whose mean is NaN."""
+    if padding == "VALID" and any(size < side for size, side in zip(shape, window, strict=True)):
+        raise ValueError(
+            f"{name} got images of {tuple(shape)}, expected at least the size of its window {window}, which does not "
+            "fit with 'VALID' padding: use a smaller window, 'SAME' padding, or fewer layers before it that shrink."
+        )
 
 
 def _check_padding(name, padding):
@@ -395,9 +413,12 @@ def _check_padding(name, padding):
 
 
 def _pair(name, argument, value) -> Pair:
-    if len(tuple(value)) != 2 or any(not isinstance(v, int) or v < 1 for v in value):
-        raise ValueError(f"{name} got {argument}={value!r}, expected two integers >= 1 (height, width).")
-    height, width = value
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__len__") or len(value) != 2:
+        raise ValueError(
+            f"{name} got {argument}={value!r}, expected two integers >= 1 (height, width): images are [n, h, w, c]; "
+            f"for one dimension give them a height of 1 and write (1, width)."
+        )
+    height, width = (guards.count(f"{name} {argument}[{i}]", side) for i, side in enumerate(value))
     return height, width
 
 

@@ -278,7 +278,9 @@ def repeat(block: Model, n: int) -> Model:
         >>> sorted(model.init(jax.random.key(0), jnp.ones((1, 3))))
         ['0_serial', '1_serial']
     """
-    return serial(*[block] * guards.count("n", n, at_least=0), name="repeat")
+    _check_models((block,), "repeat")
+    n = guards.count("repeat n", n, at_least=0)
+    return serial(*[block] * n, name="repeat")
 
 
 @recipe

@@ -244,6 +244,9 @@ def _new(function, static, args, donate):
 def _shared(new, leaves):
     """The new program, or the structure of its result with the function of an equal one that is still kept."""
     traced = new.compiled.jitted.trace(*leaves)
+    # Values that an outer transformation traces (a W_std in grad) are arguments of the program, not of its text.
+    if len(traced.jaxpr.jaxpr.invars) > len(leaves) or is_traced(traced.jaxpr.consts):
+        return new
     if sum(array.nbytes for array in _closed_over(traced.jaxpr)) > COMPARED:
         return new
     text = traced.lower().as_text()

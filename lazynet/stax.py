@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lazynet import activations, layers, model
+from lazynet import activations, guards, layers, model
 from lazynet.covariance.duals import Dual, gelu_dual
 from lazynet.covariance.rules import activation_rule, concat_rule
 from lazynet.covariance.state import Kernel
@@ -59,6 +59,14 @@ __all__ = [
 Shape = Sequence[int]
 # Branches pass tuples of arrays, for which `Apply` and `Rule` have no type.
 _layer: Callable[..., Model] = model.layer
+
+
+# Classes of this module, not made anew at each call: pickle finds them, and jax takes two of the same for one.
+NngpNtk = collections.namedtuple("NngpNtk", ("nngp", "ntk"))
+NtkNngp = collections.namedtuple("NtkNngp", ("ntk", "nngp"))
+Nngp = collections.namedtuple("Nngp", ("nngp",))
+Ntk = collections.namedtuple("Ntk", ("ntk",))
+KERNELS = {kind._fields: kind for kind in (NngpNtk, NtkNngp, Nngp, Ntk)}
 
 
 class Triple(tuple):
@@ -108,11 +116,12 @@ def parallel(*layers: Any) -> Triple:
 
 def repeat(layer: Triple, n: int) -> Triple:
     """`n` copies of a layer, each with its own weights."""
-    return Triple(model.repeat(layer.model, n))
+    return Triple(model.repeat(*_models([layer], "repeat"), n))
 
 
 def FanOut(num: int) -> Triple:
     """`num` references to the input."""
+    num = guards.count("FanOut num", num)
     kernel = lambda k: (k.replace(fresh=False),) * num  # noqa: E731
     return Triple(_layer("FanOut", lambda params, x: (x,) * num, kernel=kernel))
 
@@ -128,7 +137,7 @@ def FanInSum() -> Triple:
 
 def FanInConcat(axis: int = -1) -> Triple:
     """Features of all branches side by side."""
-    _only("FanInConcat", axis=(axis, -1))
+    _only("FanInConcat", "branches are joined along channels", axis=(axis, -1))
     return Triple(_layer("FanInConcat", lambda params, xs: jnp.concatenate(xs, axis=-1), kernel=concat_rule))
 
 
@@ -164,8 +173,12 @@ def Conv(
 ) -> Triple:
     """Convolution of images `[n, h, w, c]`."""
     if dimension_numbers not in (None, ("NHWC", "HWIO", "NHWC")):
-        raise ValueError(f"Conv got dimension_numbers={dimension_numbers}, expected None: images are [n, h, w, c].")
-    size, steps = _pair(filter_shape), (1, 1) if strides is None else _pair(strides)
+        raise ValueError(
+            f"stax.Conv got dimension_numbers={dimension_numbers}, expected None: images are [n, h, w, c], filters "
+            "[h, w, in, out]; move the axes of the images by jnp.moveaxis."
+        )
+    size = _pair("Conv", "filter_shape", filter_shape)
+    steps = (1, 1) if strides is None else _pair("Conv", "strides", strides)
     return Triple(layers.Conv(out_chan, size, steps, padding, W_std, b_std, parameterization=parameterization, s=s))
 
 
@@ -178,13 +191,12 @@ def AvgPool(
     channel_axis: int = -1,
 ) -> Triple:
     """Mean over windows; padded entries count as zeros."""
-    _only(
-        "AvgPool",
-        normalize_edges=(normalize_edges and padding == "SAME", False),
-        batch_axis=(batch_axis, 0),
-        channel_axis=(channel_axis, -1),
-    )
-    return Triple(layers.AvgPool(_pair(window_shape), None if strides is None else _pair(strides), padding))
+    # Without padding all windows are full, and both values mean the same.
+    uneven = normalize_edges and padding == "SAME"
+    fix = "padded entries count as zeros; use padding='VALID' or 'CIRCULAR', where there is nothing to normalize"
+    _only("AvgPool", fix, normalize_edges=(bool(uneven), False))
+    _only("AvgPool", batch_axis=(batch_axis, 0), channel_axis=(channel_axis, -1))
+    return Triple(layers.AvgPool(*_windows("AvgPool", window_shape, strides), padding))
 
 
 def SumPool(
@@ -196,7 +208,7 @@ def SumPool(
 ) -> Triple:
     """Sum over windows."""
     _only("SumPool", batch_axis=(batch_axis, 0), channel_axis=(channel_axis, -1))
-    return Triple(layers.SumPool(_pair(window_shape), None if strides is None else _pair(strides), padding))
+    return Triple(layers.SumPool(*_windows("SumPool", window_shape, strides), padding))
 
 
 def GlobalAvgPool(batch_axis: int = 0, channel_axis: int = -1) -> Triple:
@@ -219,8 +231,10 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Triple:
 
 def LayerNorm(axis: int | Shape = -1, eps: float = 1e-12, batch_axis: int = 0, channel_axis: int = -1) -> Triple:
     """Normalization over channels."""
-    single = axis if isinstance(axis, int) else tuple(axis)[0] if len(tuple(axis)) == 1 else axis
-    _only("LayerNorm", axis=(single, -1), batch_axis=(batch_axis, 0), channel_axis=(channel_axis, -1))
+    axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+    fix = "it normalizes over channels; for all axes of an image put Flatten() before it"
+    _only("LayerNorm", fix, axis=(axes, (-1,)))
+    _only("LayerNorm", batch_axis=(batch_axis, 0), channel_axis=(channel_axis, -1))
     return Triple(layers.LayerNorm(eps))
 
 
@@ -284,7 +298,11 @@ def Rbf(gamma: float = 1.0) -> Triple:
 
 
 def ElementwiseNumerical(fn: Callable[[Any], Any], deg: int, df: Callable[[Any], Any] | None = None) -> Triple:
-    """`fn(x)` with its kernel by quadrature of `deg` nodes an axis; derivatives are automatic, `df` is not needed."""
+    """`fn(x)` with its kernel by quadrature of `deg` nodes an axis, or more where these are not accurate.
+
+    Derivatives are automatic: `df` is not needed. Where no number of nodes is enough (kinks, which
+    `lazynet.elementwise` takes by name, or growth like that of exp), `kernel_fn` raises an error; under jit it is NaN.
+    """
     return Triple(activations.elementwise(fn, degree=deg))
 
 
@@ -336,16 +354,29 @@ def _init_fn(network):
 def _kernel_fn(network):
     def kernel_fn(x1: ArrayLike, x2: ArrayLike | None = None, get: str | Sequence[str] | None = None) -> Any:
         """Kernels "nngp" and "ntk": a string gives an array, a tuple a named tuple in that order, None both."""
+        names = _names(get)
         gram = analytic_kernel(network, x1, x2)
         if get is None:
             return gram
-        names = [name.lower() for name in ([get] if isinstance(get, str) else get)]
-        if not set(names) <= {"nngp", "ntk"}:
-            raise ValueError(f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None.")
         values = [getattr(gram, name) for name in names]
-        return values[0] if isinstance(get, str) else collections.namedtuple("Kernels", names)(*values)
+        return values[0] if isinstance(get, str) else KERNELS[names](*values)
 
     return kernel_fn
+
+
+def _names(get) -> tuple[str, ...]:
+    """The kernels asked for, in order."""
+    if get is None:
+        return ()
+    if not isinstance(get, (str, tuple, list)) or not all(isinstance(name, str) for name in get):
+        raise TypeError(f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None.")
+    names = tuple(name.lower() for name in ([get] if isinstance(get, str) else get))
+    if names in KERNELS:
+        return names
+    covariances = {"cov1", "cov2"} & set(names)
+    own = f"{sorted(covariances)[0]} is the diagonal of kernel_fn(x{sorted(covariances)[0][-1]}, None, 'nngp')"
+    fix = own if covariances else "is_gaussian, shapes and masks of neural-tangents' Kernel have no counterpart"
+    raise ValueError(f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None: {fix}.")
 
 
 def _models(triples, where):
@@ -358,16 +389,28 @@ def _models(triples, where):
     return [triple.model for triple in triples]
 
 
-def _pair(shape) -> Pair:
-    if len(tuple(shape)) != 2:
-        raise ValueError(f"got a window or strides {tuple(shape)}, expected (height, width): images are [n, h, w, c].")
+def _windows(name, window_shape, strides) -> tuple[Pair, Pair | None]:
+    window = _pair(name, "window_shape", window_shape)
+    return window, None if strides is None else _pair(name, "strides", strides)
+
+
+def _pair(name, argument, shape) -> Pair:
+    is_list = not isinstance(shape, (str, bytes)) and hasattr(shape, "__len__")
+    if is_list and len(shape) == 1:
+        raise ValueError(
+            f"stax.{name} got {argument}={tuple(shape)}, expected (height, width): write (1, {shape[0]}) and give the "
+            "inputs [n, w, c] a height of one, x[:, None]."
+        )
+    if not is_list or len(shape) != 2:
+        raise ValueError(f"stax.{name} got {argument}={shape!r}, expected (height, width): images are [n, h, w, c].")
     height, width = shape
     return height, width
 
 
-def _only(name, **arguments):
+AXES = "batches come first, channels last; move the axes by jnp.moveaxis"
+
+
+def _only(name, fix=AXES, **arguments):
     for argument, (value, expected) in arguments.items():
         if value != expected:
-            raise ValueError(
-                f"stax.{name} got {argument}={value!r}, expected {expected!r}: batches come first, channels last."
-            )
+            raise ValueError(f"stax.{name} got {argument}={value!r}, expected {expected!r}: {fix}.")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from lazynet import guards
 from lazynet.activations import Relu
 from lazynet.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool, Parameterization
 from lazynet.model import Model, residual, serial
@@ -59,6 +60,7 @@ def mlp(
         ['0_Dense', '2_Dense', '4_Dense']
     """
     activation = Relu() if activation is None else activation
+    _check_widths("mlp", widths)
     hidden = [layer for width in widths for layer in (Dense(width, W_std, b_std), activation)]
     return serial(*hidden, Dense(outputs, W_std, b_std), name="mlp")
 
@@ -93,6 +95,7 @@ def cnn(
         (3, 3, 8, 16)
     """
     activation = Relu() if activation is None else activation
+    _check_widths("cnn", widths)
     strides = [1] * len(widths) if strides is None else list(strides)
     if len(strides) != len(widths):
         raise ValueError(f"cnn got {len(strides)} strides for {len(widths)} widths, expected one each.")
@@ -107,7 +110,7 @@ def cnn(
 def vgg11(
     outputs: int = 10,
     *,
-    width: float = 1.0,
+    width: float | int = 1.0,
     activation: Model | None = None,
     W_std: float = SQRT2,
     b_std: float | None = 0.0,
@@ -133,6 +136,7 @@ def vgg11(
     Source: Simonyan and Zisserman (2015), configuration A, without its hidden fully connected layers.
     """
     activation = Relu() if activation is None else activation
+    width = guards.number("vgg11 width", width, above=0)
     layers = []
     for channels in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
         if channels == "pool":
@@ -168,8 +172,7 @@ def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, 
 
     Source: Arora et al. (2019), section 4.
     """
-    if depth < 2:
-        raise ValueError(f"cntk got depth={depth}, expected at least 2: one convolution and the linear head.")
+    depth = guards.count("cntk depth", depth, at_least=2, fix="one convolution and the linear head")
     body = [layer for _ in range(depth - 1) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
     return serial(*body, GlobalAvgPool() if pooled else Flatten(), Dense(outputs, SQRT2, b_std), name="cntk")
 
@@ -194,7 +197,7 @@ def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float |
 
     Source: Shankar et al. (2020), as convolutional networks.
     """
-    if depth not in MYRTLE_CONVOLUTIONS:
+    if depth not in tuple(MYRTLE_CONVOLUTIONS):
         raise ValueError(f"myrtle got depth={depth}, expected 5, 7 or 10.")
     layers = []
     for stage, count in enumerate(MYRTLE_CONVOLUTIONS[depth]):
@@ -224,6 +227,7 @@ def wide_resnet(
 
     Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
     """
+    blocks, width = guards.count("wide_resnet blocks", blocks), guards.count("wide_resnet width", width)
     convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std)
     layers = [convolution(16)]
     for channels, stride in ((16, 1), (32, 2), (64, 2)):
@@ -235,7 +239,7 @@ def wide_resnet(
 def resnet18(
     outputs: int = 10,
     *,
-    width: float = 1.0,
+    width: float | int = 1.0,
     W_std: float = 1.0,
     b_std: float | None = None,
     parameterization: Parameterization = "ntk",
@@ -258,6 +262,7 @@ def resnet18(
 
     Source: He et al. (2016), in the pre-activation form, which has an infinite-width limit.
     """
+    width = guards.number("resnet18 width", width, above=0)
     channels = [max(1, round(width * features)) for features in (64, 128, 256, 512)]
     convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std, parameterization=parameterization)
     layers = [convolution(channels[0])]
@@ -266,6 +271,11 @@ def resnet18(
         layers.append(_block(convolution, features, 1, None))
     head = Dense(outputs, W_std, b_std, parameterization=parameterization)
     return serial(*layers, GlobalAvgPool(), head, name="resnet18")
+
+
+def _check_widths(name, widths):
+    if isinstance(widths, (str, bytes)) or not hasattr(widths, "__len__"):
+        raise TypeError(f"{name} got widths={widths!r}, expected the width of each layer, for instance (64, 64).")
 
 
 def _block(convolution: Callable[..., Model], features: int, stride: int, shortcut: tuple[int, int] | None) -> Model:

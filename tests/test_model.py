@@ -146,3 +146,41 @@ def test_global_pools_and_flatten():
     np.testing.assert_allclose(ln.GlobalAvgPool().apply({}, IMAGES), IMAGES.mean((1, 2)), rtol=1e-14)
     np.testing.assert_allclose(ln.GlobalSumPool().apply({}, IMAGES), IMAGES.sum((1, 2)), rtol=1e-13)
     assert ln.Flatten().apply({}, IMAGES).shape == (2, 192)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: ln.Dense(4, np.nan), "W_std got nan"),
+        (lambda: ln.Dense(4, -1.0), "W_std got -1.0, expected a finite number >= 0"),
+        (lambda: ln.Conv(4, b_std=-0.1), "b_std got -0.1"),
+        (lambda: ln.Dense(True), "features got True"),
+        (lambda: ln.Conv(0), "features got 0"),
+        (lambda: ln.Conv(4, strides=(0, 1)), r"strides\[0\] got 0"),
+        (lambda: ln.AvgPool((2, -1)), r"window\[1\] got -1"),
+        (lambda: ln.LayerNorm(-1.0), "eps got -1.0"),
+        (lambda: ln.repeat(ln.Relu(), -1), "n got -1"),
+        (lambda: ln.zoo.vgg11(width=-1), "width got -1"),
+        (lambda: ln.zoo.resnet18(width=np.nan), "width got nan"),
+        (lambda: ln.zoo.wide_resnet(0), "blocks got 0"),
+        (lambda: ln.zoo.cntk(1), "depth got 1"),
+    ],
+)
+def test_hyperparameters_of_layers_and_networks_are_checked_when_they_are_built(build, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        build()
+
+
+def test_a_convolution_larger_than_the_image_is_refused_before_it_gives_the_mean_of_nothing():
+    model, x = ln.serial(ln.Conv(3, (9, 9)), ln.GlobalAvgPool()), np.ones((1, 6, 6, 2))
+    with pytest.raises(ValueError, match="does not fit"):
+        model.init(jax.random.key(0), x)
+    layer = ln.Conv(3, (9, 9))
+    with pytest.raises(ValueError, match="does not fit"):
+        layer.apply(layer.init(jax.random.key(0), np.ones((1, 9, 9, 2))), x)
+
+
+def test_scales_that_are_being_differentiated_pass():
+    x = jnp.ones((2, 3))
+    output = lambda W_std: jnp.sum(ln.Dense(2, W_std).apply({"W": jnp.ones((3, 2))}, x))  # noqa: E731
+    np.testing.assert_allclose(jax.grad(output)(1.5), 12 / 3**0.5, rtol=1e-12)

@@ -18,6 +18,7 @@ from lazynet.scattering import (
     scattering_paths,
     wavelet_coefficients,
 )
+from lazynet.scattering.transform import modulus
 
 GOLDEN = File(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "kymatio.json").read_text())
@@ -235,7 +236,7 @@ def test_images_of_another_size_are_refused(shape):
 
 @pytest.mark.parametrize("max_order", [-1, 3])
 def test_orders_above_two_are_refused(max_order):
-    with pytest.raises(ValueError, match="max_order must be 0, 1 or 2"):
+    with pytest.raises(ValueError, match="max_order got .*expected an integer from 0 to 2"):
         scattering2d(np.ones((16, 16)), filter_bank((16, 16), 2), max_order=max_order)
 
 
@@ -273,3 +274,39 @@ def test_frequencies_outside_the_band_of_a_wavelet_do_not_contribute():
     x = np.random.default_rng(0).standard_normal((40, 48))
     whole = dataclasses.replace(filters, band=(0,) * 5)
     np.testing.assert_allclose(scattering2d(x, filters), scattering2d(x, whole), atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("size", [1e-15, 1.0])
+def test_second_derivatives_of_the_modulus_are_those_of_its_formula_at_any_size(size, dtype):
+    z, dz = (3.0 - 4.0j) * size, (1.0 + 2.0j) * size
+    # |z + t dz| = |z| sqrt(1 + 2 t a + t^2 b), a = Re(conj(z) dz) / |z|^2, b = |dz|^2 / |z|^2.
+    a, b = (np.conj(3 - 4j) * (1 + 2j)).real / 25, 5 / 25
+    along = lambda t: modulus(jax.lax.complex(z.real + t * dz.real, z.imag + t * dz.imag))  # noqa: E731
+    t = jnp.asarray(0.0, dtype)
+    np.testing.assert_allclose(jax.grad(along)(t), 5 * size * a, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(jax.grad(along))(t), 5 * size * (b - a**2), rtol=1e-5)
+
+
+@pytest.mark.extended
+def test_second_derivatives_are_finite_at_tiny_images():
+    filters, x = filter_bank((8, 8), 1, 2), np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    along = lambda t: scattering2d(jnp.float32(1e-15) * (x + t * x[::-1]), filters).sum()  # noqa: E731
+    assert np.isfinite(jax.grad(jax.grad(along))(jnp.float32(0.0)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: filter_bank((8, 8), 0), "J got 0"),
+        (lambda: filter_bank((8, 8), 1, -2), "L got -2"),
+        (lambda: filter_bank((8, True), 1), r"shape\[1\] got True"),
+        (lambda: filter_bank((8, 8), 4), "J <= 3"),
+        (lambda: scattering2d(np.full((8, 8), np.nan), filter_bank((8, 8), 1)), "NaN"),
+        (lambda: scattering2d(np.zeros((8, 8), np.uint8), filter_bank((8, 8), 1)), "8-bit"),
+        (lambda: scattering2d(np.zeros((8, 8)), filter_bank((8, 8), 1), chunk=0), "chunk got 0"),
+    ],
+)
+def test_banks_and_images_without_a_meaning_are_refused(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()

@@ -76,7 +76,7 @@ def test_filters_are_listed_as_kymatio_lists_them():
         (dict(out_type="dict"), "out_type"),
         (dict(frontend="torch"), "frontend"),
         (dict(max_order=3), "max_order"),
-        (dict(J=0), "at least 1"),
+        (dict(J=0), "J got 0, expected an integer >= 1"),
         (dict(J=4), "does not fit"),
     ],
 )
@@ -145,3 +145,23 @@ def test_kymatio_gives_the_same_numbers_metadata_and_filters(shape, J, L, max_or
         assert (ours_psi["j"], ours_psi.get("theta")) == (theirs_psi["j"], theirs_psi.get("theta"))
         for a, b in zip(ours_psi["levels"], theirs_psi["levels"], strict=True):
             np.testing.assert_allclose(a, b, atol=5e-7)
+
+
+def test_rows_of_another_width_are_refused_instead_of_mixed():
+    S = Scattering2D(1, (8, 8), 2)
+    for rows in (image(4, 32), image(4, 96), image(64), image(4, 0)):
+        with pytest.raises(ValueError, match=r"transform got rows.*expected \[n, 64\]"):
+            S.transform(rows)
+    channels = image(3, 128)
+    expected = S(channels.reshape(3, 2, 8, 8)).reshape(3, -1)
+    np.testing.assert_array_equal(S.transform(channels), expected)
+
+
+def test_parameters_that_are_refused_change_nothing():
+    S = Scattering2D(1, (8, 8), 2)
+    before, filters = S.get_params(), S.filters
+    for wrong in ({"L": 3, "J": 9}, {"L": 0}, {"max_order": 3}, {"scale": 1}):
+        with pytest.raises(ValueError):
+            S.set_params(**wrong)
+        assert S.get_params() == before and S.filters is filters
+    assert S.set_params(L=3).filters.L == 3

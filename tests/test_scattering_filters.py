@@ -107,8 +107,8 @@ def test_a_filter_bank_is_a_frozen_pytree_of_arrays():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(shape=(32, 32), J=0), "at least 1"),
-        (dict(shape=(32, 32), J=2, L=0), "at least 1"),
+        (dict(shape=(32, 32), J=0), "J got 0"),
+        (dict(shape=(32, 32), J=2, L=0), "L got 0"),
         (dict(shape=(32, 15), J=4), "J <= 3"),
         (dict(shape=(32,), J=2), "two positive integers"),
         (dict(shape=(32, 30), J=2, padding="periodic"), "multiples of 2\\^J = 4"),

@@ -87,3 +87,24 @@ def test_moments_are_differentiable_and_refuse_a_bank_that_keeps_positions():
     assert bool(jnp.isfinite(gradient).all())
     with pytest.raises(ValueError, match="pool='mean'"):
         scattering_moments(image(8, 8), filter_bank((8, 8), 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "words"),
+    [
+        (np.zeros((8, 8), np.uint8), 1, "float32 or float64"),
+        (np.full((8, 8), np.nan), 1, "NaN"),
+        (np.zeros((8, 6)), 2, "multiples of"),
+        (np.zeros((0, 8)), 1, "multiples of"),
+        (np.zeros((8, 8)), -1, "levels got -1"),
+    ],
+)
+def test_images_without_a_wavelet_transform_are_refused(x, levels, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        fast_wavelet_transform(x, levels)
+
+
+def test_filters_that_are_not_orthogonal_are_refused():
+    for lowpass in ((1.0, 1.0), (0.5, 0.5, 0.5), (np.nan, 1.0)):
+        with pytest.raises(ValueError, match="lowpass"):
+            fast_wavelet_transform(np.zeros((8, 8)), 1, lowpass)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,3 +190,30 @@ def test_single_precision_kernels_of_near_duplicates_are_as_positive_as_rounding
             smallest.append(values[0] / values[-1])
     ours, theirs = smallest  # the reference's depends on the processor: -6e-5 on some, -3e-8 on others
     assert ours > -1e-7 and ours > theirs - 1e-7
+
+
+def test_tuples_of_kernels_are_of_one_class_that_pickle_finds():
+    kernel_fn = stax.serial(stax.Dense(1), stax.Relu(), stax.Dense(1))[2]
+    x = _inputs((3, 4))
+    for get in (("nngp", "ntk"), ("ntk", "nngp"), ("ntk",)):
+        first, second = kernel_fn(x, None, get), kernel_fn(2.0 * x, None, get)
+        assert type(first) is type(second) and first._fields == get
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(first)).ntk, first.ntk)
+        chosen = jax.lax.cond(True, lambda a, b: a, lambda a, b: b, first, second)
+        np.testing.assert_array_equal(jax.tree.map(jnp.subtract, chosen, first).ntk, jnp.zeros((3, 3)))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: stax.Conv(4, (3,)), r"write \(1, 3\)"),
+        (lambda: stax.AvgPool((2, 2), None, "SAME", True), "normalize_edges=True.*VALID"),
+        (lambda: stax.LayerNorm((1, 2)), "Flatten"),
+        (lambda: stax.Dense(1, batch_axis=1), "moveaxis"),
+        (lambda: stax.Dense(1)[2](np.ones((2, 3)), get="cov1"), r"diagonal of kernel_fn\(x1, None, 'nngp'\)"),
+        (lambda: stax.FanOut(0), "num got 0"),
+    ],
+)
+def test_arguments_of_neural_tangents_without_a_counterpart_say_what_to_write(call, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        call()

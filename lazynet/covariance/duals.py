@@ -7,15 +7,29 @@ input alone (a norm, say) is computed by `side` once per input; `pair` combines 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from lazynet.covariance.angles import angle, safe_sqrt, segment
+from lazynet.trees import is_traced
 from lazynet.typing import Array
 
-__all__ = ["Dual", "erf_dual", "gelu_dual", "rbf_dual", "rectifier_dual", "sine_dual"]
+__all__ = [
+    "Dual",
+    "attainable",
+    "erf_dual",
+    "gelu_dual",
+    "gelu_pair",
+    "noisy",
+    "noisy_angle",
+    "rbf_dual",
+    "rectifier_dual",
+    "sine_dual",
+]
+
+Scale = float | int | Array
 
 
 class Dual(NamedTuple):
@@ -36,7 +50,7 @@ class Dual(NamedTuple):
     positive: bool = False
 
 
-def rectifier_dual(a: float, b: float) -> Dual:
+def rectifier_dual(a: Scale, b: Scale) -> Dual:
     """Dual of `phi(x) = a min(x, 0) + b max(x, 0)`: `E[phi phi] = h s + g |x| |x'| (sin t - t cos t)`.
 
     `E[phi' phi'] = h - g t`, where t is the angle, h = (a^2 + b^2)/2 and g = (a - b)^2/(2 pi). At a vanishing input the
@@ -64,10 +78,11 @@ def rectifier_dual(a: float, b: float) -> Dual:
     def diagonal(q):
         return half * q, jnp.where(q > 0, half, (a + b) ** 2 / 4)
 
-    return Dual(side, pair, diagonal, positive=a <= 0 <= b)
+    positive = not is_traced((a, b)) and bool(a <= 0 <= b)
+    return Dual(side, pair, diagonal, positive)
 
 
-def erf_dual(a: float, b: float, c: float) -> Dual:
+def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
     """Dual of `phi(x) = a erf(b x) + c`: `E[phi phi] = a^2 (2/pi) asin(2 S / sqrt((1 + 2 Q)(1 + 2 Q'))) + c^2`.
 
     Here S, Q and Q' are the covariance and the variances times b^2.
@@ -80,12 +95,12 @@ def erf_dual(a: float, b: float, c: float) -> Dual:
     """
 
     def side(q):
-        return (1 + 2 * b**2 * q,)
+        return noisy(2 * b**2 * q)
 
     def pair(side1, side2, s, gap, acute):
-        s = 2 * b**2 * s
-        root = jnp.sqrt(side1[0] * side2[0] - s * s)
-        return a**2 * (2 / math.pi) * jnp.arctan2(s, root) + c**2, (4 / math.pi) * (a * b) ** 2 / root, None
+        cosine, sine = noisy_angle(side1, side2, 2 * b**2 * s)
+        value = a**2 * (2 / math.pi) * jnp.arctan2(cosine, sine) + c**2
+        return value, (4 / math.pi) * (a * b) ** 2 * (side1[0] * side2[0]) / sine, None
 
     def diagonal(q):
         q = 2 * b**2 * q
@@ -108,20 +123,16 @@ def gelu_dual() -> Dual:
     Source: Tsuchida, Pearce, van der Heide, Roosta and Gallagher (2020), for E[phi phi].
     """
 
-    def side(q):
-        return (q,)
-
     def pair(side1, side2, s, gap, acute):
-        variances, plus = side1[0] * side2[0], (1 + side1[0]) * (1 + side2[0])
-        return (*_gelu(s, variances, plus, plus - s * s), None)
+        return (*gelu_pair(side1, side2, s), None)
 
     def diagonal(q):
-        return _gelu(q, q * q, (1 + q) ** 2, 1 + 2 * q)
+        return gelu_pair(noisy(q), noisy(q), q)
 
-    return Dual(side, pair, diagonal)
+    return Dual(noisy, pair, diagonal)
 
 
-def sine_dual(a: float, b: float, c: float) -> Dual:
+def sine_dual(a: Scale, b: Scale, c: Scale) -> Dual:
     """Dual of `phi(x) = a sin(b x + c)`: `E[phi phi] = a^2/2 (exp(-b^2 gap/2) - cos(2 c) exp(-b^2 (gap/2 + 2 s)))`.
 
     Example:
@@ -134,7 +145,8 @@ def sine_dual(a: float, b: float, c: float) -> Dual:
         return (q,)
 
     def both(s, gap):
-        near, far = jnp.exp(-(b**2) * gap / 2), jnp.exp(-(b**2) * (gap / 2 + 2 * s)) * math.cos(2 * c)
+        near = jnp.exp(-(b**2) * _square(gap) / 2)
+        far = jnp.exp(-(b**2) * _square(gap + 4 * s) / 2) * jnp.cos(2 * jnp.asarray(c, s.dtype))
         return a**2 / 2 * (near - far), (a * b) ** 2 / 2 * (near + far)
 
     def pair(side1, side2, s, gap, acute):
@@ -143,7 +155,7 @@ def sine_dual(a: float, b: float, c: float) -> Dual:
     return Dual(side, pair, lambda q: both(q, jnp.zeros_like(q)))
 
 
-def rbf_dual(gamma: float) -> Dual:
+def rbf_dual(gamma: Scale) -> Dual:
     """Dual of `phi(x) = sqrt 2 sin(sqrt(2 gamma) x + pi/4)`: `E[phi phi] = exp(-gamma gap)`, an RBF kernel.
 
     Example:
@@ -156,11 +168,70 @@ def rbf_dual(gamma: float) -> Dual:
         return (q,)
 
     def pair(side1, side2, s, gap, acute):
-        gap = _difference(side1, side2, s) if gap is None else gap
+        gap = _square(_difference(side1, side2, s) if gap is None else gap)
         value = jnp.exp(-gamma * gap)
         return value, 2 * gamma * value, -2 * jnp.expm1(-gamma * gap)
 
-    return Dual(side, pair, lambda q: (jnp.ones_like(q), jnp.full_like(q, 2 * gamma)), positive=True)
+    return Dual(side, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True)
+
+
+def noisy(q: Array) -> tuple[Array, Array, Array]:
+    """What `noisy_angle` needs of a variance q: `1 / sqrt(1 + q)`, `q / (1 + q)` and `sqrt q`.
+
+    Example:
+        >>> [round(float(a), 3) for a in noisy(jnp.array(3.0))]
+        [0.5, 0.75, 1.732]
+    """
+    shrink = 1 / jnp.sqrt(1 + q)
+    return shrink, q * shrink**2, safe_sqrt(q)
+
+
+def noisy_angle(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple[Array, Array]:
+    """Cosine and sine of the angle between z + e and z' + e', with independent noise e and e' of variance one.
+
+    `1 - cos^2` would round to zero or below for large variances; `sin^2 = r^2 + r'^2 t + (t t' - cos^2)` does not,
+    with r^2 = 1 / (1 + q) and t = q / (1 + q), since covariances beyond sqrt(q q'), which rounding alone makes, are
+    cut: from layer to layer they would grow.
+
+    Example:
+        >>> side = noisy(jnp.array(1.0))
+        >>> [round(float(a), 3) for a in noisy_angle(side, side, jnp.array(1.0))]
+        [0.5, 0.866]
+    """
+    (shrink1, part1, norm1), (shrink2, part2, norm2) = side1, side2
+    cosine = attainable(s, norm1 * norm2) * (shrink1 * shrink2)
+    sine = jnp.sqrt(shrink1**2 + shrink2**2 * part1 + jnp.maximum(part1 * part2 - cosine**2, 0))
+    return cosine, sine
+
+
+def attainable(s: Array, bound: Array) -> Array:
+    """The covariance nearest to s of at most `bound` in absolute value; at equality the derivative is that of s.
+
+    Example:
+        >>> float(attainable(jnp.array(-2.0), jnp.array(1.0)))
+        -1.0
+    """
+    return jnp.where(jnp.abs(s) > bound, jnp.sign(s) * bound, s)
+
+
+def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple[Array, Array]:
+    """`E[phi phi]` and `E[phi' phi']` of Gelu from sides of `noisy`, in terms that do not overflow before q does.
+
+    Example:
+        >>> value, slope = gelu_pair(noisy(jnp.array(0.0)), noisy(jnp.array(1.0)), jnp.array(0.0))
+        >>> float(value), round(float(slope), 3)
+        (0.0, 0.25)
+    """
+    cosine, sine = noisy_angle(side1, side2, s)
+    (shrink1, part1, norm1), (shrink2, part2, norm2) = side1, side2
+    shrink = shrink1 * shrink2
+    half_plane = 0.25 + jnp.arctan2(cosine, sine) / (2 * math.pi)
+    tails = shrink * cosine**2 / sine + part1 / shrink1 * (part2 / shrink2) * sine
+    # 1 - t t' of large variances, which would be a difference of equal numbers.
+    rest = shrink1**2 + shrink2**2 * part1
+    bracket = (shrink / sine) ** 2 + shrink**2 + rest
+    value = attainable(s, norm1 * norm2) * half_plane + tails / (2 * math.pi)
+    return value, half_plane + cosine / sine * bracket / (2 * math.pi)
 
 
 def _opening(side1, side2, s, gap):
@@ -179,9 +250,6 @@ def _difference(side1, side2, s):
     return side1[0] + side2[0] - 2 * s
 
 
-def _gelu(s, variances, plus, determinant):
-    root = jnp.sqrt(determinant)
-    half_plane = 0.25 + jnp.arctan2(s, root) / (2 * math.pi)
-    value = s * half_plane + (s * s + variances * determinant) / (2 * math.pi * plus * root)
-    slope = half_plane + s / root * (1 / determinant + (1 - variances) / plus + 1) / (2 * math.pi)
-    return value, slope
+def _square(x):
+    """`max(x, 0)`, of something that rounding alone makes negative: exponentials of it would grow layer by layer."""
+    return jnp.where(x < 0, 0, x)

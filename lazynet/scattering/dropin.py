@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 import numpy as np
 
 from lazynet.scattering.filters import filter_bank
 from lazynet.scattering.levels import crop
-from lazynet.scattering.transform import scattering2d, scattering_paths
+from lazynet.scattering.transform import check_max_order, scattering2d, scattering_paths
 from lazynet.typing import ArrayLike
 
 __all__ = ["Scattering2D"]
@@ -65,11 +66,11 @@ class Scattering2D:
             raise ValueError(f"out_type must be 'array' or 'list', got {out_type!r}")
         if frontend not in _FRONTENDS:
             raise ValueError(f"frontend must be one of {_FRONTENDS}, got {frontend!r}: the computation is JAX's")
-        if max_order not in (0, 1, 2):
-            raise ValueError(f"max_order must be 0, 1 or 2, got {max_order!r}")
+        check_max_order(max_order)
+        filters = filter_bank(shape, J, L, padding="given" if pre_pad else "reflect", pi="kymatio")
         self.J, self.shape, self.L, self.max_order = J, shape, L, max_order
         self.pre_pad, self.backend, self.out_type, self.frontend = pre_pad, backend, out_type, frontend
-        self.filters = filter_bank(shape, J, L, padding="given" if pre_pad else "reflect", pi="kymatio")
+        self.filters = filters
 
     def __call__(self, x: ArrayLike) -> Any:
         """Same as `scattering`."""
@@ -120,8 +121,21 @@ class Scattering2D:
     def transform(self, x: Any) -> np.ndarray:
         """Rows of pixels (one image or several channels each) to rows of coefficients."""
         rows = np.asarray(x)
-        coefficients = scattering2d(rows.reshape(-1, *self.shape), self.filters, max_order=self.max_order)
-        return np.asarray(coefficients).reshape(len(rows), -1)
+        height, width = (
+            (side + sum(margin) for side, margin in zip(self.shape, self.filters.margins, strict=True))
+            if self.pre_pad
+            else self.shape
+        )
+        pixels = height * width
+        if rows.ndim < 2 or math.prod(rows.shape[1:]) % pixels or math.prod(rows.shape[1:]) == 0:
+            raise ValueError(
+                f"transform got rows of shape {rows.shape}, expected [n, {pixels}] (or a multiple of {pixels} for "
+                f"several channels): one image of {height} x {width} pixels, or its channels, a row."
+            )
+        coefficients = scattering2d(rows.reshape(-1, height, width), self.filters, max_order=self.max_order)
+        return np.asarray(coefficients).reshape(
+            len(rows), math.prod(rows.shape[1:]) // pixels * math.prod(coefficients.shape[1:])
+        )
 
     predict = transform
 
@@ -134,8 +148,11 @@ class Scattering2D:
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Scattering2D:
-        """Changes arguments of the constructor and rebuilds the filters."""
-        self.__init__(**{**self.get_params(), **params})
+        """Changes arguments of the constructor and rebuilds the filters; what is refused changes nothing."""
+        unknown = sorted(set(params) - set(self.get_params()))
+        if unknown:
+            raise ValueError(f"set_params got {unknown[0]!r}, expected one of {', '.join(self.get_params())}.")
+        vars(self).update(vars(type(self)(**{**self.get_params(), **params})))
         return self
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from lazynet import guards
 from lazynet.scattering.levels import at_level, averaging, layer
 from lazynet.scattering.norms import layer_bounds
 from lazynet.scattering.wavelets import KYMATIO_PI, Wavelet, angles, frequencies, gabor, lowpass, morlet
@@ -141,10 +142,11 @@ def _in_default_precision(array: np.ndarray) -> np.ndarray:
 
 
 def _check_size(shape: Sequence[int], J: int, L: int, padding: str, sampling: str) -> tuple[int, int]:
-    if len(shape) != 2 or min(shape) < 1:
-        raise ValueError(f"shape must be two positive integers (H, W), got {tuple(shape)}")
-    if J < 1 or L < 1:
-        raise ValueError(f"J and L must be at least 1, got J = {J} and L = {L}")
+    if isinstance(shape, (str, bytes)) or not hasattr(shape, "__len__") or len(shape) != 2:
+        raise ValueError(f"shape must be two positive integers (H, W), got {shape!r}")
+    shape = [guards.count(f"shape[{axis}]", side) for axis, side in enumerate(shape)]
+    guards.count("J", J)
+    guards.count("L", L)
     if 2**J > min(shape):
         raise ValueError(
             f"an average over 2^J = {2**J} pixels does not fit an image of size {tuple(shape)}: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float, Shaped
 
 from lazynet.scattering.filters import Filters
-from lazynet.scattering.transform import scattering2d
+from lazynet.scattering.transform import check_images, scattering2d
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["scattering_moments"]
@@ -33,6 +33,7 @@ def scattering_moments(
         >>> scattering_moments(jnp.ones((5, 32, 32)), filter_bank((32, 32), 2, pool="mean")).shape
         (5, 81)
     """
+    check_images(x, filters)
     if filters.pool != "mean":
         raise ValueError(f"moments need filters with pool='mean', these have pool={filters.pool!r}")
     return scattering2d(x, filters, max_order=max_order)[..., 0, 0]

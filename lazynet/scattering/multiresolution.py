@@ -6,10 +6,14 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Complex, Float, Shaped
 
+from lazynet import guards
 from lazynet.scattering.filters import Filters
+from lazynet.scattering.transform import check_floating
 from lazynet.scattering.wavelets import LOWPASS_WIDTH
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike
 
 __all__ = [
@@ -53,8 +57,12 @@ def fast_wavelet_transform(
         >>> approximation.shape, [d.shape for d in details]
         ((2, 2), [(3, 4, 4), (3, 2, 2)])
     """
-    if any(side % 2**levels for side in x.shape[-2:]):
-        raise ValueError(f"sides must be multiples of 2^levels = {2**levels}, got {tuple(x.shape[-2:])}")
+    levels = guards.count("levels", levels, at_least=0)
+    check_floating(x)
+    _check_lowpass(lowpass)
+    if x.ndim < 2 or 0 in x.shape[-2:] or any(side % 2**levels for side in x.shape[-2:]):
+        raise ValueError(f"x got shape {tuple(x.shape)}, expected sides that are multiples of 2^levels = {2**levels}")
+    guards.finite("x", x)
     approximation, details = jnp.asarray(x), []
     for _ in range(levels):
         rows = _split(approximation, lowpass, -2)
@@ -78,6 +86,7 @@ def fast_wavelet_inverse(
         >>> bool(jnp.allclose(fast_wavelet_inverse(*fast_wavelet_transform(x, 1)), x, atol=1e-5))
         True
     """
+    check_floating(approximation)
     *batch, height, width = approximation.shape
     scale = 2 ** len(details)
     image = jax.ShapeDtypeStruct((*batch, height * scale, width * scale), approximation.dtype)
@@ -95,6 +104,7 @@ def cascade_aliasing(oversampling: int) -> float:
         >>> [f"{cascade_aliasing(s):.2g}" for s in range(3)]
         ['0.45', '0.042', '3.3e-06']
     """
+    oversampling = guards.count("oversampling", oversampling, at_least=0)
     return math.exp(-0.5 * (LOWPASS_WIDTH * math.pi * 2**oversampling) ** 2)
 
 
@@ -113,6 +123,14 @@ def undecimated_coefficients(
         >>> low.shape, waves.shape
         ((8, 8), (2, 4, 8, 8))
     """
+    check_floating(x)
+    expected = tuple(axis.size for axis in filters.phi)
+    if tuple(x.shape[-2:]) != expected:
+        raise ValueError(
+            f"x must have the padded size of the filters [..., {expected[0]}, {expected[1]}], got "
+            f"shape {tuple(x.shape)}: pad them, or make filters with padding='periodic'"
+        )
+    guards.finite("x", x)
     spectrum = jnp.fft.fft2(jnp.asarray(x))
     phi, psi = _spectra(filters, spectrum.dtype)
     low = jnp.fft.ifft2(_times(spectrum, phi)).real
@@ -144,6 +162,21 @@ def dual_frame_inverse(
     summed = _times(jnp.fft.fft2(low), jnp.conj(phi)) + _times(jnp.fft.fft2(waves), jnp.conj(psi)).sum((-4, -3))
     # The real part adds the conjugate wavelets; division by the even function A commutes with it.
     return jnp.fft.ifft2(_times(summed, (1 / total).astype(waves.dtype))).real
+
+
+def _check_lowpass(lowpass):
+    """Refuses filters that are not orthogonal: the transform would not be inverted by its transpose."""
+    if is_traced(tuple(lowpass)):
+        return
+    h = np.asarray([guards.number(f"lowpass[{i}]", value) for i, value in enumerate(lowpass)])
+    if len(h) < 2 or len(h) % 2:
+        raise ValueError(f"lowpass got {len(h)} coefficients, expected an even number: for instance HAAR.")
+    shifts = [h[: len(h) - m] @ h[m:] - (m == 0) for m in range(0, len(h), 2)]
+    if np.abs(shifts).max() > 1e-3:
+        raise ValueError(
+            "lowpass got coefficients that are not of unit norm and orthogonal to their even shifts: "
+            "take HAAR or DAUBECHIES."
+        )
 
 
 def _split(x: Array, lowpass: tuple[float, ...], axis: int) -> tuple[Array, Array]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float, Shaped
 
+from lazynet import guards
 from lazynet.scattering.filters import Filters
-from lazynet.scattering.transform import average_maps, check_images, filter_maps, map_planes, pad_plane
+from lazynet.scattering.transform import average_maps, check_images, filter_maps, map_planes, modulus, pad_plane
 from lazynet.scattering.wavelets import frequencies, lowpass, morlet_1d
 from lazynet.typing import Array, ArrayLike
 
@@ -68,8 +69,14 @@ def rototranslation_scattering(
     Source: Sifre and Mallat, "Rotation, scaling and deformation invariant scattering for texture discrimination", 2013.
     """
     check_images(x, filters)
-    if not 0 <= angular_scales <= int(np.log2(2 * filters.L)):
-        raise ValueError(f"angular_scales must be between 0 and log2(2 L), got {angular_scales} with L = {filters.L}")
+    guards.count(
+        "angular_scales",
+        angular_scales,
+        at_least=0,
+        at_most=int(np.log2(2 * filters.L)),
+        fix=f"2^angular_scales is at most 2 L = {2 * filters.L}",
+    )
+    chunk = None if chunk is None else guards.count("chunk", chunk)
     return _transform(x, filters, angular_scales, chunk)
 
 
@@ -83,7 +90,7 @@ def _plane(x: Array, *, filters: Filters, angular_scales: int) -> Array:
     spectrum, circulants = jnp.fft.fft2(x)[None], angular_filters(filters.L, angular_scales)
     first, second = [], []
     for j1 in range(filters.J):
-        y1 = jnp.abs(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j1)))
+        y1 = modulus(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j1)))
         first.append(average_maps(y1.mean(0), filters.average[j1])[None])
         moduli = jnp.fft.fft2(y1)[:, None]
         for j2 in range(j1 + 1, filters.J):
@@ -100,4 +107,4 @@ def _along_angles(z: Array, circulants: np.ndarray) -> Array:
     half = z[t, (t + d) % L]
     half = jnp.where((t + d)[..., None, None] >= L, jnp.conj(half), half)
     circle = jnp.concatenate([half, jnp.conj(half)], axis=1)
-    return jnp.abs(jnp.einsum("kts,dspq->dktpq", circulants, circle, precision="highest")).mean(2)
+    return modulus(jnp.einsum("kts,dspq->dktpq", circulants, circle, precision="highest")).mean(2)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Complex, Float, Shaped
 
+from lazynet import guards
 from lazynet.scattering.filters import Filters
 from lazynet.typing import Array, ArrayLike
 
@@ -44,6 +45,8 @@ def scattering_paths(J: int, L: int = 8, max_order: int = 2) -> tuple[Path, ...]
         >>> len(paths), paths[1], paths[17]
         (81, Path(order=1, j=(0,), theta=(0,)), Path(order=2, j=(0, 1), theta=(0, 0)))
     """
+    J, L = guards.count("J", J), guards.count("L", L)
+    check_max_order(max_order)
     first = [Path(1, (j,), (t,)) for j in range(J) for t in range(L)]
     second = [Path(2, (*p.j, j), (*p.theta, t)) for p in first for j in range(p.j[0] + 1, J) for t in range(L)]
     return (Path(0, (), ()), *(first if max_order > 0 else []), *(second if max_order > 1 else []))
@@ -82,8 +85,8 @@ def scattering2d(
     Source: Bruna & Mallat, "Invariant Scattering Convolution Networks", IEEE TPAMI 35(8), 2013.
     """
     check_images(x, filters)
-    if max_order not in (0, 1, 2):
-        raise ValueError(f"max_order must be 0, 1 or 2, got {max_order!r}")
+    check_max_order(max_order)
+    chunk = None if chunk is None else guards.count("chunk", chunk)
     return _scattering(x, filters, max_order, chunk)
 
 
@@ -106,6 +109,9 @@ def scattering2d_nhwc(
         >>> scattering2d_nhwc(jnp.ones((5, 32, 32, 3)), filter_bank((32, 32), 2)).shape
         (5, 8, 8, 243)
     """
+    check_floating(x)
+    if x.ndim < 3:
+        raise ValueError(f"x has shape {x.shape}, expected channels last, [..., H, W, C]: write x[..., None]")
     planes = jnp.moveaxis(jnp.asarray(x), -1, -3)
     coefficients = scattering2d(planes, filters, max_order=max_order, chunk=chunk)
     *batch, channels, paths, height, width = coefficients.shape
@@ -172,10 +178,10 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
     spectrum, moduli = jnp.fft.fft2(x)[None], []
     for j in range(filters.J):
         filtered = [filter_maps(spectrum, filters, 0, j)]
-        for j1, modulus in enumerate(moduli):
-            both = filter_maps(modulus[:, None], filters, j1, j)
+        for j1, spectra in enumerate(moduli):
+            both = filter_maps(spectra[:, None], filters, j1, j)
             filtered.append(both.reshape(-1, *both.shape[-2:]))
-        maps = jnp.abs(jnp.fft.ifft2(jnp.concatenate(filtered)))
+        maps = modulus(jnp.fft.ifft2(jnp.concatenate(filtered)))
         averages = average_maps(maps, filters.average[j])
         first.append(averages[: filters.L])
         second.append(averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:]))
@@ -195,6 +201,28 @@ def pad_plane(x: Array, filters: Filters) -> Array:
     if filters.padding in ("periodic", "given"):
         return x
     return jnp.pad(x, filters.margins, mode=filters.padding)
+
+
+@jax.custom_jvp
+def modulus(z: Array) -> Array:
+    """`|z|`, with derivative zero at zero and `Re(conj(u) dz)` elsewhere, u = z / |z|.
+
+    u comes from z divided by its largest part first: for maps of size 1e-15 the squares in |z| would leave the range of
+    single precision, and second derivatives with them.
+    """
+    return jnp.abs(z)
+
+
+@modulus.defjvp
+def _modulus_jvp(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag)))
+    nonzero = largest > 0
+    scale = jnp.where(nonzero, largest, 1)
+    real, imag = (jnp.where(nonzero, part, one) / scale for part, one in ((z.real, 1), (z.imag, 0)))
+    length = jnp.sqrt(real**2 + imag**2)
+    change = (real * dz.real + imag * dz.imag) / length
+    return modulus(z), jnp.where(nonzero, change, 0)
 
 
 def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
@@ -262,15 +290,30 @@ def _default_chunk(filters: Filters, itemsize: int) -> int:
     return max(1, _ACCELERATOR_BYTES // (8 * itemsize * largest))
 
 
+def check_max_order(max_order: int) -> None:
+    """Refuses orders other than 0, 1 and 2."""
+    guards.count("max_order", max_order, at_least=0, at_most=2)
+
+
 def check_images(x: ArrayLike, filters: Filters) -> None:
-    """Refuses images that do not fit the bank, with the remedy."""
-    dtype = getattr(x, "dtype", None)
-    if dtype not in (jnp.float32, jnp.float64):
-        raise TypeError(
-            f"images must be float32 or float64 arrays, got {dtype or type(x).__name__}: "
-            "convert them, for instance x.astype(numpy.float32) / 255 for 8-bit images"
-        )
+    """Refuses images that do not fit the bank or are not finite, with the remedy."""
+    if not isinstance(filters, Filters):
+        raise TypeError(f"filters got {type(filters).__name__}, expected Filters: make them by filter_bank(shape, J).")
+    check_floating(x)
     margins = filters.margins if filters.padding == "given" else ((0, 0), (0, 0))
     expected = tuple(size + sum(margin) for size, margin in zip(filters.shape, margins, strict=True))
     if x.ndim < 2 or tuple(x.shape[-2:]) != expected:
-        raise ValueError(f"these filters are for images [..., {expected[0]}, {expected[1]}], got shape {x.shape}")
+        raise ValueError(
+            f"x got shape {x.shape}, expected that of filters for images [..., {expected[0]}, {expected[1]}]"
+        )
+    guards.finite("x", x)
+
+
+def check_floating(x: ArrayLike) -> None:
+    """Refuses images that are not float32 or float64: sums of 8-bit pixels would wrap around."""
+    dtype = getattr(x, "dtype", None)
+    if dtype not in (jnp.float32, jnp.float64):
+        raise TypeError(
+            f"x got {dtype or type(x).__name__}, but images must be float32 or float64 arrays: "
+            "convert them, for instance x.astype(numpy.float32) / 255 for 8-bit images"
+        )

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from lazynet import guards
+
 __all__ = [
     "CENTER_FREQUENCY",
     "KYMATIO_PI",
@@ -60,6 +62,7 @@ def angles(L: int) -> Float[np.ndarray, " L"]:
         >>> np.round(angles(4) / np.pi, 2).tolist()
         [0.25, 0.0, -0.25, -0.5]
     """
+    L = guards.count("L", L)
     return (int(L - L / 2 - 1) - np.arange(L)) * (math.pi / L)
 
 
