@@ -27,12 +27,15 @@ def from_flax(module: Any, **call: Any) -> Model:
     Args:
         module: One of
 
-            - a linen module, `MLP(features=64)`;
+            - a linen module, `MLP(features=64)`, or one with its variables, `MLP(64).bind(variables)`, of which
+              `init(None, x)` returns the weights;
             - a factory of nnx modules, called as `module(rngs=nnx.Rngs(key))`: `lambda rngs: MLP(64, rngs=rngs)` or
               `functools.partial(MLP, 64)`, so that `init` draws new weights for every key;
             - an nnx module that exists already, for instance a trained one. It holds one set of weights, which
               `init(None, x)` returns; with a key, `init` raises instead of returning the same weights again.
-        **call: Keyword arguments of every call of the module, for instance `train=False`.
+        **call: Keyword arguments of every call of the module, for instance `train=False`. State besides the parameters
+            (statistics of BatchNorm, generators of Dropout) stays as it is: that of the variables or of the module that
+            is given, else that of a new module.
 
     Returns:
         A model. Its `trace` records input and output of every linen Dense, DenseGeneral, Conv and ConvTranspose
@@ -41,8 +44,8 @@ def from_flax(module: Any, **call: Any) -> Model:
 
     Raises:
         TypeError: If `module` is none of the above.
-        ValueError: If the module keeps state besides its parameters (BatchNorm) or draws random numbers in a call
-            (Dropout): from nnx at once, from linen in `init`, which sees the shapes.
+        ValueError: If the module changes state besides its parameters (BatchNorm in training) or draws random numbers
+            in a call (Dropout in training): where layers of nnx say so at once, else in `init`, which sees the shapes.
 
     Example:
         >>> from flax import linen, nnx
@@ -61,6 +64,7 @@ def from_flax(module: Any, **call: Any) -> Model:
     if isinstance(module, nnx.Module):
         return _from_nnx(lambda: module, _held_parameters(module), call)
     _check_factory(module, linen.Module)
+    _check_made(nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0))))
     return _from_nnx(lambda: module(rngs=nnx.Rngs(0)), _drawn_parameters(module), call)
 
 
@@ -108,24 +112,44 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
 
     affine = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.ConvTranspose)
     name = type(module).__name__
+    held = None if module.scope is None else module.variables
+    module = module if held is None else module.unbind()[0]
+
+    @functools.lru_cache(maxsize=8)
+    def constants(shape, dtype):
+        """The collections beside the parameters."""
+        if held is not None:
+            return {kind: values for kind, values in held.items() if kind != "params"}
+        with jax.ensure_compile_time_eval(), _foreign_terms():
+            variables = module.init(jax.random.key(0), jnp.zeros((1, *shape), dtype), **call)
+        return {kind: values for kind, values in variables.items() if kind != "params"}
 
     def apply(params, x):
-        with _foreign_terms():
-            return module.apply({"params": params}, x, **call)
-
-    def init(key, x):
-        with _foreign_terms():
-            variables = module.init(key, jnp.zeros((1, *x.shape[1:]), x.dtype), **call)
-        _check_collections(name, variables)
-        params = _astype(variables.get("params", {}), x)
         try:
-            _check_output(name, jax.eval_shape(apply, params, x), x)
+            with _foreign_terms():
+                return module.apply({"params": params, **constants(x.shape[1:], jnp.dtype(x.dtype))}, x, **call)
         except errors.InvalidRngError as error:
             raise ValueError(
                 f"from_flax got {name}, which draws random numbers in its call ({error}); apply(params, "
                 "x) takes no key: drop dropout, or switch it off, for instance from_flax(module, "
                 "deterministic=True) where the module's __call__ has this argument."
             ) from error
+        except errors.ModifyScopeVariableError as error:
+            raise ValueError(
+                f"from_flax got {name}, which changes state besides its parameters, such as batch_stats ({error}); "
+                "apply(params, x) returns none: use GroupNorm or LayerNorm instead of BatchNorm, or freeze its "
+                "statistics, from_flax(module.bind(variables), train=False) where __call__ has such an argument."
+            ) from error
+
+    def init(key, x):
+        if held is not None:
+            _check_no_key(name, key)
+            variables = held
+        else:
+            with _foreign_terms():
+                variables = module.init(key, jnp.zeros((1, *x.shape[1:]), x.dtype), **call)
+        params = _astype(variables.get("params", {}), x)
+        _check_output(name, jax.eval_shape(apply, params, x), x)
         return params
 
     def record(call_layer, args, kwargs, context):
@@ -136,7 +160,8 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
 
     def trace(params, x):
         with _foreign_terms(), linen.intercept_methods(record):
-            outputs, sown = module.apply({"params": params}, x, mutable=["trace"], **call)
+            fixed = constants(x.shape[1:], jnp.dtype(x.dtype))
+            outputs, sown = module.apply({"params": params, **fixed}, x, mutable=["trace"], **call)
         calls: Any = traverse_util.flatten_dict(sown.get("trace", {}))
         return outputs, {_path(keys[:-1], i): entry for keys, own in calls.items() for i, entry in enumerate(own)}
 
@@ -146,20 +171,37 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
 def _from_nnx(build: Callable[[], Any], draw: Callable[[Any], Any], call: dict[str, Any]) -> Model:
     from flax import nnx
 
-    abstract = nnx.eval_shape(build)
-    if not isinstance(abstract, nnx.Module):
-        raise TypeError(f"from_flax called the factory and got {type(abstract).__name__}, expected an nnx.Module.")
-    graphdef, _, state = nnx.split(abstract, nnx.Param, ...)
-    name = type(abstract).__name__
-    _check_state(name, state)
+    built = build()
+    graphdef, _, constants = nnx.split(built, nnx.Param, ...)
+    name = type(built).__name__
+    if not call and _is_training(built):
+        _check_state(name, constants)
+
+    def called(params, x):
+        """The outputs, and where the call changed state besides the parameters."""
+        fresh = jax.tree.map(lambda value: value, constants)  # what the call changes is lost with it
+        module = nnx.merge(graphdef, nnx.State(params), fresh)
+        before = _values(nnx.split(module, nnx.Param, ...)[2])
+        with _foreign_terms():
+            outputs = module(x, **call)
+        after = _values(nnx.split(module, nnx.Param, ...)[2])
+        return outputs, [path for path, value in after.items() if value is not before.get(path)]
 
     def apply(params, x):
-        with _foreign_terms():
-            return nnx.merge(graphdef, nnx.State(params))(x, **call)
+        return called(params, x)[0]
 
     def init(key, x):
         params = _astype(nnx.to_pure_dict(nnx.state(draw(key), nnx.Param)), x)
-        _check_output(name, jax.eval_shape(apply, params, x), x)
+        changed: list[str] = []
+
+        def outputs_of(params, x):
+            outputs, places = called(params, x)
+            changed.extend(places)
+            return outputs
+
+        outputs = jax.eval_shape(outputs_of, params, x)
+        _check_unchanged(name, changed)
+        _check_output(name, outputs, x)
         return params
 
     return layer(name, apply, init=init)
@@ -175,15 +217,19 @@ def _held_parameters(module: Any) -> Callable[[Any], Any]:
     name = type(module).__name__
 
     def draw(key):
-        if key is not None:
-            raise ValueError(
-                f"init got a key, but {name} was given to from_flax as an instance, which holds one set "
-                f"of weights: call init(None, x) for these, or from_flax(lambda rngs: {name}(..., "
-                "rngs=rngs)) to draw new ones by key."
-            )
+        _check_no_key(name, key)
         return module
 
     return draw
+
+
+def _check_no_key(name: str, key: Any) -> None:
+    if key is not None:
+        raise ValueError(
+            f"init got a key, but {name} was given to from_flax as an instance, which holds one set "
+            f"of weights: call init(None, x) for these, or from_flax(lambda rngs: {name}(..., "
+            "rngs=rngs)) to draw new ones by key."
+        )
 
 
 def _check_factory(factory: Any, linen_module: type) -> None:
@@ -202,15 +248,34 @@ def _check_factory(factory: Any, linen_module: type) -> None:
         ) from error
 
 
-def _check_collections(name: str, variables: Any) -> None:
-    extra = {key: ", ".join(sorted(value)) for key, value in variables.items() if key != "params"}
-    if extra:
-        collections = "; ".join(f"{key!r} of {where}" for key, where in extra.items())
+def _check_made(module: Any) -> None:
+    from flax import nnx
+
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"from_flax called the factory and got {type(module).__name__}, expected an nnx.Module.")
+
+
+def _values(state: Any) -> dict[str, Any]:
+    """The arrays of a state by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _check_unchanged(name: str, changed: list[str]) -> None:
+    if changed:
         raise ValueError(
-            f"from_flax got {name}, which keeps state besides its parameters: collection {collections}. apply(params, "
-            "x) carries none: use GroupNorm or LayerNorm instead of BatchNorm, or freeze trained statistics yourself, "
-            "layer(name, lambda params, x: module.apply({'params': params, 'batch_stats': stats}, x), init=...)."
+            f"from_flax got {name}, whose call changes state besides its parameters: {', '.join(changed)}; "
+            "apply(params, x) returns none and takes no key: switch BatchNorm and Dropout to evaluation by "
+            "module.eval(), in a factory before it returns the module, or use GroupNorm or LayerNorm, and no dropout."
         )
+
+
+def _is_training(module: Any) -> bool:
+    """Whether a layer says that its calls draw random numbers or update statistics."""
+    from flax import nnx
+
+    switches = ("deterministic", "use_running_average")
+    return any(getattr(node, name, None) is False for _, node in nnx.iter_graph(module) for name in switches)
 
 
 def _check_state(name: str, state: Any) -> None:
@@ -221,16 +286,15 @@ def _check_state(name: str, state: Any) -> None:
     if random:
         raise ValueError(
             f"from_flax got {name}, which holds random number generators at {', '.join(random)}; "
-            "apply(params, x) takes no key: drop dropout, or build it without rngs, "
-            "nnx.Dropout(rate, deterministic=True)."
+            "apply(params, x) takes no key: drop dropout, build it with nnx.Dropout(rate, deterministic=True), or "
+            "switch the module to evaluation, module.eval(), in a factory before it returns the module."
         )
     if kinds:
         where = ", ".join(f"{path} ({kind.__name__})" for path, kind in kinds.items())
         raise ValueError(
-            f"from_flax got {name}, which keeps state besides its parameters: {where}. apply(params, x) carries none: "
-            "use GroupNorm or LayerNorm instead of BatchNorm, or freeze trained statistics yourself, "
-            "graphdef, params, rest = nnx.split(module, nnx.Param, ...) and "
-            "layer(name, lambda params, x: nnx.merge(graphdef, params, rest)(x), init=...)."
+            f"from_flax got {name}, which changes state besides its parameters: {where}. apply(params, x) has none: "
+            "use GroupNorm or LayerNorm instead of BatchNorm, or freeze trained statistics by module.eval(), in a "
+            "factory before it returns the module."
         )
 
 

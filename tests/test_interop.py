@@ -228,6 +228,37 @@ def test_a_flax_model_is_a_layer_like_any_other():
     assert jax.eval_shape(model.apply, params, X).shape == (4, 1)
 
 
+class LinenNormed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_a_linen_module_in_evaluation_mode_is_the_function_of_its_variables():
+    x = jnp.linspace(-1, 1, 15).reshape(5, 3)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        variables = LinenNormed().init(jax.random.key(0), x, train=False)
+        statistics = jax.tree.map(lambda value: value + 1.5, variables["batch_stats"])
+        variables = {**variables, "batch_stats": statistics}
+        expected = LinenNormed().apply(variables, x, train=False)
+    model = from_flax(LinenNormed().bind(variables), train=False)
+    params = model.init(None, x)
+    assert sorted(params) == ["BatchNorm_0", "Dense_0", "Dense_1"]
+    np.testing.assert_allclose(model.apply(params, x), expected, rtol=1e-5, atol=1e-6)
+    new = from_flax(LinenNormed(), train=False)
+    assert new.apply(new.init(jax.random.key(1), x), x).shape == (5, 2)
+
+
+def test_an_nnx_module_in_evaluation_mode_is_its_own_function():
+    module = NnxMLP(8, rngs=nnx.Rngs(1), drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs), normalize=True)
+    module.eval()
+    x = jnp.ones((4, 3), jnp.float32)
+    model = from_flax(module)
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        np.testing.assert_allclose(model.apply(model.init(None, x), x), module(x), rtol=1e-6)
+
+
 def test_dropout_that_is_switched_off_is_accepted():
     linen = from_flax(LinenCNN(drop=0.5), deterministic=True)
     nnx_model = from_flax(functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, deterministic=True)))
