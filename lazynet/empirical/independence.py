@@ -172,7 +172,7 @@ def _shaken(params: Params) -> Params:
 
 
 def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -> bool:
-    """Whether values differ by more than rounding: 256 units of the largest, or four times what another rounding makes.
+    """Whether values differ by more than rounding: 256 units of the largest, or 16 times what another rounding makes.
 
     Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and added again, as the
     largest logit of a batch in a softmax, leaves a few units, and many where little is left of large terms.
@@ -183,7 +183,7 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
         size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
         rounding = np.abs(one - three)
         noise = rounding[np.isfinite(rounding)].max(initial=0.0)
-        close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 4 * noise)
+        close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 16 * noise)
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
     return not same[rows].all()
 
