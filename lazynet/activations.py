@@ -20,6 +20,7 @@ from lazynet.covariance.pieces import piecewise_dual
 from lazynet.covariance.quadrature import quadrature_dual
 from lazynet.covariance.rules import activation_rule
 from lazynet.model import Model, layer
+from lazynet.recipes import recipe
 from lazynet.typing import Array
 
 __all__ = [
@@ -46,6 +47,7 @@ Scale = float | int | Array
 SIGMOID_SCALE = 1 / 2.4020563531719796
 
 
+@recipe
 def Relu() -> Model:
     """Rectifier `phi(x) = max(x, 0)`, with derivative 1/2 at zero.
 
@@ -56,6 +58,7 @@ def Relu() -> Model:
     return _rectifier("Relu", 0.0, 1.0, lambda x: jnp.maximum(x, 0.0))
 
 
+@recipe
 def LeakyRelu(negative_slope: Scale) -> Model:
     """Leaky rectifier `phi(x) = negative_slope min(x, 0) + max(x, 0)`.
 
@@ -69,6 +72,7 @@ def LeakyRelu(negative_slope: Scale) -> Model:
     return _rectifier("LeakyRelu", guards.number("negative_slope", negative_slope), 1.0)
 
 
+@recipe
 def Abs() -> Model:
     """Absolute value `phi(x) = |x|`, with derivative 0 at zero.
 
@@ -79,6 +83,7 @@ def Abs() -> Model:
     return _rectifier("Abs", -1.0, 1.0)
 
 
+@recipe
 def ABRelu(a: Scale, b: Scale) -> Model:
     """Piecewise linear `phi(x) = a min(x, 0) + b max(x, 0)`.
 
@@ -93,6 +98,7 @@ def ABRelu(a: Scale, b: Scale) -> Model:
     return _rectifier("ABRelu", guards.number("a", a), guards.number("b", b))
 
 
+@recipe
 def Erf(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     """Error function `phi(x) = a erf(b x) + c`, a smooth sigmoidal activation.
 
@@ -109,6 +115,7 @@ def Erf(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     return _elementwise("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
 
 
+@recipe
 def Sigmoid_like() -> Model:
     """Sigmoid up to 2 percent `phi(x) = (1 + erf(x / 2.402)) / 2`, whose kernel has a closed form.
 
@@ -119,6 +126,7 @@ def Sigmoid_like() -> Model:
     return _elementwise("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5, erf_dual(0.5, SIGMOID_SCALE, 0.5))
 
 
+@recipe
 def Gelu() -> Model:
     """Gaussian error linear unit `phi(x) = x P(N(0, 1) <= x)`, exact (not the tanh approximation).
 
@@ -129,6 +137,7 @@ def Gelu() -> Model:
     return _elementwise("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
 
 
+@recipe
 def Sin(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     """Sine `phi(x) = a sin(b x + c)`.
 
@@ -145,6 +154,7 @@ def Sin(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     return _elementwise("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
 
 
+@recipe
 def Cos(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     """Cosine `phi(x) = a cos(b x + c)`.
 
@@ -161,6 +171,7 @@ def Cos(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
     return _elementwise("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
 
 
+@recipe
 def Rbf(gamma: Scale = 1.0) -> Model:
     """Random Fourier feature `phi(x) = sqrt 2 sin(sqrt(2 gamma) x + pi/4)`, whose NNGP is an RBF kernel.
 
@@ -179,6 +190,7 @@ def Rbf(gamma: Scale = 1.0) -> Model:
     )
 
 
+@recipe
 def Tanh() -> Model:
     """Hyperbolic tangent `phi(x) = tanh(x)`.
 
@@ -189,6 +201,7 @@ def Tanh() -> Model:
     return _elementwise("Tanh", jnp.tanh, tanh_dual())
 
 
+@recipe
 def Softplus() -> Model:
     """Smooth rectifier `phi(x) = log(1 + e^x)`.
 
@@ -199,6 +212,7 @@ def Softplus() -> Model:
     return _elementwise("Softplus", jax.nn.softplus, softplus_dual())
 
 
+@recipe
 def SiLU() -> Model:
     """Sigmoid linear unit `phi(x) = x / (1 + e^-x)`.
 
@@ -209,6 +223,7 @@ def SiLU() -> Model:
     return _elementwise("SiLU", jax.nn.silu, silu_dual())
 
 
+@recipe
 def Swish() -> Model:
     """`SiLU` by its other name.
 
@@ -219,6 +234,7 @@ def Swish() -> Model:
     return SiLU()
 
 
+@recipe
 def Elu(alpha: Scale = 1.0) -> Model:
     """Exponential linear unit `phi(x) = max(x, 0) + alpha (e^min(x, 0) - 1)`; its kernel is a quadrature.
 
@@ -237,6 +253,7 @@ def Elu(alpha: Scale = 1.0) -> Model:
     return _elementwise("Elu", elu, piecewise_dual(elu, (0.0,)))
 
 
+@recipe
 def elementwise(fn: Callable[[Array], Array], *, kinks: Sequence[float | int] = (), degree: int | None = None) -> Model:
     """Any function applied entry by entry `phi(x) = fn(x)`; its kernel is a quadrature that says how good it is.
 

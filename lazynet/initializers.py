@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from lazynet import guards
 from lazynet.model import Model
+from lazynet.recipes import recipe
 from lazynet.typing import Params
 
 __all__ = ["xavier_normal"]
 
 
+@recipe
 def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
     """The same network with weights drawn from `N(0, 2 gain^2 / (n_in + n_out))` and zero biases.
 

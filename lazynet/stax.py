@@ -80,6 +80,10 @@ class Triple(tuple):
         triple.model = network
         return triple
 
+    def __reduce__(self):
+        """The model, of which the functions are made again."""
+        return Triple, (self.model,)
+
 
 def serial(*layers: Any) -> Triple:
     """Layers one after the other.

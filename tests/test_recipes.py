@@ -17,8 +17,9 @@ import pytest
 from draws import initial, normal
 
 import lazynet as ln
-from lazynet import ensembles, optimizers
+from lazynet import ensembles, optimizers, stax, zoo
 from lazynet.compute import compute_in, remat
+from lazynet.initializers import xavier_normal
 from lazynet.lazy import is_lazy_function
 from lazynet.recipes import _FUNCTIONS
 
@@ -39,6 +40,7 @@ def own_init(key, x):
 
 
 POOLS = (ln.AvgPool((2, 2)), ln.SumPool((2, 2)), ln.MaxPool((2, 2), (2, 2)), ln.GlobalAvgPool())
+ACTIVATIONS = ln.Relu(), ln.LeakyRelu(0.1), ln.Abs(), ln.ABRelu(0.2, 1.0), ln.Erf(), ln.Gelu(), ln.Sin(), ln.Cos()
 MODELS = {
     "serial": lambda: ln.serial(ln.Dense(6, 1.5, 0.1), ln.LayerNorm(), ln.Dense(2, parameterization="standard")),
     "residual": lambda: ln.serial(
@@ -52,6 +54,7 @@ MODELS = {
     "own layer": lambda: ln.layer("Own", own_layer, init=own_init),
     "pools": lambda: ln.serial(ln.Conv(4, (3, 3), padding="SAME"), *POOLS[:3], ln.Conv(3), POOLS[3]),
     "sum": lambda: ln.serial(ln.Conv(4), ln.GlobalSumPool(), ln.Dense(2)),
+    "activations": lambda: ln.serial(ln.Dense(3), *ACTIVATIONS, ln.elementwise(own_function), ln.Dense(1)),
     "flat": lambda: ln.serial(ln.Conv(4, W_std=np.float64(1.5)), ln.Flatten(), ln.Dense(2)),
 }
 
@@ -200,3 +203,21 @@ def test_a_spawned_process_trains_what_it_is_sent(tmp_path):
     path.write_text(textwrap.dedent(script))
     done = subprocess.run([sys.executable, path], capture_output=True, text=True, timeout=300)
     assert done.stdout.strip() == "True", done.stderr[-2000:]
+
+
+def test_networks_of_the_zoo_and_other_draws_pickle():
+    mlp = zoo.mlp((4, 4))
+    for model in (mlp, zoo.two_layer(5), zoo.cnn((4, 8)), xavier_normal(mlp)):
+        assert pickle.loads(pickle.dumps(model)) == model
+
+
+def test_a_triple_of_stax_pickles_with_its_kernel():
+    triple = stax.serial(stax.Dense(4), stax.Relu(), stax.Dense(1))
+    again = pickle.loads(pickle.dumps(triple))
+    np.testing.assert_array_equal(again[2](X, None, "ntk"), triple[2](X, None, "ntk"))
+
+
+def test_a_kernel_of_a_network_that_was_pickled_is_the_same():
+    model = ln.serial(ln.Dense(1, 1.5, 0.1), ln.Erf(), ln.Dense(1))
+    gram, again = (ln.analytic_kernel(m, X) for m in (model, pickle.loads(pickle.dumps(model))))
+    np.testing.assert_array_equal(gram.ntk, again.ntk)
