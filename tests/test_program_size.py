@@ -127,3 +127,72 @@ def test_equal_words_with_different_constants_are_different_layers():
     whole, piecewise = ln.serial(*layers), ln.serial(*[ln.serial(*layers[k : k + 7]) for k in range(0, 28, 7)])
     found, expected = (ln.analytic_kernel(model, X).ntk for model in (whole, piecewise))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+# Images ----------------------------------------------------------------------------------------------------------
+
+
+def _images(seed, n, height=4, width=4, channels=2):
+    return np.random.default_rng(seed).normal(size=(n, height, width, channels))
+
+
+def _pooled(window, *head):
+    return ln.serial(ln.Conv(1, padding="SAME"), ln.Relu(), ln.AvgPool((window, window), padding="SAME"), *head)
+
+
+@pytest.mark.extended
+def test_programs_do_not_grow_with_images_and_grow_with_the_side_of_windows_alone():
+    sides = (6, 3), (6, 5), (7, 5), (7, 7)
+    small, medium, same, large = (_size(_pooled(k, ln.Flatten()), *[_images(0, 1, n, n)] * 2) for n, k in sides)
+    assert medium == same
+    assert large - medium == medium - small
+
+
+@pytest.mark.parametrize(
+    ("pools", "head"),
+    [
+        ([ln.AvgPool((5, 5), padding="SAME")], ln.Flatten()),
+        extended([ln.AvgPool((3, 2), (2, 1), "SAME")], ln.GlobalAvgPool()),
+        extended([ln.AvgPool((3, 3), (2, 2))], ln.Flatten()),
+        extended([ln.AvgPool((2, 2), (2, 2), "CIRCULAR")], ln.GlobalAvgPool()),
+        extended([ln.AvgPool((2, 1), (2, 1)), ln.SumPool((1, 3), (1, 3), "SAME")], ln.GlobalAvgPool()),
+        extended([ln.AvgPool((2, 2), (2, 2)), ln.SumPool((3, 3), (3, 3), "SAME")], ln.Flatten()),
+    ],
+)
+def test_a_network_that_begins_with_pools_is_the_rest_on_pooled_images(pools, head):
+    x1, x2 = (jnp.asarray(_images(seed, 2, 6, 6)) for seed in (0, 1))
+    rest = [ln.Conv(1, padding="SAME"), ln.Relu(), head]
+    smaller = [ln.serial(*pools).apply({}, x) for x in (x1, x2)]
+    found, expected = (
+        ln.analytic_kernel(ln.serial(*pools, *rest), x1, x2),
+        ln.analytic_kernel(ln.serial(*rest), *smaller),
+    )
+    np.testing.assert_allclose(found.nngp, expected.nngp, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("head", [ln.Flatten(), extended(ln.GlobalAvgPool())], ids=["flat", "pooled"])
+@pytest.mark.parametrize("same", [False, extended(True)], ids=["two sets", "one set"])
+def test_many_channels_are_one_product(head, same):
+    x1, x2 = _images(0, 2, 3, 3, 40), _images(1, 3, 3, 3, 40)
+    model = ln.serial(ln.Conv(1, padding="SAME"), ln.Relu(), head)
+    assert _size(model, x1, x2) < _size(model, x1[..., :16], x2[..., :16])
+    gram = ln.analytic_kernel(model, x1) if same else ln.analytic_kernel(model, x1, x2)
+    expected = _brute_force(x1, x1 if same else x2, pooled=head.name == "GlobalAvgPool")
+    np.testing.assert_allclose(gram.nngp, expected, rtol=1e-10)
+
+
+def _brute_force(x1, x2, *, pooled):
+    """The NNGP of Conv 3x3 and ReLU, with all pairs of patches written out."""
+    patches = []
+    for x in (x1, x2):
+        padded = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+        height, width = x.shape[1:3]
+        shifts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches.append(np.concatenate(shifts, axis=-1).reshape(len(x), height * width, -1))
+    norms = [np.sqrt(np.mean(p**2, axis=-1)) for p in patches]
+    scale = norms[0][:, None, :, None] * norms[1][None, :, None, :]
+    covariance = np.einsum("npc,mqc->nmpq", *patches) / patches[0].shape[-1]
+    t = np.arccos(np.clip(covariance / scale, -1, 1))
+    limit = scale * (np.sin(t) + (np.pi - t) * np.cos(t)) / (2 * np.pi)
+    return limit.mean((2, 3)) if pooled else np.einsum("nmpp->nm", limit) / limit.shape[-1]

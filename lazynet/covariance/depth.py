@@ -150,7 +150,7 @@ def _is_vectors(k):
 
 def _arrays(k):
     """The arrays of a state of vectors, or of the states of branches, variances first."""
-    return jax.tree.map(lambda own: (own.first.moments(), own.second.moments(), own.cross[:3]), k)
+    return jax.tree.map(lambda branch: (branch.own.moments(), branch.cross[:3]), k)
 
 
 def _restored(k, arrays):
@@ -159,10 +159,10 @@ def _restored(k, arrays):
     return tree.unflatten([_with(*pair) for pair in zip(leaves, tree.flatten_up_to(arrays), strict=True)])
 
 
-def _with(own, arrays):
-    first, second, (nngp, ntk, gap) = arrays
-    cross = own.cross._replace(nngp=nngp, ntk=ntk, gap=gap)
-    return own.replace(cross=cross, first=Side(lambda: Moments(*first)), second=Side(lambda: Moments(*second)))
+def _with(k, arrays):
+    moments, (nngp, ntk, gap) = arrays
+    cross = k.cross._replace(nngp=nngp, ntk=ntk, gap=gap)
+    return k.replace(cross=cross, own=Side(lambda: Moments(*moments)))
 
 
 def _facts(k) -> tuple[Hashable, ...]:

@@ -11,7 +11,8 @@ from jax import lax
 
 from lazynet.covariance import fused
 from lazynet.covariance.lanes import Lanes, Request
-from lazynet.covariance.planes import Plane, Planes, guarded, optional, source, sum_over_pairs
+from lazynet.covariance.loops import guarded, optional
+from lazynet.covariance.planes import Plane, Planes, source, sum_over_pairs
 
 __all__ = ["mean_over_pairs", "mean_over_positions", "summed_on_chip", "variances"]
 

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +27,17 @@ from jax import lax
 from lazynet.covariance.dense import apart_everywhere, as_pairs, as_plane, together_everywhere
 from lazynet.covariance.fused import Chain
 from lazynet.covariance.lanes import Request
-from lazynet.covariance.windows import Size, Window, apart, live, masked, moving_mean, slide, together
+from lazynet.covariance.loops import cut, fold, guarded, optional, zeros
+from lazynet.covariance.pooling import pulled, pushed
+from lazynet.covariance.windows import Size, Window, live, masked, moving_mean, slide, together
 from lazynet.typing import Array
 
-__all__ = ["Planes", "guarded", "optional", "source", "sum_over_pairs", "total"]
+__all__ = ["Plane", "Planes", "source", "sum_over_pairs", "total"]
+
+MANY = 16
+FEW = 32**2
+"""Channels from which on products of matrices are cheaper than sums of products of numbers, and the positions up to
+which all pairs of them fit the memory."""
 
 Plane = tuple[Array, Array | None]
 
@@ -47,6 +54,7 @@ class Planes:
             `done` shares layers between branches while one displacement is evaluated.
         needs: Functions whose values recipes use; they are called before any loop is entered.
         chain: The same recipe as a list of steps, which a GPU takes at once; None for others than simple stacks.
+        tiled: What was pooled last by windows that tile the images, so that pools of pools become one.
     """
 
     shape: Size
@@ -55,18 +63,19 @@ class Planes:
     build: Callable[[Request], Callable[[Any, Any, dict], Plane]]
     needs: tuple[Callable, ...] = ()
     chain: Chain | None = None
+    tiled: _Tiled | None = None
 
     def pointwise(self, op: Any, before: Sequence[Callable], after: Sequence[Callable]) -> Planes:
         """Maps each pair of positions by itself, with both sets' moments before and after it.
 
         Those after it are the exact results for d = 0 of an image with itself.
         """
-        sides = [functools.cache(lambda moments=moments: op.side(moments().nngp)) for moments in before]
+        sides = [functools.cache(lambda moments=moments: op.side(moments().nngp)) for moments in dict.fromkeys(before)]
 
         def build(request):
             below, canvas = self.build(request), request.canvas
             first = [_placed(request.first(a), canvas) for a in sides[0]()]
-            second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[1]()]
+            second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[-1]()]
             exact = [optional(_placed, a, canvas) for a in after[0]()] if request.same else None
 
             def plane(p, q, done):
@@ -101,7 +110,9 @@ class Planes:
 
     def pool(self, window: Window, scale: float) -> Planes:
         """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
-        if window.size == self.shape and window.padding == "VALID":
+        if self.tiled is not None and window.tiles(self.shape):
+            return self.tiled.pool(window, scale)
+        if window.size == self.shape and window.out(self.shape) == (1, 1):
             return self._covered(scale)
 
         def build(request):
@@ -111,9 +122,12 @@ class Planes:
             canvas = request.finer(window.strides).canvas
             pull = request.single and moves < math.prod(canvas)
             fine = request.new_loop(canvas=canvas, single=pull, zero=False)
-            return (_pulled if pull else _pushed)(self.build(fine), fine, window, self.shape, scale)
+            if pull:
+                return pulled(self.build(fine), fine, window, self.shape, scale)
+            return pushed(self.build(fine), fine, window, self.shape, scale, zero=request.zero)
 
-        return self._then(window.out(self.shape), window.strides, build)
+        tiled = _Tiled(self, window, scale) if window.tiles(self.shape) else None
+        return dataclasses.replace(self._then(window.out(self.shape), window.strides, build), tiled=tiled)
 
     def _covered(self, scale):
         """The pool of one window that covers the images."""
@@ -148,8 +162,24 @@ class Planes:
         return Planes(shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs), chain)
 
 
+class _Tiled(NamedTuple):
+    """Images and the windows that tile them, whose sums are taken."""
+
+    planes: Planes
+    window: Window
+    scale: float
+
+    def pool(self, window: Window, scale: float) -> Planes:
+        """The pool of this pool, in one."""
+        (height, width), (rows, columns) = self.window.size, window.size
+        size = height * rows, width * columns
+        return self.planes.pool(Window(size, size, "VALID"), scale * self.scale)
+
+
 def source(x1: Array, x2: Array) -> Planes:
     """Covariances of the inputs `[n, h, w, c]`: inner products of pixels divided by c."""
+    if x1.shape[-1] > MANY and math.prod(x1.shape[1:3]) <= FEW:
+        return _product(x1, x2)
     pixels = [jnp.transpose(x, (3, 1, 2, 0)) for x in (x1, x2)]
 
     def build(request):
@@ -157,14 +187,41 @@ def source(x1: Array, x2: Array) -> Planes:
         second = [_doubled(_placed(request.second(a), request.canvas, zeros=True), request) for a in pixels[1]]
 
         def plane(p, q, done):
-            return total([a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]) / len(
-                first
-            ), None
+            products = [a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]
+            return total(products) / len(first), None
 
         return plane
 
     shape = (x1.shape[1], x1.shape[2])
     return Planes(shape, shape, x1.dtype, _shared(build), chain=Chain((x1, x2)))
+
+
+def _product(x1, x2):
+    """The same for many channels, as products of matrices: all pairs of positions are written out once.
+
+    The plane of equal positions needs one product a position, for all pairs of images.
+    """
+    channels, shape = x1.shape[-1], (x1.shape[1], x1.shape[2])
+    pixels = [jnp.transpose(x, (1, 2, 3, 0)) for x in (x1, x2)]
+    numbers = [jnp.arange(len(x)) for x in (x1, x2)]
+
+    @functools.cache
+    def equal():
+        return jnp.einsum("ijcn,ijcm->ijnm", *pixels, precision="highest") / channels
+
+    def build(request):
+        if request.same and request.zero:
+            alone = jnp.sum(request.first(pixels[0]) * request.second(pixels[1]), axis=2) / channels
+            return lambda p, q, done: (_placed(alone, request.canvas, zeros=True), None)
+        if request.zero:
+            lanes = equal()[..., request.first(numbers[0]), request.second(numbers[1])]
+            return lambda p, q, done: (_placed(lanes, request.canvas, zeros=True), None)
+        first, second = request.first(pixels[0]), request.second(pixels[1])
+        lanes = "n" if first.shape[-1] == second.shape[-1] else "m"
+        pairs = jnp.einsum(f"ijc{lanes},klcn->ijkln", first, second, precision="highest") / channels
+        return lambda p, q, done: (as_plane(pairs, p, q, request.canvas), None)
+
+    return Planes(shape, shape, x1.dtype, _shared(build), (equal,))
 
 
 def total(arrays: Sequence[Array | None]) -> Any:
@@ -186,27 +243,14 @@ def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
     def inside(p, q, done):
         return [optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
 
+    nothing = zeros(lambda: inside(0, 0, request.rows(0, 0)))
+
     def add(total, p, q):
         done = request.rows(p, q)
-        return jax.tree.map(jnp.add, total, guarded(lambda: inside(p, q, done), p))
+        return jax.tree.map(jnp.add, total, guarded(lambda: inside(p, q, done), p, nothing))
 
-    total = _scan_planes(add, _zeros(lambda: inside(0, 0, request.rows(0, 0))), planes.canvas)
+    total = fold(add, nothing, planes.canvas)
     return [optional(jnp.sum, a, (0, 1)) for a in total]
-
-
-def guarded(compute: Callable[[], Any], index: Any) -> Any:
-    """`compute()` inside a loop over `index` >= 0.
-
-    The condition is always true: XLA hoists constants out of loops as whole arrays, which multiplies the memory
-    traffic by six, but it does not look into branches.
-    """
-    compute = jax.checkpoint(compute)
-    return lax.cond(index >= 0, compute, lambda: _zeros(compute))
-
-
-def optional(function: Callable[..., Array], value: Array | None, *rest: Any) -> Any:
-    """The function of an array that may be missing."""
-    return None if value is None else function(value, *rest)
 
 
 def _rewritten(planes, request, rule):
@@ -231,115 +275,6 @@ def _averaged_at_zero(planes, request, window):
     plane, rows = planes.build(fine), fine.rows(0, 0)
     means = [optional(lambda a: moving_mean(a[:height, :width], window), a) for a in plane(0, 0, {**rows})]
     return lambda p, q, done: tuple(optional(_placed, a, request.canvas) for a in means)
-
-
-def _pulled(below, fine, window, shape, scale):
-    """A pooled plane from the few finer planes that it sums over."""
-    canvas, taps = _apart(window, shape, fine.canvas)
-
-    def plane(p, q, done):
-        def part(e):
-            at = _moved((p, q), window.strides, e, fine.canvas)
-            masks = [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, (p, q), strict=True)]
-            rows = fine.rows(*at)
-
-            def pooled():
-                return [optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
-
-            return guarded(pooled, at[0])
-
-        start = _zeros(lambda: part(jnp.zeros(2, jnp.int32)))
-        moves = jnp.asarray(_moves(window), jnp.int32)
-        total = lax.scan(lambda total, e: (jax.tree.map(jnp.add, total, part(e)), None), start, moves)[0]
-        return tuple(optional(lambda a: a * scale**2, a) for a in total)
-
-    return plane
-
-
-def _pushed(below, fine, window, shape, scale):
-    """All pooled planes at once: each finer plane is evaluated once and added to the pooled planes it is part of."""
-    canvas, taps = _apart(window, shape, fine.canvas)
-    residues = [(r, s) for r in range(window.strides[0]) for s in range(window.strides[1])]
-    targets = [(index, *target) for index, residue in enumerate(residues) for target in _targets(window, residue)]
-
-    def finer(p, q):
-        def one(r):
-            at = window.strides[0] * p + r[0], window.strides[1] * q + r[1]
-            rows = fine.rows(*at)
-            return guarded(lambda: below(*at, {**rows}), p)
-
-        return lax.map(one, jnp.asarray(residues, jnp.int32))
-
-    def add(total, p, q):
-        planes = finer(p, q)
-        ats = [[(d + o + 2 * c) % c for d, o, c in zip((p, q), off, canvas, strict=True)] for _, _, off in targets]
-        masks = [
-            [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, at, strict=True)]
-            for (_, e, _), at in zip(targets, ats, strict=True)
-        ]
-
-        def part(index, mask):
-            return [optional(lambda a: slide(a[index], taps, mask, canvas), a) for a in planes]
-
-        def parts():
-            return [part(index, mask) for (index, _, _), mask in zip(targets, masks, strict=True)]
-
-        for values, at in zip(guarded(parts, p), ats, strict=True):
-            total = [optional(_accumulated, old, new, at) for old, new in zip(total, values, strict=True)]
-        return total
-
-    start = [
-        optional(lambda a: jnp.zeros((*canvas, *canvas, a.shape[-1]), a.dtype), a)
-        for a in _zeros(lambda: below(0, 0, fine.rows(0, 0)))
-    ]
-    stored = [optional(lambda a: a * scale**2, a) for a in _scan_planes(add, start, canvas)]
-
-    def plane(p, q, done):
-        return tuple(optional(lambda a: _cut(a, (p, q, 0, 0, 0), (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
-
-    return plane
-
-
-def _apart(window, shape, fine):
-    canvas = fine[0] // window.strides[0], fine[1] // window.strides[1]
-    return canvas, apart(window, shape, canvas)
-
-
-def _moves(window):
-    height, width = window.size
-    return [(e, f) for e in range(1 - height, height) for f in range(1 - width, width)]
-
-
-def _moved(at, strides, e, fine):
-    return [(s * d + x + 2 * c) % c for d, s, x, c in zip(at, strides, e, fine, strict=True)]
-
-
-def _targets(window, residue):
-    """Moves e of the two windows against each other that use a residue, and the pooled displacement they add to."""
-    for e in _moves(window):
-        steps = [divmod(r - x, s) for r, x, s in zip(residue, e, window.strides, strict=True)]
-        if steps[0][1] == steps[1][1] == 0:
-            yield e, (steps[0][0], steps[1][0])
-
-
-def _accumulated(total, value, at):
-    start = (*at, 0, 0, 0)
-    new = _cut(total, start, (1, 1, *value.shape)) + value[None, None]
-    return lax.dynamic_update_slice(total, new, _starts(start))
-
-
-def _scan_planes(step, carry, canvas):
-    """Folds `step(carry, p, q)` over all displacements of a canvas."""
-    displacements = np.stack(np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1).reshape(-1, 2)
-
-    def body(carry, d):
-        return step(carry, d[0], d[1]), None
-
-    return lax.scan(body, carry, jnp.asarray(displacements, jnp.int32))[0]
-
-
-def _zeros(compute):
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))
 
 
 def _shared(build):
@@ -375,15 +310,7 @@ def _doubled(a, request):
 
 def _shifted(a, p, q, request):
     """The part of a doubled array that starts at (p, q): the partner of each position, cyclically."""
-    return a if request.zero else _cut(a, (p, q, 0), (*request.canvas, a.shape[-1]))
-
-
-def _cut(a, start, sizes):
-    return lax.dynamic_slice(a, _starts(start), sizes)
-
-
-def _starts(start):
-    return [jnp.asarray(i, jnp.int32) for i in start]
+    return a if request.zero else cut(a, (p, q, 0), (*request.canvas, a.shape[-1]))
 
 
 def _exact_at_zero(p, q, exact, values):

@@ -78,7 +78,7 @@ class Vectors(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One set of inputs.
+    """Sets of inputs by themselves.
 
     Attributes:
         moments: `moments() -> Moments`, computed when first asked for.
@@ -95,7 +95,9 @@ class Kernel:
 
     Attributes:
         cross: Covariances between the two sets: `Vectors`, or `Planes` for images.
-        first, second: The two sets by themselves: variances come from here and are never read off a rounded matrix.
+        own: Both sets by themselves, one after the other (or the one set that is both): variances come from here and
+            are never read off a rounded matrix.
+        parts: Where the two sets are in `own`.
         lanes: Which images of the two sets meet.
         features: Number of features of the finite network here (what `parameterization="standard"` depends on).
         gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a nonlinearity).
@@ -105,8 +107,8 @@ class Kernel:
     """
 
     cross: Any
-    first: Side
-    second: Side
+    own: Side
+    parts: tuple[slice, slice]
     features: int
     lanes: Lanes
     gaussian: bool = False
@@ -125,6 +127,11 @@ class Kernel:
         return self.cross.ntk
 
     @property
+    def first(self) -> Side:
+        """The first set by itself."""
+        return Side(self._moments()[0], self.own.pairs)
+
+    @property
     def vectors(self) -> bool:
         """Whether the activations are vectors (and not images)."""
         return isinstance(self.cross, Vectors)
@@ -135,40 +142,39 @@ class Kernel:
 
     def pointwise(self, op: Pointwise, **changes) -> Kernel:
         """The state after a rule that maps each pair of positions by itself."""
-        moments = self.first.moments, self.second.moments
-        after = [once(lambda m=m: Moments(*op.diagonal(*m()))) for m in moments]
-        first, second = (
-            Side(after[i], own.pairs and own.pairs.pointwise(op, [moments[i]] * 2, [after[i]] * 2))
-            for i, own in enumerate((self.first, self.second))
-        )
-        return self.replace(cross=self.cross.pointwise(op, moments, after), first=first, second=second, **changes)
+        after = self.replace(own=Side(once(lambda: Moments(*op.diagonal(*self.own.moments())))), **changes)
+        before, own = self.own.moments, after.own.moments
+        pairs = self.own.pairs and self.own.pairs.pointwise(op, [before] * 2, [own] * 2)
+        cross = self.cross.pointwise(op, self._moments(), after._moments())
+        return after.replace(cross=cross, own=Side(own, pairs))
+
+    def _moments(self) -> list[Callable[[], Moments]]:
+        """The moments of the two sets; one and the same function if they are one set."""
+        first, second = self.parts
+        whole = self.own.moments
+        if first == second:
+            return [whole] * 2
+        return [once(lambda part=part: Moments(*_each(lambda a: a[..., part], whole()))) for part in (first, second)]
 
     def window(self, window: Window) -> Kernel:
         """The state after means over windows that move together at both positions."""
-
-        def side(own):
-            moments = once(lambda: Moments(*_each(lambda a: moving_mean(a, window), own.moments())))
-            return Side(moments, own.pairs.window(window))
-
-        return self.replace(cross=self.cross.window(window), first=side(self.first), second=side(self.second))
+        before = self.own.moments
+        moments = once(lambda: Moments(*_each(lambda a: moving_mean(a, window), before())))
+        own = Side(moments, self.own.pairs.window(window))
+        return self.replace(cross=self.cross.window(window), own=own)
 
     def pool(self, window: Window, scale: float) -> Kernel:
         """The state after sums over windows that move apart, times `scale` for each of the two."""
-
-        def side(own):
-            pairs = own.pairs.pool(window, scale)
-            return Side(once(lambda: Moments(*variances(pairs))), pairs)
-
-        return self.replace(cross=self.cross.pool(window, scale), first=side(self.first), second=side(self.second))
+        pairs = self.own.pairs.pool(window, scale)
+        own = Side(once(lambda: Moments(*variances(pairs))), pairs)
+        return self.replace(cross=self.cross.pool(window, scale), own=own)
 
     def flatten(self) -> Kernel:
         """Vectors of all positions: the mean over equal positions."""
-
-        def side(own):
-            return Side(once(lambda: Moments(*_each(lambda a: jnp.mean(a, axis=(0, 1)), own.moments()))))
-
+        before = self.own.moments
+        own = Side(once(lambda: Moments(*_each(lambda a: jnp.mean(a, axis=(0, 1)), before()))))
         cross = self._vectors(mean_over_positions(self.cross, self.lanes))
-        return self.replace(cross=cross, first=side(self.first), second=side(self.second), gaussian=False, fresh=False)
+        return self.replace(cross=cross, own=own, gaussian=False, fresh=False)
 
     def average(self, scale: float) -> Kernel:
         """Vectors of the mean over positions, times `scale`: the mean over all pairs of positions."""
@@ -176,12 +182,10 @@ class Kernel:
         def scaled(pair):
             return _each(lambda a: scale**2 * a, pair)
 
-        def side(own):
-            pooled = once(lambda: scaled(mean_over_pairs(own.pairs, each_with_itself(), same=True)))
-            return Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
-
-        cross = self._vectors(scaled(mean_over_pairs(self.cross, self.lanes)))
-        return self.replace(cross=cross, first=side(self.first), second=side(self.second))
+        pairs = self.own.pairs
+        pooled = once(lambda: scaled(mean_over_pairs(pairs, each_with_itself(), same=True)))
+        own = Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
+        return self.replace(cross=self._vectors(scaled(mean_over_pairs(self.cross, self.lanes))), own=own)
 
     def _vectors(self, pair):
         def spread(a1, a2):
@@ -215,8 +219,7 @@ class Kernel:
         head, tail = kernels[0], kernels[1:]
         return head.replace(
             cross=head.cross.add([k.cross for k in tail]),
-            first=_sum_sides([k.first for k in kernels]),
-            second=_sum_sides([k.second for k in kernels]),
+            own=_sum_sides([k.own for k in kernels]),
             fresh=not stale,
             positive=all(k.positive for k in kernels),
         )
@@ -238,22 +241,29 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
 
 
 def _vectors(x1, x2, lanes):
-    d = x1.shape[-1]
-    wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
-    q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
-    nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
-    gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
-    first, second = (Side(lambda q=q: Moments(q.astype(x1.dtype), None)) for q in (q1, q2))
+    d, (both, parts) = x1.shape[-1], _one_after_the_other(x1, x2)
+    wide = both.astype(jax.dtypes.canonicalize_dtype(np.float64))
+    q = jnp.sum(wide * wide, axis=-1) / d
+    first, second = parts
+    nngp = jnp.matmul(wide[first], wide[second].T, precision="highest") / d
+    gap = (q[first][:, None] + q[second][None, :] - 2 * nngp).astype(x1.dtype)
+    own = Side(lambda: Moments(q.astype(x1.dtype), None))
     cross = Vectors(nngp.astype(x1.dtype), None, gap, lambda a1, a2: (a1[:, None], a2[None, :]))
-    return Kernel(cross, first, second, features=d, lanes=lanes)
+    return Kernel(cross, own, parts, features=d, lanes=lanes)
 
 
 def _images(x1, x2, lanes):
-    def side(x):
-        variance = jnp.transpose(jnp.mean(x * x, axis=-1), (1, 2, 0))
-        return Side(lambda: Moments(variance, None), source(x, x))
+    both, parts = _one_after_the_other(x1, x2)
+    variance = jnp.transpose(jnp.mean(both * both, axis=-1), (1, 2, 0))
+    own = Side(lambda: Moments(variance, None), source(both, both))
+    return Kernel(source(x1, x2), own, parts, features=x1.shape[-1], lanes=lanes)
 
-    return Kernel(source(x1, x2), side(x1), side(x2), features=x1.shape[-1], lanes=lanes)
+
+def _one_after_the_other(x1, x2):
+    """Both sets in one array, and where they are: what is done to each by itself is then one program, not two."""
+    if x1 is x2:
+        return x1, (slice(None), slice(None))
+    return jnp.concatenate([x1, x2]), (slice(0, len(x1)), slice(len(x1), None))
 
 
 def once(compute: Callable[[], Any]) -> Callable[[], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 
 from lazynet.typing import Array, ArrayLike
 
-__all__ = ["Taps", "Window", "apart", "live", "masked", "moving_mean", "slide", "together"]
+__all__ = ["Taps", "Window", "apart", "live", "masked", "moving_mean", "padded", "slide", "summed", "together"]
 
 Size = tuple[int, int]
 Mask = ArrayLike | bool | None
@@ -44,6 +45,15 @@ class Window(NamedTuple):
         else:
             height, width = (-(-n // s) for n, s in zip(shape, self.strides, strict=True))
         return height, width
+
+    def tiles(self, shape: Size) -> bool:
+        """Whether each position of images of a shape lies in exactly one window.
+
+        Example:
+            >>> Window((2, 2), (2, 2), "SAME").tiles((4, 6)), Window((2, 2), (2, 2), "VALID").tiles((5, 4))
+            (True, False)
+        """
+        return self.size == self.strides and all(n % k == 0 for n, k in zip(shape, self.size, strict=True))
 
     def periodic_on(self, shape: Size, canvas: Size) -> bool:
         """Whether the images fill the canvas that outputs on `canvas` come from, as periodic images must.
@@ -93,20 +103,32 @@ def slide(x: Array, taps: list[Taps], masks: list[list[Mask]], canvas: Size) -> 
     Both axes are padded at once and summed one after the other: this is the form that XLA's CPU backend compiles to
     vector code (padding each axis by itself is ten times slower).
     """
+    x = padded(x, taps, canvas)
+    for axis in (0, 1):
+        x = summed(x, taps[axis], masks[axis], canvas[axis], axis)
+    return x
+
+
+def padded(x: Array, taps: list[Taps], canvas: Size) -> Array:
+    """`x` with as many rows and columns around it as sums over windows read."""
     widths = [
         (t.before, max(t.stride * (c - 1) + t.size - t.before - n, 0))
         for t, c, n in zip(taps, canvas, x.shape[:2], strict=True)
     ]
-    x = _padded(x, widths, taps)
-    for axis in (0, 1):
-        stop, stride = taps[axis].stride * (canvas[axis] - 1) + 1, taps[axis].stride
-        parts = [
-            masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
-            for t, mask in enumerate(masks[axis])
-            if mask is not False
-        ]
-        x = functools.reduce(jnp.add, parts)
-    return x
+    if any(t.wrap for t in taps):
+        return jnp.pad(x, [*widths, (0, 0)], mode="wrap")
+    return lax.pad(x, jnp.zeros((), x.dtype), [(*width, 0) for width in widths] + [(0, 0, 0)])
+
+
+def summed(x: Array, taps: Taps, masks: Sequence[Mask], count: int, axis: int) -> Array:
+    """Sum over windows of a padded array along one axis, of which `count` outputs are kept."""
+    stop, stride = taps.stride * (count - 1) + 1, taps.stride
+    parts = [
+        masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
+        for t, mask in enumerate(masks)
+        if mask is not False
+    ]
+    return functools.reduce(jnp.add, parts)
 
 
 def moving_mean(variances: Array, window: Window) -> Array:
@@ -166,12 +188,6 @@ def _taps(window, shape, canvas, axis, moves):
         for t, group in enumerate(moves)
     ]
     return Taps(np.array(masks), stride, before, window.size[axis], wrap)
-
-
-def _padded(x, widths, taps):
-    if any(t.wrap for t in taps):
-        return jnp.pad(x, [*widths, (0, 0)], mode="wrap")
-    return lax.pad(x, jnp.zeros((), x.dtype), [(*width, 0) for width in widths] + [(0, 0, 0)])
 
 
 def _entry(mask, index):

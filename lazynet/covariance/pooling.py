@@ -1,0 +1,138 @@
+"""Planes of pooled images: sums over windows that move apart, from the finer planes that they sum over.
+
+With e the move of one window against the other, the pooled plane of displacement D sums the finer planes of s D + e,
+e = 1-k..k-1 along each axis, over the positions that both windows share. Either the few finer planes of one pooled
+plane are asked for (pulled), or each finer plane is evaluated once and added to all pooled planes that it is part of
+(pushed), which are then stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lazynet.covariance.lanes import Request
+from lazynet.covariance.loops import cut, fold, guarded, optional, written, zeros
+from lazynet.covariance.windows import Size, Taps, Window, apart, padded, slide, summed
+from lazynet.typing import Array
+
+__all__ = ["pulled", "pushed"]
+
+Plane = Callable[[Any, Any, dict], Any]
+
+
+def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: float) -> Plane:
+    """A pooled plane from the finer planes that it sums over, one for each move of the windows."""
+    canvas, taps = _apart(window, shape, fine.canvas)
+
+    def plane(p, q, done):
+        def part(e, like=None):
+            at = [(s * d + x + 2 * c) % c for d, s, x, c in zip((p, q), window.strides, e, fine.canvas, strict=True)]
+            masks = [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, (p, q), strict=True)]
+            rows = fine.rows(*at)
+
+            def pooled():
+                return [optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
+
+            return guarded(pooled, at[0], like)
+
+        nothing = zeros(lambda: part(jnp.zeros(2, jnp.int32)))
+        moves = jnp.asarray(_moves(window), jnp.int32)
+        total = lax.scan(lambda total, e: (jax.tree.map(jnp.add, total, part(e, nothing)), None), nothing, moves)[0]
+        return tuple(optional(lambda a: a * scale**2, a) for a in total)
+
+    return plane
+
+
+def pushed(below: Plane, fine: Request, window: Window, shape: Size, scale: float, *, zero: bool) -> Plane:
+    """All pooled planes at once (or the one of displacement zero): each finer plane is evaluated once.
+
+    Along each axis a finer plane belongs to a few pooled ones. They are found by loops, rows before columns, so that
+    the program does not grow with the window.
+    """
+    canvas, taps = _apart(window, shape, fine.canvas)
+    kept = (1, 1) if zero else canvas
+    periods = [tap.stride * count // own for tap, count, own in zip(taps, canvas, kept, strict=True)]
+    rows, columns = map(_Axis, taps, canvas, periods)
+    nothing = zeros(lambda: tuple(below(0, 0, fine.rows(0, 0))))
+
+    def add(stored, p, q):
+        masks = fine.rows(p, q)
+        planes = guarded(lambda: tuple(below(p, q, {**masks})), p, nothing)
+        planes = [optional(padded, a, taps, canvas) for a in planes]
+
+        def add_row(stored, i):
+            row, shared_rows = rows.part(p, i)
+            strips = [optional(rows.sum, a, shared_rows, 0) for a in planes]
+
+            def add_column(stored, j):
+                column, shared_columns = columns.part(q, j)
+                sums = [optional(columns.sum, a, shared_columns, 1) for a in strips]
+                at = (row % kept[0], column % kept[1])
+                return [optional(_accumulated, *pair, at) for pair in zip(stored, sums, strict=True)], None
+
+            return lax.scan(add_column, stored, columns.numbers)[0], None
+
+        return lax.scan(add_row, stored, rows.numbers)[0]
+
+    start = [optional(lambda a: jnp.zeros((*kept, *canvas, a.shape[-1]), a.dtype), a) for a in nothing]
+    stored = [optional(lambda a: a * scale**2, a) for a in fold(add, start, fine.canvas)]
+
+    def plane(p, q, done):
+        at = (0, 0, 0, 0, 0) if zero else (p, q, 0, 0, 0)
+        return tuple(optional(lambda a: cut(a, at, (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
+
+    return plane
+
+
+class _Axis(NamedTuple):
+    """Along one axis, the pooled planes that a finer one belongs to.
+
+    Attributes:
+        taps: Terms of the sums.
+        count: Size of the canvas.
+        period: Of the moves that lead from one finer displacement to pooled ones that are kept.
+    """
+
+    taps: Taps
+    count: int
+    period: int
+
+    @property
+    def numbers(self) -> Array:
+        """Numbers of the pooled planes."""
+        return jnp.arange(-(-(2 * self.taps.size - 1) // self.period), dtype=jnp.int32)
+
+    def part(self, d: Any, number: Any) -> tuple[Any, Array]:
+        """One pooled displacement of a finer one, and masks `[k, C]` of the positions that its windows share."""
+        last = 2 * self.taps.size - 1
+        move = (d + self.taps.size - 1) % self.period + number * self.period
+        at = (d - move + self.taps.size - 1) // self.taps.stride % self.count
+        # the moves beyond the last one share nothing
+        table = np.pad(self.taps.masks, [(0, 0), (0, 1), (0, 0), (0, 0)])
+        masks = cut(jnp.asarray(table), (0, jnp.minimum(move, last), at, 0), (self.taps.size, 1, 1, self.count))
+        return at, masks[:, 0, 0]
+
+    def sum(self, x: Array, masks: Array, axis: int) -> Array:
+        """The sum of a padded array over the positions that are shared."""
+        return summed(x, self.taps, list(masks), self.count, axis)
+
+
+def _apart(window, shape, fine):
+    canvas = fine[0] // window.strides[0], fine[1] // window.strides[1]
+    return canvas, apart(window, shape, canvas)
+
+
+def _moves(window):
+    height, width = window.size
+    return [(e, f) for e in range(1 - height, height) for f in range(1 - width, width)]
+
+
+def _accumulated(total, value, at):
+    start = (*at, 0, 0, 0)
+    return written(total, cut(total, start, (1, 1, *value.shape)) + value[None, None], start)
