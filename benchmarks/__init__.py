@@ -6,5 +6,15 @@ variables of the process of its own in which it runs.
 
 from __future__ import annotations
 
-GROUPS = ("kernels", "empirical", "scattering", "regression", "diagnostics", "training", "devices", "synthetic")
+GROUPS = (
+    "kernels",
+    "first_calls",
+    "empirical",
+    "scattering",
+    "regression",
+    "diagnostics",
+    "training",
+    "devices",
+    "synthetic",
+)
 """Modules that measure, in the order of a run."""

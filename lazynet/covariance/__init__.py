@@ -6,6 +6,7 @@ A rule maps the covariances of a layer's input to those of its output. In the or
 - `rules`: the rule of every layer; `duals`, `quadrature` and `angles`: expectations of activations for a Gaussian pair.
 - `depth` and `repeats`: deep networks of vectors, whose equal layers become a loop.
 - `planes`: images, one displacement at a time, with `lanes` (which images meet, and what is asked of a recipe),
-  `windows` (sums that slide), `dense` (all pairs of positions at once, where planes do not fit).
+  `windows` (sums that slide), `pooling` (windows that move apart), `loops` (over displacements), `dense` (all pairs of
+  positions at once, where planes do not fit).
 - `heads`: from images to vectors, layer by layer, or by the one GPU program of `fused`.
 """

@@ -20,8 +20,8 @@ def fold(step: Callable[[Any, Any, Any], Any], carry: Any, canvas: Size) -> Any:
     """Folds `step(carry, p, q)` over all displacements of a canvas.
 
     Example:
-        >>> float(fold(lambda total, p, q: total + p * q, jnp.zeros(()), (2, 3)))
-        3.0
+        >>> int(fold(lambda total, p, q: total + p * q, jnp.int32(0), (2, 3)))
+        3
     """
     displacements = np.stack(np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1).reshape(-1, 2)
 

@@ -241,29 +241,30 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
 
 
 def _vectors(x1, x2, lanes):
-    d, (both, parts) = x1.shape[-1], _one_after_the_other(x1, x2)
-    wide = both.astype(jax.dtypes.canonicalize_dtype(np.float64))
-    q = jnp.sum(wide * wide, axis=-1) / d
-    first, second = parts
-    nngp = jnp.matmul(wide[first], wide[second].T, precision="highest") / d
-    gap = (q[first][:, None] + q[second][None, :] - 2 * nngp).astype(x1.dtype)
-    own = Side(lambda: Moments(q.astype(x1.dtype), None))
+    d = x1.shape[-1]
+    wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
+    # each set by itself, also where both are one: other sums round differently, and tiles are to agree with the whole
+    q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
+    nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
+    gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
+    own = Side(lambda: Moments(jnp.concatenate([q1, q2]).astype(x1.dtype), None))
     cross = Vectors(nngp.astype(x1.dtype), None, gap, lambda a1, a2: (a1[:, None], a2[None, :]))
-    return Kernel(cross, own, parts, features=d, lanes=lanes)
+    return Kernel(cross, own, _halves(x1, x2), features=d, lanes=lanes)
 
 
 def _images(x1, x2, lanes):
-    both, parts = _one_after_the_other(x1, x2)
+    # both sets in one array: what is done to each by itself is then one program, not two
+    both, parts = (x1, _WHOLE) if x1 is x2 else (jnp.concatenate([x1, x2]), _halves(x1, x2))
     variance = jnp.transpose(jnp.mean(both * both, axis=-1), (1, 2, 0))
     own = Side(lambda: Moments(variance, None), source(both, both))
     return Kernel(source(x1, x2), own, parts, features=x1.shape[-1], lanes=lanes)
 
 
-def _one_after_the_other(x1, x2):
-    """Both sets in one array, and where they are: what is done to each by itself is then one program, not two."""
-    if x1 is x2:
-        return x1, (slice(None), slice(None))
-    return jnp.concatenate([x1, x2]), (slice(0, len(x1)), slice(len(x1), None))
+_WHOLE = slice(None), slice(None)
+
+
+def _halves(x1, x2):
+    return slice(0, len(x1)), slice(len(x1), len(x1) + len(x2))
 
 
 def once(compute: Callable[[], Any]) -> Callable[[], Any]:
