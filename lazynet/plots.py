@@ -18,7 +18,7 @@ from jaxtyping import Num, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lazynet import files
+from lazynet import files, guards
 from lazynet.diagnostics import fit_slope
 from lazynet.records import Trajectory
 from lazynet.typing import ArrayLike
@@ -119,7 +119,7 @@ def plot_power_law(
         ['weight drift: slope −1.00']
     """
     _check_named(quantities, "quantities", "array")
-    alpha = np.asarray(alpha, float)
+    alpha = guards.vector("alpha", alpha)
     finite, low, high = _fit_range(alpha, fit_range)
     infinity = 10.0 * alpha[finite].max()
     ax = _axes(ax)
@@ -209,7 +209,7 @@ def plot_spectrum(
     _check_named(spectra, "spectra", "array of eigenvalues")
     ax = _axes(ax)
     for style, (label, values) in zip(curve_styles(len(spectra)), spectra.items(), strict=True):
-        kept, n = _above_rounding(label, np.asarray(values))
+        kept, n = _above_rounding(label, _numbers(f"spectra[{label!r}]", values))
         suffix = f" ({n - len(kept)} of {n} below rounding)" if len(kept) < n else ""
         ax.plot(np.arange(1, len(kept) + 1), kept, label=label + suffix, **style)
     ax.set(xlabel="rank $i$", ylabel=ylabel, xscale="log", yscale="log")
@@ -262,6 +262,7 @@ def curve_styles(n: int) -> list[dict[str, Any]]:
         >>> [style["marker"] for style in curve_styles(3)]
         ['o', 's', '^']
     """
+    n = guards.count("n", n, at_least=0)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.0, min(0.8, 0.35 + 0.1 * n), n))
     return [
         {
@@ -342,8 +343,13 @@ def _fit_range(alpha, fit_range):
     return finite, float(low), float(high)
 
 
+def _numbers(name, values):
+    """Lists and arrays of real numbers as an array, in its own dtype where that is floating point."""
+    return np.asarray(guards.real(name, np.asarray(values) if isinstance(values, (list, tuple)) else values))
+
+
 def _mean_and_spread(label, values, alpha):
-    values = np.atleast_2d(np.asarray(values, float))
+    values = np.atleast_2d(_numbers(f"quantities[{label!r}]", values))
     if values.ndim != 2 or values.shape[1] != len(alpha):
         raise ValueError(
             f"quantity {label!r} has shape {values.shape}, expected [a] or [seeds, a] with "
@@ -374,7 +380,7 @@ def _mark_infinity(ax, finite, infinity):
 
 
 def _checked_matrix(matrix):
-    matrix = np.asarray(matrix, float)
+    matrix = _numbers("matrix", matrix)
     if matrix.ndim != 2 or not np.isfinite(matrix).all():
         raise ValueError(
             f"matrix has shape {matrix.shape} and {int((~np.isfinite(matrix)).sum())} non-finite entries, "
