@@ -47,7 +47,7 @@ def test_pooled_networks_of_images_have_a_limit(model):
     assert float(analytic_kernel(model, jnp.ones((1, 8, 8, 3))).ntk[0, 0]) > 0
 
 
-@pytest.mark.parametrize(("make", "words"), [(lambda: zoo.cntk(1), "depth=1"), (lambda: zoo.myrtle(6), "5, 7 or 10")])
+@pytest.mark.parametrize(("make", "words"), [(lambda: zoo.cntk(1), "depth got"), (lambda: zoo.myrtle(6), "5, 7 or 10")])
 def test_impossible_depths_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()
