@@ -96,13 +96,24 @@ def test_a_plane_is_exactly_the_sum_of_three_bfloat16_arrays():
         ln.serial(_conv(strides=(2, 2)), ln.Relu()),
         ln.serial(_conv(), ln.AvgPool((2, 2)), _conv()),
         ln.serial(_conv(), ln.residual(_conv())),
-        ln.serial(_conv(W_std=jnp.float32(1.0)), ln.Relu()),
     ],
-    ids=["strides", "pooling", "branches", "scales that are arrays"],
+    ids=["strides", "pooling", "branches"],
 )
 def test_other_networks_go_layer_by_layer(model):
     planes = _planes(model, X1, X2, None).cross
     assert not fused.fits(planes.chain, planes.canvas)
+
+
+def test_scales_that_are_traced_go_layer_by_layer():
+    fits = []
+
+    def scaled(W_std):
+        planes = _planes(ln.serial(_conv(W_std=W_std), ln.Relu()), X1, X2, None).cross
+        fits.append(fused.fits(planes.chain, planes.canvas))
+        return W_std
+
+    jax.eval_shape(scaled, jnp.float32(1.0))
+    assert fits == [False]
 
 
 @pytest.mark.parametrize("x", [X1.astype(jnp.float64), jnp.ones((1, 33, 4, 1), jnp.float32)], ids=["float64", "large"])
