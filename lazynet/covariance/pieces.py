@@ -112,9 +112,11 @@ def _sum_pieces(h, cuts, nodes, radius=RADIUS):
         low, high = edges[k // nodes], edges[k // nodes + 1]
         half = (high - low) / 2
         x = (high + low) / 2 + half * points[k % nodes]
+        values = h(x)
         density = weights[k % nodes] * half * jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        density = jnp.broadcast_to(density, values.shape)  # h may have several values at each x
         # A piece of no length may touch a point where h is not finite.
-        return total + jnp.where(density > 0, density * h(x), 0), None
+        return total + jnp.where(density > 0, density * values, 0), None
 
     zero = jax.eval_shape(h, edges[0])
     total = jnp.zeros(zero.shape, zero.dtype)
