@@ -14,10 +14,11 @@ import jax.numpy as jnp
 
 from benchmarks.measure import Case, Program
 from lazynet import diagnostics, spectra, zoo
-from lazynet.empirical import empirical_ntk, estimate_max_learning_rate, ntk_vector_product
+from lazynet.kernels.empirical import empirical_ntk, estimate_max_learning_rate, ntk_vector_product
 from lazynet.losses import mse, objective
 from lazynet.records import Data
-from lazynet.train import evaluate, sgd, snapshots
+from lazynet.training.loop import evaluate, snapshots
+from lazynet.training.optimizers import sgd
 
 NETWORKS = {
     "MLP 256-512-512-10": (lambda: zoo.mlp((512, 512), 10, b_std=0.1), (256,)),

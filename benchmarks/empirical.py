@@ -18,11 +18,11 @@ import numpy as np
 from benchmarks.measure import Case, Program, jitted
 from benchmarks.peers import beside, neural_tangents
 from lazynet import zoo
-from lazynet.empirical import empirical_ntk
-from lazynet.empirical.jacobians import chosen_names
-from lazynet.empirical.memory import MEMORY, peak_bytes, plan
-from lazynet.losses import as_partial
-from lazynet.model import Model
+from lazynet.kernels.empirical import empirical_ntk
+from lazynet.kernels.empirical.jacobians import chosen_names
+from lazynet.kernels.empirical.memory import MEMORY, peak_bytes, plan
+from lazynet.models.model import Model
+from lazynet.trees import as_partial
 
 
 def cases(quick: bool) -> Iterator[Case]:

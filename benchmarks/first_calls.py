@@ -19,7 +19,7 @@ from benchmarks.kernels import conv21, myrtle5, wide_resnet
 from benchmarks.measure import Case, Program
 from benchmarks.peers import beside, neural_tangents
 from lazynet import stax
-from lazynet.kernels import analytic_kernel
+from lazynet.kernels.analytic import analytic_kernel
 
 
 def cases(quick: bool) -> Iterator[Case]:

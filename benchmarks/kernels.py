@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.measure import Case, Program, jitted
 from benchmarks.peers import beside, neural_tangents
 from lazynet import stax
-from lazynet.kernels import analytic_kernel
+from lazynet.kernels.analytic import analytic_kernel
 
 SQRT2 = math.sqrt(2.0)
 OPERATIONS = 58

@@ -23,7 +23,7 @@ from sklearn.kernel_ridge import KernelRidge
 
 from benchmarks.measure import Case, Program
 from benchmarks.peers import beside, neural_tangents
-from lazynet import flow, linalg
+from lazynet import dynamics, linalg
 from lazynet.records import Data
 
 ENVIRONMENT = {"JAX_ENABLE_X64": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -85,7 +85,7 @@ def _ridges(n) -> dict[str, Program]:
         return np.stack([outside @ (weight[:, None] * inside) for weight in weights.T])
 
     return {
-        "lazynet": Program(lambda: flow.kernel_regression(kernel, data, cross=cross, ridge=RIDGES)),
+        "lazynet": Program(lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGES)),
         "scikit-learn": Program(lambda: np.stack([_scikit(kernel, cross, data.y, ridge) for ridge in RIDGES])),
         "NumPy": Program(by_numpy),
     }
@@ -99,7 +99,7 @@ def _one_ridge(n) -> dict[str, Program]:
         return cross @ scipy.linalg.cho_solve(factor, data.y)
 
     return {
-        "lazynet": Program(lambda: flow.kernel_regression(kernel, data, cross=cross, ridge=RIDGE)),
+        "lazynet": Program(lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGE)),
         "scikit-learn": Program(lambda: _scikit(kernel, cross, data.y, RIDGE)),
         "SciPy": Program(by_scipy),
         "NumPy": Program(lambda: cross @ np.linalg.solve(kernel + RIDGE * np.eye(n), data.y)),
@@ -117,7 +117,7 @@ def _times(n) -> dict[str, Program]:
         return [np.mean(np.sum((np.asarray(now) - test.y) ** 2, axis=1)) / 2 for now in outputs]
 
     def ours():
-        return flow.gradient_flow(kernel, data, time=TIMES, cross=cross, test=test).metrics["test_loss"]
+        return dynamics.gradient_flow(kernel, data, time=TIMES, cross=cross, test=test).metrics["test_loss"]
 
     def by_numpy():
         values, vectors = np.linalg.eigh(kernel)
@@ -160,7 +160,7 @@ def _values(decomposition):
 
 def _conjugate(n=20_000, rank=300) -> dict[str, Program]:
     kernel, cross, data, test = problem(n, dtype=np.float32)
-    flow.conjugate_gradient_regression(np.eye(2), Data(data.x[:2], data.y[:2]), cross=np.eye(2), ridge=1.0)
+    dynamics.conjugate_gradient_regression(np.eye(2), Data(data.x[:2], data.y[:2]), cross=np.eye(2), ridge=1.0)
     before = _resident()
 
     def note(fit, _):
@@ -169,7 +169,7 @@ def _conjugate(n=20_000, rank=300) -> dict[str, Program]:
         return f"{fit.iterations} iterations, test accuracy {accuracy:.3f}, memory grew by {grown:.3f} of the kernel"
 
     def run():
-        return flow.conjugate_gradient_regression(kernel, data, cross=cross, ridge=RIDGE, rank=rank)
+        return dynamics.conjugate_gradient_regression(kernel, data, cross=cross, ridge=RIDGE, rank=rank)
 
     return {"lazynet": Program(run, note=note)}
 

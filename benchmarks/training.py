@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import lazynet as ln
 from benchmarks.measure import Case, Program
 from lazynet import trees, zoo
-from lazynet.model import Model
+from lazynet.models.model import Model
 
 MOMENTUM, RATE = 0.9, 1e-3
 

@@ -114,11 +114,28 @@ def public_names() -> str:
     """Every name of `import lazynet`, its home and its first sentence."""
     import lazynet
 
-    rows = [
-        [f"[`{name}`][lazynet.{home}.{name}]", f"`{home}`", _sentence(getattr(lazynet, name))]
-        for name, home in lazynet._HOME.items()
-    ]
+    rows = []
+    for name in dir(lazynet):
+        value = getattr(lazynet, name)
+        if getattr(value, "__module__", "").startswith("lazynet"):
+            home = _home(value)
+            rows.append([f"[`{name}`][{home}.{name}]", f"`{home}`", _sentence(value)])
     return table(["name", "module", "what it is"], rows)
+
+
+def documented_modules() -> list[str]:
+    """The modules whose names the reference pages show."""
+    pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
+    return [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)]
+
+
+def _home(value):
+    """The documented module of a function or class: its own, or the package that passes it on."""
+    documented = documented_modules()
+    module = value.__module__
+    while module not in documented:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def _notebooks():

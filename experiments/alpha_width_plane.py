@@ -31,7 +31,7 @@ import lazynet as ln
 from experiments import bounds, facts, store
 from experiments.bounds import Count, Momentum, Positive, Scale, Values
 from experiments.progress import over_devices
-from lazynet import datasets, flow, guards, zoo
+from lazynet import datasets, dynamics, guards, zoo
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -139,10 +139,10 @@ def infinite_width(config: Config, train: Data, test: Data) -> tuple[np.ndarray,
     """Test outputs of the infinitely wide network after the same steps, and the learning rate of all networks."""
     model = build(config, 1)
     ntk, cross = ln.analytic_kernel(model, train.x).ntk, ln.analytic_kernel(model, test.x, train.x).ntk
-    rate = config.lr_fraction * flow.max_learning_rate(ntk, momentum=config.momentum)
+    rate = config.lr_fraction * dynamics.max_learning_rate(ntk, momentum=config.momentum)
     settings = dict(learning_rate=rate, momentum=config.momentum, save_at=[config.steps])
-    solution = flow.solve_descent(ntk, train.y, **settings)
-    return np.asarray(flow.kernel_outputs(cross, solution.coefficients))[-1], rate
+    solution = dynamics.solve_descent(ntk, train.y, **settings)
+    return np.asarray(dynamics.kernel_outputs(cross, solution.coefficients))[-1], rate
 
 
 def train_cell(config: Config, train: Data, test: Data, rate: float, width: int, alpha: float) -> np.ndarray:

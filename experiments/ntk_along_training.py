@@ -41,7 +41,7 @@ from experiments import bounds, facts, lazy_vs_standard, panels, store
 from experiments.bounds import Positive, Seed, Values
 from experiments.lazy_vs_standard import DataConfig, NetworkConfig, TrainConfig, cells
 from experiments.progress import bar
-from lazynet import datasets, diagnostics, empirical, flow, guards, trees
+from lazynet import datasets, diagnostics, dynamics, empirical, guards, trees
 from lazynet.losses import Objective
 from lazynet.records import Data, Trajectory
 
@@ -268,7 +268,7 @@ def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
     """Which test examples regression on centered one-hot targets classifies, for every ridge, `[r, m]`."""
     labels = datasets.one_hot_centered(np.asarray(train.y).argmax(axis=1), train.y.shape[1])
     ridges = RIDGES * float(np.mean(np.diag(kernel)))
-    outputs = flow.kernel_regression(kernel, Data(train.x, labels), cross=cross, ridge=ridges)
+    outputs = dynamics.kernel_regression(kernel, Data(train.x, labels), cross=cross, ridge=ridges)
     return outputs.argmax(axis=2) == np.asarray(test.y).argmax(axis=1)
 
 

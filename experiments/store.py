@@ -38,7 +38,7 @@ from experiments.config import as_dictionary
 from experiments.errors import RunError
 from lazynet import files
 from lazynet.records import Trajectory
-from lazynet.train import TrainState
+from lazynet.training.loop import TrainState
 
 __all__ = [
     "Damaged",

@@ -44,7 +44,7 @@ from experiments import bounds, facts, store
 from experiments.bounds import Integer, Positive, Seed, check_photographs
 from experiments.vgg import enlarged
 from lazynet import datasets, empirical, guards, linalg, zoo
-from lazynet.model import Model
+from lazynet.models.model import Model
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "Config", "run", "show"]

@@ -2,59 +2,162 @@
 
 Every object of study is a point in the plane (alpha, width): one model definition (`Model`: init, apply, trace,
 kernel), one transform (`lazy(apply, params0, alpha)`, alpha in (0, inf]) and one record (`Trajectory`) that finite
-training and infinite-width kernel flow both return. Names load on first use.
+training and infinite-width kernel flow both return.
 """
 
 from __future__ import annotations
 
-import importlib
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING
 
-# A function that shares its module's name is bound here, after the import that bound the module.
+from lazynet import covariance as covariance
+from lazynet import datasets as datasets
+from lazynet import diagnostics as diagnostics
+from lazynet import dynamics as dynamics
+from lazynet import kernels as kernels
+from lazynet import linalg as linalg
+from lazynet import losses as losses
+from lazynet import models as models
+from lazynet import precision as precision
+from lazynet import records as records
+from lazynet import scattering as scattering
+from lazynet import training as training
+from lazynet import trees as trees
+from lazynet import typing as typing
+from lazynet.diagnostics import is_lazy as is_lazy
+from lazynet.dynamics import conjugate_gradient_regression as conjugate_gradient_regression
+from lazynet.dynamics import gradient_descent as gradient_descent
+from lazynet.dynamics import gradient_flow as gradient_flow
+from lazynet.dynamics import kernel_regression as kernel_regression
+from lazynet.dynamics import max_learning_rate as max_learning_rate
+from lazynet.dynamics import nngp_posterior as nngp_posterior
+from lazynet.kernels import empirical as empirical
+from lazynet.kernels import spectra as spectra
+from lazynet.kernels.analytic import analytic_kernel as analytic_kernel
+from lazynet.kernels.analytic import monte_carlo_kernel as monte_carlo_kernel
+from lazynet.kernels.empirical import empirical_nngp as empirical_nngp
+from lazynet.kernels.empirical import empirical_ntk as empirical_ntk
+from lazynet.kernels.empirical import estimate_max_learning_rate as estimate_max_learning_rate
+from lazynet.kernels.empirical import ntk_vector_product as ntk_vector_product
+from lazynet.lazy import center as center
+from lazynet.lazy import gated as gated
 from lazynet.lazy import lazy as lazy
-from lazynet.train import train as train
+from lazynet.lazy import linearize as linearize
+from lazynet.lazy import scale as scale
+from lazynet.lazy import taylor_expand as taylor_expand
+from lazynet.lazy import weights as weights
+from lazynet.losses import Objective as Objective
+from lazynet.losses import accuracy as accuracy
+from lazynet.losses import cross_entropy as cross_entropy
+from lazynet.losses import logistic as logistic
+from lazynet.losses import mse as mse
+from lazynet.losses import objective as objective
+from lazynet.models import activations as activations
+from lazynet.models import foreign as foreign
+from lazynet.models import initializers as initializers
+from lazynet.models import layers as layers
+from lazynet.models import model as model
+from lazynet.models import zoo as zoo
+from lazynet.models.activations import ABRelu as ABRelu
+from lazynet.models.activations import Abs as Abs
+from lazynet.models.activations import Cos as Cos
+from lazynet.models.activations import Elu as Elu
+from lazynet.models.activations import Erf as Erf
+from lazynet.models.activations import Gelu as Gelu
+from lazynet.models.activations import LeakyRelu as LeakyRelu
+from lazynet.models.activations import Rbf as Rbf
+from lazynet.models.activations import Relu as Relu
+from lazynet.models.activations import Sigmoid_like as Sigmoid_like
+from lazynet.models.activations import SiLU as SiLU
+from lazynet.models.activations import Sin as Sin
+from lazynet.models.activations import Softplus as Softplus
+from lazynet.models.activations import Swish as Swish
+from lazynet.models.activations import Tanh as Tanh
+from lazynet.models.activations import elementwise as elementwise
+from lazynet.models.foreign import from_flax as from_flax
+from lazynet.models.foreign import from_neural_tangents as from_neural_tangents
+from lazynet.models.layers import AvgPool as AvgPool
+from lazynet.models.layers import Conv as Conv
+from lazynet.models.layers import Dense as Dense
+from lazynet.models.layers import Flatten as Flatten
+from lazynet.models.layers import GlobalAvgPool as GlobalAvgPool
+from lazynet.models.layers import GlobalSumPool as GlobalSumPool
+from lazynet.models.layers import Identity as Identity
+from lazynet.models.layers import LayerNorm as LayerNorm
+from lazynet.models.layers import MaxPool as MaxPool
+from lazynet.models.layers import SumPool as SumPool
+from lazynet.models.model import Model as Model
+from lazynet.models.model import freeze as freeze
+from lazynet.models.model import layer as layer
+from lazynet.models.model import parallel as parallel
+from lazynet.models.model import repeat as repeat
+from lazynet.models.model import residual as residual
+from lazynet.models.model import serial as serial
+from lazynet.models.model import symmetrize as symmetrize
+from lazynet.precision import compute_in as compute_in
+from lazynet.precision import remat as remat
+from lazynet.records import Data as Data
+from lazynet.records import Gram as Gram
+from lazynet.records import Trajectory as Trajectory
+from lazynet.training import checkpoints as checkpoints
+from lazynet.training import ensembles as ensembles
+from lazynet.training import optimizers as optimizers
+from lazynet.training import sharding as sharding
+from lazynet.training import writers as writers
+from lazynet.training.ensembles import train_ensemble as train_ensemble
+from lazynet.training.loop import TrainState as TrainState
+from lazynet.training.loop import evaluate as evaluate
+from lazynet.training.loop import log_spaced as log_spaced
+from lazynet.training.loop import snapshots as snapshots
+from lazynet.training.loop import train as train
+from lazynet.training.optimizers import inverse_epoch_decay as inverse_epoch_decay
+from lazynet.training.optimizers import sgd as sgd
+from lazynet.training.optimizers import unit_rate as unit_rate
+from lazynet.training.sharding import data_parallel as data_parallel
 
-_PUBLIC = {
-    "model": "Model layer serial parallel residual repeat symmetrize freeze",
-    "layers": "Dense Conv AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten LayerNorm Identity",
-    "activations": "Relu LeakyRelu Abs ABRelu Elu Erf Gelu SiLU Swish Softplus Tanh Sin Cos Rbf Sigmoid_like "
-    "elementwise",
-    "lazy": "linearize taylor_expand center scale lazy weights gated",
-    "losses": "mse cross_entropy logistic accuracy Objective objective",
-    "records": "Data Gram Trajectory",
-    "kernels": "analytic_kernel monte_carlo_kernel",
-    "empirical": "empirical_ntk empirical_nngp ntk_vector_product estimate_max_learning_rate batch empirical_ntk_fn "
-    "empirical_nngp_fn empirical_ntk_vp_fn empirical_kernel_fn monte_carlo_kernel_fn",
-    "flow": "gradient_flow gradient_descent kernel_regression conjugate_gradient_regression nngp_posterior "
-    "max_learning_rate",
-    "diagnostics": "is_lazy",
-    "interop": "from_flax from_neural_tangents",
-    "train": "train snapshots evaluate log_spaced TrainState",
-    "optimizers": "sgd unit_rate inverse_epoch_decay",
-    "sharding": "data_parallel",
-    "compute": "compute_in remat",
-    "ensembles": "train_ensemble",
-}
-_MODULES = (
-    "activations checkpoints compute covariance datasets diagnostics empirical ensembles flow initializers interop "
-    "kernels layers linalg losses model optimizers plots predict records scattering sharding spectra stax trees typing "
-    "writers zoo"
-).split()
-_HOME = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__version__ = "0.1.0"
 
-__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+if TYPE_CHECKING:  # names that other libraries gave, and figures, are loaded when they are first used
+    from lazynet import plots as plots
+    from lazynet.dropin import predict as predict
+    from lazynet.dropin import stax as stax
+    from lazynet.dropin.batch import batch as batch
+    from lazynet.dropin.empirical import empirical_kernel_fn as empirical_kernel_fn
+    from lazynet.dropin.empirical import empirical_nngp_fn as empirical_nngp_fn
+    from lazynet.dropin.empirical import empirical_ntk_fn as empirical_ntk_fn
+    from lazynet.dropin.empirical import empirical_ntk_vp_fn as empirical_ntk_vp_fn
+    from lazynet.dropin.empirical import monte_carlo_kernel_fn as monte_carlo_kernel_fn
+    from lazynet.dropin.kymatio import Scattering2D as Scattering2D
+else:
+    _LATER = {
+        "plots": "lazynet.plots",
+        "predict": "lazynet.dropin.predict",
+        "stax": "lazynet.dropin.stax",
+        "batch": "lazynet.dropin.batch:batch",
+        "empirical_kernel_fn": "lazynet.dropin.empirical:empirical_kernel_fn",
+        "empirical_nngp_fn": "lazynet.dropin.empirical:empirical_nngp_fn",
+        "empirical_ntk_fn": "lazynet.dropin.empirical:empirical_ntk_fn",
+        "empirical_ntk_vp_fn": "lazynet.dropin.empirical:empirical_ntk_vp_fn",
+        "monte_carlo_kernel_fn": "lazynet.dropin.empirical:monte_carlo_kernel_fn",
+        "Scattering2D": "lazynet.dropin.kymatio:Scattering2D",
+        # their names in 0.1
+        "flow": "lazynet.dynamics",
+        "interop": "lazynet.models.foreign",
+        "compute": "lazynet.precision",
+    }
 
-
-def __getattr__(name: str):
-    """Loads a public name or a module when it is first asked for."""
-    if name in _HOME:
-        value = getattr(importlib.import_module(f"lazynet.{_HOME[name]}"), name)
+    def __getattr__(name: str):
+        """Loads a name of another library, or figures, when it is first asked for."""
+        if name not in _LATER:
+            raise AttributeError(f"module 'lazynet' has no attribute {name!r}; see dir(lazynet)")
+        module, _, member = _LATER[name].partition(":")
+        value = _import_module(module)
+        if member:
+            value = getattr(value, member)
         globals()[name] = value
         return value
-    if name in _MODULES:
-        return importlib.import_module(f"lazynet.{name}")
-    raise AttributeError(f"module 'lazynet' has no attribute {name!r}; public names: {', '.join(__all__)}")
 
-
-def __dir__() -> list[str]:
-    """Public names and modules."""
-    return sorted([*__all__, *_MODULES])
+    def __dir__() -> list[str]:
+        """Public names and modules; the ground below them is for nobody outside."""
+        inner = {"TYPE_CHECKING", "annotations", "files", "guards", "programs", "recipes", "tiles"}
+        return sorted({name for name in globals() if not name.startswith("_")} - inner | _LATER.keys())

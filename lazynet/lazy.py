@@ -19,9 +19,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazynet import guards, trees
-from lazynet.compute import ComputeIn, carried_scale
-from lazynet.losses import as_partial
-from lazynet.model import Model, structure
+from lazynet.models.model import Model, structure
+from lazynet.precision import ComputeIn, carried_scale
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
 
 __all__ = [

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Num
 
 from lazynet import guards, trees
 from lazynet.records import Data
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, LossFn, Params, Scalar
 
 __all__ = ["Objective", "accuracy", "check_labels", "cross_entropy", "logistic", "mse", "objective"]
@@ -193,23 +194,6 @@ def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
     if not right.all():
         row = int(np.argmin(right))
         raise ValueError(f"{name}[{row}] is {y[row].tolist()}, expected {expected}.")
-
-
-def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
-    """The function as a pytree: arrays it carries in a `Partial` stay arguments of a compiled function.
-
-    Example:
-        >>> as_partial(mse, "loss").func is mse
-        True
-    """
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    if not callable(function):
-        raise TypeError(
-            f"{name} got {function!r}, expected a function of (params, x) or a jax.tree_util.Partial; "
-            "of a Model pass model.apply."
-        )
-    return jax.tree_util.Partial(function)
 
 
 def _compared(name, outputs, targets):

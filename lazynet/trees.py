@@ -12,6 +12,7 @@ from lazynet.typing import Array, Params
 __all__ = [
     "add",
     "add_scaled",
+    "as_partial",
     "check_same_structure",
     "divide",
     "dot",
@@ -109,6 +110,23 @@ def zeros_like(a: Params) -> Params:
         [0.0, 0.0]
     """
     return jax.tree.map(jnp.zeros_like, a)
+
+
+def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
+    """The function as a pytree: arrays it carries in a `Partial` stay arguments of a compiled function.
+
+    Example:
+        >>> as_partial(jnp.sin, "loss").func is jnp.sin
+        True
+    """
+    if isinstance(function, jax.tree_util.Partial):
+        return function
+    if not callable(function):
+        raise TypeError(
+            f"{name} got {function!r}, expected a function of (params, x) or a jax.tree_util.Partial; "
+            "of a Model pass model.apply."
+        )
+    return jax.tree_util.Partial(function)
 
 
 def check_same_structure(params: Params, reference: Params, *, name: str, expected: str) -> None:

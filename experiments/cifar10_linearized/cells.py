@@ -19,8 +19,8 @@ from experiments.random_features import draw_filters, leave_one_out_ridge, patch
 from experiments.scattering_cifar10.features import scattering_features
 from experiments.scattering_cifar10.heads import all_images
 from experiments.training import stored_cell
-from lazynet import datasets, flow, zoo
-from lazynet.kernels import analytic_kernel
+from lazynet import datasets, dynamics, zoo
+from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data
 
 __all__ = ["compute"]
@@ -117,11 +117,15 @@ def _kernel(config, parts: Parts, folder: Path, console) -> Row:
     ntk = analytic_kernel(model, train.x, store=folder / "kernels" / "train", progress=shown).ntk
     cross = analytic_kernel(model, test.x, train.x, store=folder / "kernels" / "test", progress=shown).ntk
     ridges = np.mean(np.diag(ntk)) * np.array(config.ridges)
-    hits = [_accuracy(outputs, train.y) for outputs in flow.leave_one_out(ntk, train, ridge=ridges)]
+    hits = [_accuracy(outputs, train.y) for outputs in dynamics.leave_one_out(ntk, train, ridge=ridges)]
     best = int(np.argmax(hits))
     return {
-        "train_accuracy": _accuracy(flow.kernel_regression(ntk, train, cross=ntk, ridge=float(ridges[best])), train.y),
-        "test_accuracy": _accuracy(flow.kernel_regression(ntk, train, cross=cross, ridge=float(ridges[best])), test.y),
+        "train_accuracy": _accuracy(
+            dynamics.kernel_regression(ntk, train, cross=ntk, ridge=float(ridges[best])), train.y
+        ),
+        "test_accuracy": _accuracy(
+            dynamics.kernel_regression(ntk, train, cross=cross, ridge=float(ridges[best])), test.y
+        ),
         "ridge": config.ridges[best],
         "at_edge": best in (0, len(ridges) - 1),
         **_sizes(train, test),

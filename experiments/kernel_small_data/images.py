@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments import store
-from lazynet import datasets, flow, zoo
-from lazynet.kernels import analytic_kernel
-from lazynet.model import Model
+from lazynet import datasets, dynamics, zoo
+from lazynet.kernels.analytic import analytic_kernel
+from lazynet.models.model import Model
 from lazynet.records import Data, Gram
 
 __all__ = ["KERNELS", "RIDGES", "learning_curves"]
@@ -107,9 +107,9 @@ def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, flo
     kernel, cross = (np.asarray(values, np.float64) for values in (kernel[:n, :n], cross[:, :n]))
     own = Data(train.x[:n], train.y[:n])
     ridges = RIDGES * np.mean(np.diag(kernel))
-    left_out = flow.leave_one_out(kernel, own, ridge=ridges)
+    left_out = dynamics.leave_one_out(kernel, own, ridge=ridges)
     best = int(np.argmax(np.mean(left_out.argmax(-1) == own.y.argmax(-1), axis=1)))
-    outputs = flow.kernel_regression(kernel, own, cross=cross, ridge=float(ridges[best]))
+    outputs = dynamics.kernel_regression(kernel, own, cross=cross, ridge=float(ridges[best]))
     return {"accuracy": float(np.mean(outputs.argmax(1) == test.y.argmax(1))), "ridge": float(RIDGES[best])}
 
 

@@ -13,10 +13,10 @@ from rich.progress import track
 
 from experiments import store
 from lazynet import datasets
-from lazynet.activations import Relu
-from lazynet.kernels import analytic_kernel
-from lazynet.layers import Dense
-from lazynet.model import Model, freeze, serial
+from lazynet.kernels.analytic import analytic_kernel
+from lazynet.models.activations import Relu
+from lazynet.models.layers import Dense
+from lazynet.models.model import Model, freeze, serial
 from lazynet.records import Data
 
 __all__ = ["compare_on_tables", "relu_network"]

@@ -14,9 +14,9 @@ from jax.tree_util import Partial
 import lazynet as ln
 from experiments.progress import advancing, bar
 from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed, stored_cell
-from lazynet import datasets, diagnostics, empirical, flow, kernels, trees, zoo
-from lazynet.losses import as_partial
+from lazynet import datasets, diagnostics, dynamics, empirical, kernels, trees, zoo
 from lazynet.records import Data, Trajectory
+from lazynet.trees import as_partial
 
 __all__ = ["kernel_curve", "load_data", "train_cells"]
 
@@ -88,7 +88,7 @@ def kernel_curve(config, train: Data, test: Data, clock: float, folder: Path, co
         ntk = kernels.analytic_kernel(model, train.x, store=stores[0]).ntk
         cross = kernels.analytic_kernel(model, test.x, train.x, store=stores[1]).ntk
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
-        curve = flow.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
+        curve = dynamics.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
     return curve, label
 
 

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.covariance.dense import apart_everywhere, as_pairs, as_plane, together_everywhere
-from lazynet.covariance.fused import Chain
-from lazynet.covariance.lanes import Request
+from lazynet.covariance.gpu import Chain
 from lazynet.covariance.loops import cut, fold, guarded, optional, zeros
+from lazynet.covariance.pairing import Request
+from lazynet.covariance.periodic import apart_everywhere, as_pairs, as_plane, together_everywhere
 from lazynet.covariance.pooling import pulled, pushed
 from lazynet.covariance.windows import Size, Window, live, masked, moving_mean, slide, together
 from lazynet.typing import Array

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.covariance.lanes import Request
 from lazynet.covariance.loops import cut, fold, guarded, optional, written, zeros
+from lazynet.covariance.pairing import Request
 from lazynet.covariance.windows import Size, Taps, Window, apart, padded, slide, summed
 from lazynet.typing import Array
 

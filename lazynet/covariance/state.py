@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.heads import mean_over_pairs, mean_over_positions, variances
-from lazynet.covariance.lanes import Lanes, all_pairs, each_with_itself
+from lazynet.covariance.pairing import Lanes, all_pairs, each_with_itself
 from lazynet.covariance.planes import Planes, source, total
+from lazynet.covariance.readouts import mean_over_pairs, mean_over_positions, variances
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 

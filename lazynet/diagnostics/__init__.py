@@ -13,7 +13,7 @@ from lazynet.diagnostics.kernels import (
     kernel_velocity,
     target_alignment,
 )
-from lazynet.diagnostics.rates import fit_slope
+from lazynet.diagnostics.slopes import fit_slope
 from lazynet.diagnostics.stability import Stability, activation_stability
 from lazynet.diagnostics.tangent import Tangent, tangent_at
 from lazynet.diagnostics.verdict import Laziness, is_lazy

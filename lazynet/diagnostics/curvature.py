@@ -15,12 +15,12 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet import guards, trees
-from lazynet.empirical import largest_ntk_eigenvalue
-from lazynet.empirical.independence import check_independent
+from lazynet.kernels.empirical import largest_ntk_eigenvalue
+from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
-from lazynet.losses import as_partial
 from lazynet.programs import PerFunction
 from lazynet.records import Data
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
 __all__ = ["hessian_norm", "jacobian_norm", "kappa"]

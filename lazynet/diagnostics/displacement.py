@@ -10,10 +10,10 @@ from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
 from lazynet import guards, trees
-from lazynet.empirical import ntk_vector_product
+from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.lazy import linearize
-from lazynet.losses import as_partial
 from lazynet.programs import PerFunction
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]

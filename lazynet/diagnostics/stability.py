@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 
 from lazynet import guards, trees
 from lazynet.lazy import GATES, layer_name
-from lazynet.model import Model
+from lazynet.models.model import Model
 from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, Params, Scalar
 

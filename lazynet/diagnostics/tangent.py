@@ -9,9 +9,9 @@ from typing import NamedTuple
 from jax.tree_util import Partial
 
 from lazynet import guards
-from lazynet.empirical import empirical_ntk
+from lazynet.kernels.empirical import empirical_ntk
 from lazynet.lazy import linearize
-from lazynet.losses import as_partial
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, ArrayLike, Params
 
 __all__ = ["Tangent", "tangent_at"]

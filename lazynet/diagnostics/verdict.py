@@ -12,11 +12,12 @@ from jax.tree_util import Partial
 from lazynet import guards, trees
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
-from lazynet.empirical import estimate_max_learning_rate
+from lazynet.kernels.empirical import estimate_max_learning_rate
 from lazynet.lazy import center, lazy_part, weights
-from lazynet.losses import as_partial, mse
+from lazynet.losses import mse
 from lazynet.programs import PerFunction
 from lazynet.records import Data
+from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Key, Params
 
 __all__ = ["Laziness", "is_lazy"]

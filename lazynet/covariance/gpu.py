@@ -1,0 +1,321 @@
+"""All layers of a displacement plane on the chip: one GPU program per pair of images, which writes two numbers.
+
+A plane of a network without strides, pools and branches meets nothing but its own displacement on its way from the
+pixels to the last layer. `planes` evaluates it layer by layer, and each layer reads and writes the memory of the GPU;
+here one Pallas program keeps the two planes (nngp and ntk) in registers through all layers and adds up what a pooled
+head needs of them.
+
+A window along an axis is a product with a banded matrix of zeros and ones, one matrix for each displacement, which
+also leaves out the terms that cross the border of an image. In float32 the plane is split into three bfloat16 parts
+that add up to it exactly, so that the products run on tensor cores and only their sums are rounded.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from lazynet.covariance.pairing import Lanes
+from lazynet.covariance.repeats import repetitions
+from lazynet.covariance.windows import Size, Taps, Window, live, together
+from lazynet.typing import Array
+
+__all__ = ["Chain", "Swept", "available", "fits", "sum_over_pairs"]
+
+SMALLEST, LARGEST = 16, 32
+"""Sides of the square that a program works on: tensor cores need 16, and larger planes do not fit the registers."""
+
+WARPS = 2
+"""Of 32 threads, for each program: more spend their time on exchanging planes, one has too few registers."""
+
+CHUNKS = 32
+"""Programs that share the displacements of a pair of images: enough for a GPU even if there are few pairs."""
+
+
+class Pointed(NamedTuple):
+    """A step that maps each pair of positions by itself, with the moments of both sets of images before it."""
+
+    op: Any
+    before: Sequence[Callable]
+
+
+class Swept(NamedTuple):
+    """A step that averages over windows which move together, on images of a shape."""
+
+    window: Window
+    shape: Size
+
+
+class Chain(NamedTuple):
+    """Steps from the pixels of two sets of images `[n, h, w, c]` to a layer.
+
+    Example:
+        >>> chain = Chain((jnp.ones((1, 2, 2, 3)),) * 2).window(Window((3, 3), (2, 2), "SAME"), (2, 2))
+        >>> chain is None  # strides jump over displacements
+        True
+    """
+
+    images: tuple[Array, Array]
+    steps: tuple[Pointed | Swept, ...] = ()
+
+    def pointwise(self, op: Any, before: Sequence[Callable]) -> Chain:
+        """With one more step that maps each pair of positions by itself."""
+        return self._replace(steps=(*self.steps, Pointed(op, tuple(before))))
+
+    def moments(self) -> list[tuple]:
+        """The moments of both sets before each step that maps pairs of positions."""
+        return [tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)]
+
+    def window(self, window: Window, shape: Size) -> Chain | None:
+        """With means over windows of images of a shape; None if they stride."""
+        return self._replace(steps=(*self.steps, Swept(window, shape))) if window.strides == (1, 1) else None
+
+
+def available() -> bool:
+    """Whether this jax compiles the program: from 0.7 on, as long as Pallas has Triton (deprecated in jax 0.12)."""
+    return jax.__version_info__ >= (0, 7) and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+
+
+def fits(chain: Chain | None, canvas: Size) -> bool:
+    """Whether a program exists for these layers: no strides, float32, and images of at most 32 pixels a side.
+
+    The program holds no arrays of its own: layers whose scales are arrays (to be differentiated) are not for it.
+    """
+    if chain is None or max(canvas) > LARGEST or chain.images[0].dtype != jnp.float32:
+        return False
+    windows = [step for step in chain.steps if isinstance(step, Swept)]
+    filled = all(step.window.periodic_on(step.shape, canvas) for step in windows)
+    return filled and all(key is not None for key, _ in _keys(chain.steps))
+
+
+def sum_over_pairs(
+    chain: Chain,
+    shape: Size,
+    canvas: Size,
+    lanes: Lanes,
+    *,
+    same: bool = False,
+    interpret: bool = False,
+) -> tuple[Array, Array | None]:
+    """`sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`, for the nngp and the ntk.
+
+    Args:
+        chain: Steps from the pixels to the last layer.
+        shape: Of the images after the last step.
+        canvas: On which displacements are cyclic.
+        lanes: Which images meet.
+        same: Whether to leave out the displacement zero, which has exact values.
+        interpret: Whether to run the program step by step on any device, to test it.
+    """
+    plan = _plan(chain.steps, shape, canvas)
+    first, second = (_stacked(chain.images[i], plan, i) for i in (0, 1))
+    who, channels = _who_meets(lanes, chain.images), chain.images[0].shape[-1]
+    out = _call(plan, channels, first, _wrapped(second, plan), who, same, interpret)
+    nngp, ntk = jnp.sum(out, axis=-1).reshape(2, lanes.groups, -1)
+    return nngp, ntk if plan.trained else None
+
+
+class _Plan(NamedTuple):
+    """What a program is made of, known when it is compiled.
+
+    Attributes:
+        segments: Steps and how often they are repeated: a loop keeps the program short enough for the GPU's cache.
+        with_sides: Steps that need something of the variances of each set, and how many arrays.
+        tables: Banded matrices `[table, displacement, to, from]`.
+        numbers: For the size and both axes of a window on a shape, the tables of rows and columns.
+        inside: Masks `[axis, displacement, position]` of pairs of positions inside the images.
+        canvas, side: Of displacements, and of the square that holds the canvas.
+        trained: Whether there is an ntk.
+    """
+
+    segments: tuple[tuple[tuple[Pointed | Swept, ...], int], ...]
+    with_sides: dict[Pointed, int]
+    tables: np.ndarray
+    numbers: dict[Swept, tuple[int, int]]
+    inside: np.ndarray
+    canvas: Size
+    side: int
+    trained: bool
+
+
+def _plan(steps, shape, canvas):
+    side = max(SMALLEST, 1 << (max(canvas) - 1).bit_length())
+    tables, numbers = {}, {}
+    for step in steps:
+        if isinstance(step, Swept) and step not in numbers:
+            taps = together(step.window, step.shape, canvas)
+            each = [_banded(tap, count, side) for tap, count in zip(taps, canvas, strict=True)]
+            numbers[step] = tuple(tables.setdefault(a.tobytes(), (len(tables), a))[0] for a in each)
+    stacked = [a for _, a in tables.values()] or [np.zeros((side, side, side), bool)]
+    inside = np.zeros((2, side, side), bool)
+    for axis, (n, count) in enumerate(zip(shape, canvas, strict=True)):
+        inside[axis, :count, :count] = live(n, count)
+    keys = _keys(steps)
+    segments = tuple(_segments(steps, [key for key, _ in keys]))
+    return _Plan(
+        segments, _with_sides(steps), np.stack(stacked), numbers, inside, canvas, side, bool(keys) and keys[-1][1]
+    )
+
+
+def _keys(steps):
+    """What each step computes, equal for steps that compute the same (None: on arrays), and whether an ntk follows."""
+    keys, trained = [], False
+    for step in steps:
+        key, after = (step, trained) if isinstance(step, Swept) else _key(step.op, trained)
+        keys.append(((trained, key) if key is not None else None, after))
+        trained = after
+    return keys
+
+
+def _key(op, trained):
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+
+    def pair(q1, q2, nngp, ntk):
+        return op.pair(op.side(q1), op.side(q2), nngp, ntk, None)[:2]
+
+    closed, out = jax.make_jaxpr(pair, return_shape=True)(one, one, one, one if trained else None)
+    key = None if closed.consts else re.sub("0x[0-9a-f]+", "", str(closed))
+    return key, out[1] is not None
+
+
+def _segments(steps, keys):
+    """Steps and how often they follow each other."""
+    at = 0
+    for length, times in repetitions(keys):
+        yield tuple(steps[at : at + length]), times
+        at += length * times
+
+
+def _with_sides(steps):
+    one = jax.ShapeDtypeStruct((), jnp.float32)
+    counts = {step: len(jax.eval_shape(step.op.side, one)) for step in steps if isinstance(step, Pointed)}
+    return {step: count for step, count in counts.items() if count}
+
+
+def _banded(taps: Taps, count: int, side: int) -> np.ndarray:
+    """Matrices `[displacement, to, from]` of a sum over windows along one axis."""
+    table = np.zeros((side, side, side), bool)
+    index = np.arange(count)
+    for t, masks in enumerate(taps.masks[:, 0]):
+        source = index + t - taps.before
+        source, inside = (source % count, index >= 0) if taps.wrap else (source, (0 <= source) & (source < count))
+        table[:count, index[inside], source[inside]] |= masks[:, inside]
+    return table
+
+
+def _who_meets(lanes, images):
+    """Numbers of the images in each lane, `[groups * lanes]` each."""
+    numbers = [jnp.arange(len(x), dtype=jnp.int32) for x in images]
+    select = jax.vmap(lambda g: jnp.broadcast_arrays(lanes.first(numbers[0], g), lanes.second(numbers[1], g)))
+    return [index.ravel() for index in select(jnp.arange(lanes.groups))]
+
+
+def _stacked(images, plan, which):
+    """Pixels and what steps need of variances, `[array, n, side, side]`; beyond the images zeros or their border."""
+    sides = [a for step in plan.with_sides for a in step.op.side(step.before[which]().nngp)]
+    pixels = [_squared(a, plan.side, "constant") for a in jnp.transpose(images, (3, 1, 2, 0))]
+    return jnp.transpose(jnp.stack([*pixels, *(_squared(a, plan.side, "edge") for a in sides)]), (0, 3, 1, 2))
+
+
+def _squared(a, side, mode):
+    return jnp.pad(a, [*((0, side - n) for n in a.shape[:2]), (0, 0)], mode=mode)
+
+
+def _wrapped(a, plan):
+    """The same arrays repeated cyclically: the part that starts at a displacement holds each position's partner."""
+    rows, columns = (np.arange(n + plan.side) % n for n in plan.canvas)
+    return a[:, :, rows[:, None], columns[None, :]]
+
+
+def _call(plan, channels, first, second, who, same, interpret):
+    (height, width), pairs = plan.canvas, len(who[0])
+    each = -(-height * width // CHUNKS)
+    tables = [jnp.asarray(plan.tables, jnp.bfloat16), jnp.asarray(plan.inside, first.dtype)]
+    return pl.pallas_call(
+        functools.partial(_kernel, plan, channels, each, same),
+        grid=(pairs, CHUNKS),
+        out_shape=jax.ShapeDtypeStruct((2, pairs, CHUNKS), first.dtype),
+        interpret=interpret,
+        compiler_params=None if interpret else _compiler_params(),
+    )(*who, first, second, *tables)
+
+
+def _compiler_params():
+    from jax.experimental.pallas import triton
+
+    return triton.CompilerParams(num_warps=WARPS, num_stages=1)
+
+
+def _kernel(plan, channels, each, same, who1, who2, first, second, tables, inside, out):
+    pair, chunk = pl.program_id(0), pl.program_id(1)
+    i, j, (height, width) = who1[pair], who2[pair], plan.canvas
+
+    def add(step, total):
+        at = chunk * each + step
+        p, q = at // width, at % width
+        load = (lambda n: first[n, i]), (lambda n: second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)])
+        matrices = [[tables[t, d] for t in range(len(plan.tables))] for d in (p, q)]
+        planes = _through(plan, channels, load, matrices)
+        wanted = (at < height * width) & (at >= int(same))
+        mask = jnp.where(wanted, inside[0, p][:, None] * inside[1, q][None, :], 0)
+        return tuple(old if a is None else old + jnp.sum(a * mask) for old, a in zip(total, planes, strict=True))
+
+    zero = jnp.zeros((), out.dtype)
+    for k, value in enumerate(lax.fori_loop(0, each, add, (zero, zero))):
+        out[k, pair, chunk] = value
+
+
+def _through(plan, channels, load, matrices):
+    """The planes `(nngp, ntk)` of one displacement after all steps."""
+    planes = sum(math.prod(read(k) for read in load) for k in range(channels)) / channels, None
+    done = channels
+    for steps, times in plan.segments:
+        needed = sum(plan.with_sides.get(step, 0) for step in steps)
+
+        def segment(t, planes, steps=steps, done=done, needed=needed):
+            n = done + t * needed
+            for step in steps:
+                if isinstance(step, Swept):
+                    planes = tuple(None if a is None else _swept(a, step, plan, matrices) for a in planes)
+                else:
+                    own = [tuple(read(n + k) for k in range(plan.with_sides.get(step, 0))) for read in load]
+                    planes = step.op.pair(*own, *planes, None)[:2]
+                    n = n + len(own[0])
+            return planes
+
+        planes = segment(0, planes) if times == 1 else lax.fori_loop(0, times, segment, planes)
+        done += times * needed
+    return planes
+
+
+def _swept(a, step, plan, matrices):
+    """`rows a columns^T / size` with matrices of zeros and ones.
+
+    Each product is exact; its half keeps the compiler from adding the three in the tensor cores, which truncate.
+    """
+    rows, columns = (matrices[axis][n] for axis, n in enumerate(plan.numbers[step]))
+    down = sum(jnp.dot(rows, part, preferred_element_type=jnp.float32) / 2 for part in _parts(a))
+    return sum(_across(part, columns) / 2 for part in _parts(down)) * (4 / math.prod(step.window.size))
+
+
+def _across(a, columns):
+    return lax.dot_general(a, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _parts(a):
+    """Three bfloat16 arrays whose sum is `a`."""
+    parts = []
+    for _ in range(3):
+        parts.append(a.astype(jnp.bfloat16))
+        a = a - parts[-1].astype(a.dtype)
+    return parts

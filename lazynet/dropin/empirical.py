@@ -1,0 +1,413 @@
+"""neural-tangents' names and argument order for empirical kernels.
+
+A kernel has the axes of `f(x1)` and `f(x2)` in pairs, `[n1, n2, k, k]` for outputs `[n, k]`, except that `trace_axes`
+are traced and divided by their size and `diagonal_axes` appear once. The examples of a batch are its first axis, and
+`f` must treat them independently; inputs and outputs are single arrays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lazynet import guards
+from lazynet.dropin.batch import batch
+from lazynet.kernels.empirical.arguments import canonical, check_outputs
+from lazynet.kernels.empirical.ntk import empirical_ntk
+from lazynet.kernels.empirical.products import ntk_vector_product
+from lazynet.trees import as_partial
+from lazynet.typing import Array, ArrayLike, Params
+
+__all__ = [
+    "empirical_kernel_fn",
+    "empirical_nngp_fn",
+    "empirical_ntk_fn",
+    "empirical_ntk_vp_fn",
+    "monte_carlo_kernel_fn",
+]
+
+Axes = int | tuple[int, ...] | list[int]
+Get = str | tuple[str, ...] | None
+
+
+class EmpiricalKernel(NamedTuple):
+    """Both kernels, in the order of `get=None`.
+
+    Example:
+        >>> EmpiricalKernel(nngp=jnp.eye(2), ntk=jnp.eye(2))._fields
+        ('nngp', 'ntk')
+    """
+
+    nngp: Any
+    ntk: Any
+
+
+class EmpiricalKernelNtkFirst(NamedTuple):
+    """Both kernels, for `get=("ntk", "nngp")`.
+
+    Example:
+        >>> EmpiricalKernelNtkFirst(ntk=jnp.eye(2), nngp=jnp.eye(2))._fields
+        ('ntk', 'nngp')
+    """
+
+    ntk: Any
+    nngp: Any
+
+
+class EmpiricalNngp(NamedTuple):
+    """For `get=("nngp",)`.
+
+    Example:
+        >>> EmpiricalNngp(jnp.eye(2))._fields
+        ('nngp',)
+    """
+
+    nngp: Any
+
+
+class EmpiricalNtk(NamedTuple):
+    """For `get=("ntk",)`.
+
+    Example:
+        >>> EmpiricalNtk(jnp.eye(2))._fields
+        ('ntk',)
+    """
+
+    ntk: Any
+
+
+RECORDS: dict[tuple[str, ...], Any] = {
+    record._fields: record for record in (EmpiricalKernel, EmpiricalKernelNtkFirst, EmpiricalNngp, EmpiricalNtk)
+}
+"""One class for each order of names: a class made at a call is no pytree of the same kind, and does not pickle."""
+
+
+def empirical_ntk_fn(
+    f: Callable[..., Any],
+    trace_axes: Axes = (-1,),
+    diagonal_axes: Axes = (),
+    vmap_axes: Any = None,
+    implementation: int = 1,
+) -> Callable[..., Any]:
+    """`ntk_fn(x1, x2, params)`, the empirical tangent kernel `<df(x1)/dw, df(x2)/dw>`, by `empirical_ntk`.
+
+    The default is the mean over the last axis of outputs, `[n1, n2]`; `trace_axes=()` gives all, `[n1, n2, k, k]`.
+
+    Args:
+        f: `f(params, x, **kwargs)`.
+        trace_axes: Axes of the outputs to trace over; the trace is divided by their size.
+        diagonal_axes: Axes of the outputs of which only equal indices are wanted.
+        vmap_axes: None or 0: examples are always the first axis.
+        implementation: 0 to 3. All give the same kernel; the way to it is chosen here.
+
+    Returns:
+        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
+
+    Raises:
+        ValueError: For other `vmap_axes` or `implementation`; when called, for axes that do not exist or are both
+            traced and diagonal, and as `empirical_ntk`.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
+
+    Example:
+        >>> ntk_fn = empirical_ntk_fn(lambda params, x: x @ params)
+        >>> ntk_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+
+    Source: Novak, Sohl-Dickstein and Schoenholz (2022) describe the implementations of neural-tangents.
+    """
+    _check_vmap_axes(vmap_axes)
+    guards.count("implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel")
+    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
+
+    def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
+        function = _bound(f, kwargs)
+        shape = _output_shape(function, params, x1)
+        traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
+        inner, ntk_of = set(range(1, len(shape))), functools.partial(empirical_ntk, function, params, x1, x2)
+        if traced == inner and not diagonal:
+            return ntk_of(outputs="trace")
+        if diagonal == inner and not traced:
+            ntk = ntk_of(outputs="diagonal")
+            return ntk.reshape(*ntk.shape[:2], *shape[1:])
+        full = jnp.asarray(ntk_of(outputs="full"))
+        full = full.reshape(*full.shape[:2], *shape[1:], *shape[1:])
+        own, other, result = _letters(len(shape), traced, diagonal)
+        paired = own[0] + other[0] + own[1:] + other[1:]
+        return jnp.einsum(f"{paired}->{result}", full) / _size(shape, traced)
+
+    return ntk_fn
+
+
+def empirical_nngp_fn(f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_axes: Axes = ()) -> Callable[..., Any]:
+    """`nngp_fn(x1, x2, params)`, products of outputs `f(x1) f(x2)`, by default their mean over the last axis.
+
+    Args:
+        f: `f(params, x, **kwargs)`.
+        trace_axes: Axes of the outputs to trace over; the trace is divided by their size.
+        diagonal_axes: Axes of the outputs of which only equal indices are wanted.
+
+    Returns:
+        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
+
+    Raises:
+        ValueError: When called, for axes that do not exist or are both traced and diagonal.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
+
+    Example:
+        >>> nngp_fn = empirical_nngp_fn(lambda params, x: x @ params)
+        >>> nngp_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
+
+    def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
+        function, params, x1, x2 = canonical(_bound(f, kwargs), params, x1, x2)
+        shape = _output_shape(function, params, x1)
+        traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
+        own, other, result = _letters(len(shape), traced, diagonal)
+        rows = function(params, x1)
+        columns = rows if x2 is None else function(params, x2)
+        product = jnp.einsum(f"{own},{other}->{result}", rows, columns, precision="highest")
+        return product / _size(shape, traced)
+
+    return nngp_fn
+
+
+def empirical_kernel_fn(
+    f: Callable[..., Any],
+    trace_axes: Axes = (-1,),
+    diagonal_axes: Axes = (),
+    vmap_axes: Any = None,
+    implementation: int = 1,
+) -> Callable[..., Any]:
+    """`kernel_fn(x1, x2, get, params)`, either empirical kernel or both.
+
+    Args:
+        f: `f(params, x, **kwargs)`.
+        trace_axes: See `empirical_ntk_fn`.
+        diagonal_axes: See `empirical_ntk_fn`.
+        vmap_axes: See `empirical_ntk_fn`.
+        implementation: See `empirical_ntk_fn`.
+
+    Returns:
+        A function of `x1`, `x2`, `get` and `params`: `"nngp"` or `"ntk"` gives an array, a tuple of them a namedtuple
+        in that order, None both.
+
+    Raises:
+        ValueError: When called, for another `get`.
+
+    Example:
+        >>> kernel_fn = empirical_kernel_fn(lambda params, x: x @ params)
+        >>> kernel_fn(jnp.eye(2), None, ("ntk", "nngp"), jnp.ones((2, 3)))._fields
+        ('ntk', 'nngp')
+    """
+    kinds = {
+        "nngp": empirical_nngp_fn(f, trace_axes, diagonal_axes),
+        "ntk": empirical_ntk_fn(f, trace_axes, diagonal_axes, vmap_axes, implementation),
+    }
+
+    def kernel_fn(x1: Any, x2: Any, get: Get, params: Params, **kwargs: Any) -> Any:
+        names = _names(get)
+        found = [kinds[name](x1, x2, params, **kwargs) for name in names]
+        return found[0] if isinstance(get, str) else RECORDS[names](*found)
+
+    return kernel_fn
+
+
+def empirical_ntk_vp_fn(
+    f: Callable[..., Any], x1: ArrayLike, x2: ArrayLike | None, params: Params, **kwargs: Any
+) -> Callable[[Array], Array]:
+    """The linear map `v -> Theta(x1, x2) v`, by `ntk_vector_product`.
+
+    Args:
+        f: `f(params, x, **kwargs)`.
+        x1: Examples of the rows.
+        x2: Examples of the columns; None for those of the rows.
+        params: Where to take the derivative.
+        **kwargs: Keyword arguments of `f`.
+
+    Returns:
+        A function of an array of the shape of `f(params, x2)`, with values of that of `f(params, x1)`.
+
+    Example:
+        >>> product = empirical_ntk_vp_fn(lambda params, x: x @ params, jnp.eye(2), None, jnp.ones((2, 1)))
+        >>> product(jnp.array([[1.0], [2.0]])).tolist()
+        [[1.0], [2.0]]
+    """
+    return ntk_vector_product(_bound(f, kwargs), params, x1, x2)
+
+
+def monte_carlo_kernel_fn(
+    init_fn: Callable[..., Any],
+    apply_fn: Callable[..., Any],
+    key: Any,
+    n_samples: int | Iterable[int],
+    batch_size: int = 0,
+    device_count: int = -1,
+    store_on_device: bool = True,
+    trace_axes: Axes = (-1,),
+    diagonal_axes: Axes = (),
+    vmap_axes: Any = None,
+    implementation: int = 1,
+) -> Callable[..., Any]:
+    """`kernel_fn(x1, x2, get)`, the mean over initializations of the empirical kernels.
+
+    `lazynet.monte_carlo_kernel` gives the standard error of the mean too.
+
+    Args:
+        init_fn: `init_fn(key, input_shape) -> (output_shape, params)`.
+        apply_fn: `apply_fn(params, x, **kwargs)`.
+        key: Random key, from which samples are drawn in the order of neural-tangents.
+        n_samples: Number of initializations, or several, for a generator of the mean after each.
+        batch_size: See `batch`.
+        device_count: See `batch`.
+        store_on_device: See `batch`.
+        trace_axes: See `empirical_ntk_fn`.
+        diagonal_axes: See `empirical_ntk_fn`.
+        vmap_axes: See `empirical_ntk_fn`.
+        implementation: See `empirical_ntk_fn`.
+
+    Returns:
+        A function of `x1`, `x2` (None for `x1`) and `get`: `"nngp"` or `"ntk"` gives an array, a tuple of them a
+        namedtuple in that order, None both.
+
+    Raises:
+        ValueError: If a number of samples is below 1.
+
+    Example:
+        >>> import lazynet as ln
+        >>> init_fn, apply_fn, _ = ln.stax.serial(ln.stax.Dense(512), ln.stax.Relu(), ln.stax.Dense(1))
+        >>> kernel_fn = monte_carlo_kernel_fn(init_fn, apply_fn, jax.random.key(0), n_samples=16)
+        >>> bool(abs(kernel_fn(jnp.ones((1, 4)), None, "ntk")[0, 0] - 1) < 0.2)
+        True
+    """
+    guards.key("key", key)
+    several = isinstance(n_samples, Iterable) and not isinstance(n_samples, str)
+    counts = {guards.count("n_samples", number) for number in (n_samples if several else [n_samples])}
+    if not counts:
+        raise ValueError("n_samples got no number, expected an integer >= 1 or several of them.")
+    empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)
+    sample = batch(empirical, batch_size, device_count, store_on_device)
+
+    def means(x1: Any, x2: Any, get: Get, **kwargs: Any) -> Iterator[Any]:
+        rest, total = key, None
+        for count in range(1, max(counts) + 1):
+            rest, own = jax.random.split(rest)
+            _, params = init_fn(jax.random.split(own)[0], x1.shape)
+            found = sample(x1, x2, _names(get), params, **kwargs)
+            total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
+            if count in counts:
+                mean = jax.tree.map(lambda value, count=count: value / count, total)
+                yield mean[0] if isinstance(get, str) else mean
+
+    def kernel_fn(x1: Any, x2: Any = None, get: Get = None, **kwargs: Any) -> Any:
+        guards.array("x1", x1)
+        found = means(x1, x2, get, **kwargs)
+        return found if several else next(found)
+
+    return kernel_fn
+
+
+def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Partial:
+    """The function with its keyword arguments; arrays among them stay arguments of the compiled code."""
+    if kwargs.get("rng") is not None:
+        raise ValueError("got rng, expected a deterministic f(params, x): switch random layers such as dropout off.")
+    arrays = {name: value for name, value in kwargs.items() if isinstance(value, ArrayLike)}
+    static = {name: value for name, value in kwargs.items() if name not in arrays}
+    if not static:
+        return as_partial(f, "f") if not arrays else Partial(f, **arrays)
+    fixed = _Fixed(f, tuple(sorted(static.items())))
+    return Partial(fixed if _hashable(fixed) else functools.partial(f, **static), **arrays)
+
+
+class _Fixed(NamedTuple):
+    """`f` with keyword arguments that are no arrays: equal ones share a compiled program."""
+
+    f: Callable[..., Any]
+    static: tuple[tuple[str, Any], ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The value of `f`."""
+        return self.f(*args, **dict(self.static), **kwargs)
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
+    if not isinstance(x, (dict, tuple)):
+        guards.array("x1", x)
+        guards.same_length(x1=x)
+    h = jax.eval_shape(lambda params, x: function(params, x), params, x) if isinstance(x, ArrayLike) else None
+    if h is None or not hasattr(h, "shape"):
+        raise TypeError(
+            f"got inputs of type {type(x).__name__} and outputs {h}, expected one array for each: choose one by "
+            "lambda params, x: f(params, x)[0], or concatenate them."
+        )
+    check_outputs(h, len(x), derivative=False)
+    return h.shape
+
+
+def _check_vmap_axes(vmap_axes: Any) -> None:
+    given = vmap_axes if isinstance(vmap_axes, tuple) else (vmap_axes,)
+    if not all(axis is None or (isinstance(axis, (int, np.integer, dict)) and not axis) for axis in given):
+        raise ValueError(
+            f"vmap_axes is {vmap_axes!r}, expected None or 0: examples are the first axis of inputs and outputs; move "
+            "it there, lambda params, x: jnp.moveaxis(f(params, x), axis, 0)."
+        )
+
+
+def _axes(name: str, axes: Any) -> tuple[int, ...]:
+    """Axes of outputs as a tuple of integers."""
+    try:
+        return (operator.index(axes),)
+    except TypeError:  # several
+        with contextlib.suppress(TypeError):
+            return tuple(map(operator.index, axes))
+    raise TypeError(f"{name} got {axes!r}, expected an axis of the outputs or several: -1, (1, 2), or () for none.")
+
+
+def _canonical(trace_axes: tuple[int, ...], diagonal_axes: tuple[int, ...], ndim: int) -> tuple[set[int], set[int]]:
+    both = []
+    for name, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
+        if any(not -ndim <= axis < ndim for axis in axes):
+            raise ValueError(f"{name} is {axes}, expected axes of outputs of {ndim} dimensions, batch included.")
+        both.append({axis % ndim for axis in axes})
+    traced, diagonal = both
+    if traced & diagonal:
+        raise ValueError(f"axes {sorted(traced & diagonal)} are in trace_axes and in diagonal_axes, expected in one.")
+    return traced, diagonal
+
+
+def _letters(ndim: int, traced: set[int], diagonal: set[int]) -> tuple[str, str, str]:
+    """Subscripts of einsum for the outputs at x1, those at x2, and the kernel."""
+    own = "abcdefghijkl"[:ndim]
+    other = "".join(c if i in traced | diagonal else c.upper() for i, c in enumerate(own))
+    pairs = ["" if i in traced else c if i in diagonal else c + c.upper() for i, c in enumerate(own)]
+    return own, other, "".join(pairs)
+
+
+def _size(shape: tuple[int, ...], axes: set[int]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _names(get: Get) -> tuple[str, ...]:
+    several = isinstance(get, (tuple, list))
+    names = ("nngp", "ntk") if get is None else tuple(get) if several else (get,)
+    if not all(isinstance(name, str) for name in names) or names not in RECORDS:
+        raise ValueError(f"get is {get!r}, expected 'nngp', 'ntk', a tuple of them, or None for both.")
+    return names

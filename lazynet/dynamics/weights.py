@@ -1,0 +1,60 @@
+"""From dual coefficients back to weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Num
+
+from lazynet import guards, trees
+from lazynet.programs import PerFunction
+from lazynet.trees import as_partial
+from lazynet.typing import Apply, ArrayLike, Params
+
+
+def linearized_weights(
+    apply: Apply, params0: Params, x: Num[ArrayLike, "n *inputs"], coefficients: Float[ArrayLike, "..."]
+) -> Params:
+    """Weights `w(t) = w0 + J(X)' a(t)` of the linearized network whose outputs are `f0 + Theta a(t)`.
+
+    The closed form of training in the space of weights: gradients of a linear model never leave the span of J(X)'.
+    One backward derivative for each time, whatever the number of steps.
+
+    Args:
+        apply: Model h, or a `lazy` function (with params0 = 0), whose displacement u this then is.
+        params0: w0, where the tangent is taken.
+        x: Training inputs.
+        coefficients: a, from `solve_flow` or `solve_descent` with the full empirical kernel at w0; any leading axes.
+
+    Returns:
+        Weights with the leading axes of the coefficients, in the dtypes of params0.
+
+    Raises:
+        ValueError: If the coefficients do not have the shape of the outputs at x.
+
+    Example:
+        >>> import numpy as np
+        >>> from lazynet.dynamics import solve_flow
+        >>> linear, x = (lambda w, x: x @ w), jnp.array([[1.0, 1.0]])
+        >>> end = solve_flow(np.full((1, 1), 2.0), np.ones((1, 1)), time=np.inf)
+        >>> linearized_weights(linear, jnp.zeros((2, 1)), x, end.coefficients[0]).tolist()
+        [[0.5], [0.5]]
+
+    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
+    """
+    function, a = as_partial(apply), guards.numbers("coefficients", coefficients)
+    if a.ndim == 2:
+        return _weights(function, params0, x, jnp.asarray(a))
+    each = [_weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each)
+
+
+@PerFunction
+def _weights(function, params0, x, a):
+    outputs, pull_back = jax.vjp(lambda w: function(w, x), params0)
+    if a.shape[0] != outputs.shape[0] or a.size != outputs.size:
+        raise ValueError(
+            f"coefficients of shape {a.shape}, expected {outputs.shape}, the shape of the outputs at x: pass the "
+            "training inputs."
+        )
+    return trees.add_scaled(params0, 1.0, pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0])

@@ -1,0 +1,341 @@
+"""Gram matrices of infinitely wide networks: analytic, and estimated from finite ones."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+from jaxtyping import Key, Num
+
+from lazynet import guards
+from lazynet.covariance.pairing import ring
+from lazynet.covariance.state import input_kernel
+from lazynet.files import given_path
+from lazynet.kernels.empirical import empirical_ntk
+from lazynet.models.model import Model, propagate
+from lazynet.programs import fingerprint, program
+from lazynet.records import Gram
+from lazynet.tiles import assemble, digest, open_store, tile_advice, tiles
+from lazynet.trees import is_traced
+from lazynet.typing import Array, ArrayLike
+
+__all__ = ["analytic_kernel", "monte_carlo_kernel"]
+
+TILE_OF_VECTORS = 256
+TILE_OF_IMAGES = 32
+"""Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
+
+LANES = 16, 8
+"""The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
+
+
+def analytic_kernel(
+    model: Model,
+    x1: Num[ArrayLike, "n1 ..."],
+    x2: Num[ArrayLike, "n2 ..."] | None = None,
+    *,
+    tile: int | None = None,
+    memory: int | float = 2**30,
+    store: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> Gram:
+    """Kernels of the infinitely wide network, `nngp = E[f(x1) f(x2)]` and `ntk = E[<df(x1)/dw, df(x2)/dw>]`.
+
+    Both are per output: outputs of an infinitely wide network are independent and share one kernel. With `x2=None`
+    only the upper triangle is computed and mirrored, and the diagonal comes from the exact k(x, x) formulas.
+
+    Args:
+        model: Network of layers with an infinite-width limit.
+        x1: Inputs.
+        x2: Other inputs; None for `x1` itself.
+        tile: Side of the square tiles computed at a time (any number of inputs will do); None for the fastest one
+            within `memory`. A traced call is one tile.
+        memory: Bytes that the arrays of one tile may take, by the compiler's account of each tile compiled. Beside
+            that, only the result and the inputs are held. Each device computes one tile at a time.
+        store: Folder for the matrices as memory-mapped `.npy` files, where a killed run continues: finished tiles are
+            not computed again. Tiles are spread over the devices of a process, and over processes that share the
+            folder (`jax.distributed`); without a store, each process computes all.
+        progress: Whether to show a progress bar with the time left.
+
+    Returns:
+        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype in which it was computed: float64 where an input is float64
+        and jax has it (`jax_enable_x64`), else float32, also for inputs of half precision, whose rounding would be
+        that of the kernel. On the device if one tile was enough, on the host otherwise; with a store read-only maps
+        of its files, of which `np.array(gram.ntk)` is a copy that may be changed.
+
+    Raises:
+        ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit (named), a network that
+            ends in an image, a tile that does not fit the memory, or a store of another kernel.
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an option of a wrong type.
+        MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to pass.
+
+    Example:
+        >>> import lazynet as ln
+        >>> from lazynet.models.activations import Relu
+        >>> model = ln.serial(ln.Dense(1, W_std=2**0.5), Relu(), ln.Dense(1))
+        >>> gram = analytic_kernel(model, jnp.eye(2) * 2**0.5)
+        >>> [round(float(value), 4) for value in gram.nngp[0]]
+        [1.0, 0.3183]
+
+    Source: Jacot, Gabriel and Hongler (2018), theorem 1.
+    """
+    x1, x2 = _inputs(model, x1, x2)
+    tile = None if tile is None else guards.count("tile", tile)
+    memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
+    progress = guards.flag("progress", progress)
+    store = None if store is None else given_path("store", store)
+    if is_traced((x1, x2)):
+        if store is not None:
+            raise ValueError(
+                "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
+            )
+        return _computed(model, x1, x2)
+    sides = [len(x) for x in (x1, x2) if x is not None]
+    side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
+    if max(sides) <= side and store is None:
+        with tile_advice(max(sides)):
+            return _known(jax.block_until_ready(_computed(model, x1, x2)))
+    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
+
+
+def monte_carlo_kernel(
+    model: Model,
+    key: Key[Array, ""],
+    x1: Num[ArrayLike, "n1 ..."],
+    x2: Num[ArrayLike, "n2 ..."] | None = None,
+    *,
+    n_samples: int,
+) -> tuple[Gram, Gram]:
+    """Mean over initializations of the empirical NNGP `f(x1) f(x2)^T / k` and NTK, with each entry's standard error.
+
+    Args:
+        model: Network of finite width; it needs no infinite-width limit.
+        key: Random key of the initializations.
+        x1: Inputs.
+        x2: Other inputs; None for `x1` itself.
+        n_samples: Number of initializations, at least 2.
+
+    Returns:
+        The means and their standard errors (sample standard deviation over sqrt `n_samples`), both averaged over
+        the k outputs. The means still carry the bias of finite width, of order 1/width.
+
+    Raises:
+        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape or that are not finite.
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an `n_samples` that is no
+            integer.
+
+    Example:
+        >>> import lazynet as ln
+        >>> mean, error = monte_carlo_kernel(ln.Dense(512), jax.random.key(0), jnp.ones((1, 4)), n_samples=8)
+        >>> bool(abs(mean.nngp[0, 0] - 1) < 4 * error.nngp[0, 0]), round(float(mean.ntk[0, 0]), 6)
+        (True, 1.0)
+    """
+    n_samples = guards.count("n_samples", n_samples, at_least=2, fix="one has no standard error")
+    x1, x2 = (None if x is None else jnp.asarray(x) for x in _inputs(model, x1, x2))
+    samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
+    stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
+    mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))
+    return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
+
+
+def _known(gram):
+    """The kernel, which is NaN where a quadrature was not accurate or values left the range of the dtype."""
+    for name, values in gram._asdict().items():
+        if not is_traced(values) and bool(jnp.any(jnp.isnan(values))):
+            raise ValueError(
+                f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
+                "have kinks that are not named (elementwise(fn, kinks=(...))), or grow or turn too fast for the "
+                "variances here (use smaller inputs or W_std); else values left the range of the dtype (use float64)."
+            )
+    return gram
+
+
+def _computed(model, x1, x2):
+    return program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
+
+
+def _block(model, x1, x2):
+    k = _limit(model, x1, _padded(x2))
+    return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
+
+
+def _symmetric(model, x):
+    """Kernel of a set with itself: every pair once, the diagonal by its own formulas."""
+    if x.ndim == 2:
+        k = _limit(model, x, x)
+        full = _gram(k.nngp, k.ntk)
+    else:
+        padded = _padded(x)
+        k = _limit(model, padded, padded, ring(len(padded)))
+        full = [_unrolled(values) for values in _gram(k.nngp, k.ntk)]
+    square = [_mirrored(a, own) for a, own in zip(full, _gram(*k.first.moments()), strict=True)]
+    return Gram(*(values[: len(x), : len(x)] for values in square))
+
+
+def _padded(x):
+    """Images repeated up to whole vector registers: a lane is a pair, and odd numbers cost several times as much."""
+    if x.ndim == 2:
+        return x
+    lanes = max(LANES[0], -(-len(x) // LANES[1]) * LANES[1])
+    return x[np.minimum(np.arange(lanes), len(x) - 1)]
+
+
+def _unrolled(values):
+    """The matrix of kernels between i and i + g + 1 modulo n, `[groups, n]`, of which one triangle may be taken."""
+    n = values.shape[1]
+    rows = np.broadcast_to(np.arange(n), values.shape)
+    columns = (rows + np.arange(len(values))[:, None] + 1) % n
+    known = np.zeros((n, n), bool)
+    known[rows, columns] = True
+    full = jnp.zeros((n, n), values.dtype).at[rows, columns].set(values)
+    return jnp.where(known, full, full.T)
+
+
+def _gram(nngp, ntk):
+    return Gram(nngp, jnp.zeros_like(nngp) if ntk is None else ntk)
+
+
+def _limit(model, x1, x2, lanes=None):
+    k = propagate(model, input_kernel(x1, x2, lanes), model.name)
+    if not k.vectors:
+        raise ValueError(f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool().")
+    return k
+
+
+def _mirrored(full, diagonal):
+    """The symmetric matrix of an upper triangle and an exact diagonal.
+
+    The diagonal is written, not added: XLA would otherwise fuse all that the entries are made of into the transpose and
+    compute it twice, column by column, which is ten times slower on a CPU.
+    """
+    own = jnp.arange(len(diagonal))
+    whole = full.at[own, own].set(diagonal)
+    return jnp.triu(whole) + jnp.triu(whole, 1).T
+
+
+def _tiled(model, x1, x2, side, store, progress):
+    symmetric, other = x2 is None, x1 if x2 is None else x2
+    every = tiles(len(x1), len(other), side, symmetric=symmetric)
+
+    def compute(device, tile):
+        rows, columns = tile
+        one, two = (jax.device_put(_rows(x, part, side), device) for x, part in ((x1, rows), (other, columns)))
+        return _computed(model, one, None if symmetric and rows == columns else two)._asdict()
+
+    shapes = dict.fromkeys(Gram._fields, (len(x1), len(other)))
+    identity = {} if store is None else _identity(model, x1, x2, side)
+    target = open_store(store, shapes, x1.dtype, len(every), identity)
+    mirror = dict.fromkeys(Gram._fields, (1, 0)) if symmetric else None
+    return Gram(**assemble(compute, every, target, mirror=mirror, progress=progress))
+
+
+def _identity(model, x1, x2, side):
+    """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
+
+    def block(one, two):
+        return _block(model, one, two)
+
+    block.__name__ = "_block"  # part of the program's text, as the stores of version 0.1.0 know it
+    one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
+    return {
+        "network": fingerprint(jax.jit(block).trace(one, one)),
+        "x1": digest(x1),
+        "x2": None if x2 is None else digest(x2),
+        "tile": side,
+    }
+
+
+def _fitting_side(model, x1, x2, tile, memory, *, stored):
+    """The side given, or the fastest one whose tiles fit the memory."""
+    largest = max(len(x) for x in (x1, x2) if x is not None)
+    side = tile or _balanced(largest, x1.ndim)
+    needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
+    while needed > memory and tile is None and side > 1:
+        side = max(1, min(side - 1, side * memory // needed))
+        needed = _bytes(model, x1, x2, side, alone=False)
+    if needed > memory:
+        way_out = "use smaller inputs" if side == 1 else f"pass a tile of at most {max(1, side * memory // needed)}"
+        raise ValueError(f"a tile of side {side} needs {needed:,} bytes, memory={memory:,}: {way_out}, or allow more.")
+    return side
+
+
+def _bytes(model, x1, x2, side, *, alone):
+    """What the compiler reserves for a tile; the computation finds the programs compiled here, not to compile again."""
+    device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
+    sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
+    sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
+    needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
+    return max(needed, _reserved(_block, model, *sets * 2)) if x2 is None and side < len(x1) else needed
+
+
+def _reserved(function, model, *sets):
+    return program(function, model, *sets).reserved(*sets) + sum(x.size * x.dtype.itemsize for x in sets)
+
+
+def _balanced(n, ndim):
+    """Side of tiles of about the same size, in whole vector registers for images."""
+    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
+    side = -(-n // -(-n // largest))
+    return -(-side // multiple) * multiple
+
+
+def _rows(x, rows, side):
+    """Rows of x, the last one repeated up to `side`, so that every tile has one shape."""
+    return x[np.minimum(np.arange(rows.start, rows.start + min(side, len(x))), rows.stop - 1)]
+
+
+def _sample(model, key, x1, x2):
+    params = model.init(key, x1)
+    outputs = [_rows_of(model.apply(params, x)) for x in (x1, x1 if x2 is None else x2)]
+    nngp = jnp.matmul(outputs[0], outputs[1].T, precision="highest") / outputs[0].shape[-1]
+    return Gram(nngp, empirical_ntk(model.apply, params, x1, x2, outputs="trace"))
+
+
+def _rows_of(outputs):
+    """Outputs of images as vectors."""
+    return outputs.reshape(len(outputs), -1)
+
+
+def _inputs(model: Any, x1: Any, x2: Any) -> tuple[Any, Any]:
+    """The inputs in the dtype in which their kernel is computed."""
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model got {type(model).__name__} {model!r:.60}, expected a Model: build one, as in "
+            "ln.serial(ln.Dense(512), ln.Relu(), ln.Dense(1))."
+        )
+    sets = {name: guards.array(name, x) for name, x in (("x1", x1), ("x2", x2)) if x is not None}
+    _check_shapes(*(x.shape for x in sets.values()))
+    for name, x in sets.items():
+        guards.floating(name, x)
+        guards.finite(name, x)
+    x1, *rest = _in_one_dtype(sets)
+    return x1, rest[0] if rest else None
+
+
+def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
+    """All inputs in float64 if one of them is and jax has it, else in float32."""
+    is_wide = max(x.dtype.itemsize for x in sets.values()) > 4
+    dtype = jax.dtypes.canonicalize_dtype(np.float64 if is_wide else np.float32)
+    converted = {name: x if x.dtype == dtype else _converted(x, dtype) for name, x in sets.items()}
+    for name, x in converted.items():
+        if x is not sets[name]:
+            guards.finite(name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64")
+    return list(converted.values())
+
+
+def _converted(x, dtype):
+    with np.errstate(over="ignore"):
+        return x.astype(dtype)
+
+
+def _check_shapes(shape: tuple[int, ...], other: tuple[int, ...] | None = None) -> None:
+    other = shape if other is None else other
+    if len(shape) not in (2, 4) or shape[1:] != other[1:] or 0 in (*shape, *other):
+        raise ValueError(
+            f"got inputs of shapes {shape} and {other}, expected two sets of vectors [n, features] or "
+            "images [n, h, w, c] of one size, not empty."
+        )

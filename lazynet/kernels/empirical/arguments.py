@@ -1,0 +1,224 @@
+"""What comes into the functions of this package, checked once and in one form.
+
+Examples are an array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis. Parameters are a tree
+of arrays: real floating-point leaves are differentiated, complex ones as pairs of real ones, all others are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import PyTree
+
+from lazynet import guards
+from lazynet.lazy import check_displacement
+from lazynet.trees import as_partial
+from lazynet.typing import Apply, Array, ArrayLike, Params
+
+Examples = PyTree[Any]
+"""An array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis."""
+
+STATISTICS = {"BatchStat", "Cache", "Intermediate"}
+"""Variables of nnx that are no weights."""
+
+
+class Arguments(NamedTuple):
+    """What `canonical` makes of the arguments of a public function."""
+
+    function: Partial
+    params: Params
+    x1: Examples
+    x2: Examples | None
+
+
+class Complex(NamedTuple):
+    """A complex parameter as two real ones: a real function of it has a derivative by each."""
+
+    real: Array
+    imag: Array
+
+
+def canonical(apply: Apply, params: Params, x1: Examples, x2: Examples | None = None, name: str = "x1") -> Arguments:
+    """The function as a `Partial`, real parameters, and examples of one structure and dtype.
+
+    Args:
+        apply: `apply(params, x)`.
+        params: A tree of arrays or numbers.
+        x1: Examples.
+        x2: More of them, or None.
+        name: What messages call `x1`.
+
+    Raises:
+        TypeError: A leaf is no array of numbers, or `apply` no function.
+        ValueError: There are no examples, values that are not finite, two sets that do not fit each other, or
+            parameters that are the initialization of a lazy function.
+    """
+    function = as_partial(apply)
+    check_displacement(function, params)
+    check_examples(name, x1)
+    guards.finite(name, x1)
+    if x2 is not None:
+        check_examples("x2", x2)
+        guards.finite("x2", x2)
+        x1, x2 = _alike(name, x1, x2)
+    function, params = real_parameters(function, params)
+    return Arguments(function, params, x1, x2)
+
+
+def check_examples(name: str, x: Any) -> int:
+    """Their number; refuses what is no array, or tree of arrays, of numbers with a common first axis >= 1."""
+    if isinstance(x, list) or hasattr(x, "todense"):
+        guards.array(name, x)
+    leaves = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(x)}
+    if not leaves:
+        raise TypeError(f"{name} got {x!r}, expected an array of examples [n, ...].")
+    for path, leaf in leaves.items():
+        guards.array(path, leaf)
+    return guards.same_length(**leaves)
+
+
+def count_examples(x: Examples) -> int:
+    """The common length of the first axes of all arrays."""
+    return int(jnp.shape(jax.tree.leaves(x)[0])[0])
+
+
+def one_example(x: Examples) -> Examples:
+    """Shape and dtype of a batch of one."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
+
+
+def check_outputs(h: Any, n: int, derivative: bool = True) -> None:
+    """Refuses what is not one real array with a row for each example, in floating point for a derivative.
+
+    A shape and a dtype will do.
+    """
+    if not hasattr(h, "shape") or h.shape[:1] != (n,):
+        shapes = jax.tree.map(jnp.shape, h)
+        raise ValueError(
+            f"apply returned {shapes} (shapes) for {n} examples, expected one array [{n}, ...]: "
+            "return the outputs alone, batch first."
+        )
+    if jnp.issubdtype(h.dtype, jnp.complexfloating):
+        raise ValueError(
+            f"apply returned outputs of dtype {h.dtype}, expected real ones: return real and imaginary "
+            "parts as two outputs, jnp.stack([h.real, h.imag], -1)."
+        )
+    if derivative and not jnp.issubdtype(h.dtype, jnp.floating):
+        raise ValueError(
+            f"apply returned outputs of dtype {h.dtype}, expected floating point: whole numbers have no derivative, "
+            "take what they are made of, for instance logits."
+        )
+
+
+def real_parameters(function: Partial, params: Params) -> tuple[Partial, Params]:
+    """The function and its parameters, each complex one as a pair of real ones."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        is_number = isinstance(leaf, (ArrayLike, np.generic, bool, int, float, complex))
+        if not is_number or getattr(leaf, "dtype", None) == np.dtype(object):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)} got {leaf!r}, expected arrays: leave out what is no number, "
+                "and bind it to apply (of an equinox module, equinox.partition(module, is_inexact_array))."
+            )
+    if not any(_is_complex(leaf) for leaf in jax.tree.leaves(params)):
+        return function, params
+    parted = jax.tree.map(lambda w: Complex(jnp.real(w), jnp.imag(w)) if _is_complex(w) else w, params)
+    return Partial(_of_complex, function), parted
+
+
+def differentiable(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
+    """The floating-point leaves, and the function that puts others into their places; the rest are constants."""
+    leaves, treedef = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if is_weight(leaf)]
+
+    def rebuilt(weights: list[Array]) -> Params:
+        every = dict(enumerate(leaves)) | dict(zip(places, weights, strict=True))
+        return jax.tree.unflatten(treedef, list(every.values()))
+
+    return [jnp.asarray(leaves[i]) for i in places], rebuilt
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf of the parameters is differentiated."""
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.floating))
+
+
+def check_no_statistics(params: Params, names: tuple[str, ...] | None = None) -> None:
+    """Refuses running averages among the parameters, which would be counted as weights.
+
+    Args:
+        params: What may be all variables of a flax module.
+        names: Paths of the leaves that are differentiated; None for all.
+    """
+    found = _linen_statistics(params, names) or _nnx_statistics(params, names)
+    if found:
+        raise ValueError(
+            f"params got all variables of a flax module, {found} among them, expected its weights alone: running "
+            "averages are no weights. Bind them, stats = variables['batch_stats'] and lambda params, x: "
+            "module.apply({'params': params, 'batch_stats': stats}, x), and pass variables['params'] (nnx: "
+            "nnx.split(module, nnx.Param, ...)); see docs/howto/model.md."
+        )
+
+
+def _linen_statistics(params: Params, names: tuple[str, ...] | None) -> str:
+    """The collection of linen that is differentiated beside the collection of weights."""
+    if not (isinstance(params, Mapping) and "params" in params):
+        return ""
+    for collection in sorted(guards.COLLECTIONS & set(params)):
+        weights = any(is_weight(leaf) for leaf in jax.tree.leaves(params[collection]))
+        if weights and _is_chosen(collection, names):
+            return f"the collection {collection!r}"
+    return ""
+
+
+def _nnx_statistics(params: Params, names: tuple[str, ...] | None) -> str:
+    """The first variable of nnx that is differentiated and no weight."""
+
+    def kind(node: Any) -> str:
+        return getattr(getattr(node, "type", None), "__name__", type(node).__name__)
+
+    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: kind(node) in STATISTICS)
+    for path, node in nodes:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if kind(node) in STATISTICS and _is_chosen(name, names):
+            return f"the {kind(node)} {name!r}"
+    return ""
+
+
+def _is_chosen(path: str, names: tuple[str, ...] | None) -> bool:
+    return names is None or any(name == path or name.startswith(f"{path}/") for name in names)
+
+
+def _of_complex(function: Partial, params: Params, x: Any) -> Any:
+    def joined(node: Any) -> Any:
+        return jax.lax.complex(node.real, node.imag) if isinstance(node, Complex) else node
+
+    return function(jax.tree.map(joined, params, is_leaf=lambda node: isinstance(node, Complex)), x)
+
+
+def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
+    """Both sets in the dtypes to which NumPy promotes them."""
+    shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], x) for x in (x1, x2)]
+    if jax.tree.structure(x1) != jax.tree.structure(x2) or shapes[0] != shapes[1]:
+        found = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (x1, x2)]
+        raise ValueError(f"{name} has shape {found[0]} and x2 {found[1]}, expected the same but for the first axis.")
+
+    def promoted(leaf: ArrayLike, other: ArrayLike) -> ArrayLike:
+        if leaf.dtype == other.dtype:
+            return leaf
+        dtype = jnp.promote_types(leaf.dtype, other.dtype)
+        return leaf.astype(jax.dtypes.canonicalize_dtype(dtype))  # without x64 float64 is float32
+
+    return jax.tree.map(promoted, x1, x2), jax.tree.map(promoted, x2, x1)
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _is_complex(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.complexfloating))

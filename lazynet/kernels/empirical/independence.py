@@ -1,0 +1,228 @@
+"""Refusal of functions that mix the examples of a batch, of which per-example derivatives would be wrong.
+
+Some examples are replaced by others and the rest is looked at: its outputs and their derivative along a direction of
+the parameters must stay the same. The derivative sees what outputs hide, as those of a lazy function at u = 0 or of a
+head of zeros. Everything is finite, because compilers drop NaN, and so do casts to integers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples, differentiable
+from lazynet.kernels.empirical.layerwise import known_layers
+from lazynet.programs import PerFunction
+from lazynet.trees import is_traced
+from lazynet.typing import Apply, Array, Params
+
+EXAMPLES = 4
+"""Examples of the probe."""
+
+CHANGED = ((0, 3), (1, 2), (0, 1), (2, 3))
+"""Examples replaced together. For any two one of the sets has the first and not the second, so that neighbours, halves
+and mirror images of a batch are told apart; half of them, so that a mean over the batch moves as much as one example.
+"""
+
+NOT_PURE = ("TraceContextError", "UnexpectedTracerError")
+"""What flax and jax say of a function that keeps state of its own."""
+
+ADVICE = (
+    "Use the running averages of BatchNorm (use_running_average=True in linen, module.eval() in nnx), or GroupNorm or "
+    "LayerNorm; subtract outputs at initialization (lazynet.center) instead of the mean over a batch. "
+    "ntk_vector_product takes such functions."
+)
+
+
+def check_independent(apply: Apply, params: Params, x: Examples) -> None:
+    """Refuses a function whose outputs or derivatives at one example depend on the other examples of the batch.
+
+    Whatever takes derivatives example by example, or speaks of more examples than it looks at, relies on it. The check
+    costs five passes over four examples, outputs and one derivative, by one compiled program for each function. Models
+    of which every layer is known to treat examples one by one pass without, and so do traced values.
+
+    Args:
+        apply: `apply(params, x)`.
+        params: Parameters, integers and booleans among them as constants.
+        x: Examples of any dtype, or a dictionary or tuple of arrays with a common first axis.
+
+    Raises:
+        ValueError: It mixes the examples, does not return one array with as many rows, or keeps a state of its own.
+
+    Example:
+        >>> check_independent(lambda w, x: x @ w, jnp.ones((3, 1)), jnp.ones((8, 3)))
+        >>> check_independent(lambda w, x: x @ w - jnp.mean(x @ w), jnp.ones((3, 1)), jnp.ones((8, 3)))
+        Traceback (most recent call last):
+        ...
+        ValueError: apply mixes the examples of a batch: its outputs at one example depend on another one, expected ...
+    """
+    refuse_mixing(*canonical(apply, params, x, name="x")[:3])
+
+
+def refuse_mixing(function: Partial, params: Params, x: Examples, alone: bool = False) -> None:
+    """The check of arguments that are `canonical`; `alone` if the function is evaluated at single examples."""
+    known = known_layers(function)
+    if (known and known.independent) or is_traced((function, params, x)):
+        return
+    with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
+        try:
+            mixed = _mixed(function, params, _sample(x))
+        except Exception as error:  # a function of one size of batches, a graph for instance, or one that is broken
+            mixed = _mixed_as_it_is(function, params, x, error)
+            if alone and not mixed:
+                raise ValueError(
+                    f"apply failed at {EXAMPLES} of the {count_examples(x)} examples ({_line(error)}), expected a "
+                    "function of any number of examples, whose derivatives are taken one example at a time: "
+                    "ntk_vector_product takes functions of one size of batches."
+                ) from error
+    if mixed:
+        raise ValueError(
+            f"apply mixes the examples of a batch: its {mixed} at one example depend on another one, expected outputs "
+            f"[n, ...] of which row i depends on x[i] alone. {ADVICE}"
+        )
+
+
+def _mixed_as_it_is(function: Partial, params: Params, x: Examples, error: Exception) -> str:
+    """The same with all examples, for a function that fails at a few of them."""
+    try:
+        return _mixed(function, params, jax.tree.map(np.asarray, x))
+    except Exception as same:
+        if type(same).__name__ in NOT_PURE:
+            raise ValueError(
+                f"apply keeps a state of its own ({_line(same)}), expected a pure function of (params, x): call "
+                "module.eval() of an nnx module, so that its statistics stay, and use graph, params, rest = "
+                "nnx.split(module, nnx.Param, ...) with lambda params, x: nnx.merge(graph, params, rest)(x)."
+            ) from error
+        raise same from None
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+
+
+def _mixed(function: Partial, params: Params, x: Examples) -> str:
+    """What depends on other examples, `"outputs"`, `"derivatives"` or nothing."""
+    group = np.arange(count_examples(x)) % EXAMPLES
+    forward = True
+    try:
+        before = _tangents(function, params, x, group >= 0)
+    except TypeError as error:  # a function with a backward rule of its own
+        if "custom_vjp" not in str(error):
+            raise
+        forward = False
+    evaluate = _tangents if forward else _gradients
+    for draw, changed in enumerate(CHANGED):
+        kept = ~np.isin(group, changed)
+        other = jax.tree.map(lambda leaf, kept=kept, draw=draw: _replaced(leaf, ~kept, draw), x)
+        if not forward:
+            before = evaluate(function, params, x, kept)
+        after = evaluate(function, params, other, kept)
+        for what in ("outputs", "derivatives"):
+            rows = kept if forward or what == "outputs" else slice(None)
+            pairs = list(zip(before[what], after[what], strict=True))
+            if not any(_differ(one, two, one, rows) for one, two in pairs):
+                continue
+            again = evaluate(function, _shaken(params), x, kept)
+            if any(_differ(*pair, rounded, rows) for pair, rounded in zip(pairs, again[what], strict=True)):
+                return what
+    return ""
+
+
+@PerFunction
+def _tangents(function: Partial, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+    """Outputs, and their derivative along a fixed direction of the parameters."""
+    weights, rebuilt = differentiable(params)
+    direction = [_direction(w, i) for i, w in enumerate(weights)]
+    h, tangent = jax.jvp(lambda w: _outputs(function, rebuilt(w), x), (weights,), (direction,))
+    return {"outputs": [h], "derivatives": [tangent]}
+
+
+@PerFunction
+def _gradients(function: Partial, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+    """Outputs, and the gradient of a combination of those of the examples that are kept."""
+    weights, rebuilt = differentiable(params)
+    h, pull_back = jax.vjp(lambda w: _outputs(function, rebuilt(w), x), weights)
+    own = kept.reshape(-1, *[1] * (h.ndim - 1))
+    return {"outputs": [h], "derivatives": pull_back(jnp.where(own, _direction(h, 0), jnp.zeros_like(h)))[0]}
+
+
+def _outputs(function: Partial, params: Params, x: Examples) -> Array:
+    h = function(params, x)
+    check_outputs(h, count_examples(x))
+    return h
+
+
+def _direction(leaf: Array, seed: int) -> Array:
+    """Numbers in [-1, 1) without a pattern, from a multiplicative hash: a generator would be compiled for each leaf."""
+    bits = (lax.iota(jnp.uint32, leaf.size) + jnp.uint32(seed * 40503 + 1)) * jnp.uint32(2654435761)
+    bits = (bits ^ (bits >> jnp.uint32(15))) * jnp.uint32(2246822519)
+    bits = bits ^ (bits >> jnp.uint32(13))
+    return (bits.astype(jnp.float32) / 2.0**31 - 1).astype(leaf.dtype).reshape(leaf.shape)
+
+
+def _shaken(params: Params) -> Params:
+    """Parameters a few units in their last place away, at which everything is rounded anew."""
+    weights, rebuilt = differentiable(params)
+    return rebuilt([w * (1 + 8 * jnp.finfo(w.dtype).eps) for w in weights])
+
+
+def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -> bool:
+    """Whether values differ by more than rounding: 256 units of the largest, or 16 times what another rounding makes.
+
+    Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and added again, as the
+    largest logit of a batch in a softmax, leaves a few units, and many where little is left of large terms.
+    """
+    one, two, three = (np.asarray(values).astype(np.float64) for values in (before, after, again))
+    eps = float(jnp.finfo(before.dtype).eps)
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
+        rounding = np.abs(one - three)
+        noise = rounding[np.isfinite(rounding)].max(initial=0.0)
+        close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 16 * noise)
+    same = close | (one == two) | (np.isnan(one) & np.isnan(two))
+    return not same[rows].all()
+
+
+def _sample(x: Examples) -> Examples:
+    """Four examples from the whole range, the missing ones made up."""
+    n = count_examples(x)
+    rows = np.linspace(0, n - 1, EXAMPLES).astype(int) if n >= EXAMPLES else np.arange(EXAMPLES) % n
+    made_up = np.arange(EXAMPLES) >= n
+
+    def sampled(leaf: Any) -> np.ndarray:
+        own = np.asarray(leaf[rows])
+        return _replaced(own, made_up, len(CHANGED)) if made_up.any() else own
+
+    return jax.tree.map(sampled, x)
+
+
+def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
+    """Others in the place of the changed examples, within the range of the values.
+
+    Real ones are drawn with more weight on small values, which moves sums and squares alike, also sums over many
+    pixels. Whole numbers go to the other end of the range, each as far as it is from this one, or to the ends alone.
+    """
+    if leaf.dtype == bool:
+        other = ~leaf
+    elif np.issubdtype(leaf.dtype, np.integer):
+        low, high = leaf.min(), leaf.max()
+        mirrored = low + (high - leaf) if draw % 2 else np.where(leaf == low, high, low)
+        constant = np.where(leaf == 0, 1, 0).astype(leaf.dtype)
+        other = constant if low == high else np.where(mirrored == leaf, low, mirrored).astype(leaf.dtype)
+    elif jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        other = (_drawn(np.real(leaf), draw) + 1j * _drawn(np.imag(leaf), draw + 10)).astype(leaf.dtype)
+    else:
+        other = _drawn(leaf, draw).astype(leaf.dtype)
+    return np.where(changed.reshape(-1, *[1] * (leaf.ndim - 1)), other, leaf)
+
+
+def _drawn(leaf: np.ndarray, draw: int) -> np.ndarray:
+    values = leaf.astype(np.float64)
+    low, high = values.min(), values.max()
+    span = high - low or abs(high) or 1.0
+    return low + span * np.random.default_rng(draw).random(leaf.shape) ** 2

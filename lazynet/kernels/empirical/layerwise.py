@@ -1,0 +1,120 @@
+"""The layer-wise way to the features of an empirical kernel, for networks of Dense and Conv layers.
+
+The derivative of an output by the weights of `z = m (R W) + b` is `R^T D`, with R the rows that enter the layer and D
+the cotangents of `R W`. One backward pass per output gives the cotangents of all examples and layers; the products of
+R and D for two examples then give the kernel without the derivative itself, which is as large as the weights.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from lazynet.kernels.empirical.jacobians import Jacobian, Names, Outputs, reduced
+from lazynet.models.model import Structure, structure
+from lazynet.programs import PerFunction
+from lazynet.typing import Array, Params
+
+
+class Pair(NamedTuple):
+    """A derivative `sum_p rows[n, p, c] cotangents[n, k, p, f]` by weights `[c, f]`, as its two factors."""
+
+    rows: Array
+    cotangents: Array
+
+
+def layer_names(function: Partial, names: Names) -> Names:
+    """Those of the named leaves that are weights or biases of a known layer."""
+    found = known_layers(function)
+    if found is None:
+        return ()
+    return tuple(name for name in names if _split(name)[0] in found.rows and _split(name)[1] in ("W", "b"))
+
+
+@partial(PerFunction, static_argnames=("names", "outputs"))
+def layer_features(
+    function: Partial, params: Params, x: Array, names: Names, outputs: Outputs
+) -> dict[str, Pair | Jacobian]:
+    """Features of the named weights and biases, from one forward pass and one backward pass per output."""
+    found = known_layers(function)
+    if found is None:
+        raise TypeError(f"{function!r} is not the apply of a model.")
+    inside = jax.eval_shape(found.trace, params, x)[1]
+    probes = {name: _probe(name, params, inside, x) for name in names}
+
+    def value(variable):
+        h, inside = found.trace(_with_probes(params, variable), x)
+        return reduced(h, outputs), {path: entry[0] for path, entry in inside.items()}
+
+    h, pull_back, inputs = jax.vjp(value, probes, has_aux=True)
+    n, k = h.shape
+    basis = jnp.broadcast_to(jnp.eye(k, dtype=h.dtype)[:, None], (k, n, k))
+    cotangents = jax.vmap(lambda row: pull_back(row)[0])(basis)
+    return {name: _feature(found, name, inputs, cotangents[name], outputs) for name in names}
+
+
+def known_layers(function: Partial) -> Structure | None:
+    """What is known of the layers of a function, if it is the apply of a model."""
+    return None if function.args or function.keywords else structure(function.func)
+
+
+def _split(name: str) -> tuple[str, str]:
+    path, _, own = name.rpartition("/")
+    return path, own
+
+
+def _probe(name: str, params: Params, inside: dict, x: Array) -> Array:
+    """Zeros of the shape of `R W`, or the biases of every example."""
+    path, own = _split(name)
+    node = _node(params, path)
+    if own == "W":
+        return jnp.zeros(inside[path][1].shape, node["W"].dtype)
+    return jnp.broadcast_to(node["b"], (len(x), *node["b"].shape))
+
+
+def _node(params: Params, path: str) -> Any:
+    for key in filter(None, path.split("/")):
+        params = params[key]
+    return params
+
+
+def _with_probes(params: Params, probes: dict[str, Array]) -> Params:
+    for name, value in probes.items():
+        path, own = _split(name)
+        params = _inserted(params, [*filter(None, path.split("/")), "probe" if own == "W" else own], value)
+    return params
+
+
+def _inserted(node: Any, keys: list[str], value: Array) -> Any:
+    return {**node, keys[0]: _inserted(node[keys[0]], keys[1:], value) if keys[1:] else value}
+
+
+def _feature(
+    found: Structure, name: str, inputs: dict[str, Array], cotangents: Array, outputs: Outputs
+) -> Pair | Jacobian:
+    path, own = _split(name)
+    k, n, f = *cotangents.shape[:2], cotangents.shape[-1]
+    if own == "b":
+        return Jacobian(cotangents.transpose(1, 0, 2))
+    rows = found.rows[path](inputs[path])
+    cotangents = cotangents.reshape(k, n, -1, f).transpose(1, 0, 2, 3)
+    if _stays_factored(rows, cotangents, outputs):
+        return Pair(rows, cotangents)
+    by_weights = jnp.einsum("iapf,ipc->iafc", cotangents, rows, precision="highest")
+    return Jacobian(by_weights.reshape(n, k, -1))
+
+
+def _stays_factored(rows: Array, cotangents: Array, outputs: Outputs) -> bool:
+    """Whether products of rows and of cotangents are cheaper, for a pair of examples, than those of derivatives.
+
+    With several positions the products must also be multiplied entry by entry, hence the margin of 2.
+    """
+    _, positions, fan_in = rows.shape
+    _, k, _, features = cotangents.shape
+    blocks = k * k if outputs == "full" else k
+    factored = positions**2 * (fan_in + blocks * features)
+    return positions == 1 or 2 * factored <= blocks * fan_in * features

@@ -1,0 +1,131 @@
+"""How many examples and parameters at a time: tiles whose arrays fit a stated number of bytes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from lazynet.kernels.empirical.arguments import Examples, count_examples, one_example
+from lazynet.kernels.empirical.contraction import Features, contract, features
+from lazynet.kernels.empirical.jacobians import Names, Outputs, example_jacobian, loops, vmapped_jacobian
+from lazynet.kernels.empirical.layerwise import layer_features, layer_names
+from lazynet.tiles import reserved
+from lazynet.trees import is_traced
+from lazynet.typing import Params
+
+MEMORY = 2**32
+"""Default budget in bytes."""
+
+
+class Plan(NamedTuple):
+    """`tile` examples of each side and one group of parameters are held at a time."""
+
+    tile: int
+    groups: tuple[Names, ...]
+
+
+def plan(
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs, memory: int, tile: int | None
+) -> Plan:
+    """The largest tile, of examples first and of parameters where one example is too much, that fits the memory.
+
+    A first guess counts the features of rows and columns and a copy of them; the compiler's account of the programs
+    decides (unless the call is traced).
+    """
+    sizes, share, n = _sizes(function, params, x, names, outputs), memory // 4, count_examples(x)
+    side = tile or min(n, max(1, share // sum(sizes.values())))
+    while True:
+        side = min(side, n)
+        groups = _groups(sizes, share // side)
+        needed = _needed(function, params, x, side, groups, outputs)
+        if needed <= memory:
+            return Plan(side, groups)
+        if tile is None and side > 1:
+            side = max(1, min(side - 1, side * memory // needed))
+        elif len(groups) == len(sizes):
+            raise ValueError(_message(sizes, side, needed, memory, tile))
+        else:
+            share = min(share * memory // needed, side * (max(map(_total(sizes), groups)) - 1))
+
+
+def peak_bytes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> int:
+    """Bytes held while the kernel of x with as many other examples is computed, by the compiler's account.
+
+    Counted are the features of both sides, what the programs need beside them and the block of the kernel; parameters
+    and inputs are not.
+    """
+    shapes = _shapes(function, params, x, names, outputs)
+    held = _bytes(shapes)
+    known = layer_names(function, names)
+    rest = tuple(name for name in names if name not in known)
+    made = [reserved(layer_features.lower(function, params, x, known, outputs).compile())] if known else []
+    if rest and loops(function, params, x):
+        own = _bytes({name: shapes[name] for name in rest})
+        made.append(
+            reserved(
+                example_jacobian.lower(function, params, jax.tree.map(lambda leaf: leaf[0], x), rest, outputs).compile()
+            )
+            + 2 * own
+        )
+    elif rest:
+        made.append(reserved(vmapped_jacobian.lower(function, params, x, rest, outputs).compile()))
+    return held + max(sum(made), held + reserved(contract.lower(shapes, shapes, outputs).compile()))
+
+
+def entry_shape(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> jax.ShapeDtypeStruct:
+    """The kernel of one example with itself, as a shape."""
+    shapes = _shapes(function, params, one_example(x), names, outputs)
+    return jax.eval_shape(lambda own: contract(own, own, outputs), shapes)
+
+
+def _needed(
+    function: Partial, params: Params, x: Examples, side: int, groups: tuple[Names, ...], outputs: Outputs
+) -> int:
+    if is_traced((function, params, x)):
+        return 0
+    tile = jax.tree.map(lambda leaf: jnp.asarray(leaf[:side]), x)
+    return max(peak_bytes(function, params, tile, group, outputs) for group in groups)
+
+
+def _shapes(function: Partial, params: Params, x: Any, names: Names, outputs: Outputs) -> Features:
+    """Abstract features; x may be made of `jax.ShapeDtypeStruct`."""
+    return jax.eval_shape(lambda examples: features(function, params, examples, names, outputs), x)
+
+
+def _sizes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> dict[str, int]:
+    """Bytes of each leaf's features of one example."""
+    shapes = _shapes(function, params, one_example(x), names, outputs)
+    return {name: max(1, _bytes(shapes[name])) for name in names}
+
+
+def _groups(sizes: dict[str, int], limit: int) -> tuple[Names, ...]:
+    """Consecutive leaves whose sizes add up to at most the limit, or single leaves."""
+    groups: list[list[str]] = []
+    for name, size in sizes.items():
+        if groups and _total(sizes)(groups[-1]) + size <= limit:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    return tuple(tuple(group) for group in groups)
+
+
+def _total(sizes: dict[str, int]):
+    return lambda group: sum(sizes[name] for name in group)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _message(sizes: dict[str, int], side: int, needed: int, memory: int, tile: int | None) -> str:
+    largest = max(sizes, key=lambda name: sizes[name])
+    ways = "allow more" if side == 1 or tile is None else "pass a smaller tile, allow more"
+    return (
+        f"{side} example(s) and one parameter at a time need {needed:,} bytes (the largest is {largest!r}, "
+        f"{sizes[largest]:,} bytes of derivatives of one example), memory={memory:,}: {ways}, ask for outputs='sum', "
+        "or use ntk_vector_product, which holds no Jacobian."
+    )

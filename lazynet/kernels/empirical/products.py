@@ -1,0 +1,168 @@
+"""Products of the empirical tangent kernel with vectors, and its largest eigenvalue, without forming it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from lazynet import guards
+from lazynet.kernels.empirical.arguments import (
+    Examples,
+    canonical,
+    check_no_statistics,
+    check_outputs,
+    count_examples,
+    differentiable,
+)
+from lazynet.kernels.empirical.independence import refuse_mixing
+from lazynet.linalg import lanczos, ritz_values
+from lazynet.programs import PerFunction
+from lazynet.typing import Apply, Array, Key, Params
+
+
+def ntk_vector_product(
+    apply: Apply,
+    params: Params,
+    x1: Examples,
+    x2: Examples | None = None,
+) -> Callable[[Array], Array]:
+    """The linear map `v -> Theta(x1, x2) v = J(x1) (J(x2)^T v)`, without forming the kernel.
+
+    One product costs one backward and one forward derivative, whatever the number of outputs.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Where to take the derivative.
+        x1: Examples of the rows.
+        x2: Examples of the columns; None for those of the rows.
+
+    Returns:
+        A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an argument.
+
+    Raises:
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If there are no examples, they are not finite, both sets differ in shape, or `params` holds running
+            averages of flax; when called, if v does not have the shape of the outputs at x2.
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> product = ntk_vector_product(linear, {"w": jnp.ones((2, 1))}, jnp.eye(2))
+        >>> product(jnp.array([[1.0], [2.0]])).tolist()
+        [[1.0], [2.0]]
+    """
+    function, params, x1, x2 = canonical(apply, params, x1, x2)
+    check_no_statistics(params)
+    return Partial(_product, function, params, x1, x1 if x2 is None else x2)
+
+
+def largest_ntk_eigenvalue(
+    apply: Apply, params: Params, x: Examples, *, key: Key[Array, ""], iterations: int = 15
+) -> float:
+    """Largest eigenvalue `lambda_max(Theta)` of the `[n k, n k]` kernel, by Lanczos iteration on products.
+
+    The value approaches lambda_max from below, and is at least that of as many power iterations from the same start.
+    The iteration runs on the host, in float64, around one compiled product: convolutions are slow in compiled loops.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Where to take the derivative.
+        x: Examples; a few hundred give a good estimate of `lambda_max / n` for a large data set.
+        key: Draws the starting vector.
+        iterations: Number of products.
+
+    Raises:
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If there are no examples or they are not finite, `apply` mixes the examples of a batch, `params`
+            holds running averages of flax, `iterations` is below 1, or the product is not finite.
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> round(largest_ntk_eigenvalue(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
+        9.0
+    """
+    iterations = guards.count("iterations", iterations)
+    guards.key("key", key)
+    function, params, x, _ = canonical(apply, params, x, name="x")
+    check_no_statistics(params)
+    refuse_mixing(function, params, x)
+    shape = jax.eval_shape(lambda params, x: function(params, x), params, x)
+    check_outputs(shape, count_examples(x))
+    start = jax.random.normal(key, shape.shape, shape.dtype)
+
+    def on_host(v):
+        product, size = _scaled_product(function, params, x, jnp.asarray(v.reshape(start.shape), start.dtype))
+        return np.asarray(product, np.float64).ravel() * float(size)
+
+    values, _ = ritz_values(*lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size)))
+    return float(values[-1])
+
+
+def estimate_max_learning_rate(
+    apply: Apply,
+    params: Params,
+    x: Examples,
+    *,
+    key: Key[Array, ""],
+    momentum: float | int = 0.0,
+    iterations: int = 15,
+) -> float:
+    """Largest stable learning rate `2 (1 + momentum) n / lambda_max(Theta)`, without forming the kernel.
+
+    Full-batch gradient descent on the linearized network with the loss 1/(2n) sum |h - y|^2 diverges above it;
+    minibatches need a fraction of it. The eigenvalue is approached from below, so this bound is approached from above.
+
+    Args:
+        apply: Pure function `apply(params, x)`.
+        params: Initial parameters (zeros for a `lazy` function).
+        x: Training inputs, or a few hundred of them.
+        key: Draws the starting vector of the iteration.
+        momentum: Heavy-ball momentum, in [0, 1).
+        iterations: Number of products with the kernel.
+
+    Raises:
+        TypeError: If inputs or parameters are no arrays of numbers.
+        ValueError: If `momentum` is outside [0, 1), or as `largest_ntk_eigenvalue`.
+
+    Example:
+        >>> linear = lambda params, x: x @ params["w"]
+        >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
+        >>> round(estimate_max_learning_rate(linear, {"w": jnp.ones((2, 1))}, x, key=jax.random.key(0)), 4)
+        0.4444
+    """
+    momentum = guards.momentum(momentum)
+    top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
+    return 2 * (1 + momentum) * count_examples(x) / top if top > 0 else math.inf
+
+
+@PerFunction
+def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
+    weights, rebuilt = differentiable(params)
+    values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
+    check_outputs(values, count_examples(x2))
+    guards.array("v", v)
+    if v.shape != values.shape or jnp.issubdtype(v.dtype, jnp.complexfloating):
+        found = f"v has shape {v.shape} and dtype {v.dtype}"
+        raise ValueError(f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}.")
+    return jax.jvp(lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype)))[1]
+
+
+@PerFunction
+def _scaled_product(function: Partial, params: Params, x: Examples, v: Array) -> tuple[Array, Array]:
+    """`Theta v` and a power of two that it is to be multiplied by: the square of a derivative may leave its dtype."""
+    weights, rebuilt = differentiable(params)
+    _, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)
+    (gradient,) = pull_back(v)
+    entries = [jnp.max(jnp.abs(leaf), initial=0).astype(v.dtype) for leaf in gradient]
+    largest = functools.reduce(jnp.maximum, entries, jnp.zeros((), v.dtype))
+    exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
+    size = jnp.ldexp(jnp.ones_like(largest), exponent)
+    unit = [leaf / size.astype(leaf.dtype) for leaf in gradient]
+    return jax.jvp(lambda w: function(rebuilt(w), x), (weights,), (unit,))[1], size

@@ -1,0 +1,285 @@
+"""Networks of the literature, as plain compositions of layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from lazynet import guards
+from lazynet.models.activations import Relu
+from lazynet.models.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool, Parameterization
+from lazynet.models.model import Model, residual, serial
+
+__all__ = ["cnn", "cntk", "mlp", "myrtle", "resnet18", "two_layer", "vgg11", "wide_resnet"]
+
+SQRT2 = math.sqrt(2.0)
+MYRTLE_CONVOLUTIONS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
+
+
+def two_layer(width: int, outputs: int = 1, *, activation: Model | None = None, b_std: float | None = None) -> Model:
+    """Two-layer network `f(x) = sum_j a_j phi(b_j . x)`, the smallest model that is lazy or not.
+
+    Args:
+        width: Number of hidden units.
+        outputs: Number of outputs.
+        activation: phi; Relu by default.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = two_layer(100)
+        >>> x = jnp.ones((4, 3))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (4, 1)
+    """
+    return mlp((width,), outputs, activation=activation, b_std=b_std)
+
+
+def mlp(
+    widths: Sequence[int],
+    outputs: int = 1,
+    *,
+    activation: Model | None = None,
+    W_std: float = SQRT2,
+    b_std: float | None = None,
+) -> Model:
+    """Fully connected network `Dense, phi, ..., Dense, phi, Dense(outputs)`.
+
+    Args:
+        widths: Width of each hidden layer.
+        outputs: Number of outputs of the linear head.
+        activation: Layer after each hidden Dense; Relu by default.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = mlp((32, 32), 10, b_std=0.1)
+        >>> sorted(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 64))))
+        ['0_Dense', '2_Dense', '4_Dense']
+    """
+    activation = Relu() if activation is None else activation
+    _check_widths("mlp", widths)
+    hidden = [layer for width in widths for layer in (Dense(width, W_std, b_std), activation)]
+    return serial(*hidden, Dense(outputs, W_std, b_std), name="mlp")
+
+
+def cnn(
+    widths: Sequence[int],
+    outputs: int = 10,
+    *,
+    strides: Sequence[int] | None = None,
+    activation: Model | None = None,
+    W_std: float = SQRT2,
+    b_std: float | None = None,
+) -> Model:
+    """Convolutional network `Conv 3x3 SAME, phi, ..., GlobalAvgPool, Dense(outputs)`.
+
+    Args:
+        widths: Channels of each convolution.
+        outputs: Number of outputs of the linear head.
+        strides: Stride of each convolution; 1 by default.
+        activation: Layer after each convolution; Relu by default.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If the numbers of widths and strides differ.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = cnn((8, 16), 10, strides=(2, 2))
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["2_Conv"]["W"].shape
+        (3, 3, 8, 16)
+    """
+    activation = Relu() if activation is None else activation
+    _check_widths("cnn", widths)
+    strides = [1] * len(widths) if strides is None else list(strides)
+    if len(strides) != len(widths):
+        raise ValueError(f"cnn got {len(strides)} strides for {len(widths)} widths, expected one each.")
+    convolutions = [
+        layer
+        for width, stride in zip(widths, strides, strict=True)
+        for layer in (Conv(width, (3, 3), (stride, stride), "SAME", W_std, b_std), activation)
+    ]
+    return serial(*convolutions, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="cnn")
+
+
+def vgg11(
+    outputs: int = 10,
+    *,
+    width: float | int = 1.0,
+    activation: Model | None = None,
+    W_std: float = SQRT2,
+    b_std: float | None = 0.0,
+    parameterization: Parameterization = "ntk",
+) -> Model:
+    """VGG-11 for 32x32 images: eight 3x3 convolutions, five 2x2 max-pools, and one linear layer.
+
+    Args:
+        outputs: Number of outputs of the linear head.
+        width: Factor of all channel numbers (64 to 512).
+        activation: Layer after each convolution; Relu by default.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = vgg11(10, width=1 / 16)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape
+        (3, 3, 3, 4)
+
+    Source: Simonyan and Zisserman (2015), configuration A, without its hidden fully connected layers.
+    """
+    activation = Relu() if activation is None else activation
+    width = guards.number("vgg11 width", width, above=0)
+    layers = []
+    for channels in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
+        if channels == "pool":
+            layers.append(MaxPool((2, 2), (2, 2)))
+        else:
+            features = max(1, round(width * channels))
+            convolution = Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std, parameterization=parameterization)
+            layers += [convolution, activation]
+    head = Dense(outputs, W_std, b_std, parameterization=parameterization)
+    return serial(*layers, Flatten(), head, name="vgg11")
+
+
+def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, b_std: float | None = None) -> Model:
+    """Convolutional network of the CNTK: `depth - 1` times [Conv 3x3 SAME, ReLU], a global average or Flatten, Dense.
+
+    All layers are trained (the reference fixes the first and the last one in its pooled variant).
+
+    Args:
+        depth: Number of layers with weights, at least 2.
+        outputs: Number of outputs of the linear head.
+        width: Channels at finite width.
+        pooled: Global average pooling, or the cheaper and less accurate Flatten.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If `depth` is less than 2.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = jax.eval_shape(cntk(3).init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape, len(params)
+        ((3, 3, 3, 64), 3)
+
+    Source: Arora et al. (2019), section 4.
+    """
+    depth = guards.count("cntk depth", depth, at_least=2, fix="one convolution and the linear head")
+    body = [layer for _ in range(depth - 1) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
+    return serial(*body, GlobalAvgPool() if pooled else Flatten(), Dense(outputs, SQRT2, b_std), name="cntk")
+
+
+def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float | None = None) -> Model:
+    """Myrtle network: three stages of [Conv 3x3 SAME, ReLU], 2x2 average pools between them, a global one at the end.
+
+    Args:
+        depth: 5, 7 or 10 layers with weights.
+        outputs: Number of outputs of the linear head.
+        width: Channels at finite width.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If `depth` is not 5, 7 or 10.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> params = jax.eval_shape(myrtle(5, width=64).init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape, len(params)
+        ((3, 3, 3, 64), 5)
+
+    Source: Shankar et al. (2020), as convolutional networks.
+    """
+    if depth not in tuple(MYRTLE_CONVOLUTIONS):
+        raise ValueError(f"myrtle got depth={depth}, expected 5, 7 or 10.")
+    layers = []
+    for stage, count in enumerate(MYRTLE_CONVOLUTIONS[depth]):
+        layers += [] if stage == 0 else [AvgPool((2, 2), (2, 2))]
+        layers += [layer for _ in range(count) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
+    return serial(*layers, GlobalAvgPool(), Dense(outputs, SQRT2, b_std), name="myrtle")
+
+
+def wide_resnet(
+    blocks: int = 2, outputs: int = 10, *, width: int = 4, W_std: float = 1.0, b_std: float | None = None
+) -> Model:
+    """Wide residual network: three groups of pre-activation blocks with strides 1, 2, 2, without normalization.
+
+    Args:
+        blocks: Blocks in each group.
+        outputs: Number of outputs of the linear head.
+        width: Factor of the channels 16, 32, 64 at finite width.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = wide_resnet(1, width=1)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape
+        (3, 3, 3, 16)
+
+    Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
+    """
+    blocks, width = guards.count("wide_resnet blocks", blocks), guards.count("wide_resnet width", width)
+    convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std)
+    layers = [convolution(16)]
+    for channels, stride in ((16, 1), (32, 2), (64, 2)):
+        layers.append(_block(convolution, width * channels, stride, (3, 3)))
+        layers += [_block(convolution, width * channels, 1, None) for _ in range(blocks - 1)]
+    return serial(*layers, GlobalAvgPool(), Dense(outputs, W_std, b_std), name="wide_resnet")
+
+
+def resnet18(
+    outputs: int = 10,
+    *,
+    width: float | int = 1.0,
+    W_std: float = 1.0,
+    b_std: float | None = None,
+    parameterization: Parameterization = "ntk",
+) -> Model:
+    """ResNet-18 for 32x32 images: four groups of two pre-activation blocks, without normalization.
+
+    Args:
+        outputs: Number of outputs of the linear head.
+        width: Factor of all channel numbers (64 to 512).
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = resnet18(10, width=1 / 16)
+        >>> params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> params["0_Conv"]["W"].shape
+        (3, 3, 3, 4)
+
+    Source: He et al. (2016), in the pre-activation form, which has an infinite-width limit.
+    """
+    width = guards.number("resnet18 width", width, above=0)
+    channels = [max(1, round(width * features)) for features in (64, 128, 256, 512)]
+    convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std, parameterization=parameterization)
+    layers = [convolution(channels[0])]
+    for group, features in enumerate(channels):
+        layers.append(_block(convolution, features, 1 if group == 0 else 2, None if group == 0 else (1, 1)))
+        layers.append(_block(convolution, features, 1, None))
+    head = Dense(outputs, W_std, b_std, parameterization=parameterization)
+    return serial(*layers, GlobalAvgPool(), head, name="resnet18")
+
+
+def _check_widths(name, widths):
+    if isinstance(widths, (str, bytes)) or not hasattr(widths, "__len__"):
+        raise TypeError(f"{name} got widths={widths!r}, expected the width of each layer, for instance (64, 64).")
+
+
+def _block(convolution: Callable[..., Model], features: int, stride: int, shortcut: tuple[int, int] | None) -> Model:
+    """Pre-activation block; `shortcut` is the size of the convolution beside it, None for the identity."""
+    strides = (stride, stride)
+    body = [Relu(), convolution(features, strides=strides), Relu(), convolution(features)]
+    return residual(*body, shortcut=None if shortcut is None else convolution(features, shortcut, strides))

@@ -1,0 +1,52 @@
+"""Facts about the plane of alpha and the width: its two limits, and the smoke run."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+import lazynet as ln
+from experiments import alpha_width_plane as plane
+from experiments.facts import summarize
+from lazynet import dynamics
+
+pytestmark = pytest.mark.extended
+CONFIG = plane.Config(widths=(4, 8), alphas=(0.1, 1.0, 10.0, 100.0, math.inf), seeds=2, n_train=20, n_test=30, steps=40)
+
+
+def test_linearized_networks_follow_the_exact_descent_of_their_empirical_kernels():
+    train, test = plane.load_data(CONFIG)
+    outputs = plane.train_cell(CONFIG, train, test, 0.05, 8, math.inf)
+    model = plane.build(CONFIG, 8)
+    for key, found in zip(jax.random.split(jax.random.key(0), 2), outputs, strict=True):
+        params = model.init(key, train.x)
+        ntk, cross = (ln.empirical_ntk(model.apply, params, *x) for x in ((train.x,), (test.x, train.x)))
+        settings = dict(learning_rate=0.05, momentum=CONFIG.momentum, save_at=[CONFIG.steps])
+        solution = dynamics.solve_descent(ntk, train.y, **settings)
+        np.testing.assert_allclose(
+            found, dynamics.kernel_outputs(cross, solution.coefficients)[-1], rtol=1e-9, atol=1e-11
+        )
+
+
+def test_the_distance_to_the_linearized_model_vanishes_there_and_falls_like_one_over_alpha():
+    train, test = plane.load_data(CONFIG)
+    limit, rate = plane.infinite_width(CONFIG, train, test)
+    cells = [(width, alpha) for width in CONFIG.widths for alpha in CONFIG.alphas]
+    outputs = {cell: plane.train_cell(CONFIG, train, test, rate, *cell) for cell in cells}
+    measured = plane.measure(CONFIG, outputs, limit, test)
+    assert (measured["to_linearized"][:, :, -1] == 0).all() and (measured["to_kernel"] > 0).all()
+    summary = summarize(list(plane._facts(CONFIG, measured)))
+    slopes = [value for key, value in summary.items() if key.startswith("slope/to_linearized")]
+    np.testing.assert_allclose(slopes, -1, atol=0.15)
+
+
+def test_a_run_computes_a_cell_once(tmp_path, monkeypatch):
+    from rich.console import Console
+
+    first = plane.run(CONFIG, tmp_path, Console(quiet=True))
+    monkeypatch.setattr(plane, "train_cell", lambda *cell: pytest.fail(f"{cell[-2:]} is computed again"))
+    assert plane.run(CONFIG, tmp_path, Console(quiet=True)) == first
+    assert (tmp_path / "figures" / "alpha_width_plane.png").stat().st_size > 10_000
