@@ -166,7 +166,7 @@ class PerFunction:
                 # jax remembers by the identity of what it compiles, hence a new object
                 self._compiled[name] = jax.jit(functools.partial(self._program), **self._options)
             self._compiled.move_to_end(name)
-            if len(self._compiled) > LAST:
+            while len(self._compiled) > LAST:
                 self._compiled.popitem(last=False)
             return self._compiled[name]
 
@@ -181,6 +181,13 @@ class PerFunction:
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """`jax.jit(program).trace`."""
         return self.of(*args).trace(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """Shapes of the value. `jax.eval_shape` of this object would hold what is compiled for these functions.
+
+        It keeps the traced program as long as the object that it traced lives, and that program keeps its executable.
+        """
+        return self.of(*args).eval_shape(*args, **kwargs)
 
     def _cache_size(self) -> int:
         return sum(compiled._cache_size() for compiled in self._compiled.values())

@@ -335,7 +335,7 @@ def _check_part(objective, params, data, name):
         check_data(data, name)
         check_labels(objective.loss, data.y, f"{name}.y")
     x, y = (jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)) for a in data)
-    jax.eval_shape(_loss_and_accuracy, objective, params, Data(x, y))
+    _loss_and_accuracy.eval_shape(objective, params, Data(x, y))
 
 
 def _pair(resume):

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 import lazynet as ln
 from lazynet import programs
 from lazynet.programs import PerFunction, fingerprint, program
-from lazynet.training import step
+from lazynet.training import loop, step
 
 ROOT = Path(__file__).resolve().parents[2]
 X = np.arange(3.0)
@@ -159,24 +159,47 @@ def test_what_was_compiled_for_the_last_functions_stays(monkeypatch):
     assert sum(one() is not None for one in held) <= 2
 
 
+def _executables():
+    gc.collect()
+    return len(jax.devices()[0].client.live_executables())
+
+
 def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(monkeypatch):
     monkeypatch.setattr(programs, "LAST", 3)
     data = ln.Data(jnp.eye(2), jnp.ones((2, 1)))
-    for rate in np.linspace(0.1, 0.5, 5):
+    alive = []
+    for rate in np.linspace(0.1, 0.5, 7):
         goal = ln.objective(lambda w, x: x @ w, ln.mse)
         curve = ln.train(goal, jnp.zeros((2, 1)), data, optax.sgd(rate), key=jax.random.key(0), save_at=[1])
         np.testing.assert_allclose(curve.params, np.full((2, 1), rate / 2), rtol=1e-12)
-    assert len(step._step._compiled) == 3
+        alive.append(_executables())
+    assert len(step._step._compiled) == len(loop._loss_and_accuracy._compiled) == 3
+    assert alive[3:] == alive[3:4] * 4
+
+
+def test_shapes_of_a_function_that_is_gone_hold_nothing_that_was_compiled(monkeypatch):
+    monkeypatch.setattr(programs, "LAST", 1)
+    squared = PerFunction(lambda function, x: function(x))
+    alive = []
+    for _ in range(4):
+        function = Partial(_power(2))
+        assert squared.eval_shape(function, X).shape == squared(function, X).shape == (3,)
+        alive.append(_executables())
+    assert alive[1:] == alive[1:2] * 3
 
 
 GROWTH = """
-import gc, sys, jax, numpy as np
+import gc, sys, jax, optax, numpy as np
 import lazynet as ln
 x = np.random.default_rng(0).normal(size=(30, 6)).astype(np.float32)
 def network(i):
     return ln.serial(ln.Dense(4, 1.1 + i * float(sys.argv[1]), 0.1), ln.Relu(), ln.Dense(2))
 def analytic(model):
     ln.analytic_kernel(model, x)
+def training(model):
+    params, data = model.init(jax.random.key(0), x), ln.Data(x, x[:, :2])
+    goal = ln.objective(lambda params, x: model.apply(params, x), ln.mse)
+    ln.train(goal, params, data, optax.sgd(0.1), key=jax.random.key(0), save_at=[1])
 def empirical(model):
     ln.empirical_ntk(model.apply, model.init(jax.random.key(0), x), x[:4], outputs="trace")
 call = globals()[sys.argv[3]]
@@ -199,7 +222,7 @@ print(*(after - earlier for earlier, after in zip(before, held())))
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts memory maps by what Linux tells")
 @pytest.mark.parametrize(
     ("difference", "models", "what"),
-    [("0", 600, "analytic"), ("1e-3", 300, "analytic"), ("0", 60, "empirical")],
+    [("0", 600, "analytic"), ("1e-3", 300, "analytic"), ("0", 60, "empirical"), ("0", 60, "training")],
 )
 def test_networks_built_in_a_loop_leave_memory_maps_and_memory_flat(difference, models, what):
     command = [sys.executable, "-c", GROWTH, difference, str(models), what]
