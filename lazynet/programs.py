@@ -264,18 +264,18 @@ def _shared(new, leaves):
 
 def _named(traced, text):
     # Where constants are arguments of a program (JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS), its text lacks their values.
-    values = [digest(*_closed_over(traced.jaxpr))] if "jax.const" in text else []
+    values = [digest(*closed_over(traced.jaxpr))] if "jax.const" in text else []
     return hashlib.sha256("".join([text, *values]).encode()).hexdigest()
 
 
-def _closed_over(jaxpr: Any) -> Iterator[Any]:
+def closed_over(jaxpr: Any) -> Iterator[Any]:
     """Arrays in a program, also in the programs it calls, in the order of their use."""
     yield from map(_values, getattr(jaxpr, "consts", ()))
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield from (_values(v.val) for v in equation.invars if hasattr(v, "val"))
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
             if _is_program(inner):
-                yield from _closed_over(inner)
+                yield from closed_over(inner)
 
 
 def _values(array: Any) -> np.ndarray:

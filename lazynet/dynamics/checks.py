@@ -15,14 +15,14 @@ def targets(data):
     return data.y
 
 
-def check_targets(kernel, y, f0):
+def check_targets(kernel, y, f0, name="y"):
     """Targets and initial outputs in float64, after checking that they and a kernel that is formed belong together."""
-    y = np.asarray(guards.numbers("y", y), np.float64)
+    y = np.asarray(guards.numbers(name, y), np.float64)
     if y.ndim != 2 or not y.size:
         raise ValueError(
-            f"targets of shape {y.shape}, expected [n, k], not empty: reshape scalar targets by y[:, None]."
+            f"{name}: targets of shape {y.shape}, expected [n, k], not empty: reshape scalar targets by y[:, None]."
         )
-    guards.finite("y", y)
+    guards.finite(name, y)
     if isinstance(kernel, Eigen):
         _check_eigen(kernel, *y.shape)
     elif kernel is not None and not callable(kernel):

@@ -243,7 +243,7 @@ def ensemble_law(
     """`trained_ensemble` by the decomposition of the kernel that trains; the ridge is noise of the start f(0)."""
     _check_decoupled("cross.ntk", cross.ntk, (len(np.atleast_1d(cross.nngp)), len(y)))
     check_finite_kernel("cross.ntk", cross.ntk)
-    _check_blocks(nngp, cross.nngp, prior, y)
+    _check_blocks(nngp, cross.nngp, prior, y, "cross.nngp")
     filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
     shared = filters @ (eigen.vectors.T @ np.asarray(cross.nngp, np.float64).T)
     start = eigen.vectors.T @ symmetric(nngp) @ eigen.vectors + ridge * np.eye(len(y))
@@ -261,15 +261,16 @@ def _check_gram(name, kernels):
         )
 
 
-def _check_blocks(nngp, cross, prior, y):
+def _check_blocks(nngp, cross, prior, y, name="cross"):
     """The blocks of one covariance matrix, of training inputs and inputs wanted."""
     if isinstance(nngp, Eigen):
         raise TypeError("nngp got an eigendecomposition, expected the kernel: pass the matrix itself.")
-    n, m = len(y), len(np.atleast_1d(guards.numbers("cross", cross)))
+    n, m = len(y), len(np.atleast_1d(guards.numbers(name, cross)))
     _check_decoupled("nngp", nngp, (n, n))
-    _check_decoupled("cross", cross, (m, n))
+    _check_decoupled(name, cross, (m, n))
     _check_decoupled("prior", prior, (m, m))
-    check_finite_kernel("cross", cross)
+    check_finite_kernel(name, cross)
+    check_finite_kernel("prior", prior)
     check_symmetric(prior)
 
 

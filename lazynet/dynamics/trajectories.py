@@ -124,20 +124,8 @@ def gradient_descent(
         >>> curve.metrics["train_loss"].tolist()  # (1/2) (1 - lr/n)^(2s)
         [0.5, 0.125, 0.03125]
     """
-    guards.concrete(
-        "gradient_descent",
-        ntk,
-        targets(data),
-        learning_rate,
-        momentum,
-        save_at,
-        key,
-        f0,
-        cross,
-        test,
-        f0_test,
-        tolerance,
-    )
+    values = (ntk, targets(data), learning_rate, momentum, save_at, key, f0, cross, test, f0_test, tolerance)
+    guards.concrete("gradient_descent", *values)
     step = check_steps(save_at)
     learning_rate = guards.rate(learning_rate)
     momentum = guards.momentum(momentum)
@@ -202,7 +190,7 @@ def _check_test(data, f0, cross, test, f0_test, loss):
             "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
         )
     n, k = check_targets(None, data.y, None)[0].shape
-    y, _ = check_targets(None, targets(test), f0_test)
+    y, _ = check_targets(None, targets(test), f0_test, "test.y")
     if y.shape[1] != k:
         raise ValueError(f"test.y of shape {y.shape}, expected {k} outputs like the training targets.")
     check_labels(loss, y, "test.y")

@@ -57,7 +57,7 @@ with unfinished(Path(sys.argv[1])) as made:
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
 def test_a_folder_that_a_living_process_is_making_stays_and_that_of_a_killed_one_goes(tmp_path):
     command = [sys.executable, "-c", HOLDING, str(tmp_path / "store")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
     name = process.stdout.readline().strip()
     _stored(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", name]

@@ -532,8 +532,8 @@ EXEMPT = {
         "AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten Identity Relu Abs Gelu Sigmoid_like "
         "SiLU Softplus Swish Tanh"
     ),
-    "combinators of models, which refuse what is no model in their own tests": (
-        "serial parallel residual symmetrize freeze remat gated"
+    "combinators of models and functions, which refuse what is none in their own tests": (
+        "serial parallel residual symmetrize freeze remat gated trees.as_partial"
     ),
     "names of neural-tangents around functions that have rows": (
         "empirical_ntk_fn empirical_nngp_fn empirical_ntk_vp_fn empirical_kernel_fn "

@@ -15,6 +15,7 @@ from draws import initial, normal
 from marks import extended
 
 import lazynet as ln
+from lazynet import programs
 from lazynet.kernels.empirical import contraction, empirical_ntk, rows
 from lazynet.kernels.empirical.jacobians import chosen_names
 from lazynet.kernels.empirical.memory import peak_bytes, plan
@@ -182,7 +183,7 @@ def test_a_store_does_not_answer_for_a_network_with_a_frozen_layer(tmp_path):
 def test_arrays_that_a_program_holds_are_found_at_any_depth():
     inner = jnp.arange(3.0)
     program = jax.make_jaxpr(lambda x: jax.jit(lambda x: jax.lax.scan(lambda c, _: (c * inner, None), x, None, 2))(x))
-    found = [np.asarray(value) for value in rows.constants(program(inner)) if np.ndim(value)]
+    found = [np.asarray(value) for value in programs.closed_over(program(inner)) if np.ndim(value)]
     assert any(np.array_equal(value, inner) for value in found)
 
 
@@ -197,7 +198,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 sys.path[:0] = [{root!r}, {tests!r}, {support!r}]
 import numpy as np
-from lazynet.empirical import empirical_ntk, rows
+from lazynet.kernels.empirical import empirical_ntk, rows
 from test_empirical_memory import MODEL, PARAMS, X
 assert len(jax.local_devices()) == 4
 np.save({whole!r}, empirical_ntk(MODEL.apply, PARAMS, X, tile=2))

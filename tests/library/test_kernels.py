@@ -376,10 +376,10 @@ def test_samples_of_half_precision_and_of_networks_that_end_in_images_are_right(
 WRITER = """
 import jax, numpy as np, sys
 jax.config.update("jax_enable_x64", True)
-from lazynet.activations import Relu
+from lazynet.models.activations import Relu
 from lazynet.kernels import analytic_kernel
-from lazynet.layers import Dense
-from lazynet.model import serial
+from lazynet.models.layers import Dense
+from lazynet.models.model import serial
 x = np.random.default_rng(0).normal(size=(60, 6))
 model = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
 print("ready", flush=True)
@@ -439,10 +439,10 @@ def test_tiles_fit_the_memory_given_to_them():
 
 PEAK = """
 import resource, sys, numpy as np
-from lazynet.activations import Relu
+from lazynet.models.activations import Relu
 from lazynet.kernels import analytic_kernel
-from lazynet.layers import Dense
-from lazynet.model import serial
+from lazynet.models.layers import Dense
+from lazynet.models.model import serial
 model = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
 x = np.random.default_rng(0).normal(size=(4000, 6)).astype(np.float32)
 analytic_kernel(model, x[:1000])
@@ -553,9 +553,9 @@ def test_a_store_knows_a_network_by_the_arrays_that_it_closes_over(setting, tmp_
 DEVICES = """
 import jax, numpy as np
 import lazynet.kernels
-from lazynet.activations import Relu
-from lazynet.layers import Dense
-from lazynet.model import serial
+from lazynet.models.activations import Relu
+from lazynet.models.layers import Dense
+from lazynet.models.model import serial
 used, assemble = set(), lazynet.kernels.analytic.assemble
 def recorded(compute, *rest, **options):
     return assemble(lambda device, tile: used.add(device.id) or compute(device, tile), *rest, **options)

@@ -123,7 +123,7 @@ def test_moves_and_mirrors_are_uniform():
 
 
 def test_negative_padding_is_refused():
-    with pytest.raises(ValueError, match="padding=-1"):
+    with pytest.raises(ValueError, match="padding got -1, expected"):
         crop_and_flip(KEY, IMAGES, padding=-1)
 
 
