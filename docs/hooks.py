@@ -123,6 +123,22 @@ def public_names() -> str:
     return table(["name", "module", "what it is"], rows)
 
 
+def accuracies(name: str) -> str:
+    """Train and test accuracy against epochs of the stored runs `docs/data/NAME.json`, one pair of columns a scale."""
+    runs = read(name)["runs"]
+    epochs = max((run["curves"]["epoch"] for run in runs.values()), key=len)
+    header = ["epoch", *(f"alpha = {alpha}, train (test) %" for alpha in runs)]
+    rows = []
+    for i, epoch in enumerate(epochs):
+        row = [str(epoch)]
+        for run in runs.values():
+            known = i < len(run["curves"]["epoch"])
+            values = [100 * run["curves"][key][i] for key in ("train_accuracy", "test_accuracy")] if known else []
+            row.append("{:.1f} ({:.1f})".format(*values) if known else "-")
+        rows.append(row)
+    return table(header, rows)
+
+
 def documented_modules() -> list[str]:
     """The modules whose names the reference pages show."""
     pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -162,6 +178,6 @@ def _images(captions):
 
 GENERATORS = {
     "theory_table": lambda: table(["experiment", "fact", "expected", "measured"], theory_rows()),
-    **{each.__name__: each for each in (facts, experiment_table, experiment_sections, public_names)},
+    **{each.__name__: each for each in (accuracies, facts, experiment_table, experiment_sections, public_names)},
     **{each.__name__: each for each in (benchmark_sections, benchmark_tables)},
 }
