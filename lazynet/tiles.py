@@ -91,6 +91,7 @@ def assemble(
     *,
     mirror: Mirror | None,
     progress: bool = False,
+    check: Callable[[Mapping[str, Any]], None] = lambda blocks: None,
 ) -> Mapping[str, np.ndarray]:
     """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
 
@@ -105,6 +106,7 @@ def assemble(
         store: Where the tiles go.
         mirror: For a symmetric matrix, the order of axes that turns a block into its mirror image, for each name.
         progress: Whether to show a progress bar with the time left.
+        check: Called with the blocks of each tile computed, raises an error for those that are not to be written.
 
     Returns:
         The matrices of the store; maps of files are read-only, since what is written into them is in the file.
@@ -123,6 +125,7 @@ def assemble(
     with _bar(len(missing), progress) as advance:
         with tile_advice(max(len(rows) for rows, _ in every)):
             for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
+                check(blocks)
                 _write(target, every, index, blocks, mirror)
                 advance()
     if turns > 1:

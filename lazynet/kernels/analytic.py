@@ -69,7 +69,8 @@ def analytic_kernel(
 
     Raises:
         ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit (named), a network that
-            ends in an image, a tile that does not fit the memory, or a store of another kernel.
+            ends in an image, a tile that does not fit the memory, a store of another kernel, or a kernel that is not
+            finite (a tile of which is not stored).
         TypeError: For inputs that are no arrays of floating point, a model that is none, or an option of a wrong type.
         MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to pass.
 
@@ -98,7 +99,9 @@ def analytic_kernel(
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
     if max(sides) <= side and store is None:
         with tile_advice(max(sides)):
-            return _known(jax.block_until_ready(_computed(model, x1, x2)))
+            gram = jax.block_until_ready(_computed(model, x1, x2))
+            _check_known(gram._asdict())
+            return gram
     return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
 
 
@@ -142,16 +145,23 @@ def monte_carlo_kernel(
     return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
 
 
-def _known(gram):
-    """The kernel, which is NaN where a quadrature was not accurate or values left the range of the dtype."""
-    for name, values in gram._asdict().items():
-        if not is_traced(values) and bool(jnp.any(jnp.isnan(values))):
+def _check_known(matrices):
+    """Refuses NaN, which a kernel is where a quadrature was not accurate, and values out of the range of the dtype."""
+    for name, values in matrices.items():
+        if is_traced(values):
+            continue
+        extremes = np.array([values.min(), values.max()])  # which take no memory, and are NaN if one value is
+        if np.isnan(extremes).any():
             raise ValueError(
                 f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
                 "have kinks that are not named (elementwise(fn, kinks=(...))), or grow or turn too fast for the "
                 "variances here (use smaller inputs or W_std); else values left the range of the dtype (use float64)."
             )
-    return gram
+        if np.isinf(extremes).any():
+            raise ValueError(
+                f"kernel has {extremes[np.isinf(extremes)][0]} ({name}), expected finite values: they left the range "
+                f"of {values.dtype}; use smaller inputs or W_std, or float64 (jax_enable_x64)."
+            )
 
 
 def _computed(model, x1, x2):
@@ -230,7 +240,9 @@ def _tiled(model, x1, x2, side, store, progress):
     identity = {} if store is None else _identity(model, x1, x2, side)
     target = open_store(store, shapes, x1.dtype, len(every), identity)
     mirror = dict.fromkeys(Gram._fields, (1, 0)) if symmetric else None
-    return Gram(**assemble(compute, every, target, mirror=mirror, progress=progress))
+    matrices = assemble(compute, every, target, mirror=mirror, progress=progress, check=_check_known)
+    _check_known(matrices)  # of tiles found in the store too
+    return Gram(**matrices)
 
 
 def _identity(model, x1, x2, side):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from draws import normal
-from marks import extended
+from marks import extended, extended_but
 from scipy import integrate
 from scipy.special import ndtr
 
@@ -98,6 +98,62 @@ def network(phi, W_std=1.3, depth=1):
     return ln.serial(*[layer for _ in range(depth) for layer in (ln.Dense(1, W_std, 0.2), phi)], ln.Dense(1, W_std))
 
 
+WIDE = {"Tanh": ln.Tanh(), "Softplus": ln.Softplus(), "SiLU": ln.SiLU(), "Elu": ln.Elu(0.7)}
+WIDTH = 64
+
+
+def assert_limit(model, x1, x2, n_samples):
+    """Networks of finite width have the kernel of the limit, up to standard errors and the bias of order 1/width."""
+    mean, error = ln.monte_carlo_kernel(model, jax.random.key(0), x1, x2, n_samples=n_samples)
+    for got, spread, limit in zip(mean, error, ln.analytic_kernel(model, x1, x2), strict=True):
+        assert np.all(np.abs(got - limit) < 4.5 * spread + 2 / WIDTH * np.max(np.abs(limit)))
+        assert np.all(spread < 0.2 * np.max(np.abs(limit)))
+
+
+@pytest.mark.parametrize("name", extended_but(WIDE, "Elu"))
+def test_a_layer_of_random_units_has_the_kernel_of_its_limit(name):
+    weights, biases = 1.3 * normal(1, 4, 30_000) / 2, 0.2 * normal(2, 30_000)
+    first = 1.3**2 * X[:2] @ X[:2].T / 4 + 0.2**2
+    z = X[:2] @ weights + biases[None]
+    units = jax.jvp(lambda z: WIDE[name].apply({}, z), (z,), (jnp.ones_like(z),))
+    value, slope = (np.einsum("iu,ju->iju", h, h) * 1.3**2 for h in units)
+    gram = ln.analytic_kernel(network(WIDE[name]), X[:2])
+    for draws, limit in ((value, gram.nngp), (value + np.asarray(first)[..., None] * slope, gram.ntk)):
+        spread = draws.std(-1) / draws.shape[-1] ** 0.5
+        assert np.all(np.abs(draws.mean(-1) - limit) < 4.5 * spread)
+        assert np.all(spread < 0.02 * np.max(limit))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", WIDE)
+def test_deep_networks_of_finite_width_agree_with_their_limit(name):
+    hidden = ln.serial(ln.Dense(WIDTH, 1.3, 0.2), WIDE[name], ln.Dense(WIDTH, 1.3, 0.2), WIDE[name])
+    assert_limit(ln.serial(hidden, ln.Dense(1, 1.3)), X[:2], X[2:], 64)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", [*WIDE, "elementwise"])
+def test_image_networks_of_finite_width_agree_with_their_limit(name):
+    phi = WIDE[name] if name in WIDE else ln.elementwise(lambda z: jnp.cos(z) * z)
+    convolution = ln.Conv(WIDTH, (3, 3), (1, 1), "SAME", 1.3, 0.2)
+    model = ln.serial(convolution, phi, convolution, phi, ln.GlobalAvgPool(), ln.Dense(1, 1.3))
+    assert_limit(model, normal(3, 2, 4, 4, 3), normal(4, 1, 4, 4, 3), 48)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", ["Tanh", "Elu"])
+def test_functions_by_nodes_have_the_kernels_of_layers_also_on_images(name):
+    layers, functions = (
+        [ln.Conv(1, (2, 2), (1, 1), "SAME", 1.3, 0.2), phi, ln.Conv(1, (2, 2), (2, 2), "VALID"), phi, ln.Flatten()]
+        for phi in (WIDE[name], ln.elementwise(lambda z: WIDE[name].apply({}, z), kinks=(0,) * (name == "Elu")))
+    )
+    one, other = (
+        ln.analytic_kernel(ln.serial(*parts, ln.Dense(1)), normal(3, 2, 4, 4, 3)) for parts in (layers, functions)
+    )
+    np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-8)
+    np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-8)
+
+
 TRACED = {
     "elementwise": lambda a: ln.elementwise(lambda z: jnp.tanh(a * z)),
     "elementwise with kinks": lambda a: ln.elementwise(lambda z: jnp.where(z > 0, a * z, jnp.sin(z)), kinks=(0,)),
@@ -110,13 +166,12 @@ TRACED = {
     "Rbf": lambda a: ln.Rbf(a),
     "Elu": lambda a: ln.Elu(a),
 }
-QUICK = ("elementwise", "Sin", "LeakyRelu")
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else extended(name) for name in TRACED])
+@pytest.mark.parametrize("name", extended_but(TRACED, "LeakyRelu"))
 def test_kernels_are_differentiated_by_the_parameters_of_activations(name):
     def total(a):
-        gram = ln.analytic_kernel(network(TRACED[name](a)), X)
+        gram = ln.analytic_kernel(network(TRACED[name](a)), X[:2])
         return jnp.sum(gram.ntk) + jnp.sum(gram.nngp)
 
     slope = (total(0.5 + 1e-5) - total(0.5 - 1e-5)) / 2e-5
@@ -129,7 +184,7 @@ def test_kernels_are_differentiated_by_the_parameters_of_activations(name):
 @pytest.mark.parametrize("name", ["elementwise", "Sin"])
 def test_parameters_of_activations_are_mapped_over(name):
     def total(a):
-        return jnp.sum(ln.analytic_kernel(network(TRACED[name](a)), X).ntk)
+        return jnp.sum(ln.analytic_kernel(network(TRACED[name](a)), X[:2]).ntk)
 
     grid = jnp.array([0.5, 0.9])
     np.testing.assert_allclose(jax.vmap(jax.grad(total))(grid), [jax.grad(total)(a) for a in grid], rtol=1e-10)
@@ -166,13 +221,57 @@ def test_covariances_beyond_those_that_exist_count_as_the_largest(dual):
     np.testing.assert_allclose(beyond, largest, rtol=1e-12)
 
 
-def test_quadrature_that_is_not_accurate_is_refused():
-    x = jnp.ones((1, 2))
-    for phi in (ln.elementwise(jax.nn.hard_tanh), ln.elementwise(jnp.sign), ln.elementwise(lambda z: jnp.exp(z**2))):
-        with pytest.raises(ValueError, match="kernel has NaN.*kinks"):
-            ln.analytic_kernel(network(phi), x)
-        inside = jax.jit(lambda x, phi=phi: ln.analytic_kernel(network(phi), x).ntk)(x)
-        assert bool(jnp.all(jnp.isnan(inside)))
+INACCURATE = {"hard tanh": jax.nn.hard_tanh, "sign": jnp.sign, "exp of a square": lambda z: jnp.exp(z**2)}
+
+
+@pytest.mark.parametrize("name", extended_but(INACCURATE, "hard tanh"))
+def test_a_quadrature_that_is_not_accurate_is_refused(name):
+    with pytest.raises(ValueError, match="kernel has NaN.*kinks"):
+        ln.analytic_kernel(network(ln.elementwise(INACCURATE[name])), jnp.ones((1, 2)))
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", INACCURATE)
+def test_under_jit_a_quadrature_that_is_not_accurate_is_nan(name):
+    model = network(ln.elementwise(INACCURATE[name]))
+    inside = jax.jit(lambda x: ln.analytic_kernel(model, x).ntk)(jnp.ones((1, 2)))
+    assert bool(jnp.all(jnp.isnan(inside)))
+
+
+LARGE = np.array([[0.1, 0.2], [0.2, 0.1], [1e25, 1e25]], np.float32)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_tiles_out_of_range_are_refused_and_not_stored(stored, tmp_path):
+    store = tmp_path / "store" if stored else None
+    with pytest.raises(ValueError, match="kernel has inf .* left the range of float32; use smaller"):
+        ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=store)
+    if stored:
+        done = np.load(store / "done.npy")
+        assert done[0] != 0 and done[1] == 0
+        assert np.isfinite(np.load(store / "ntk.npy")).all()
+    assert np.isfinite(ln.analytic_kernel(network(ln.Relu()), LARGE[:2], tile=1).ntk).all()
+
+
+def test_one_tile_out_of_range_is_refused():
+    with pytest.raises(ValueError, match="kernel has inf"):
+        ln.analytic_kernel(network(ln.Relu()), LARGE)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("stored", [False, True])
+def test_tiles_of_a_quadrature_that_is_not_accurate_are_refused(stored, tmp_path):
+    with pytest.raises(ValueError, match="kernel has NaN.*kinks"):
+        store = tmp_path / "store" if stored else None
+        ln.analytic_kernel(network(ln.elementwise(jnp.sign)), X[:2], tile=1, store=store)
+
+
+def test_a_finished_store_of_what_is_not_finite_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lazynet.kernels.analytic._check_known", lambda matrices: None)
+    assert np.isinf(ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store").ntk).any()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="kernel has inf"):
+        ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store")
 
 
 def test_functions_without_values_for_some_numbers_are_refused():
@@ -181,7 +280,8 @@ def test_functions_without_values_for_some_numbers_are_refused():
             ln.analytic_kernel(network(ln.elementwise(fn)), X)
 
 
-@pytest.mark.parametrize("degree", [1, extended(50), extended(400)])
+@pytest.mark.extended
+@pytest.mark.parametrize("degree", [1, 50, 400])
 def test_the_degree_of_a_quadrature_is_only_where_it_begins(degree):
     one, other = (ln.analytic_kernel(network(ln.elementwise(jnp.tanh, degree=d)), X[:2]) for d in (degree, None))
     np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-9)
