@@ -254,7 +254,7 @@ def _shared(new, leaves):
     # Values that an outer transformation traces (a W_std in grad) are arguments of the program, not of its text.
     if len(traced.jaxpr.jaxpr.invars) > len(leaves) or is_traced(traced.jaxpr.consts):
         return new
-    if sum(array.nbytes for array in _closed_over(traced.jaxpr)) > COMPARED:
+    if sum(array.nbytes for array in closed_over(traced.jaxpr)) > COMPARED:
         return new
     text = traced.lower().as_text()
     if "callback" in text:  # Python functions are named by addresses, which are used again
