@@ -80,7 +80,11 @@ def number(
     """
     if is_traced(value):
         return value
-    bounds = [(">", above, operator.gt), (">=", at_least, operator.ge), ("<", below, operator.lt)]
+    bounds: list[tuple[str, Any, Any]] = [
+        (">", above, operator.gt),
+        (">=", at_least, operator.ge),
+        ("<", below, operator.lt),
+    ]
     bounds = [bound for bound in [*bounds, ("<=", at_most, operator.le)] if bound[1] is not None]
     words = " and ".join(f"{sign} {limit:g}" for sign, limit, _ in bounds)
     expected = f"a {'' if or_inf else 'finite '}number {words}".rstrip() + " or inf" * or_inf

@@ -100,7 +100,8 @@ def recipe(maker: Maker) -> Maker:
         if not isinstance(result, tuple):
             return _unique(result, made, None, key)
         functions = [_unique(value, made, place, key) for place, value in enumerate(result)]
-        return type(result)(*functions) if hasattr(result, "_fields") else tuple(functions)
+        record: Any = type(result)
+        return record(*functions) if hasattr(result, "_fields") else tuple(functions)
 
     return make  # pyright: ignore[reportReturnType]
 

@@ -68,7 +68,8 @@ def piecewise_dual(fn: Callable[[Array], Array], kinks: Sequence[float | int], d
     def diagonal(q):
         unknown = side(q)[1] == len(levels)
         moments = [_mean(squared(h), q, kinks, FINE) for h in (fn, derivative(fn))]
-        return tuple(jnp.where(unknown, jnp.nan, moment) for moment in moments)
+        value, slope = (jnp.where(unknown, jnp.nan, moment) for moment in moments)
+        return value, slope
 
     return Dual(side, pair, diagonal)
 

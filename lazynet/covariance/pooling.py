@@ -32,14 +32,15 @@ def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
 
     def plane(p, q, done):
         def part(e, like=None):
-            at = [(s * d + x + 2 * c) % c for d, s, x, c in zip((p, q), window.strides, e, fine.canvas, strict=True)]
+            moved = zip((p, q), window.strides, e, fine.canvas, strict=True)
+            row, column = ((s * d + x + 2 * c) % c for d, s, x, c in moved)
             masks = [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, (p, q), strict=True)]
-            rows = fine.rows(*at)
+            rows = fine.rows(row, column)
 
             def pooled():
-                return [optional(slide, a, taps, masks, canvas) for a in below(*at, {**rows})]
+                return [optional(slide, a, taps, masks, canvas) for a in below(row, column, {**rows})]
 
-            return guarded(pooled, at[0], like)
+            return guarded(pooled, row, like)
 
         nothing = zeros(lambda: part(jnp.zeros(2, jnp.int32)))
         moves = jnp.asarray(_moves(window), jnp.int32)

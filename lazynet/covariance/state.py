@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,11 @@ class Side(NamedTuple):
     moments: Callable[[], Moments]
     pairs: Planes | None = None
 
+    @property
+    def planes(self) -> Planes:
+        """The covariances between the positions of images."""
+        return cast(Planes, self.pairs)
+
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
@@ -160,12 +165,12 @@ class Kernel:
         """The state after means over windows that move together at both positions."""
         before = self.own.moments
         moments = once(lambda: Moments(*_each(lambda a: moving_mean(a, window), before())))
-        own = Side(moments, self.own.pairs.window(window))
+        own = Side(moments, self.own.planes.window(window))
         return self.replace(cross=self.cross.window(window), own=own)
 
     def pool(self, window: Window, scale: float) -> Kernel:
         """The state after sums over windows that move apart, times `scale` for each of the two."""
-        pairs = self.own.pairs.pool(window, scale)
+        pairs = self.own.planes.pool(window, scale)
         own = Side(once(lambda: Moments(*variances(pairs))), pairs)
         return self.replace(cross=self.cross.pool(window, scale), own=own)
 
@@ -182,7 +187,7 @@ class Kernel:
         def scaled(pair):
             return _each(lambda a: scale**2 * a, pair)
 
-        pairs = self.own.pairs
+        pairs = self.own.planes
         pooled = once(lambda: scaled(mean_over_pairs(pairs, each_with_itself(), same=True)))
         own = Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
         return self.replace(cross=self._vectors(scaled(mean_over_pairs(self.cross, self.lanes))), own=own)

@@ -106,20 +106,19 @@ def is_lazy(
     steps = guards.count("steps", steps, fix="nothing moves without a step")
     thresholds = _checked_thresholds(thresholds)
     function, keys = as_partial(apply), jax.random.split(jax.random.key(0) if key is None else key, 3)
-    of_norms = {"iterations": iterations, "restarts": restarts}
-    measured = {"kappa": kappa(function, params, data, key=keys[1], **of_norms)}
+    measured = {"kappa": kappa(function, params, data, key=keys[1], iterations=iterations, restarts=restarts)}
     if learning_rate is None:
         largest = estimate_max_learning_rate(function, params, data.x, key=keys[0], iterations=iterations)
         learning_rate = largest / 2
-    learning_rate = guards.rate(learning_rate)
+    rate = guards.rate(learning_rate)
     trained = params
     for _ in range(steps):
-        trained = _step(function, trained, data, learning_rate)
+        trained = _step(function, trained, data, rate)
     _check_moved(function, trained, params)
     measured["ntk_change"] = float(ntk_change(function, trained, params, data.x, key=keys[2]))
     measured["linearization_gap"] = float(linearization_gap(center(function, params), trained, params, data.x))
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())
-    return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=learning_rate)
+    return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=rate)
 
 
 def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:

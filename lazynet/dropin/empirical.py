@@ -292,7 +292,8 @@ def monte_carlo_kernel_fn(
     """
     guards.key("key", key)
     several = isinstance(n_samples, Iterable) and not isinstance(n_samples, str)
-    counts = {guards.count("n_samples", number) for number in (n_samples if several else [n_samples])}
+    numbers: Any = n_samples if several else [n_samples]
+    counts = {guards.count("n_samples", number) for number in numbers}
     if not counts:
         raise ValueError("n_samples got no number, expected an integer >= 1 or several of them.")
     empirical = empirical_kernel_fn(apply_fn, trace_axes, diagonal_axes, vmap_axes, implementation)

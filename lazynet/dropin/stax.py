@@ -121,7 +121,8 @@ def parallel(*layers: Any) -> Triple:
 
 def repeat(layer: Triple, n: int) -> Triple:
     """`n` copies of a layer, each with its own weights."""
-    return Triple(model.repeat(*_models([layer], "repeat"), n))
+    (one,) = _models([layer], "repeat")
+    return Triple(model.repeat(one, n))
 
 
 def FanOut(num: int) -> Triple:
@@ -399,7 +400,7 @@ def _windows(name, window_shape, strides) -> tuple[Pair, Pair | None]:
     return window, None if strides is None else _pair(name, "strides", strides)
 
 
-def _pair(name, argument, shape) -> Pair:
+def _pair(name, argument, shape: Any) -> Pair:
     is_list = not isinstance(shape, (str, bytes)) and hasattr(shape, "__len__")
     if is_list and len(shape) == 1:
         raise ValueError(
@@ -409,7 +410,8 @@ def _pair(name, argument, shape) -> Pair:
     if not is_list or len(shape) != 2:
         raise ValueError(f"stax.{name} got {argument}={shape!r}, expected (height, width): images are [n, h, w, c].")
     height, width = shape
-    return height, width
+    pair: Any = (height, width)
+    return pair
 
 
 AXES = "batches come first, channels last; move the axes by jnp.moveaxis"

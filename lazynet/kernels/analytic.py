@@ -138,7 +138,9 @@ def monte_carlo_kernel(
         (True, 1.0)
     """
     n_samples = guards.count("n_samples", n_samples, at_least=2, fix="one has no standard error")
-    x1, x2 = (None if x is None else jnp.asarray(x) for x in _inputs(model, x1, x2))
+    first, second = _inputs(model, x1, x2)
+    x1 = jnp.asarray(first)
+    x2 = None if second is None else jnp.asarray(second)
     samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
     stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
     mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))

@@ -33,11 +33,11 @@ def lanczos(
     Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
     """
     q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
-    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), None
+    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), 1.0
     for i in range(steps):
         basis[i] = q
         q = product(q)
-        scale = power_of_two(np.abs(q).max()) if scale is None else scale
+        scale = power_of_two(np.abs(q).max()) if i == 0 else scale
         q = q / scale
         diagonal[i] = basis[i] @ q
         for _ in range(2):

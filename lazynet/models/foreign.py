@@ -107,8 +107,29 @@ def from_neural_tangents(triple: Any) -> Model:
     return layer("neural_tangents", apply, init=init)
 
 
+@contextlib.contextmanager
+def _linen_refusals(name):
+    """Says what a module may not do in a pure call, and the way out, instead of flax's errors."""
+    from flax import errors
+
+    try:
+        yield
+    except errors.InvalidRngError as error:
+        raise ValueError(
+            f"from_flax got {name}, which draws random numbers in its call ({error}); apply(params, "
+            "x) takes no key: drop dropout, or switch it off, for instance from_flax(module, "
+            "deterministic=True) where the module's __call__ has this argument."
+        ) from error
+    except errors.ModifyScopeVariableError as error:
+        raise ValueError(
+            f"from_flax got {name}, which changes state besides its parameters, such as batch_stats ({error}); "
+            "apply(params, x) returns none: use GroupNorm or LayerNorm instead of BatchNorm, or freeze its "
+            "statistics, from_flax(module.bind(variables), train=False) where __call__ has such an argument."
+        ) from error
+
+
 def _from_linen(module: Any, call: dict[str, Any]) -> Model:
-    from flax import errors, linen, traverse_util
+    from flax import linen, traverse_util
 
     affine = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.ConvTranspose)
     name = type(module).__name__
@@ -125,21 +146,8 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
         return {kind: values for kind, values in variables.items() if kind != "params"}
 
     def apply(params, x):
-        try:
-            with _foreign_terms():
-                return module.apply({"params": params, **constants(x.shape[1:], jnp.dtype(x.dtype))}, x, **call)
-        except errors.InvalidRngError as error:
-            raise ValueError(
-                f"from_flax got {name}, which draws random numbers in its call ({error}); apply(params, "
-                "x) takes no key: drop dropout, or switch it off, for instance from_flax(module, "
-                "deterministic=True) where the module's __call__ has this argument."
-            ) from error
-        except errors.ModifyScopeVariableError as error:
-            raise ValueError(
-                f"from_flax got {name}, which changes state besides its parameters, such as batch_stats ({error}); "
-                "apply(params, x) returns none: use GroupNorm or LayerNorm instead of BatchNorm, or freeze its "
-                "statistics, from_flax(module.bind(variables), train=False) where __call__ has such an argument."
-            ) from error
+        with _linen_refusals(name), _foreign_terms():
+            return module.apply({"params": params, **constants(x.shape[1:], jnp.dtype(x.dtype))}, x, **call)
 
     def init(key, x):
         if held is not None:

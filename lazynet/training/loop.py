@@ -334,8 +334,8 @@ def _check_part(objective, params, data, name):
     if name == "test":
         check_data(data, name)
         check_labels(objective.loss, data.y, f"{name}.y")
-    x, y = (jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)) for a in data)
-    _loss_and_accuracy.eval_shape(objective, params, Data(x, y))
+    chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)), data)
+    _loss_and_accuracy.eval_shape(objective, params, chunk)
 
 
 def _pair(resume):

@@ -29,7 +29,7 @@ class Plan(NamedTuple):
 
     Attributes:
         optimizer: With `init` and `update`.
-        batch_size: Examples per step.
+        batch_size: Examples per step; None, all of them, until the data are known.
         microbatches: Parts of a batch that are differentiated one after the other.
         augment: `augment(key, x) -> x`, or None.
         sharding: From `data_parallel()`, or None for a single device.
@@ -40,7 +40,7 @@ class Plan(NamedTuple):
     """
 
     optimizer: Any
-    batch_size: int
+    batch_size: Any
     microbatches: int
     augment: Augment | None
     sharding: NamedSharding | None
