@@ -14,7 +14,7 @@ from lazynet import guards, trees
 from lazynet.models.model import Model, structure
 from lazynet.recipes import recipe
 from lazynet.trees import as_partial
-from lazynet.typing import Apply, Params
+from lazynet.typing import Apply, Array, Params
 
 __all__ = ["ComputeIn", "carried_scale", "compute_in", "largest_alpha", "remat"]
 

@@ -63,7 +63,7 @@ CLOSED = {
     ),
     "tanh by nodes": (quadrature_dual(jnp.tanh), np.tanh, lambda x: 1 / np.cosh(x) ** 2),
 }
-COSTLY = ("elu", "hard tanh")
+COSTLY = "elu", "hard tanh"
 
 
 def values(dual, q1, q2, s, dtype=np.float64):
@@ -73,7 +73,7 @@ def values(dual, q1, q2, s, dtype=np.float64):
 
 
 @pytest.mark.parametrize(("q1", "q2", "s"), [(1.0, 2.0, 0.5), extended(30.0, 9.0, -12.0), extended(0.02, 0.01, 0.005)])
-@pytest.mark.parametrize("name", [extended(name) if name in COSTLY else name for name in CLOSED])
+@pytest.mark.parametrize("name", extended_but(CLOSED, "tanh", "gelu"))
 def test_duals_are_double_integrals_at_small_and_large_variances(name, q1, q2, s):
     dual, f, df = CLOSED[name]
     exact = [mean(f, q1, q2, s), mean(df, q1, q2, s)]
@@ -107,10 +107,11 @@ def assert_limit(model, x1, x2, n_samples):
     mean, error = ln.monte_carlo_kernel(model, jax.random.key(0), x1, x2, n_samples=n_samples)
     for got, spread, limit in zip(mean, error, ln.analytic_kernel(model, x1, x2), strict=True):
         assert np.all(np.abs(got - limit) < 4.5 * spread + 2 / WIDTH * np.max(np.abs(limit)))
-        assert np.all(spread < 0.2 * np.max(np.abs(limit)))
+        assert np.max(spread) < np.max(np.abs(limit)) / 2
 
 
-@pytest.mark.parametrize("name", extended_but(WIDE, "Elu"))
+@pytest.mark.extended
+@pytest.mark.parametrize("name", WIDE)
 def test_a_layer_of_random_units_has_the_kernel_of_its_limit(name):
     weights, biases = 1.3 * normal(1, 4, 30_000) / 2, 0.2 * normal(2, 30_000)
     first = 1.3**2 * X[:2] @ X[:2].T / 4 + 0.2**2
@@ -128,7 +129,7 @@ def test_a_layer_of_random_units_has_the_kernel_of_its_limit(name):
 @pytest.mark.parametrize("name", WIDE)
 def test_deep_networks_of_finite_width_agree_with_their_limit(name):
     hidden = ln.serial(ln.Dense(WIDTH, 1.3, 0.2), WIDE[name], ln.Dense(WIDTH, 1.3, 0.2), WIDE[name])
-    assert_limit(ln.serial(hidden, ln.Dense(1, 1.3)), X[:2], X[2:], 64)
+    assert_limit(ln.serial(hidden, ln.Dense(16, 1.3)), X[:2], X[1:], 48)
 
 
 @pytest.mark.extended
@@ -136,8 +137,8 @@ def test_deep_networks_of_finite_width_agree_with_their_limit(name):
 def test_image_networks_of_finite_width_agree_with_their_limit(name):
     phi = WIDE[name] if name in WIDE else ln.elementwise(lambda z: jnp.cos(z) * z)
     convolution = ln.Conv(WIDTH, (3, 3), (1, 1), "SAME", 1.3, 0.2)
-    model = ln.serial(convolution, phi, convolution, phi, ln.GlobalAvgPool(), ln.Dense(1, 1.3))
-    assert_limit(model, normal(3, 2, 4, 4, 3), normal(4, 1, 4, 4, 3), 48)
+    model = ln.serial(convolution, phi, convolution, phi, ln.GlobalAvgPool(), ln.Dense(16, 1.3))
+    assert_limit(model, normal(3, 2, 4, 4, 3), normal(3, 1, 4, 4, 3), 32)
 
 
 @pytest.mark.extended
@@ -168,7 +169,8 @@ TRACED = {
 }
 
 
-@pytest.mark.parametrize("name", extended_but(TRACED, "LeakyRelu"))
+@pytest.mark.extended
+@pytest.mark.parametrize("name", TRACED)
 def test_kernels_are_differentiated_by_the_parameters_of_activations(name):
     def total(a):
         gram = ln.analytic_kernel(network(TRACED[name](a)), X[:2])
@@ -191,7 +193,9 @@ def test_parameters_of_activations_are_mapped_over(name):
     np.testing.assert_allclose(jax.jacfwd(total)(0.5), jax.grad(total)(0.5), rtol=1e-10)
 
 
-@pytest.mark.parametrize(("name", "W_std"), [("erf", 3.0), ("erf", 9.0), ("gelu", 4.0), ("gelu", 6.0), ("sin", 6.0)])
+@pytest.mark.parametrize(
+    ("name", "W_std"), [("erf", 9.0), extended("erf", 3.0), extended("gelu", 4.0), ("gelu", 6.0), ("sin", 6.0)]
+)
 def test_derivatives_through_twenty_layers_are_finite_in_single_precision(name, W_std):
     dual = {"erf": erf_dual(1.0, 1.0, 0.0), "gelu": gelu_dual(), "sin": sine_dual(1.0, 1.0, 0.3)}[name]
     close = np.concatenate([np.asarray(X), np.asarray(X[:1]) + 1e-4, np.asarray(X[:1])]).astype(np.float32)
