@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax import lax
 from lazynet.covariance.windows import Size
 from lazynet.typing import Array
 
-__all__ = ["cut", "fold", "guarded", "optional", "written", "zeros"]
+__all__ = ["cut", "fold", "guarded", "optional", "traced_once", "written", "zeros"]
 
 
 def fold(step: Callable[[Any, Any, Any], Any], carry: Any, canvas: Size) -> Any:
@@ -54,6 +54,20 @@ def zeros(compute: Callable[[], Any]) -> Any:
         [0.0, 0.0]
     """
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))
+
+
+def traced_once(function: Callable[..., Any], keys: Iterable[Any]) -> Callable[[Any, Any, dict], Any]:
+    """`function(p, q, rows)` for rows of these keys: JAX remembers its trace, which it inlines in every later use.
+
+    Asking for the zeros that a loop starts with and running the loop would else trace all layers behind it twice.
+
+    Example:
+        >>> float(traced_once(lambda p, q, rows: rows["a"] + p * q, ["a"])(2.0, 3.0, {"a": 1.0}))
+        7.0
+    """
+    keys = list(keys)
+    flat = jax.jit(lambda p, q, *rows: function(p, q, dict(zip(keys, rows, strict=True))), inline=True)
+    return lambda p, q, rows: flat(p, q, *(rows[key] for key in keys))
 
 
 def optional(function: Callable[..., Array], value: Array | None, *rest: Any) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 
 from lazynet.covariance.gpu import Chain
-from lazynet.covariance.loops import cut, fold, guarded, optional, zeros
+from lazynet.covariance.loops import cut, fold, guarded, optional, traced_once, zeros
 from lazynet.covariance.pairing import Request
 from lazynet.covariance.periodic import apart_everywhere, as_pairs, as_plane, together_everywhere
 from lazynet.covariance.pooling import pulled, pushed
@@ -243,7 +243,8 @@ def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
     def inside(p, q, done):
         return [optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
 
-    nothing = zeros(lambda: inside(0, 0, request.rows(0, 0)))
+    inside, start = traced_once(inside, request.tables), jnp.int32(0)
+    nothing = zeros(lambda: inside(start, start, request.rows(start, start)))
 
     def add(total, p, q):
         done = request.rows(p, q)
