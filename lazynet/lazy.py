@@ -82,7 +82,7 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
         >>> quadratic(2.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
         [[8.0]]
     """
-    return Partial(_Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), params0)
+    return Partial(_Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), _on_device(params0))
 
 
 def center(apply: Apply, params0: Params) -> Partial:
@@ -99,7 +99,7 @@ def center(apply: Apply, params0: Params) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), section 1.2.
     """
-    return Partial(_centered, as_partial(apply), params0)
+    return Partial(_centered, as_partial(apply), _on_device(params0))
 
 
 def scale(apply: Apply, alpha: float | int | Array) -> Partial:
@@ -292,6 +292,11 @@ def is_lazy_function(function: object) -> bool:
         (True, False)
     """
     return isinstance(function, Partial) and function.func in (_displaced, _tangent)
+
+
+def _on_device(params0):
+    """Arrays of NumPy as those of JAX: traced whole numbers, such as tokens, index these only."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params0)
 
 
 def _linearized(apply, params0, params, x):

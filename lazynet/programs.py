@@ -19,14 +19,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from lazynet.tiles import digest, reserved
 from lazynet.trees import is_traced
 
-__all__ = ["Compiled", "PerFunction", "Program", "fingerprint", "program"]
+__all__ = ["Compiled", "PerFunction", "Program", "fingerprint", "program", "first_line", "refuse_state", "shape_of"]
 
 KEPT = 128
 """Programs that stay: each takes some 50 memory maps, of which Linux gives a process 65,530, and 3 MB or more."""
+
+NOT_PURE = ("TraceContextError", "UnexpectedTracerError")
+"""What flax and jax say of a function that keeps state of its own."""
 
 LAST = 32
 """Functions of which each `PerFunction` keeps the programs."""
@@ -172,7 +176,11 @@ class PerFunction:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value of the program, compiled."""
-        return self.of(*args)(*args, **kwargs)
+        try:
+            return self.of(*args)(*args, **kwargs)
+        except Exception as error:
+            refuse_state(error)
+            raise
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """`jax.jit(program).lower`."""
@@ -191,6 +199,44 @@ class PerFunction:
 
     def _cache_size(self) -> int:
         return sum(compiled._cache_size() for compiled in self._compiled.values())
+
+
+def shape_of(function: Callable[..., Any], *args: Any) -> Any:
+    """Shapes and dtypes of what a function returns; one that keeps a state of its own is refused.
+
+    Example:
+        >>> shape_of(lambda w, x: x @ w, np.ones((3, 1)), np.ones((8, 3))).shape
+        (8, 1)
+    """
+    try:  # all arguments are traced, those that a Partial carries too, as in a compiled program
+        return jax.eval_shape(lambda function, *args: function(*args), Partial(function), *args)
+    except Exception as error:
+        refuse_state(error)
+        raise
+
+
+def refuse_state(error: Exception) -> None:
+    """Says what to write where flax or jax found that a function keeps a state of its own; other errors pass.
+
+    Example:
+        >>> refuse_state(ValueError("something else"))
+    """
+    if type(error).__name__ in NOT_PURE:
+        raise ValueError(
+            f"apply keeps a state of its own ({first_line(error)}), expected a pure function of (params, x): call "
+            "module.eval() of an nnx module, so that its statistics stay, and use graph, params, rest = "
+            "nnx.split(module, nnx.Param, ...) with lambda params, x: nnx.merge(graph, params, rest)(x)."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    r"""Kind and beginning of an error.
+
+    Example:
+        >>> first_line(ValueError("no such axis\nmore"))
+        'ValueError: no such axis'
+    """
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
 
 
 def fingerprint(traced: Any) -> str:

@@ -67,8 +67,10 @@ def quadrature_dual(fn: Callable[[Array], Array], degree: int | None = None) -> 
     counts = np.array([*levels, levels[-1]])
 
     def side(q):
-        # The square of a sign function is smooth; that of its sum with x is not.
-        squares = [squared(fn), squared(lambda x: fn(x) + x), squared(derivative(fn))]
+        # The square of a sign function is smooth, and of a kink at zero the grid sees one half exactly, since it is
+        # symmetric; the sums with x, of the function and of its derivative, show both.
+        slope = derivative(fn)
+        squares = [squared(fn), squared(lambda x: fn(x) + x), squared(slope), squared(lambda x: slope(x) + x)]
         exact = [even_mean(h, q, FINE, FAR) for h in squares]
         return q, shortfall(exact, len(levels), lambda i: [even_mean(h, q, jnp.asarray(counts)[i]) for h in squares])
 

@@ -18,7 +18,7 @@ from lazynet import guards, trees
 from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
-from lazynet.programs import PerFunction
+from lazynet.programs import PerFunction, shape_of
 from lazynet.records import Data
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
@@ -162,7 +162,7 @@ def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         guards.array(f"x{jax.tree_util.keystr(path)}", leaf)
     guards.finite("x", x)
-    outputs = jax.eval_shape(as_partial(apply), params, x)
+    outputs = shape_of(as_partial(apply), params, x)
     n = guards.same_length(outputs=outputs)
     if y is None:
         return n

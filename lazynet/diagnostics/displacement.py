@@ -12,7 +12,7 @@ from jaxtyping import Float, Num
 from lazynet import guards, trees
 from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.lazy import linearize
-from lazynet.programs import PerFunction
+from lazynet.programs import PerFunction, shape_of
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
@@ -127,7 +127,7 @@ def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> 
     guards.weights("params", params)
     guards.weights("params0", params0)
     function = as_partial(apply)
-    guards.same_length(outputs=jax.eval_shape(function, params, x))
+    guards.same_length(outputs=shape_of(function, params, x))
     return _gap(function, params, params0, x)
 
 
@@ -169,7 +169,7 @@ def ntk_change(
     guards.weights("params0", params0)
     probes = guards.count("probes", probes)
     product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
-    outputs = jax.eval_shape(as_partial(apply), params, x)
+    outputs = shape_of(as_partial(apply), params, x)
     guards.same_length(outputs=outputs)
     changes, sizes = [], []
     for probe in jax.random.split(key, probes):

@@ -24,6 +24,7 @@ from lazynet.dropin.batch import batch
 from lazynet.kernels.empirical.arguments import canonical, check_outputs
 from lazynet.kernels.empirical.ntk import empirical_ntk
 from lazynet.kernels.empirical.products import ntk_vector_product
+from lazynet.programs import shape_of
 from lazynet.trees import as_partial
 from lazynet.typing import Array, ArrayLike, Params
 
@@ -353,7 +354,7 @@ def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
     if not isinstance(x, (dict, tuple)):
         guards.array("x1", x)
         guards.same_length(x1=x)
-    h = jax.eval_shape(lambda params, x: function(params, x), params, x) if isinstance(x, ArrayLike) else None
+    h = shape_of(function, params, x) if isinstance(x, ArrayLike) else None
     if h is None or not hasattr(h, "shape"):
         raise TypeError(
             f"got inputs of type {type(x).__name__} and outputs {h}, expected one array for each: choose one by "

@@ -40,3 +40,12 @@ __all__ = [
     "undecimated_coefficients",
     "wavelet_coefficients",
 ]
+
+
+def __getattr__(name: str):
+    """`Scattering2D`, whose home is `lazynet`, under its name in 0.1 too; it lies above this package."""
+    if name == "Scattering2D":
+        import lazynet
+
+        return lazynet.Scattering2D
+    raise AttributeError(f"module 'lazynet.scattering' has no attribute {name!r}; see dir(lazynet.scattering)")

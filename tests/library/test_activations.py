@@ -308,3 +308,10 @@ def test_the_degree_of_a_quadrature_is_only_where_it_begins(degree):
 def test_hyperparameters_without_a_kernel_are_refused(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+@pytest.mark.parametrize("fn", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu, jax.nn.relu6], ids=lambda fn: fn.__name__)
+def test_a_kink_at_zero_is_seen_though_the_nodes_are_symmetric_around_it(fn):
+    model = ln.serial(ln.Dense(1), ln.elementwise(fn), ln.Dense(1))
+    with pytest.raises(ValueError, match="kinks"):
+        ln.analytic_kernel(model, normal(0, 3, 2).astype(jnp.float32))

@@ -315,3 +315,20 @@ def test_batch_norm_of_flax_is_refused_in_training_and_taken_with_running_averag
     jacobian = jax.tree.leaves(jax.jacobian(lambda params: apply(params, X, train=False))(params))
     flat = np.concatenate([np.asarray(leaf).reshape(4, ntk.shape[2], -1) for leaf in jacobian], axis=2)
     np.testing.assert_allclose(ntk, np.einsum("iap,jbp->ijab", flat, flat), atol=1e-12)
+
+
+@pytest.mark.extended
+def test_questions_to_a_module_of_nnx_that_keeps_its_statistics_are_answered_by_the_reason():
+    nnx = pytest.importorskip("flax.nnx")
+    graph, params, rest = nnx.split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Param, ...)
+    apply, x = (lambda params, x: nnx.merge(graph, params, rest)(x)), X.astype(jnp.float32)
+    data = ln.Data(x, jnp.ones_like(x))
+    with flax_terms():
+        for ask in (
+            lambda: ln.diagnostics.kappa(apply, params, data, key=jax.random.key(0)),
+            lambda: ln.is_lazy(apply, params, data),
+            lambda: ln.empirical_ntk_fn(apply)(x, None, params),
+            lambda: ln.evaluate(ln.objective(apply, ln.mse), params, data),
+        ):
+            with pytest.raises(ValueError, match=r"keeps a state of its own.*module.eval\(\)"):
+                ask()

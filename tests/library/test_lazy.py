@@ -257,3 +257,11 @@ def test_gates_of_a_network_without_gates_are_refused(model, message):
 def test_gates_of_something_that_is_not_a_model_are_refused():
     with pytest.raises(TypeError, match="Model"):
         ln.gated(jnp.sin, PARAMS)
+
+
+def test_weights_of_numpy_can_be_indexed_by_tokens_that_are_traced():
+    table, tokens = np.arange(6.0).reshape(3, 2), jnp.array([0, 2])
+    for function in (ln.center, lambda f, w: ln.taylor_expand(f, w, 2)):
+        outputs = jax.jit(function(lambda w, x: w[x], table))(table + 1, tokens)
+        expected = np.ones((2, 2)) if function is ln.center else table[[0, 2]] + 1
+        np.testing.assert_allclose(outputs, expected, rtol=1e-12)

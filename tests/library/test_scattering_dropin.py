@@ -166,3 +166,11 @@ def test_parameters_that_are_refused_change_nothing():
             S.set_params(**wrong)
         assert S.get_params() == before and S.filters is filters
     assert S.set_params(L=3).filters.L == 3
+
+
+def test_the_class_has_its_old_name_too():
+    from lazynet import scattering
+
+    assert scattering.Scattering2D is Scattering2D
+    with pytest.raises(AttributeError, match="no attribute 'Scattering3D'"):
+        _ = scattering.Scattering3D

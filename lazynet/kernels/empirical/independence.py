@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples, differentiable
 from lazynet.kernels.empirical.layerwise import known_layers
-from lazynet.programs import PerFunction
+from lazynet.programs import PerFunction, first_line, refuse_state
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, Array, Params
 
@@ -28,9 +28,6 @@ CHANGED = ((0, 3), (1, 2), (0, 1), (2, 3))
 """Examples replaced together. For any two one of the sets has the first and not the second, so that neighbours, halves
 and mirror images of a batch are told apart; half of them, so that a mean over the batch moves as much as one example.
 """
-
-NOT_PURE = ("TraceContextError", "UnexpectedTracerError")
-"""What flax and jax say of a function that keeps state of its own."""
 
 ADVICE = (
     "Use the running averages of BatchNorm (use_running_average=True in linen, module.eval() in nnx), or GroupNorm or "
@@ -76,7 +73,7 @@ def refuse_mixing(function: Partial, params: Params, x: Examples, alone: bool = 
             mixed = _mixed_as_it_is(function, params, x, error)
             if alone and not mixed:
                 raise ValueError(
-                    f"apply failed at {EXAMPLES} of the {count_examples(x)} examples ({_line(error)}), expected a "
+                    f"apply failed at {EXAMPLES} of the {count_examples(x)} examples ({first_line(error)}), expected a "
                     "function of any number of examples, whose derivatives are taken one example at a time: "
                     "ntk_vector_product takes functions of one size of batches."
                 ) from error
@@ -92,17 +89,8 @@ def _mixed_as_it_is(function: Partial, params: Params, x: Examples, error: Excep
     try:
         return _mixed(function, params, jax.tree.map(np.asarray, x))
     except Exception as same:
-        if type(same).__name__ in NOT_PURE:
-            raise ValueError(
-                f"apply keeps a state of its own ({_line(same)}), expected a pure function of (params, x): call "
-                "module.eval() of an nnx module, so that its statistics stay, and use graph, params, rest = "
-                "nnx.split(module, nnx.Param, ...) with lambda params, x: nnx.merge(graph, params, rest)(x)."
-            ) from error
+        refuse_state(same)
         raise same from None
-
-
-def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
 
 
 def _mixed(function: Partial, params: Params, x: Examples) -> str:
