@@ -16,6 +16,7 @@ import importlib
 import pkgutil
 import re
 import shlex
+import signal
 import textwrap
 import threading
 import time
@@ -300,6 +301,15 @@ def _show_fields(words: list[str]) -> None:
         console.print()
 
 
+def _interrupt_again(unraisable) -> None:
+    """Repeats a Ctrl-C that came where exceptions are dropped, as in what jax does at each collection of garbage."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+        return sys.__unraisablehook__(unraisable)
+    again = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT])  # wakes the main thread
+    again.daemon = True
+    again.start()
+
+
 def _fail(error: Exception, status: int) -> None:
     if os.environ.get("LAZYNET_TRACEBACK"):
         raise error
@@ -338,6 +348,10 @@ def _say(line: str) -> None:
 
 if __name__ == "__main__":
     streams.outlive_readers()
-    main()
+    sys.unraisablehook = _interrupt_again
+    try:
+        main()
+    finally:  # the interpreter that ends would be killed by a Ctrl-C, whatever the status was
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if streams.failed():
         _fail(RunError(f"standard output could not be written ({streams.failed()})."), 1)

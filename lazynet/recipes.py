@@ -9,19 +9,61 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-__all__ = ["Function", "recipe"]
+__all__ = ["Function", "found", "named", "recipe"]
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 _FUNCTIONS: weakref.WeakValueDictionary[Any, Function] = weakref.WeakValueDictionary()
 _LOCK = threading.RLock()
+
+
+class _Named(NamedTuple):
+    """Where a function is found: its module and its name there."""
+
+    module: str
+    name: str
+
+    def find(self) -> Any:
+        return getattr(importlib.import_module(self.module), self.name)
+
+
+def named(value: Any) -> Any:
+    """A wrapped function as the name that its module gives it, if there is one; all else as it is.
+
+    Pickle looks for the plain function that `jit` and `custom_jvp` have wrapped, and refuses what it finds under its
+    name: `jnp.tanh`, `jax.nn.relu`, and those of users.
+
+    Example:
+        >>> import jax
+        >>> found(named(jax.nn.relu)) is jax.nn.relu
+        True
+        >>> named(3)
+        3
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
+    plain = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    if plain or not (callable(value) and isinstance(module, str) and isinstance(name, str)):
+        return value
+    return _Named(module, name) if getattr(sys.modules.get(module), name, None) is value else value
+
+
+def found(value: Any) -> Any:
+    """What `named` was given.
+
+    Example:
+        >>> found(named(3))
+        3
+    """
+    return value.find() if isinstance(value, _Named) else value
 
 
 class _Made(NamedTuple):
@@ -33,7 +75,15 @@ class _Made(NamedTuple):
     kwargs: dict[str, Any]
 
     def again(self) -> Any:
-        return getattr(importlib.import_module(self.module), self.name)(*self.args, **self.kwargs)
+        return _Named(self.module, self.name).find()(*self.args, **self.kwargs)
+
+    def __reduce__(self):
+        kwargs = {name: named(value) for name, value in self.kwargs.items()}
+        return _made, (self.module, self.name, tuple(map(named, self.args)), kwargs)
+
+
+def _made(module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Made:
+    return _Made(module, name, tuple(map(found, args)), {key: found(value) for key, value in kwargs.items()})
 
 
 class Function:

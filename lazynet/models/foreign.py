@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
+import io
+import pickle
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lazynet.models.model import Model, layer
+from lazynet.recipes import found, named, recipe
 from lazynet.typing import Params
 
 __all__ = ["from_flax", "from_neural_tangents"]
@@ -62,10 +66,10 @@ def from_flax(module: Any, **call: Any) -> Model:
     if isinstance(module, linen.Module):
         return _from_linen(module, call)
     if isinstance(module, nnx.Module):
-        return _from_nnx(lambda: module, _held_parameters(module), call)
+        return _from_nnx(module, call)
     _check_factory(module, linen.Module)
     _check_made(nnx.eval_shape(lambda: module(rngs=nnx.Rngs(0))))
-    return _from_nnx(lambda: module(rngs=nnx.Rngs(0)), _drawn_parameters(module), call)
+    return _from_nnx(module, call)
 
 
 def from_neural_tangents(triple: Any) -> Model:
@@ -95,7 +99,12 @@ def from_neural_tangents(triple: Any) -> Model:
             "for instance stax.serial(...) with its call."
         )
     init_fn, apply_fn, _ = triple
+    init, apply = _triple_functions(init_fn, apply_fn)
+    return layer("neural_tangents", apply, init=init)
 
+
+@recipe
+def _triple_functions(init_fn: Callable[..., Any], apply_fn: Callable[..., Any]):
     def init(key, x):
         _, params = init_fn(key, (-1, *x.shape[1:]))
         return _astype(params, x)
@@ -104,7 +113,41 @@ def from_neural_tangents(triple: Any) -> Model:
         with _foreign_terms():
             return apply_fn(params, x)
 
-    return layer("neural_tangents", apply, init=init)
+    return init, apply
+
+
+class _Linen:
+    """A linen module that pickles, also where fields have their defaults, of which initializers are closures."""
+
+    def __init__(self, module: Any):
+        self.module = module
+
+    def __reduce__(self):
+        """What pickle keeps: the module by its own rule."""
+        file = io.BytesIO()
+        _LinenPickler(file).dump(self.module)
+        return _linen_again, (file.getvalue(),)
+
+
+class _LinenPickler(pickle.Pickler):
+    """Keeps modules, nested ones too, as their class and those fields that are not its defaults."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """The call that makes a module again; other objects pickle as they do."""
+        from flax import linen
+
+        if not isinstance(obj, linen.Module):
+            name = named(obj)
+            return NotImplemented if name is obj else (found, (name,))
+        own = [field for field in dataclasses.fields(obj) if field.init and field.name != "parent"]
+        values = {
+            field.name: getattr(obj, field.name) for field in own if getattr(obj, field.name) is not field.default
+        }
+        return functools.partial(type(obj), parent=None, **values), ()
+
+
+def _linen_again(pickled: bytes) -> _Linen:
+    return _Linen(pickle.loads(pickled))
 
 
 @contextlib.contextmanager
@@ -129,12 +172,19 @@ def _linen_refusals(name):
 
 
 def _from_linen(module: Any, call: dict[str, Any]) -> Model:
+    held = None if module.scope is None else module.variables
+    module = module if held is None else module.unbind()[0]
+    init, apply, trace = _linen_functions(_Linen(module), held, call)
+    return Model(init, apply, trace, None, type(module).__name__)
+
+
+@recipe
+def _linen_functions(source: _Linen, held: Any, call: dict[str, Any]):
     from flax import linen, traverse_util
 
     affine = (linen.Dense, linen.DenseGeneral, linen.Conv, linen.ConvTranspose)
+    module = source.module
     name = type(module).__name__
-    held = None if module.scope is None else module.variables
-    module = module if held is None else module.unbind()[0]
 
     @functools.lru_cache(maxsize=8)
     def constants(shape, dtype):
@@ -167,19 +217,31 @@ def _from_linen(module: Any, call: dict[str, Any]) -> Model:
         return outputs
 
     def trace(params, x):
+        fixed = constants(x.shape[1:], jnp.dtype(x.dtype))  # before records, which are not of its example of zeros
         with _foreign_terms(), linen.intercept_methods(record):
-            fixed = constants(x.shape[1:], jnp.dtype(x.dtype))
             outputs, sown = module.apply({"params": params, **fixed}, x, mutable=["trace"], **call)
         calls: Any = traverse_util.flatten_dict(sown.get("trace", {}))
         return outputs, {_path(keys[:-1], i): entry for keys, own in calls.items() for i, entry in enumerate(own)}
 
-    return Model(init, apply, trace, None, name)
+    return init, apply, trace
 
 
-def _from_nnx(build: Callable[[], Any], draw: Callable[[Any], Any], call: dict[str, Any]) -> Model:
+def _from_nnx(source: Any, call: dict[str, Any]) -> Model:
     from flax import nnx
 
-    built = build()
+    name = type(source if isinstance(source, nnx.Module) else source(rngs=nnx.Rngs(0))).__name__
+    init, apply = _nnx_functions(source, call)
+    return layer(name, apply, init=init)
+
+
+@recipe
+def _nnx_functions(source: Any, call: dict[str, Any]):
+    """Of a module that exists or, `source` being a factory, of those that it makes."""
+    from flax import nnx
+
+    held = isinstance(source, nnx.Module)
+    built = source if held else source(rngs=nnx.Rngs(0))
+    draw = _held_parameters(source) if held else _drawn_parameters(source)
     graphdef, _, constants = nnx.split(built, nnx.Param, ...)
     name = type(built).__name__
     if not call and _is_training(built):
@@ -212,7 +274,7 @@ def _from_nnx(build: Callable[[], Any], draw: Callable[[Any], Any], call: dict[s
         _check_output(name, outputs, x)
         return params
 
-    return layer(name, apply, init=init)
+    return init, apply
 
 
 def _drawn_parameters(factory: Callable[..., Any]) -> Callable[[Any], Any]:

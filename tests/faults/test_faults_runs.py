@@ -271,6 +271,29 @@ def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
         assert process.returncode == 130 and said.startswith(b"stopped: ") and said.count(b"\n") == 1
 
 
+DROPPED = """
+import gc, runpy, signal, sys, time
+def dropped(phase, info):
+    gc.callbacks.remove(dropped)
+    signal.raise_signal(signal.SIGINT)
+    for _ in range(1000): pass
+def command(*args, **kwargs):
+    gc.callbacks.append(dropped)
+    gc.collect()
+    time.sleep(60)
+import tyro
+tyro.extras.subcommand_cli_from_dict = command
+sys.argv = ["experiments", "list"]
+runpy.run_module("experiments", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_an_interrupt_in_a_collection_of_garbage_is_not_lost():
+    command = [sys.executable, "-c", DROPPED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 130 and done.stderr.startswith("stopped: ") and done.stderr.count("\n") == 1
+
+
 def test_a_second_interrupt_does_not_wait(monkeypatch):
     statuses = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import pickle
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import pytest
 from draws import normal
 from flax import nnx
 
+import lazynet as ln
 from lazynet import trees
 from lazynet.models.foreign import from_flax, from_neural_tangents
 from lazynet.models.model import serial
@@ -186,6 +188,39 @@ def test_the_trace_of_a_linen_model_records_affine_layers():
 
 
 @pytest.mark.extended
+def test_a_trace_that_is_the_first_call_is_of_these_inputs():
+    model = from_flax(nn.Dense(2))
+    params = model.init(KEY, X)
+    inputs, outputs = from_flax(nn.Dense(2)).trace(params, X)[1][""]
+    assert np.array_equal(inputs, X) and np.array_equal(outputs, model.apply(params, X))
+
+
+SHARED = nn.Dense(3)
+PICKLED = {
+    "defaults": lambda: from_flax(nn.Dense(3)),
+    "own initializer": lambda: from_flax(nn.Dense(3, kernel_init=nn.initializers.zeros, name="own")),
+    "nested": lambda: from_flax(nn.Sequential([SHARED, jnp.tanh, nn.relu, SHARED, nn.Dense(2, name="out")])),
+    "normalized": lambda: from_flax(nn.BatchNorm(), use_running_average=True),
+    "bound": lambda: from_flax(nn.Dense(2).bind({"params": from_flax(nn.Dense(2)).init(KEY, X)})),
+    "nnx": lambda: from_flax(nnx.Linear(3, 2, rngs=nnx.Rngs(1))),
+    "factory": lambda: from_flax(functools.partial(nnx.Linear, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", sorted(PICKLED))
+def test_models_of_flax_pickle(name):
+    model = PICKLED[name]()
+    back = pickle.loads(pickle.dumps(model))
+    key = None if name in ("bound", "nnx") else KEY
+    params, again = model.init(key, X), back.init(key, X)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+    assert np.array_equal(back.apply(again, X), model.apply(params, X))
+    assert jax.tree.all(jax.tree.map(np.array_equal, back.trace(again, X), model.trace(params, X)))
+    lazily = pickle.loads(pickle.dumps(ln.lazy(model.apply, params, 3.0)))
+    moved = jax.tree.map(lambda leaf: 0.1 * leaf + 0.1, params)
+    assert np.array_equal(lazily(moved, X), ln.lazy(model.apply, params, 3.0)(moved, X))
+
+
 def test_the_trace_goes_through_jit_and_checkpointing():
     class Block(nn.Module):
         @nn.compact

@@ -39,6 +39,11 @@ def own_init(key, x):
     return {"w": jnp.asarray(0.7, x.dtype)}
 
 
+@jax.jit
+def own_program(x):
+    return x**3
+
+
 POOLS = (ln.AvgPool((2, 2)), ln.SumPool((2, 2)), ln.MaxPool((2, 2), (2, 2)), ln.GlobalAvgPool())
 ACTIVATIONS = ln.Relu(), ln.LeakyRelu(0.1), ln.Abs(), ln.ABRelu(0.2, 1.0), ln.Erf(), ln.Gelu(), ln.Sin(), ln.Cos()
 MODELS = {
@@ -55,6 +60,7 @@ MODELS = {
     "pools": lambda: ln.serial(ln.Conv(4, (3, 3), padding="SAME"), *POOLS[:3], ln.Conv(3), POOLS[3]),
     "sum": lambda: ln.serial(ln.Conv(4), ln.GlobalSumPool(), ln.Dense(2)),
     "activations": lambda: ln.serial(ln.Dense(3), *ACTIVATIONS, ln.elementwise(own_function), ln.Dense(1)),
+    "wrapped functions": lambda: ln.serial(*map(ln.elementwise, (jnp.tanh, jax.nn.relu, jax.nn.silu, own_program))),
     "flat": lambda: ln.serial(ln.Conv(4, W_std=np.float64(1.5)), ln.Flatten(), ln.Dense(2)),
 }
 
