@@ -27,12 +27,15 @@ __all__ = [
     "finite",
     "flag",
     "floating",
+    "function",
+    "inputs",
     "key",
     "momentum",
     "number",
     "numbers",
     "rate",
     "real",
+    "real_outputs",
     "same_length",
     "steps",
     "vector",
@@ -149,6 +152,23 @@ def flag(name: str, value: Any) -> bool:
     raise TypeError(_message(name, _shown(value), "True or False", ""))
 
 
+def function(name: str, value: Any, fix: str = "") -> Any:
+    """What can be called, as it is.
+
+    Raises:
+        TypeError: It cannot.
+
+    Example:
+        >>> function("loss", "mse", "pass lazynet.mse")
+        Traceback (most recent call last):
+        ...
+        TypeError: loss got 'mse', expected a function: pass lazynet.mse.
+    """
+    if not callable(value):
+        raise TypeError(_message(name, _shown(value), "a function", fix))
+    return value
+
+
 def rate(value: Any, name: str = "learning_rate") -> Any:
     """A learning rate: a finite number > 0.
 
@@ -231,6 +251,39 @@ def array(name: str, value: Any, fix: str = "") -> Any:
     advice = "pass x.toarray()" if hasattr(value, "toarray") else ADVICE.get(kind, "pass np.asarray(x)")
     article = "an" if kind[0].lower() in "aeiou" else "a"
     raise TypeError(f"{name} got {article} {kind}, expected an array of numbers: {fix or advice.replace('x', name)}.")
+
+
+def inputs(name: str, tree: Any) -> None:
+    """Refuses inputs among whose arrays of NumPy one has no numbers: JAX would not say which.
+
+    Raises:
+        TypeError: Naming the leaf.
+
+    Example:
+        >>> inputs("x", {"left": np.ones(2), "right": np.array(["a"])})
+        Traceback (most recent call last):
+        ...
+        TypeError: x['right'] got an array of dtype <U1, expected an array of numbers.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, np.ndarray):
+            array(f"{name}{jax.tree_util.keystr(path)}", leaf)
+
+
+def real_outputs(outputs: Any) -> None:
+    """Refuses complex outputs of a function, of which only the shape and the dtype are looked at.
+
+    Raises:
+        TypeError: They are complex.
+
+    Example:
+        >>> real_outputs(jnp.ones(2))
+    """
+    if jnp.issubdtype(outputs.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"apply returned outputs of dtype {outputs.dtype}, expected real ones: stack real and imaginary parts, or "
+            "pass x.real."
+        )
 
 
 def real(name: str, value: Any) -> Any:

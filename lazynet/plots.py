@@ -381,10 +381,10 @@ def _mark_infinity(ax, finite, infinity):
 
 def _checked_matrix(matrix):
     matrix = _numbers("matrix", matrix)
-    if matrix.ndim != 2 or not np.isfinite(matrix).all():
+    if matrix.ndim != 2 or not matrix.size or not np.isfinite(matrix).all():
         raise ValueError(
             f"matrix has shape {matrix.shape} and {int((~np.isfinite(matrix)).sum())} non-finite entries, "
-            "expected finite [n1, n2]: of a Gram take gram.ntk or gram.nngp, of a kernel [n1, n2, k, k] "
+            "expected finite [n1, n2], not empty: of a Gram take gram.ntk or gram.nngp, of a kernel [n1, n2, k, k] "
             'the outputs="trace".'
         )
     return matrix

@@ -27,20 +27,30 @@ __all__ = [
 def add(a: Params, b: Params) -> Params:
     """`a + b`, leaf by leaf.
 
+    Raises:
+        ValueError: The trees differ in structure, or two leaves have shapes that do not broadcast.
+        TypeError: A leaf is an array of objects.
+
     Example:
         >>> add({"w": jnp.ones(2)}, {"w": jnp.ones(2)})["w"].tolist()
         [2.0, 2.0]
     """
+    _check_sum(a, b)
     return jax.tree.map(jnp.add, a, b)
 
 
 def subtract(a: Params, b: Params) -> Params:
     """`a - b`, leaf by leaf: the displacement from `b` to `a`.
 
+    Raises:
+        ValueError: The trees differ in structure, or two leaves have shapes that do not broadcast.
+        TypeError: A leaf is an array of objects.
+
     Example:
         >>> subtract({"w": jnp.ones(2)}, {"w": jnp.ones(2)})["w"].tolist()
         [0.0, 0.0]
     """
+    _check_sum(a, b)
     return jax.tree.map(jnp.subtract, a, b)
 
 
@@ -78,7 +88,7 @@ def dot(a: Params, b: Params) -> Array:
 
 @jax.jit
 def norm(a: Params) -> Array:
-    """Euclidean norm `sqrt(<a, a>)` over all leaves, also where the squares overflow or vanish.
+    """Euclidean norm `sqrt(<a, a>)` over all leaves, also where the squares overflow or vanish, of complex leaves too.
 
     Example:
         >>> float(norm({"w": jnp.array([3.0, 4.0])}))
@@ -86,7 +96,7 @@ def norm(a: Params) -> Array:
     """
     scale = power_of_two(a)
     scaled = divide(a, scale)
-    return scale * jnp.sqrt(dot(scaled, scaled))
+    return scale * jnp.sqrt(jnp.real(dot(scaled, scaled)))
 
 
 def power_of_two(a: Params) -> Array:
@@ -162,6 +172,29 @@ def check_same_structure(params: Params, reference: Params, *, name: str, expect
                 f"{name}{jax.tree_util.keystr(path)} has shape {jnp.shape(leaf)}, expected "
                 f"{jnp.shape(other)} as in {expected}: build both from the same model."
             )
+
+
+def _check_sum(a: Params, b: Params) -> None:
+    """Refuses trees without a sum, by static facts: JAX would not say which leaf it is."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(a)
+    try:
+        others = treedef.flatten_up_to(b)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"a has the structure {treedef} and b {jax.tree.structure(b)}, expected the same: take both of one model."
+        ) from None
+    for (path, leaf), other in zip(paths, others, strict=True):
+        place = jax.tree_util.keystr(path)
+        for name, value in (("a", leaf), ("b", other)):
+            if getattr(getattr(value, "dtype", None), "kind", "") == "O":
+                raise TypeError(f"{name}{place} has dtype object, expected numbers: pass {name}.astype(float).")
+        try:
+            jnp.broadcast_shapes(jnp.shape(leaf), jnp.shape(other))
+        except ValueError:
+            raise ValueError(
+                f"a{place} has shape {jnp.shape(leaf)} and b{place} {jnp.shape(other)}, expected the same: take both "
+                "of one model."
+            ) from None
 
 
 def is_traced(tree: Any) -> bool:

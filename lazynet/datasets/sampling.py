@@ -23,7 +23,7 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
         seed: Of the draw.
 
     Raises:
-        TypeError: n or the seed is no integer, or inputs or targets are no arrays.
+        TypeError: n or the seed is no integer, inputs are no array, or targets no array of real numbers.
         ValueError: n is not positive, there is one target column, targets are not finite, or a class has too few
             examples.
 
@@ -33,7 +33,7 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
         [2.0, 2.0]
     """
     guards.data("data", data)
-    y = np.asarray(guards.array("y", data.y))
+    y = guards.numbers("y", data.y)
     guards.same_length(x=guards.array("x", data.x), y=y)
     if y.ndim != 2 or y.shape[1] < 2:
         raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")

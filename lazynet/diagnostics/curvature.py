@@ -164,6 +164,7 @@ def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -
     guards.finite("x", x)
     outputs = shape_of(as_partial(apply), params, x)
     n = guards.same_length(outputs=outputs)
+    guards.real_outputs(outputs)
     if y is None:
         return n
     guards.real("y", y)

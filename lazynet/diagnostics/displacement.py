@@ -126,6 +126,7 @@ def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> 
     _check_weights(params, params0)
     guards.weights("params", params)
     guards.weights("params0", params0)
+    guards.inputs("x", x)
     function = as_partial(apply)
     guards.same_length(outputs=shape_of(function, params, x))
     return _gap(function, params, params0, x)

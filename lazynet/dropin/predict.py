@@ -26,8 +26,9 @@ from jaxtyping import Float, Num, Shaped
 
 from lazynet import dynamics, guards
 from lazynet.dynamics import Gaussian
+from lazynet.dynamics.checks import check_kernel
 from lazynet.dynamics.regression import ensemble_law
-from lazynet.linalg import Eigen, kernel_matrix, ridge_eigh
+from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh
 from lazynet.losses import mse
 from lazynet.records import Gram
 from lazynet.typing import Array, ArrayLike, LossFn
@@ -357,7 +358,11 @@ def _times(t, unit):
 def _ridge(kernel, diag_reg, absolute):
     """The ridge in the units of the kernel."""
     ridge = guards.number("diag_reg", diag_reg, at_least=0, fix="it is added to the diagonal")
-    return ridge if absolute else ridge * float(np.mean(np.diagonal(kernel_matrix(kernel)), dtype=np.float64))
+    if absolute:
+        return ridge
+    matrix = kernel_matrix(kernel)
+    check_symmetric(matrix)  # a kernel with NaN would make the ridge NaN, and the message speak of that
+    return ridge * float(np.mean(np.diagonal(matrix), dtype=np.float64))
 
 
 def _regularized(kernel, ridge, tolerance) -> Eigen:
@@ -411,6 +416,7 @@ def _checked(name, kernel, y, trace_axes):
     if not matrix.size:
         raise ValueError(f"{name} has shape {matrix.shape}, expected at least one training input.")
     _check_trace_axes(trace_axes, () if matrix.ndim == 4 else (-1,), matrix.shape)
+    check_kernel(name, matrix, len(y), *y.shape)
     return matrix, y
 
 

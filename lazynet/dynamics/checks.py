@@ -104,7 +104,10 @@ def check_outputs(name, outputs, shape):
 
 def check_times(time):
     """Times in float64: one axis, increasing from 0 or later."""
-    time = np.atleast_1d(np.asarray(guards.numbers("time", time), np.float64))
+    values = guards.numbers("time", time)
+    if values.dtype == bool:
+        raise TypeError(f"time got {time}, expected increasing times >= 0: booleans are no times.")
+    time = np.atleast_1d(np.asarray(values, np.float64))
     if time.ndim != 1 or not len(time) or not time[0] >= 0 or not (time[1:] > time[:-1]).all():
         found = f"an array of shape {time.shape}" if time.ndim != 1 or time.size > 20 else time
         raise ValueError(f"time got {found}, expected one axis of increasing times >= 0, of which the last may be inf.")
@@ -132,7 +135,7 @@ def check_batches(batch_size, key, n):
 
 def check_ridges(ridge):
     """Ridges as one axis of finite numbers >= 0."""
-    ridges = np.atleast_1d(np.asarray(guards.numbers("ridge", ridge), np.float64))
+    ridges = np.atleast_1d(guards.numbers("ridge", ridge))
     if ridges.ndim != 1 or not len(ridges):
         raise ValueError(f"ridge of shape {np.shape(ridge)}, expected one number or one axis of them, not empty.")
     return np.array([checked_ridge(value) for value in ridges])

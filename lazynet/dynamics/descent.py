@@ -63,6 +63,7 @@ def solve_descent(
         [0.0, 0.5, 0.75]
     """
     guards.concrete("solve_descent", ntk, y, learning_rate, momentum, save_at, key, f0, tolerance)
+    guards.function("loss", loss, "pass lazynet.mse or another loss(outputs, targets)")
     y, f0 = check_targets(ntk, y, f0)
     step = check_steps(save_at)
     learning_rate = guards.rate(learning_rate)

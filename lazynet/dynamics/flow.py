@@ -84,6 +84,7 @@ def solve_flow(
         [[0.0, 0.0], [0.864665, 2.0]]
     """
     guards.concrete("solve_flow", ntk, y, time, f0, friction, tolerance)
+    guards.function("loss", loss, "pass lazynet.mse or another loss(outputs, targets)")
     y, f0 = check_targets(ntk, y, f0)
     time = check_times(time)
     if friction is not None:

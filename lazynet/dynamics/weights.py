@@ -31,6 +31,7 @@ def linearized_weights(
 
     Raises:
         ValueError: If the coefficients do not have the shape of the outputs at x.
+        TypeError: If the inputs are no arrays of numbers, or the outputs are complex.
 
     Example:
         >>> import numpy as np
@@ -42,7 +43,9 @@ def linearized_weights(
 
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
     """
-    function, a = as_partial(apply), guards.numbers("coefficients", coefficients)
+    function = as_partial(apply)
+    a = guards.numbers("coefficients", coefficients)
+    guards.inputs("x", x)
     if a.ndim == 2:
         return _weights(function, params0, x, jnp.asarray(a))
     each = [_weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])]
@@ -52,6 +55,7 @@ def linearized_weights(
 @PerFunction
 def _weights(function, params0, x, a):
     outputs, pull_back = jax.vjp(lambda w: function(w, x), params0)
+    guards.real_outputs(outputs)
     if a.shape[0] != outputs.shape[0] or a.size != outputs.size:
         raise ValueError(
             f"coefficients of shape {a.shape}, expected {outputs.shape}, the shape of the outputs at x: pass the "

@@ -224,11 +224,12 @@ def effective_dimension(
     """
     steps = guards.count("steps", steps)
     probes = guards.count("probes", probes, at_least=2)
-    ridges = np.asarray(guards.numbers("ridge", ridge), np.float64)
+    ridges = guards.numbers("ridge", ridge)
     if not ridges.size:
         raise ValueError(f"ridge of shape {ridges.shape}, expected one number or an axis of them, not empty.")
     for value in ridges.ravel():
         guards.number("ridge", value, above=0, fix="without one the effective dimension is the rank")
+    ridges = np.asarray(ridges, np.float64)
     operator = _operator(kernel, shape)
     bounds = []
     for signs in _signs(key, probes, operator.size).T:

@@ -218,13 +218,25 @@ def blocked_product(
         kernel: A as a matrix `[n1, n2]`, or the full empirical kernel `[n1, n2, k, k]`; may be memory-mapped.
         columns: V, with `n2` or `n2 k` rows.
 
+    Raises:
+        ValueError: If the shapes do not fit.
+        TypeError: If an argument is no array of real numbers.
+
     Example:
         >>> blocked_product(np.eye(2, dtype=np.float32), np.ones((2, 3))).tolist()
         [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
     """
     array = guards.numbers("kernel", kernel)
+    columns = guards.numbers("columns", columns)
+    across = kernel_matrix(array[:0]).shape[1]
+    if columns.ndim not in (1, 2) or len(columns) != across:
+        raise ValueError(
+            f"columns of shape {columns.shape}, expected [{across}, c] for a kernel of shape {array.shape}: one row "
+            "for every column of the kernel as a matrix."
+        )
     blocks = row_blocks(len(array), array.size // max(len(array), 1))
-    return np.concatenate([np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks])
+    none = np.empty((0, *columns.shape[1:]))
+    return np.concatenate([none, *(np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks)])
 
 
 def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
@@ -285,12 +297,13 @@ def ridge_eigh(matrix: Float[ArrayLike, "m1 m2"], ridge: float | int, *, toleran
 
     Raises:
         ValueError: If A is not square, finite and symmetric, is not positive semi-definite and no ridge lifts it, or
-            has half precision and digits too few for the ridge.
+            has half precision and digits too few for the ridge; if the ridge is negative.
 
     Example:
         >>> ridge_eigh(np.diag([1.0, -1e-9]), 1.0).inverse_values(1.0).round(6).tolist()
         [1.0, 0.5]
     """
+    ridge = checked_ridge(ridge)
     eigen = eigh(matrix, tolerance=tolerance)
     if ridge < -2 * eigen.values[0]:
         _check_sign(eigen)
@@ -366,7 +379,7 @@ def solve_psd(
 
     Raises:
         ValueError: If A is not square, finite, symmetric and positive semi-definite, the ridge is negative, or b does
-            not fit.
+            not fit or is not finite.
 
     Example:
         >>> solve_psd(np.array([[2.0, 0.0], [0.0, 4.0]]), np.array([2.0, 2.0]), ridge=0.0).round(12).tolist()
@@ -379,6 +392,7 @@ def solve_psd(
     columns = np.asarray(guards.numbers("rhs", rhs), np.float64)
     if columns.ndim == 0 or len(columns) != len(array):
         raise ValueError(f"rhs of shape {columns.shape}, expected {len(array)} rows like the matrix.")
+    guards.finite("rhs", columns)
     rounding = checked_tolerance(tolerance, matrix)
     if _factor(array, ridge / 2 if ridge >= rounding else ridge - rounding) is not None:
         return scipy.linalg.cho_solve((_factor(array, ridge), True), columns)

@@ -127,11 +127,18 @@ def layer(
             `"probe"` of its parameters, if there is one, to `rows(x) W`, and take biases `[n, features]` of each
             example; derivatives by the probe are those by W for one example at a time.
 
+    Raises:
+        TypeError: If something other than the name cannot be called.
+
     Example:
         >>> double = layer("Double", lambda params, x: 2.0 * x)
         >>> double.apply({}, jnp.ones((1, 2))).tolist()
         [[2.0, 2.0]]
     """
+    guards.function("apply", apply, "pass lambda params, x: ...")
+    for part, function in {"init": init, "record": record, "kernel": kernel, "rows": rows}.items():
+        if function is not None:
+            guards.function(part, function, "None leaves it out")
 
     def trace(params: Params, x: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
         outputs = apply(params, x)

@@ -144,7 +144,7 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
         >>> moments(np.array([[[0.0]], [[2.0]]])).covariance.item()
         2.0
     """
-    values = np.asarray(guards.array("outputs", outputs), np.float64)
+    values = np.asarray(guards.numbers("outputs", outputs), np.float64)
     if values.ndim < 3 or not values.size:
         raise ValueError(f"outputs of shape {values.shape}, expected [..., networks, examples, k], none of them empty.")
     guards.finite("outputs", values, "leave out the networks that diverged")

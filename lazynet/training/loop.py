@@ -108,6 +108,7 @@ def train(
         [0.5, 0.0]
     """
     steps = guards.steps(save_at)
+    _check_functions(measure=measure, on_save=on_save)
     if resume is not None and _pair(resume)[1].diverged_at is not None:
         return resume[1]._replace(params=resume[0].params)
     plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
@@ -303,6 +304,13 @@ def _record(objective, params, parts, measure, sharding):
         values = _evaluated(objective, params, part, CHUNK, sharding)
         row |= {f"{name}_{key}": value for key, value in values.items()}
     return row | _measured(measure, params)
+
+
+def _check_functions(**functions):
+    """Refuses what cannot be called before the first step, None aside."""
+    for name, value in functions.items():
+        if value is not None:
+            guards.function(name, value, "None leaves it out")
 
 
 def _measured(measure, params):

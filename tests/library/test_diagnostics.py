@@ -664,3 +664,10 @@ def test_every_diagnostic_is_exported():
     modules = ("curvature", "displacement", "kernels", "rates", "stability", "tangent", "verdict")
     names = {name for module in modules for name in getattr(diagnostics, module).__all__}
     assert set(diagnostics.__all__) == names
+
+
+def test_the_drift_of_complex_weights_is_real_and_that_of_their_real_and_imaginary_parts():
+    w, w0 = np.array([3.0 + 1j, 2.0 - 1j]), np.array([1.0 + 2j, 2.0 + 3j])
+    drift = diagnostics.param_drift(w, w0)
+    assert drift.dtype == np.float64
+    np.testing.assert_allclose(drift, np.linalg.norm(w - w0) / np.linalg.norm(w0), rtol=1e-14)

@@ -210,3 +210,13 @@ def test_a_kernel_with_other_axes_is_refused(shape):
 
 def test_decomposition_runs_on_device_arrays():
     assert linalg.eigh(jax.device_put(jnp.eye(3))).values.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.usefixtures("unannotated")
+def test_a_blocked_product_refuses_columns_that_do_not_fit_and_has_no_rows_for_no_rows():
+    kernel = np.arange(6.0).reshape(2, 3)
+    with pytest.raises(ValueError, match=r"columns of shape \(4, 1\), expected \[3, c\]"):
+        linalg.blocked_product(kernel, np.ones((4, 1)))
+    with pytest.raises(TypeError, match="columns has dtype complex128"):
+        linalg.blocked_product(kernel, np.ones((3, 1)) + 1j)
+    assert linalg.blocked_product(kernel[:0], np.ones((3, 2))).shape == (0, 2)
