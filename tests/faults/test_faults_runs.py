@@ -242,6 +242,9 @@ def test_a_platform_that_is_not_there_is_one_sentence(name, tmp_path):
 
 # Interrupts -------------------------------------------------------------------------------------------------------
 
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+"""A job in the background of a shell ignores interrupts, and hands that on to what it starts."""
+
 INTERRUPTED = """
 import sys
 import jax, jax.numpy as jnp
@@ -263,7 +266,7 @@ cli.main()
 def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
     for _ in range(times):
         process = subprocess.Popen(
-            [sys.executable, "-c", INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", HEARING + INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout.readline() == b"computing\n"
         process.send_signal(signal.SIGINT)
@@ -289,7 +292,7 @@ runpy.run_module("experiments", run_name="__main__", alter_sys=True)
 
 
 def test_an_interrupt_in_a_collection_of_garbage_is_not_lost():
-    command = [sys.executable, "-c", DROPPED]
+    command = [sys.executable, "-c", HEARING + DROPPED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert done.returncode == 130 and done.stderr.startswith("stopped: ") and done.stderr.count("\n") == 1
 

@@ -661,7 +661,7 @@ def test_what_has_no_value_is_refused(call, message):
 
 
 def test_every_diagnostic_is_exported():
-    modules = ("curvature", "displacement", "kernels", "rates", "stability", "tangent", "verdict")
+    modules = ("curvature", "displacement", "kernels", "slopes", "stability", "tangent", "verdict")
     names = {name for module in modules for name in getattr(diagnostics, module).__all__}
     assert set(diagnostics.__all__) == names
 
