@@ -168,7 +168,8 @@ class PerFunction:
         with self._lock:
             if name not in self._compiled:
                 # jax remembers by the identity of what it compiles, hence a new object
-                self._compiled[name] = jax.jit(functools.partial(self._program), **self._options)
+                again = functools.update_wrapper(functools.partial(self._program), self._program)
+                self._compiled[name] = jax.jit(again, **self._options)
             self._compiled.move_to_end(name)
             while len(self._compiled) > LAST:
                 self._compiled.popitem(last=False)
