@@ -243,12 +243,13 @@ def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
     def inside(p, q, done):
         return [optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
 
-    inside, start = traced_once(inside, request.tables), jnp.int32(0)
-    nothing = zeros(lambda: inside(start, start, request.rows(start, start)))
+    through_layers = traced_once(inside, request.tables)
+    start = jnp.int32(0)
+    nothing = zeros(lambda: through_layers(start, start, request.rows(start, start)))
 
     def add(total, p, q):
         done = request.rows(p, q)
-        return jax.tree.map(jnp.add, total, guarded(lambda: inside(p, q, done), p, nothing))
+        return jax.tree.map(jnp.add, total, guarded(lambda: through_layers(p, q, done), p, nothing))
 
     total = fold(add, nothing, planes.canvas)
     return [optional(jnp.sum, a, (0, 1)) for a in total]

@@ -291,6 +291,7 @@ runpy.run_module("experiments", run_name="__main__", alter_sys=True)
 """
 
 
+@pytest.mark.extended
 def test_an_interrupt_in_a_collection_of_garbage_is_not_lost():
     command = [sys.executable, "-c", HEARING + DROPPED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)

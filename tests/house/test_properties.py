@@ -190,7 +190,7 @@ def _rebuilt(kind, described):
 
 
 @laws(
-    alphas=st.lists(st.floats(0.01, 1e6), min_size=1, max_size=5),
+    alphas=st.lists(st.floats(0.01, 1e6), min_size=1, max_size=5, unique_by=lambda alpha: f"{alpha:g}"),
     epochs=st.integers(1, 1000),
     widths=st.lists(st.integers(1, 999), min_size=1, max_size=3),
 )

@@ -187,7 +187,6 @@ def test_the_trace_of_a_linen_model_records_affine_layers():
     np.testing.assert_array_equal(inside["head"][1], outputs)
 
 
-@pytest.mark.extended
 def test_a_trace_that_is_the_first_call_is_of_these_inputs():
     model = from_flax(nn.Dense(2))
     params = model.init(KEY, X)
@@ -221,6 +220,7 @@ def test_models_of_flax_pickle(name):
     assert np.array_equal(lazily(moved, X), ln.lazy(model.apply, params, 3.0)(moved, X))
 
 
+@pytest.mark.extended
 def test_the_trace_goes_through_jit_and_checkpointing():
     class Block(nn.Module):
         @nn.compact
