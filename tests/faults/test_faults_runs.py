@@ -268,9 +268,12 @@ def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
         process = subprocess.Popen(
             [sys.executable, "-c", HEARING + INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        assert process.stdout.readline() == b"computing\n"
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=120)[1]
+        try:
+            assert process.stdout.readline() == b"computing\n"
+            process.send_signal(signal.SIGINT)
+            said = process.communicate(timeout=120)[1]
+        finally:
+            process.kill()
         assert process.returncode == 130 and said.startswith(b"stopped: ") and said.count(b"\n") == 1
 
 
