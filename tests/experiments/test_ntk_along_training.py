@@ -77,7 +77,9 @@ def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
     flat = [jnp.concatenate([leaf.reshape(10, -1) for leaf in jax.tree.leaves(row)], axis=1) for row in rows]
     jacobian = jnp.stack(flat)
     expected = jnp.einsum("iap,jap->ij", jacobian, jacobian) / 10
-    stored = experiment.store.load_arrays(folder / "cells" / f"loss=mse,{last.stem}.npz")["kernel"][:4, :4]
+    stored = experiment.store.load_arrays(experiment.store.part(folder / "cells" / f"loss=mse,{last.stem}.npz"))[
+        "kernel"
+    ][:4, :4]
     np.testing.assert_allclose(stored, expected, rtol=1e-4)
 
 

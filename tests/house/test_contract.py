@@ -421,6 +421,7 @@ ROWS = {
         "data.x, data.y",
         "save_at: steps, learning_rate: positive, batch_size: count none",
         True,
+        then=lambda states: [state.params for state in states],
     ),
     "evaluate": Row(
         lambda: dict(objective=GOAL, params=W, data=DATA, batch_size=2),
