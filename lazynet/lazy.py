@@ -135,10 +135,11 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
     digits (TF32) that recent GPUs keep by default, VGG-11 is 40 % off at alpha = 100. At alpha = 1 they are enough:
     `jax.default_matmul_precision("default")` around the call that compiles asks for them.
 
-    Weights of a dtype with n binary digits carry an alpha up to 2^(n - 6), `precision.largest_alpha`: beyond it
-    u / alpha is lost in the rounding of w0, and f is noise or zero where it should be the tangent model. A larger number is
-    refused. Where alpha is traced its value is unknown: one that turns out to be larger is replaced by the scale at
-    which f is closest to the tangent model, from which the exact f is then no further than the rounding.
+    Weights of a dtype with n binary digits carry an alpha up to 2^(n - 6), `precision.largest_alpha`: beyond it u /
+    alpha is lost in the rounding of w0, and f is noise or zero where it should be the tangent model. A larger
+    number is refused. Where alpha is traced its value is unknown: one that turns out to be larger is replaced by
+    the scale at which f is closest to the tangent model, from which the exact f is then no further than the
+    rounding.
 
     Args:
         apply: Model h.

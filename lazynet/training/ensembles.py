@@ -64,9 +64,9 @@ def train_ensemble(
 ) -> EnsembleCurve:
     """Trains networks from r initializations, `train` for each of them, by one vectorized step.
 
-    By default the linearized network of every initialization. As the width grows, the moments of their outputs tend to
-    those of `dynamics.trained_ensemble`, initial outputs and their covariance included. Convolutional networks are faster
-    by a loop over `train` on a CPU: vectorized over weights, their convolutions are grouped ones.
+    By default the linearized network of every initialization. As the width grows, the moments of their outputs tend
+    to those of `dynamics.trained_ensemble`, initial outputs and their covariance included. Convolutional networks
+    are faster by a loop over `train` on a CPU: vectorized over weights, their convolutions are grouped ones.
 
     Args:
         apply: Model h.
