@@ -6,9 +6,10 @@
     python -m benchmarks --record                    # and keeps the result in benchmarks/history
     python -m benchmarks --plot                      # draws the recorded ratios, measures nothing
 
-Every group runs in a process of its own, one after the other. Written are FOLDER/benchmarks.json and
-FOLDER/benchmarks.md. neural-tangents needs jax < 0.6; where a peer cannot be imported, its rows say so. Exit status 0
-is success, 1 if a program failed or disagrees with the first one of its case, 2 a mistake in the command.
+Every group runs in a process of its own, one after the other. Written are FOLDER/benchmarks.json
+and FOLDER/benchmarks.md. neural-tangents needs jax < 0.6; where a peer cannot be imported, its rows
+say so. Exit status 0 is success, 1 if a program failed or disagrees with the first one of its case,
+2 a mistake in the command.
 """
 
 from __future__ import annotations
@@ -39,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(history.plot(history.load(), options.out / "history.png"))
         return 0
     measured = [row for name in options.only for row in run_group(name, options.quick, options.out)]
-    result = {"quick": options.quick, "machine": machine.describe(), "rows": [row._asdict() for row in measured]}
+    result = {
+        "quick": options.quick,
+        "machine": machine.describe(),
+        "rows": [row._asdict() for row in measured],
+    }
     for path in write(result, options.out) + ([history.record(result)] if options.record else []):
         print(path)
     failed = [row for row in measured if row.error]
@@ -53,10 +58,21 @@ def run_group(name: str, quick: bool, folder: Path) -> list[Row]:
     file = folder / "rows" / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks.group", name, str(file.resolve()), *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.group",
+        name,
+        str(file.resolve()),
+        *(["--quick"] if quick else []),
+    ]
     variables = getattr(importlib.import_module(f"benchmarks.{name}"), "ENVIRONMENT", {})
     status = subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode
-    died = [Row(name, "the group", "", error=f"its process ended with status {status}")] if status else []
+    died = (
+        [Row(name, "the group", "", error=f"its process ended with status {status}")]
+        if status
+        else []
+    )
     return group.read(file) + died
 
 
@@ -79,14 +95,24 @@ def _list(options) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=str(GROUPS))
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER", help="of the results")
+    parser.add_argument(
+        "--only", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=str(GROUPS)
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/benchmarks"), metavar="FOLDER", help="of the results"
+    )
     parser.add_argument("--list", action="store_true", help="print the groups and their cases")
-    parser.add_argument("--record", action="store_true", help=f"keep the result in {history.FOLDER.name}")
-    parser.add_argument("--plot", action="store_true", help="draw the recorded ratios and measure nothing")
+    parser.add_argument(
+        "--record", action="store_true", help=f"keep the result in {history.FOLDER.name}"
+    )
+    parser.add_argument(
+        "--plot", action="store_true", help="draw the recorded ratios and measure nothing"
+    )
     return parser
 
 

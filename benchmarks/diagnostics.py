@@ -1,7 +1,7 @@
 """Diagnostics of training, in steps of the training itself: what logging them costs.
 
-The ratios of these tables are to one step of `train` with momentum on 50 examples; an epoch of the 1,000 examples is 20
-steps. Diagnostics are evaluated on 64 of them, at the weights after 5 steps.
+The ratios of these tables are to one step of `train` with momentum on 50 examples; an epoch of the
+1,000 examples is 20 steps. Diagnostics are evaluated on 64 of them, at the weights after 5 steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from lazynet.training.optimizers import sgd
 
 NETWORKS = {
     "MLP 256-512-512-10": (lambda: zoo.mlp((512, 512), 10, b_std=0.1), (256,)),
-    "CNN 32-64-64 stride 2, 32 x 32 RGB": (lambda: zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)), (32, 32, 3)),
+    "CNN 32-64-64 stride 2, 32 x 32 RGB": (
+        lambda: zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)),
+        (32, 32, 3),
+    ),
 }
 BATCH, EPOCH, EXAMPLES = 50, 20, 64
 
@@ -62,13 +65,21 @@ def _calls(model, params0, params, data, part):
         "layer_drift": lambda: diagnostics.layer_drift(params, params0),
         "activation_stability": lambda: diagnostics.activation_stability(model, params, params0, x),
         "linearization_gap": lambda: diagnostics.linearization_gap(model.apply, params, params0, x),
-        "ntk_change, 20 probes": lambda: diagnostics.ntk_change(model.apply, params, params0, x, key=key),
-        "ntk_change, 4 probes": lambda: diagnostics.ntk_change(model.apply, params, params0, x, key=key, probes=4),
+        "ntk_change, 20 probes": lambda: diagnostics.ntk_change(
+            model.apply, params, params0, x, key=key
+        ),
+        "ntk_change, 4 probes": lambda: diagnostics.ntk_change(
+            model.apply, params, params0, x, key=key, probes=4
+        ),
         "jacobian_norm": lambda: diagnostics.jacobian_norm(model.apply, params, x, key=key),
         "hessian_norm": lambda: diagnostics.hessian_norm(model.apply, params, x, key=key),
         "kappa": lambda: diagnostics.kappa(model.apply, params, part, key=key),
-        "kappa, 5 rounds from 1 start": lambda: diagnostics.kappa(model.apply, params, part, **short),
-        "estimate_max_learning_rate": lambda: estimate_max_learning_rate(model.apply, params, x, key=key),
+        "kappa, 5 rounds from 1 start": lambda: diagnostics.kappa(
+            model.apply, params, part, **short
+        ),
+        "estimate_max_learning_rate": lambda: estimate_max_learning_rate(
+            model.apply, params, x, key=key
+        ),
         "empirical_ntk, trace": lambda: empirical_ntk(model.apply, params, x, outputs="trace"),
         "empirical_ntk, sum": lambda: empirical_ntk(model.apply, params, x, outputs="sum"),
         "kernel_distance, kernels given": lambda: diagnostics.kernel_distance(kernel, kernel0),
@@ -76,7 +87,11 @@ def _calls(model, params0, params, data, part):
         "cka": lambda: diagnostics.cka(kernel, kernel0),
         "target_alignment": lambda: diagnostics.target_alignment(kernel, part.y),
         "kernel_spectrum": lambda: diagnostics.kernel_spectrum(kernel, part.y).values,
-        "top_eigenvalues, 1": lambda: spectra.top_eigenvalues(product, 1, key=key, shape=shape, steps=15),
+        "top_eigenvalues, 1": lambda: spectra.top_eigenvalues(
+            product, 1, key=key, shape=shape, steps=15
+        ),
         "trace, 12 probes": lambda: spectra.trace(product, key=key, shape=shape, probes=12),
-        "tangent_at, its outputs": lambda: diagnostics.tangent_at(model.apply, params).apply(params0, x),
+        "tangent_at, its outputs": lambda: diagnostics.tangent_at(model.apply, params).apply(
+            params0, x
+        ),
     }

@@ -1,8 +1,8 @@
 """First calls of infinite-width kernels: what it takes to trace, compile and run the kernel of one pair of inputs.
 
-A person who tries a kernel on a few images meets this before anything else. Networks are those of `kernels`, on
-images of several sizes, a small WideResNet with groups of residual blocks, and a deep network of vectors whose
-weights are large enough that no factor of its variances is one.
+A person who tries a kernel on a few images meets this before anything else. Networks are those of
+`kernels`, on images of several sizes, a small WideResNet with groups of residual blocks, and a deep
+network of vectors whose weights are large enough that no factor of its variances is one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _case("myrtle5", myrtle5, _image(32))
     yield _case("wide_resnet", wide_resnet, _image(32))
     for depth in (40,) if quick else (40, 300):
-        yield _case(f"ReLU network of depth {depth}", partial(deep, depth=depth), jnp.ones((1, 4), jnp.float32))
+        yield _case(
+            f"ReLU network of depth {depth}",
+            partial(deep, depth=depth),
+            jnp.ones((1, 4), jnp.float32),
+        )
 
 
 def small_wide_resnet(library: Any, groups: int) -> Any:
@@ -43,7 +47,9 @@ def small_wide_resnet(library: Any, groups: int) -> Any:
 
     def block(strides):
         main = library.serial(library.Relu(), conv(strides), library.Relu(), conv((1, 1)))
-        return library.serial(library.FanOut(2), library.parallel(main, conv(strides)), library.FanInSum())
+        return library.serial(
+            library.FanOut(2), library.parallel(main, conv(strides)), library.FanInSum()
+        )
 
     blocks = [block((1, 1) if group == 0 else (2, 2)) for group in range(groups)]
     head = library.AvgPool((8, 8), padding="SAME"), library.Flatten(), library.Dense(1, 1.0, 0.0)
@@ -59,7 +65,10 @@ def _case(name: str, build: Callable[[Any], Any], x: jax.Array) -> Case:
     def programs():
         network = build(stax).model
         peer = beside(neural_tangents, lambda library: Program(_peer(build(library.stax), x)))
-        return {"lazynet": Program(lambda: analytic_kernel(network, x, 2 * x)), "neural-tangents": peer}
+        return {
+            "lazynet": Program(lambda: analytic_kernel(network, x, 2 * x)),
+            "neural-tangents": peer,
+        }
 
     size = "vectors" if x.ndim == 2 else f"images of {x.shape[1]} x {x.shape[2]}"
     return Case(f"{name}, {size}", programs, "first call", 0, lambda gram: np.asarray(gram.ntk))

@@ -1,7 +1,7 @@
 """One group of benchmarks in a process of its own: `python -m benchmarks.group NAME FILE [--quick]`.
 
-Rows are appended to FILE, one JSON object a line, as soon as a case is measured, so that a process that dies leaves
-what it has.
+Rows are appended to FILE, one JSON object a line, as soon as a case is measured, so that a process
+that dies leaves what it has.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def run(name: str, cases: Sequence[Case], file: Path) -> None:
     """Measures the cases of a group one after another; compiled programs are dropped after each."""
     start = time.perf_counter()
     for number, case in enumerate(cases, 1):
-        print(f"[{name} {number}/{len(cases)}, {time.perf_counter() - start:.0f} s] {case.name}", flush=True)
+        print(
+            f"[{name} {number}/{len(cases)}, {time.perf_counter() - start:.0f} s] {case.name}",
+            flush=True,
+        )
         for row in measure(name, case):
             write(file, row)
             print(f"  {report.line(row)}", flush=True)
@@ -53,7 +56,11 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
-    run(options.name, list(importlib.import_module(f"benchmarks.{options.name}").cases(options.quick)), options.file)
+    run(
+        options.name,
+        list(importlib.import_module(f"benchmarks.{options.name}").cases(options.quick)),
+        options.file,
+    )
 
 
 if __name__ == "__main__":

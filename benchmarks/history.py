@@ -31,7 +31,9 @@ def record(result: dict[str, Any], folder: Path = FOLDER) -> Path:
 
 def load(folder: Path = FOLDER) -> list[dict[str, Any]]:
     """All recorded results, oldest first."""
-    return sorted(map(store.read_json, folder.glob("*.json")), key=lambda result: result["machine"]["date"])
+    return sorted(
+        map(store.read_json, folder.glob("*.json")), key=lambda result: result["machine"]["date"]
+    )
 
 
 def curves(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], Curve]:
@@ -56,10 +58,14 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
     found = curves(results)
     groups, machines = (sorted({key[i] for key in found}) for i in (0, 2))
     if not groups:
-        raise ValueError("no recorded run has a ratio to draw: record one by python -m benchmarks --record.")
+        raise ValueError(
+            "no recorded run has a ratio to draw: record one by python -m benchmarks --record."
+        )
     figure = Figure(figsize=(12, 3.6 * len(groups)), layout="constrained")
     for ax, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
-        _panel(ax, group, {key[1:]: curve for key, curve in found.items() if key[0] == group}, machines)
+        _panel(
+            ax, group, {key[1:]: curve for key, curve in found.items() if key[0] == group}, machines
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     return plots.save(figure, path)
 
@@ -67,8 +73,14 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> Path:
 def _panel(ax, group, found, machines) -> None:
     labels = list(dict.fromkeys(label for label, _ in found))
     for (label, machine), curve in found.items():
-        style = dict(color=f"C{labels.index(label) % 10}", marker="os^vDP*X"[machines.index(machine) % 8])
-        ax.plot(*zip(*curve, strict=True), label=f"{label} ({machine})" if len(machines) > 1 else label, **style)
+        style = dict(
+            color=f"C{labels.index(label) % 10}", marker="os^vDP*X"[machines.index(machine) % 8]
+        )
+        ax.plot(
+            *zip(*curve, strict=True),
+            label=f"{label} ({machine})" if len(machines) > 1 else label,
+            **style,
+        )
     ax.axhline(1.0, color="0.6", linewidth=0.8)
     ax.set(title=group, xlabel="date", ylabel="CPU time / that of the first program", yscale="log")
     ax.tick_params("x", rotation=20)

@@ -1,9 +1,10 @@
 """Infinite-width kernels (NNGP and NTK, float32) beside neural-tangents, per kernel entry.
 
-`gap21` and `flat21` are 21 convolutions with ReLU and global pooling or Flatten, on 32 x 32 images; `fc4` has 4 hidden
-layers. neural-tangents gets fewer entries of the networks with pooling, for which it needs seconds each. The row
-"arithmetic alone" is a product of matrices of as many multiply-adds as those 58 that a pair of positions takes in a
-layer: no program can be cheaper. Against the number of images N, the cost per entry of the upper triangle should stay.
+`gap21` and `flat21` are 21 convolutions with ReLU and global pooling or Flatten, on 32 x 32 images;
+`fc4` has 4 hidden layers. neural-tangents gets fewer entries of the networks with pooling, for
+which it needs seconds each. The row "arithmetic alone" is a product of matrices of as many
+multiply-adds as those 58 that a pair of positions takes in a layer: no program can be cheaper.
+Against the number of images N, the cost per entry of the upper triangle should stay.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def cases(quick: bool) -> Iterator[Case]:
 
 
 def conv21(library: Any, head: str) -> Any:
-    body = [part for _ in range(21) for part in (library.Conv(1, (3, 3), (1, 1), "SAME", SQRT2), library.Relu())]
+    body = [
+        part
+        for _ in range(21)
+        for part in (library.Conv(1, (3, 3), (1, 1), "SAME", SQRT2), library.Relu())
+    ]
     return library.serial(*body, getattr(library, head)())
 
 
@@ -53,7 +58,17 @@ def myrtle5(library: Any) -> Any:
 
     pool = library.AvgPool((2, 2), (2, 2))
     return library.serial(
-        *conv(), *conv(), pool, *conv(), pool, *conv(), pool, pool, pool, library.Flatten(), library.Dense(10, SQRT2)
+        *conv(),
+        *conv(),
+        pool,
+        *conv(),
+        pool,
+        *conv(),
+        pool,
+        pool,
+        pool,
+        library.Flatten(),
+        library.Dense(10, SQRT2),
     )
 
 
@@ -65,15 +80,24 @@ def wide_resnet(library: Any) -> Any:
             library.Relu(),
             library.Conv(1, (3, 3), (1, 1), "SAME"),
         )
-        return library.serial(library.FanOut(2), library.parallel(main, shortcut), library.FanInSum())
+        return library.serial(
+            library.FanOut(2), library.parallel(main, shortcut), library.FanInSum()
+        )
 
     groups = [
         part
         for s in ((1, 1), (2, 2), (2, 2))
-        for part in (block(s, library.Conv(1, (3, 3), s, "SAME")), block((1, 1), library.Identity()))
+        for part in (
+            block(s, library.Conv(1, (3, 3), s, "SAME")),
+            block((1, 1), library.Identity()),
+        )
     ]
     return library.serial(
-        library.Conv(1, (3, 3), (1, 1), "SAME"), *groups, library.AvgPool((8, 8)), library.Flatten(), library.Dense(10)
+        library.Conv(1, (3, 3), (1, 1), "SAME"),
+        *groups,
+        library.AvgPool((8, 8)),
+        library.Flatten(),
+        library.Dense(10),
     )
 
 
@@ -89,7 +113,9 @@ def _case(name, build: Callable[[Any], Any], ours, theirs, rounds) -> Case:
     def programs():
         found = {
             "lazynet": _lazynet(name, build, ours),
-            "neural-tangents": beside(neural_tangents, lambda library: _peer(name, build(library.stax), theirs)),
+            "neural-tangents": beside(
+                neural_tangents, lambda library: _peer(name, build(library.stax), theirs)
+            ),
         }
         return found | ({"arithmetic alone": _arithmetic(name)} if name in PAIRS else {})
 
@@ -99,7 +125,11 @@ def _case(name, build: Callable[[Any], Any], ours, theirs, rounds) -> Case:
 
 def _lazynet(name, build, sizes) -> Program:
     network, inputs = build(stax).model, _inputs(name, sizes)
-    note = (lambda _, cpu_s: f"{1e9 * cpu_s / PAIRS[name]:.2f} ns a pair and layer") if name in PAIRS else ""
+    note = (
+        (lambda _, cpu_s: f"{1e9 * cpu_s / PAIRS[name]:.2f} ns a pair and layer")
+        if name in PAIRS
+        else ""
+    )
     return Program(lambda: analytic_kernel(network, *inputs), _entries(sizes), note=note)
 
 
@@ -107,12 +137,21 @@ def _peer(name, network, sizes) -> Program:
     def kernel(x1, x2):
         return network[2](x1, x2, get=("nngp", "ntk"))
 
-    return jitted(kernel, *_inputs(name, sizes), entries=_entries(sizes), note=f"{_entries(sizes):,.0f} entries")
+    return jitted(
+        kernel,
+        *_inputs(name, sizes),
+        entries=_entries(sizes),
+        note=f"{_entries(sizes):,.0f} entries",
+    )
 
 
 def _arithmetic(name, size=1024) -> Program:
     entries = size**3 / (OPERATIONS * PAIRS[name])
-    return jitted(lambda a: jnp.matmul(a, a, precision="highest"), jnp.ones((size, size), jnp.float32), entries=entries)
+    return jitted(
+        lambda a: jnp.matmul(a, a, precision="highest"),
+        jnp.ones((size, size), jnp.float32),
+        entries=entries,
+    )
 
 
 def _corner(result, corner):
@@ -125,7 +164,8 @@ def _against_n(name: str, head: str, counts: tuple[int, ...]) -> Case:
         network = conv21(stax, head).model
         inputs = {n: images(n, 0) for n in counts}
         return {
-            f"N = {n}": Program(lambda x=x: analytic_kernel(network, x), n * (n + 1) // 2) for n, x in inputs.items()
+            f"N = {n}": Program(lambda x=x: analytic_kernel(network, x), n * (n + 1) // 2)
+            for n, x in inputs.items()
         }
 
     title = f"{name}, Gram matrix of N = {', '.join(map(str, counts))}"

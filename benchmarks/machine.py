@@ -26,7 +26,9 @@ def describe() -> dict[str, Any]:
     return kept | {
         "packages": packages,
         "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "date": now.strftime("%Y-%m-%d"),
         "uncommitted": _uncommitted(),
     }
@@ -34,10 +36,16 @@ def describe() -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = []
-    return names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
+    return (
+        names[0].split(":", 1)[1].strip() if names else platform.processor() or platform.machine()
+    )
 
 
 def _version(package: str) -> str | None:
@@ -48,8 +56,17 @@ def _version(package: str) -> str | None:
 
 
 def _uncommitted() -> bool:
-    command = ["git", "-C", str(Path(__file__).parent), "status", "--porcelain", "--untracked-files=no"]
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+    ]
     try:
-        return bool(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+        return bool(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        )
     except (OSError, subprocess.CalledProcessError):
         return False

@@ -1,8 +1,9 @@
 """The one way in which everything is timed: programs take turns, and the least time of each counts.
 
-A case builds its programs, they are called once each (which compiles), then in turn, round after round, so that a
-machine that slows down slows all of them. Processor time adds up all threads of the process and hardly depends on what
-else a machine does; on an accelerator, where the processor only waits, read wall times.
+A case builds its programs, they are called once each (which compiles), then in turn, round after
+round, so that a machine that slows down slows all of them. Processor time adds up all threads of
+the process and hardly depends on what else a machine does; on an accelerator, where the processor
+only waits, read wall times.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ import numpy as np
 
 from lazynet.tiles import reserved
 
-__all__ = ["Case", "Failure", "Program", "Row", "Times", "absent", "first_call", "in_turns", "jitted", "measure"]
+__all__ = [
+    "Case",
+    "Failure",
+    "Program",
+    "Row",
+    "Times",
+    "absent",
+    "first_call",
+    "in_turns",
+    "jitted",
+    "measure",
+]
 
 LEAST_S = 0.05
 """Short programs are called several times a turn, for about this long."""
@@ -35,9 +47,11 @@ class Program(NamedTuple):
     """One way to a result.
 
     Attributes:
-        run: Does the work and returns the result; None for a program that cannot run here, `note` then says why.
+        run: Does the work and returns the result; None for a program that cannot run here, `note`
+            then says why.
         entries: How many units of the case one call does.
-        reserved: Bytes that it needs beside its arguments, None where no compiler tells; called after the first call.
+        reserved: Bytes that it needs beside its arguments, None where no compiler tells; called
+            after the first call.
         note: A remark, or what to remark on the first result and the CPU seconds of a unit.
     """
 
@@ -52,11 +66,15 @@ class Case(NamedTuple):
 
     Attributes:
         name: With everything in it that the times depend on.
-        build: The programs by name; called when the case is measured, so that its memory is free before and after.
+        build: The programs by name; called when the case is measured, so that its memory is free
+            before and after.
         unit: What is counted.
-        rounds: Timed turns of every program; 0 where the first call is what is measured, for instance compilation.
-        answer: What of a result must agree between the programs; None, or an answer of None, compares nothing.
-        tolerance: Largest difference between answers, relative to the largest entry, that counts as agreement.
+        rounds: Timed turns of every program; 0 where the first call is what is measured, for
+            instance compilation.
+        answer: What of a result must agree between the programs; None, or an answer of None,
+            compares nothing.
+        tolerance: Largest difference between answers, relative to the largest entry, that counts as
+            agreement.
     """
 
     name: str
@@ -102,10 +120,14 @@ def absent(reason: str) -> Program:
     return Program(None, note=reason)
 
 
-def jitted(function: Callable[..., Any], *arguments: Any, entries: float = 1.0, **more: Any) -> Program:
+def jitted(
+    function: Callable[..., Any], *arguments: Any, entries: float = 1.0, **more: Any
+) -> Program:
     """A program of one compiled function; its first call compiles, and the compiler tells the memory."""
     compiled = functools.cache(lambda: jax.jit(function).lower(*arguments).compile())
-    return Program(lambda: compiled()(*arguments), entries, lambda: reserved(compiled()) or None, **more)
+    return Program(
+        lambda: compiled()(*arguments), entries, lambda: reserved(compiled()) or None, **more
+    )
 
 
 def first_call(run: Callable[[], Any]) -> First | Failure:
@@ -118,7 +140,9 @@ def first_call(run: Callable[[], Any]) -> First | Failure:
         return Failure(_described(error))
 
 
-def in_turns(runs: Mapping[str, Callable[[], Any]], rounds: int, least_s: float = LEAST_S) -> dict[str, Times]:
+def in_turns(
+    runs: Mapping[str, Callable[[], Any]], rounds: int, least_s: float = LEAST_S
+) -> dict[str, Times]:
     """`{name: least times of a call}` of `rounds` turns; every program has been called before."""
     calls = dict.fromkeys(runs, 1)
     best = dict.fromkeys(runs, Times(math.inf, math.inf))
@@ -135,13 +159,23 @@ def measure(group: str, case: Case) -> list[Row]:
     """The rows of a case; what fails is a row with its error, and the rest goes on."""
     try:
         programs = case.build()
-        firsts = {name: first_call(program.run) for name, program in programs.items() if program.run is not None}
+        firsts = {
+            name: first_call(program.run)
+            for name, program in programs.items()
+            if program.run is not None
+        }
         fine = {name: first for name, first in firsts.items() if isinstance(first, First)}
-        times = in_turns({name: programs[name].run for name in fine}, case.rounds) if case.rounds else {}
+        times = (
+            in_turns({name: programs[name].run for name in fine}, case.rounds)
+            if case.rounds
+            else {}
+        )
         times = times or {name: first.times for name, first in fine.items()}
         differences = dict(_differences(case, fine))
         return [
-            _row(group, case, name, program, firsts.get(name), times.get(name), differences.get(name))
+            _row(
+                group, case, name, program, firsts.get(name), times.get(name), differences.get(name)
+            )
             for name, program in programs.items()
         ]
     except Exception as error:
@@ -162,7 +196,12 @@ def _differences(case: Case, firsts: Mapping[str, First]) -> Iterator[tuple[str,
     expected = np.asarray(case.answer(firsts[reference].result), np.float64)
     for name in others:
         if (found := case.answer(firsts[name].result)) is not None:
-            yield name, float(np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max())
+            yield (
+                name,
+                float(
+                    np.abs(np.asarray(found, np.float64) - expected).max() / np.abs(expected).max()
+                ),
+            )
 
 
 def _row(group, case, name, program, first, times, differs) -> Row:
@@ -171,10 +210,18 @@ def _row(group, case, name, program, first, times, differs) -> Row:
         return row._replace(note=program.note)
     if isinstance(first, Failure):
         return row._replace(error=first.error)
-    note = program.note if isinstance(program.note, str) else program.note(first.result, times.cpu_s / program.entries)
+    note = (
+        program.note
+        if isinstance(program.note, str)
+        else program.note(first.result, times.cpu_s / program.entries)
+    )
     # not (<=), so that a NaN does not agree with anything
-    error = f"differs by {differs:.1e}" if differs is not None and not differs <= case.tolerance else ""
-    measured = dict(cpu_s=times.cpu_s, wall_s=times.wall_s, first_s=first.times.wall_s, bytes=program.reserved())
+    error = (
+        f"differs by {differs:.1e}" if differs is not None and not differs <= case.tolerance else ""
+    )
+    measured = dict(
+        cpu_s=times.cpu_s, wall_s=times.wall_s, first_s=first.times.wall_s, bytes=program.reserved()
+    )
     return row._replace(**measured, differs=differs, note=note, error=error)
 
 

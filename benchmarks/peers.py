@@ -26,7 +26,9 @@ def beside(load: Callable[[], Any], build: Callable[[Any], Program]) -> Program:
 
 def neural_tangents() -> Any:
     """neural-tangents; its implementation 3 reads two names that jax 0.5.3 has no more."""
-    sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))
+    sys.modules.setdefault(
+        "neural_tangents.experimental", types.ModuleType("neural_tangents.experimental")
+    )
     interpreter = importlib.import_module("jax.interpreters.ad")
     names = importlib.import_module("jax._src.source_info_util")
     for name, value in (("source_info_util", names), ("config", jax.config)):

@@ -1,11 +1,11 @@
 """Kernel regression in float64 beside scikit-learn, SciPy, NumPy and neural-tangents, per fit.
 
-20 ridges or 50 times of the gradient flow from one eigendecomposition, one ridge by Cholesky, with 10 outputs and
-predictions of 1,000 test examples; the eigendecompositions themselves. BLAS has one thread, lest waiting threads count
-as work. A run that is not quick also solves N = 20,000 in float32 by conjugate gradient with a pivoted-Cholesky
-preconditioner, and remarks the iterations and by how much of the kernel's size the resident memory grows beyond it
-(expected: at most 0.10). The kernel is the NTK of a ReLU network with 4 hidden layers, between noisy copies of the
-1,797 digits.
+20 ridges or 50 times of the gradient flow from one eigendecomposition, one ridge by Cholesky, with
+10 outputs and predictions of 1,000 test examples; the eigendecompositions themselves. BLAS has one
+thread, lest waiting threads count as work. A run that is not quick also solves N = 20,000 in
+float32 by conjugate gradient with a pivoted-Cholesky preconditioner, and remarks the iterations and
+by how much of the kernel's size the resident memory grows beyond it (expected: at most 0.10). The
+kernel is the NTK of a ReLU network with 4 hidden layers, between noisy copies of the 1,797 digits.
 """
 
 from __future__ import annotations
@@ -39,10 +39,14 @@ def cases(quick: bool) -> Iterator[Case]:
     n, rounds = (1000, 2) if quick else (5000, 1)
     yield Case(f"20 ridges, N = {n:,}", partial(_ridges, n), "fit", rounds, np.asarray)
     yield Case(f"one ridge, N = {n:,}", partial(_one_ridge, n), "fit", rounds, np.asarray)
-    yield Case(f"50 times of gradient flow, N = {n:,}", partial(_times, n), "fit", rounds, np.asarray)
+    yield Case(
+        f"50 times of gradient flow, N = {n:,}", partial(_times, n), "fit", rounds, np.asarray
+    )
     n = 1000 if quick else 2000
     yield Case(f"eigendecomposition, N = {n:,}", partial(_eigh, n), "matrix", rounds, _values)
-    yield Case(f"eigenvalues alone, N = {n:,}", partial(_eigenvalues, n), "matrix", rounds, np.asarray)
+    yield Case(
+        f"eigenvalues alone, N = {n:,}", partial(_eigenvalues, n), "matrix", rounds, np.asarray
+    )
 
 
 def digits(n, seed):
@@ -85,8 +89,12 @@ def _ridges(n) -> dict[str, Program]:
         return np.stack([outside @ (weight[:, None] * inside) for weight in weights.T])
 
     return {
-        "lazynet": Program(lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGES)),
-        "scikit-learn": Program(lambda: np.stack([_scikit(kernel, cross, data.y, ridge) for ridge in RIDGES])),
+        "lazynet": Program(
+            lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGES)
+        ),
+        "scikit-learn": Program(
+            lambda: np.stack([_scikit(kernel, cross, data.y, ridge) for ridge in RIDGES])
+        ),
         "NumPy": Program(by_numpy),
     }
 
@@ -99,7 +107,9 @@ def _one_ridge(n) -> dict[str, Program]:
         return cross @ scipy.linalg.cho_solve(factor, data.y)
 
     return {
-        "lazynet": Program(lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGE)),
+        "lazynet": Program(
+            lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=RIDGE)
+        ),
         "scikit-learn": Program(lambda: _scikit(kernel, cross, data.y, RIDGE)),
         "SciPy": Program(by_scipy),
         "NumPy": Program(lambda: cross @ np.linalg.solve(kernel + RIDGE * np.eye(n), data.y)),
@@ -117,7 +127,9 @@ def _times(n) -> dict[str, Program]:
         return [np.mean(np.sum((np.asarray(now) - test.y) ** 2, axis=1)) / 2 for now in outputs]
 
     def ours():
-        return dynamics.gradient_flow(kernel, data, time=TIMES, cross=cross, test=test).metrics["test_loss"]
+        return dynamics.gradient_flow(kernel, data, time=TIMES, cross=cross, test=test).metrics[
+            "test_loss"
+        ]
 
     def by_numpy():
         values, vectors = np.linalg.eigh(kernel)
@@ -127,7 +139,9 @@ def _times(n) -> dict[str, Program]:
 
     def theirs(library):
         def run():  # the decomposition is done where the predictor is made
-            predict_fn = library.predict.gradient_descent_mse(jnp.asarray(kernel), jnp.asarray(data.y))
+            predict_fn = library.predict.gradient_descent_mse(
+                jnp.asarray(kernel), jnp.asarray(data.y)
+            )
             return test_loss(predict_fn(data.y.shape[1] * TIMES, 0.0, 0.0, jnp.asarray(cross))[1])
 
         return Program(run)
@@ -160,7 +174,9 @@ def _values(decomposition):
 
 def _conjugate(n=20_000, rank=300) -> dict[str, Program]:
     kernel, cross, data, test = problem(n, dtype=np.float32)
-    dynamics.conjugate_gradient_regression(np.eye(2), Data(data.x[:2], data.y[:2]), cross=np.eye(2), ridge=1.0)
+    dynamics.conjugate_gradient_regression(
+        np.eye(2), Data(data.x[:2], data.y[:2]), cross=np.eye(2), ridge=1.0
+    )
     before = _resident()
 
     def note(fit, _):
@@ -169,14 +185,18 @@ def _conjugate(n=20_000, rank=300) -> dict[str, Program]:
         return f"{fit.iterations} iterations, test accuracy {accuracy:.3f}, memory grew by {grown:.3f} of the kernel"
 
     def run():
-        return dynamics.conjugate_gradient_regression(kernel, data, cross=cross, ridge=RIDGE, rank=rank)
+        return dynamics.conjugate_gradient_regression(
+            kernel, data, cross=cross, ridge=RIDGE, rank=rank
+        )
 
     return {"lazynet": Program(run, note=note)}
 
 
 def _peak() -> int:
     """Largest resident memory of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def _resident() -> int:

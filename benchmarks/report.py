@@ -1,6 +1,7 @@
 """Rows as tables: times per unit, ratios to the first program of the case, and the conditions of the run.
 
-A result is `{"quick", "machine", "rows"}`, and is what is stored as JSON; `tables` has the form of the site's tables.
+A result is `{"quick", "machine", "rows"}`, and is what is stored as JSON; `tables` has the form of
+the site's tables.
 """
 
 from __future__ import annotations
@@ -11,9 +12,30 @@ from typing import Any
 
 from benchmarks.measure import Row
 
-__all__ = ["Ratio", "amount", "conditions", "line", "markdown", "ratios", "rows", "seconds", "site", "tables"]
+__all__ = [
+    "Ratio",
+    "amount",
+    "conditions",
+    "line",
+    "markdown",
+    "ratios",
+    "rows",
+    "seconds",
+    "site",
+    "tables",
+]
 
-COLUMNS = ["case", "program", "CPU", "wall", "CPU ratio", "wall ratio", "first call", "memory", "remarks"]
+COLUMNS = [
+    "case",
+    "program",
+    "CPU",
+    "wall",
+    "CPU ratio",
+    "wall ratio",
+    "first call",
+    "memory",
+    "remarks",
+]
 
 Ratio = tuple[float | None, float | None]
 """How many times more CPU and wall time a unit takes than that of the first program of its case."""
@@ -36,7 +58,10 @@ def markdown(result: dict[str, Any]) -> str:
     """The whole result as one page of Markdown."""
     shown = site(result)
     listed = [f"- {name}: {value}" for name, value in shown["conditions"].items()]
-    parts = [f"## {each['title']}\n\n{_markdown(each['columns'], each['rows'])}" for each in shown["tables"]]
+    parts = [
+        f"## {each['title']}\n\n{_markdown(each['columns'], each['rows'])}"
+        for each in shown["tables"]
+    ]
     about = "Times are per unit; ratios are to the first program of a case, above 1 where that one is cheaper."
     return "\n\n".join(["# Benchmarks", about, "\n".join(listed), *parts]) + "\n"
 
@@ -49,7 +74,9 @@ def site(result: dict[str, Any]) -> dict[str, Any]:
 def conditions(result: dict[str, Any]) -> dict[str, str]:
     """What the numbers depend on."""
     machine = result["machine"]
-    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if version)
+    packages = ", ".join(
+        f"{name} {version}" for name, version in machine["packages"].items() if version
+    )
     changed = " with changes" if machine["uncommitted"] else ""
     return {
         "date": machine["date"],
@@ -80,7 +107,9 @@ def seconds(value: float | None) -> str:
     """A time with a fitting unit and three digits."""
     if value is None:
         return ""
-    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e3, "ms"), (1e6, "us")) if value * s >= 1), (1e9, "ns"))
+    scale, unit = next(
+        ((s, u) for s, u in ((1, "s"), (1e3, "ms"), (1e6, "us")) if value * s >= 1), (1e9, "ns")
+    )
     return f"{value * scale:.3g} {unit}" if value * scale < 1000 else f"{value * scale:,.0f} {unit}"
 
 
@@ -107,10 +136,20 @@ def _table(pairs: Iterable[tuple[Row, Ratio]]) -> list[list[str]]:
 
 
 def _cells(row: Row, ratio: Ratio) -> list[str]:
-    times = [seconds(None if value is None else value / row.entries) for value in (row.cpu_s, row.wall_s)]
+    times = [
+        seconds(None if value is None else value / row.entries) for value in (row.cpu_s, row.wall_s)
+    ]
     shown = ["" if value is None else f"{value:.2f}" for value in ratio]
     case = f"{row.case}, per {row.unit}"
-    return [case, row.program, *times, *shown, seconds(row.first_s), amount(row.bytes), _remarks(row)]
+    return [
+        case,
+        row.program,
+        *times,
+        *shown,
+        seconds(row.first_s),
+        amount(row.bytes),
+        _remarks(row),
+    ]
 
 
 def _remarks(row: Row) -> str:
@@ -120,5 +159,9 @@ def _remarks(row: Row) -> str:
 
 
 def _markdown(columns: list[str], cells: list[list[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *[[cell.replace("|", "\\|") for cell in each] for each in cells]]
+    lines = [
+        columns,
+        ["---"] * len(columns),
+        *[[cell.replace("|", "\\|") for cell in each] for each in cells],
+    ]
     return "\n".join(f"| {' | '.join(each)} |" for each in lines)

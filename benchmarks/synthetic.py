@@ -1,10 +1,11 @@
 """The engine of the synthetic figures beside three ways that one would write first, per step of one scale.
 
-Two-layer students of a ReLU teacher. Figure 1 (c): full batches of 1,000, one scale after the other, beside `snapshots`
-(a host loop over one jitted step), `jax.grad` of the loss in a `fori_loop` and gradients by hand in NumPy; all of them
-train weights w, where the engine trains displacements u. Figure 2 (b): all 17 scales share fresh batches of 200,
-beside one scale at a time by the engine, by `jax.grad` and by NumPy; NumPy gets the batches for nothing. All of them
-return the same weights or losses, up to rounding.
+Two-layer students of a ReLU teacher. Figure 1 (c): full batches of 1,000, one scale after the
+other, beside `snapshots` (a host loop over one jitted step), `jax.grad` of the loss in a
+`fori_loop` and gradients by hand in NumPy; all of them train weights w, where the engine trains
+displacements u. Figure 2 (b): all 17 scales share fresh batches of 200, beside one scale at a time
+by the engine, by `jax.grad` and by NumPy; NumPy gets the batches for nothing. All of them return
+the same weights or losses, up to rounding.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def cases(quick: bool) -> Iterator[Case]:
     config = test_loss_vs_scale.Config()
     sizes = f"m = {config.width}, d = {config.d}"
     name = f"figure 1 (c): {sizes}, n = {config.n:,}, 2 scales, {steps} steps"
-    yield Case(name, partial(full_batch, config, TAUS, steps), "step and scale", rounds, np.asarray, 1e-2)
+    yield Case(
+        name, partial(full_batch, config, TAUS, steps), "step and scale", rounds, np.asarray, 1e-2
+    )
     fresh = population_sgd.Config(steps=steps, last=steps // 4)
     name = f"figure 2 (b): {sizes}, batches of {fresh.batch_size}, {len(fresh.taus)} scales, {steps} steps"
     yield Case(name, partial(fresh_batches, fresh), "step and scale", rounds, np.asarray, 1e-2)
@@ -45,14 +48,20 @@ def full_batch(config: test_loss_vs_scale.Config, taus, steps) -> dict[str, Prog
     batch = ln.Data(x.T, y.T)
 
     def engine():
-        student = Student(weights0, jnp.asarray(alpha), jnp.asarray(rates * alpha), jnp.zeros(len(taus)))
+        student = Student(
+            weights0, jnp.asarray(alpha), jnp.asarray(rates * alpha), jnp.zeros(len(taus))
+        )
         u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), weights0)
         moved = descend(student, u, x, y, steps)
         hidden, out = (np.asarray(leaf)[None] for leaf in weights0)
-        return _stacked(hidden + moved.hidden / alpha[:, None, None], out + moved.out / alpha[:, None])
+        return _stacked(
+            hidden + moved.hidden / alpha[:, None, None], out + moved.out / alpha[:, None]
+        )
 
     def one_at_a_time(train):
-        hidden, out = zip(*(train(w, float(rate)) for w, rate in zip(starts, rates, strict=True)), strict=True)
+        hidden, out = zip(
+            *(train(w, float(rate)) for w, rate in zip(starts, rates, strict=True)), strict=True
+        )
         return _stacked(np.stack(hidden), np.stack(out)) / tau
 
     host = ln.Data(*map(np.asarray, batch))
@@ -62,7 +71,9 @@ def full_batch(config: test_loss_vs_scale.Config, taus, steps) -> dict[str, Prog
         "NumPy": lambda w, rate: _by_numpy(w, [host] * steps, rate, rate)[0],
     }
     entries = steps * len(taus)
-    programs = {name: Program(partial(one_at_a_time, train), entries) for name, train in ways.items()}
+    programs = {
+        name: Program(partial(one_at_a_time, train), entries) for name, train in ways.items()
+    }
     return {"lazynet": Program(engine, entries), **programs}
 
 
@@ -81,11 +92,17 @@ def fresh_batches(config: population_sgd.Config) -> dict[str, Program]:
         first = config.steps - config.last
         settings = (teacher, key, first, config.steps, config.batch_size)
         return (
-            np.stack([_fresh_autodiff(w, rate, *settings) for w, rate in zip(starts, size, strict=True)]) / config.last
+            np.stack(
+                [_fresh_autodiff(w, rate, *settings) for w, rate in zip(starts, size, strict=True)]
+            )
+            / config.last
         )
 
     def by_numpy():
-        trained = [_by_numpy(w, batches, config.d * r, r, config.width) for w, r in zip(starts, size, strict=True)]
+        trained = [
+            _by_numpy(w, batches, config.d * r, r, config.width)
+            for w, r in zip(starts, size, strict=True)
+        ]
         return np.array([np.mean(losses[-config.last :]) for _, losses in trained])
 
     runs = {
@@ -118,7 +135,9 @@ def _by_snapshots(weights, batch, rate, steps):
 @jax.jit
 def _by_autodiff(weights, batch, rate, steps):
     gradient = jax.grad(lambda w: jnp.mean((_network(w, batch.x) - batch.y[:, 0]) ** 2) / 2)
-    return lax.fori_loop(0, steps, lambda _, w: jax.tree.map(lambda a, g: a - rate * g, w, gradient(w)), weights)
+    return lax.fori_loop(
+        0, steps, lambda _, w: jax.tree.map(lambda a, g: a - rate * g, w, gradient(w)), weights
+    )
 
 
 @partial(jax.jit, static_argnums=6)

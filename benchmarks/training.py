@@ -1,9 +1,9 @@
 """Full-batch steps of standard, lazy and linearized training beside a loop of plain JAX, per image and step.
 
-Standard training differentiates `apply(params, x)`; the lazy function at alpha = 10 evaluates the network twice, the
-linearized one takes a jvp and its transpose. "plain JAX" is a jitted step of momentum written by hand, with its
-arguments donated, in a loop. Expected on a CPU: linearized takes 1.45 to 1.7 times the standard step of VGG-11, and at
-most 3.3 times that of any network here.
+Standard training differentiates `apply(params, x)`; the lazy function at alpha = 10 evaluates the
+network twice, the linearized one takes a jvp and its transpose. "plain JAX" is a jitted step of
+momentum written by hand, with its arguments donated, in a loop. Expected on a CPU: linearized takes
+1.45 to 1.7 times the standard step of VGG-11, and at most 3.3 times that of any network here.
 """
 
 from __future__ import annotations
@@ -26,21 +26,35 @@ MOMENTUM, RATE = 0.9, 1e-3
 def cases(quick: bool) -> Iterator[Case]:
     rounds, few, many = (2, 3, 20) if quick else (5, 5, 100)
     yield _case("MLP 64-32-32-10", lambda: zoo.mlp((32, 32), 10, b_std=0.1), (50, 64), many, rounds)
-    yield _case("MLP 3072-512-512-10", lambda: zoo.mlp((512, 512), 10, b_std=0.1), (100, 3072), many, rounds)
+    yield _case(
+        "MLP 3072-512-512-10", lambda: zoo.mlp((512, 512), 10, b_std=0.1), (100, 3072), many, rounds
+    )
     cnn = "CNN 32-64-64 stride 2, 32 x 32 RGB"
-    yield _case(cnn, lambda: zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)), (100, 32, 32, 3), few, rounds)
+    yield _case(
+        cnn, lambda: zoo.cnn((32, 64, 64), 10, strides=(2, 2, 1)), (100, 32, 32, 3), few, rounds
+    )
     for width in (1 / 8,) if quick else (1 / 8, 1 / 4, 1 / 2):
         name = f"VGG-11 of width {width:g}, 32 x 32 RGB"
         yield _case(name, partial(zoo.vgg11, 10, width=width), (32, 32, 32, 3), few, rounds)
 
 
-def _case(name: str, build: Callable[[], Model], shape: tuple[int, ...], steps: int, rounds: int) -> Case:
+def _case(
+    name: str, build: Callable[[], Model], shape: tuple[int, ...], steps: int, rounds: int
+) -> Case:
     def programs():
         model, data, params = start(build(), shape)
         by_hand = Program(lambda: _by_hand(model.apply, params, data, steps), shape[0] * steps)
-        found = {"lazynet, standard": trained(model.apply, params, data, steps), "plain JAX": by_hand}
-        for label, alpha in (("lazynet, lazy at alpha = 10", 10.0), ("lazynet, linearized", math.inf)):
-            found[label] = trained(ln.lazy(model.apply, params, alpha), trees.zeros_like(params), data, steps)
+        found = {
+            "lazynet, standard": trained(model.apply, params, data, steps),
+            "plain JAX": by_hand,
+        }
+        for label, alpha in (
+            ("lazynet, lazy at alpha = 10", 10.0),
+            ("lazynet, linearized", math.inf),
+        ):
+            found[label] = trained(
+                ln.lazy(model.apply, params, alpha), trees.zeros_like(params), data, steps
+            )
         return found
 
     return Case(f"{name}, batch {shape[0]}, {steps} steps", programs, "image", rounds)
@@ -48,7 +62,9 @@ def _case(name: str, build: Callable[[], Model], shape: tuple[int, ...], steps: 
 
 def start(model: Model, shape: tuple[int, ...]):
     """A network, data of that shape without labels, and initial weights."""
-    data = ln.Data(jax.random.normal(jax.random.key(1), shape, jnp.float32), jnp.zeros((shape[0], 10)))
+    data = ln.Data(
+        jax.random.normal(jax.random.key(1), shape, jnp.float32), jnp.zeros((shape[0], 10))
+    )
     return model, data, model.init(jax.random.key(0), data.x)
 
 

@@ -1,9 +1,10 @@
 """Stores what the smoke presets of the theory measured, for the theory page: `docs/data/theory.json`.
 
-    python -m experiments run alpha_rates --preset smoke     # and so on, for each experiment of the table
-    python docs/collect.py runs/*
+    python -m experiments run alpha_rates --preset smoke     # and so on, for each experiment of the
+    table python docs/collect.py runs/*
 
-Copies the summary of each run folder given, with version, device and time, and leaves everything else as it was.
+Copies the summary of each run folder given, with version, device and time, and leaves everything
+else as it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ STORED = Path(__file__).resolve().parent / "data" / "theory.json"
 
 def main() -> None:
     """Reads the run folders of the command line, smoke presets only: the page says that they are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     stored = json.loads(STORED.read_text())
     wanted = {_smoke_folder(row["experiment"]): row["experiment"] for row in stored["rows"]}
@@ -32,7 +35,9 @@ def main() -> None:
 
 
 def _smoke_folder(name):
-    return run_folder(name, importlib.import_module(f"experiments.{name}").PRESETS["smoke"], Path()).name
+    return run_folder(
+        name, importlib.import_module(f"experiments.{name}").PRESETS["smoke"], Path()
+    ).name
 
 
 def _run(folder):

@@ -1,7 +1,8 @@
 """Hooks of the site: stored numbers become tables, modules' docstrings become sections, notebooks become pages.
 
-A page asks for generated text by a line of its own, `<!-- generate: NAME ARGUMENTS -->`, where NAME is a key of
-`GENERATORS`. Numbers stand in `docs/data/*.json` alone, so that no page can say another one.
+A page asks for generated text by a line of its own, `<!-- generate: NAME ARGUMENTS -->`, where NAME
+is a key of `GENERATORS`. Numbers stand in `docs/data/*.json` alone, so that no page can say another
+one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ MARK = re.compile(r"^<!-- generate: (\w+) ?(.*) -->$", flags=re.MULTILINE)
 def on_config(config):
     """Fills the empty entry "Notebooks" of the navigation."""
     notebooks = [f"notebooks/{path.name}" for path in _notebooks()]
-    config.nav = [{"Notebooks": notebooks} if entry == {"Notebooks": []} else entry for entry in config.nav]
+    config.nav = [
+        {"Notebooks": notebooks} if entry == {"Notebooks": []} else entry for entry in config.nav
+    ]
     return config
 
 
@@ -32,7 +35,9 @@ def on_files(files, config):
     from mkdocs.structure.files import File
 
     for path in _notebooks():
-        files.append(File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls))
+        files.append(
+            File(f"notebooks/{path.name}", str(ROOT), config.site_dir, config.use_directory_urls)
+        )
     return files
 
 
@@ -80,14 +85,20 @@ def facts(name: str) -> str:
 
 def experiment_table() -> str:
     """Name, what it shows and presets of every experiment."""
-    rows = [[f"[`{name}`](#{name})", _sentence(module), ", ".join(module.PRESETS)] for name, module in _experiments()]
+    rows = [
+        [f"[`{name}`](#{name})", _sentence(module), ", ".join(module.PRESETS)]
+        for name, module in _experiments()
+    ]
     return table(["experiment", "what it shows", "presets"], rows)
 
 
 def experiment_sections() -> str:
     """Docstring and figures of every experiment."""
     figures = read("figures")
-    parts = [[f"## {name}", inspect.getdoc(module), *_images(figures.get(name, {}))] for name, module in _experiments()]
+    parts = [
+        [f"## {name}", inspect.getdoc(module), *_images(figures.get(name, {}))]
+        for name, module in _experiments()
+    ]
     return "\n\n".join("\n\n".join(part) for part in parts)
 
 
@@ -95,7 +106,9 @@ def benchmark_sections() -> str:
     """The docstrings of the benchmarks: command line, then every group."""
     from benchmarks import GROUPS
 
-    return "\n\n".join([_docstring("__main__"), *(f"### {name}\n\n{_docstring(name)}" for name in GROUPS)])
+    return "\n\n".join(
+        [_docstring("__main__"), *(f"### {name}\n\n{_docstring(name)}" for name in GROUPS)]
+    )
 
 
 def benchmark_tables() -> str:
@@ -106,7 +119,10 @@ def benchmark_tables() -> str:
         return ""
     shown = report.site(recorded[-1])
     conditions = [f"- {name}: {value}" for name, value in shown["conditions"].items()]
-    tables = [f"### Measured: {each['title']}\n\n{table(each['columns'], each['rows'])}" for each in shown["tables"]]
+    tables = [
+        f"### Measured: {each['title']}\n\n{table(each['columns'], each['rows'])}"
+        for each in shown["tables"]
+    ]
     return "\n\n".join(["## Measured", "\n".join(conditions), *tables])
 
 
@@ -133,7 +149,11 @@ def accuracies(name: str) -> str:
         row = [str(epoch)]
         for run in runs.values():
             known = i < len(run["curves"]["epoch"])
-            values = [100 * run["curves"][key][i] for key in ("train_accuracy", "test_accuracy")] if known else []
+            values = (
+                [100 * run["curves"][key][i] for key in ("train_accuracy", "test_accuracy")]
+                if known
+                else []
+            )
             row.append("{:.1f} ({:.1f})".format(*values) if known else "-")
         rows.append(row)
     return table(header, rows)
@@ -142,7 +162,11 @@ def accuracies(name: str) -> str:
 def documented_modules() -> list[str]:
     """The modules whose names the reference pages show."""
     pages = sorted((ROOT / "docs" / "reference").glob("*.md"))
-    return [name for page in pages for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)]
+    return [
+        name
+        for page in pages
+        for name in re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)
+    ]
 
 
 def _home(value):
@@ -178,6 +202,9 @@ def _images(captions):
 
 GENERATORS = {
     "theory_table": lambda: table(["experiment", "fact", "expected", "measured"], theory_rows()),
-    **{each.__name__: each for each in (accuracies, facts, experiment_table, experiment_sections, public_names)},
+    **{
+        each.__name__: each
+        for each in (accuracies, facts, experiment_table, experiment_sections, public_names)
+    },
     **{each.__name__: each for each in (benchmark_sections, benchmark_tables)},
 }

@@ -1,6 +1,7 @@
 """Command line of the experiments: `python -m experiments list | run | show | sweep | compare`.
 
-Exit status 0 is success, 1 a run that failed or whose facts do not hold, 2 a mistake in the command.
+Exit status 0 is success, 1 a run that failed or whose facts do not hold, 2 a mistake in the
+command.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import os
 import sys
 
 if __name__ == "__main__":  # Ctrl-C while modules are imported, before main() can catch it
-    sys.excepthook = lambda kind, *rest: os._exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    sys.excepthook = lambda kind, *rest: (
+        os._exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    )
 
 import csv
 import importlib
@@ -36,8 +39,14 @@ console = Console()
 
 def experiment_names() -> list[str]:
     """Modules of this package that are experiments."""
-    names = [module.name for module in pkgutil.iter_modules(experiments.__path__) if module.name != "__main__"]
-    return [name for name in names if hasattr(importlib.import_module(f"experiments.{name}"), "PRESETS")]
+    names = [
+        module.name
+        for module in pkgutil.iter_modules(experiments.__path__)
+        if module.name != "__main__"
+    ]
+    return [
+        name for name in names if hasattr(importlib.import_module(f"experiments.{name}"), "PRESETS")
+    ]
 
 
 def list_experiments() -> None:
@@ -45,10 +54,14 @@ def list_experiments() -> None:
     for name in experiment_names():
         module = importlib.import_module(f"experiments.{name}")
         times = expected_times(name, module.__doc__)
-        presets = "; ".join(f"{key}: {times[key]}" if key in times else key for key in module.PRESETS)
+        presets = "; ".join(
+            f"{key}: {times[key]}" if key in times else key for key in module.PRESETS
+        )
         console.print(name, style="bold", highlight=False)
         for text in (module.__doc__.strip().splitlines()[0], f"presets {presets}"):
-            indented = textwrap.fill(text, console.width, initial_indent="    ", subsequent_indent="      ")
+            indented = textwrap.fill(
+                text, console.width, initial_indent="    ", subsequent_indent="      "
+            )
             console.print(indented, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -65,7 +78,9 @@ def expected_times(name: str, doc: str) -> dict[str, str]:
 def run(
     name: tyro.conf.Positional[str],
     preset: str = "laptop",
-    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")] = (),
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")
+    ] = (),
     out: Path = Path("runs"),
     quiet: bool = False,
 ) -> None:
@@ -137,9 +152,13 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
 
 def sweep(
     name: tyro.conf.Positional[str],
-    over: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE,VALUE")],
+    over: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE,VALUE")
+    ],
     preset: str = "laptop",
-    set: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")] = (),
+    set: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE")
+    ] = (),
     out: Path = Path("runs"),
     print: bool = False,
 ) -> None:
@@ -151,7 +170,8 @@ def sweep(
         preset: Size of the experiment: smoke, laptop or paper, see `list`.
         set: Override of one field for all runs; may be given several times.
         out: Folder of the run folders.
-        print: Prints one command per unfinished run, for a cluster's own scheduler, and runs nothing.
+        print: Prints one command per unfinished run, for a cluster's own scheduler, and runs
+            nothing.
     """
     from experiments.sweep import grid, run_points
 
@@ -159,14 +179,20 @@ def sweep(
     if print:
         for point in points:
             if not point.finished:
-                console.print(shlex.join(point.command), soft_wrap=True, highlight=False, markup=False)
+                console.print(
+                    shlex.join(point.command), soft_wrap=True, highlight=False, markup=False
+                )
         return
     run_points(points, console)
     folders = shlex.join(str(point.folder) for point in points)
-    console.print(f"compare  python -m experiments compare {folders}", soft_wrap=True, highlight=False)
+    console.print(
+        f"compare  python -m experiments compare {folders}", soft_wrap=True, highlight=False
+    )
 
 
-def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs/compare.png")) -> None:
+def compare(
+    runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs/compare.png")
+) -> None:
     """Prints the numbers of several finished runs beside each other and draws their curves together.
 
     Args:
@@ -177,13 +203,19 @@ def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs
 
     loaded, path = comparison.load([run.expanduser() for run in runs]), comparison.figure_path(out)
     collect = getattr(_experiment(loaded[0].config["experiment"]), "collect", None)
-    if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {"alphas"}:
+    if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {
+        "alphas"
+    }:
         for written in collect(loaded, path, console):
             console.print(f"wrote    {written}", soft_wrap=True, highlight=False)
         return
     comparison.show(loaded, console)
     drawn = comparison.draw(loaded, path)
-    said = f"figure   {path}" if drawn else "figure   none: these runs have no curve of numbers in common"
+    said = (
+        f"figure   {path}"
+        if drawn
+        else "figure   none: these runs have no curve of numbers in common"
+    )
     console.print(said, soft_wrap=True, highlight=False)
 
 
@@ -204,7 +236,11 @@ def _clear(folder: Path) -> float:
     damages = store.damages(folder)
     if (folder / "summary.json").exists() and not damages:
         return 0.0
-    seconds = 0.0 if folder / store.DONE in damages else store.read_json(folder / store.DONE).get("seconds", 0.0)
+    seconds = (
+        0.0
+        if folder / store.DONE in damages
+        else store.read_json(folder / store.DONE).get("seconds", 0.0)
+    )
     for path, what in damages.items():
         _say(f"{path} is {what}: it is made again now.")
         path.unlink(missing_ok=True)
@@ -222,7 +258,11 @@ def _compute(module, config, folder: Path, shown: Console, seconds: float) -> No
 
 
 def _check_facts(summary) -> None:
-    failed = [key.removeprefix("passed/") for key, value in summary.items() if key.startswith("passed/") and not value]
+    failed = [
+        key.removeprefix("passed/")
+        for key, value in summary.items()
+        if key.startswith("passed/") and not value
+    ]
     if failed:
         raise RunError(f"facts that do not hold: {', '.join(failed)}.")
 
@@ -233,7 +273,9 @@ def _print_csv(summary) -> None:
 
 def _experiment(name: str):
     if name not in experiment_names():
-        raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}.")
+        raise ValueError(
+            f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}."
+        )
     return importlib.import_module(f"experiments.{name}")
 
 
@@ -256,28 +298,43 @@ def _check_platform() -> None:
 
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter for a platform that is known and not there
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the latter for a platform that is known and not there
         platforms = os.environ.get("JAX_PLATFORMS")
         cause = f"JAX_PLATFORMS={platforms}" if platforms else "jax"
         reason = str(error).partition(" (set ")[0].splitlines() or ["it is not there"]
-        raise ValueError(f"{cause} gives no device ({reason[0].rstrip('.')}): set JAX_PLATFORMS=cpu.") from None
+        raise ValueError(
+            f"{cause} gives no device ({reason[0].rstrip('.')}): set JAX_PLATFORMS=cpu."
+        ) from None
 
 
 def _use_all_cores() -> None:
     """Makes every core of a CPU a device, for experiments that spread independent work over devices."""
     flag = "--xla_force_host_platform_device_count"
     if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={os.cpu_count()}".strip()
+        os.environ["XLA_FLAGS"] = (
+            f"{os.environ.get('XLA_FLAGS', '')} {flag}={os.cpu_count()}".strip()
+        )
 
 
 def main() -> None:
     """Parses the command line; what a user can mend is one line on standard error."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    commands = {"list": list_experiments, "run": run, "show": show, "sweep": sweep, "compare": compare}
+    commands = {
+        "list": list_experiments,
+        "run": run,
+        "show": show,
+        "sweep": sweep,
+        "compare": compare,
+    }
     try:
         if sys.argv[1:2] in (["run"], ["sweep"]) and {"--help", "-h"} & {*sys.argv[2:]}:
             _show_fields(sys.argv[2:])
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m experiments", description=experiments.__doc__)
+        tyro.extras.subcommand_cli_from_dict(
+            commands, prog="python -m experiments", description=experiments.__doc__
+        )
     except (RunError, OSError, MemoryError) as error:
         _fail(error, 1)
     except (ValueError, TypeError) as error:
@@ -295,8 +352,13 @@ def _show_fields(words: list[str]) -> None:
         chosen = re.search(r"--preset[ =](\S+)", " ".join(words))
         size = chosen[1] if chosen else "laptop"
         config = configure(module.PRESETS, size)
-        console.print(module.__doc__.strip().splitlines()[0], highlight=False, markup=False, soft_wrap=True)
-        console.print(f"\nfields of {name} for --set, with their values in the preset {size}:", highlight=False)
+        console.print(
+            module.__doc__.strip().splitlines()[0], highlight=False, markup=False, soft_wrap=True
+        )
+        console.print(
+            f"\nfields of {name} for --set, with their values in the preset {size}:",
+            highlight=False,
+        )
         fields.show(config, console)
         console.print()
 

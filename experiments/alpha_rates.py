@@ -3,10 +3,11 @@
     python -m experiments run alpha_rates                    # about 20 seconds
     python -m experiments run alpha_rates --preset smoke     # about 15 seconds
 
-Theorem 2.2 of Chizat, Oyallon and Bach (2019): on a finite horizon T, gradient flow w(t) on (1/alpha^2) R(alpha h) from
-h(w0) = 0 stays within O(1/alpha) of w0, within O(1/alpha^2) of the linearized flow, and its outputs within O(1/alpha).
-A two-layer tanh network (20 units, 10 examples on the sphere in 3 dimensions) fits random labels until T = 10, at
-alpha = 10, 30, 100, 300, for several draws of data and weights. Expected slopes in alpha (largest values over t <= T):
+Theorem 2.2 of Chizat, Oyallon and Bach (2019): on a finite horizon T, gradient flow w(t) on
+(1/alpha^2) R(alpha h) from h(w0) = 0 stays within O(1/alpha) of w0, within O(1/alpha^2) of the
+linearized flow, and its outputs within O(1/alpha). A two-layer tanh network (20 units, 10 examples
+on the sphere in 3 dimensions) fits random labels until T = 10, at alpha = 10, 30, 100, 300, for
+several draws of data and weights. Expected slopes in alpha (largest values over t <= T):
 
     |                                 | centered h(w) - h(w0) | symmetrized (doubled) | h(w0) != 0     |
     | drift |w - w0|                  | -1                    | -1                    | about 0        |
@@ -14,9 +15,11 @@ alpha = 10, 30, 100, 300, for several draws of data and weights. Expected slopes
     | distance of the outputs         | -1                    | -2                    | +1             |
     | relative change of the NTK at T | -1                    | -2                    | about 0        |
 
-The last column is the negative control: without h(w0) = 0 nothing becomes lazy. The constant of the drift is explicit,
+The last column is the negative control: without h(w0) = 0 nothing becomes lazy. The constant of the
+drift is explicit,
 |w - w0| <= (1/alpha) sqrt(T R(alpha h(w0))), and is checked as an inequality. The lecture's O(1/alpha) for outputs is
-sharp for the centered model only: doubling cancels the second-order term of the expansion, which gives 1/alpha^2.
+sharp for the centered model only: doubling cancels the second-order term of the expansion, which
+gives 1/alpha^2.
 """
 
 from __future__ import annotations
@@ -55,7 +58,15 @@ class Config:
         precision: Of the computation.
     """
 
-    alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+    alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (
+        1.0,
+        3.0,
+        10.0,
+        30.0,
+        100.0,
+        300.0,
+        1000.0,
+    )
     fit_from: Positive = 10.0
     seeds: Count = 20
     width: Count = 20
@@ -73,7 +84,10 @@ class Config:
             )
 
 
-PRESETS = {"smoke": Config(alphas=(10.0, 30.0, 100.0, 300.0), seeds=8, steps=200), "laptop": Config()}
+PRESETS = {
+    "smoke": Config(alphas=(10.0, 30.0, 100.0, 300.0), seeds=8, steps=200),
+    "laptop": Config(),
+}
 
 VARIANTS = ("centered", "symmetrized", "not_centered")
 EXPECTED = {
@@ -92,7 +106,11 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     bounds.check(config)
     with console.status("gradient flows"):
         measured = {variant: measure(config, variant) for variant in VARIANTS}
-    arrays = {f"{variant}/{name}": value for variant, values in measured.items() for name, value in values.items()}
+    arrays = {
+        f"{variant}/{name}": value
+        for variant, values in measured.items()
+        for name, value in values.items()
+    }
     save_arrays(folder / "measured.npz", {"alpha": config.alphas, **arrays})
     _draw(config, measured, folder / "figures" / "alpha_rates.png")
     return facts.summarize(_facts(config, measured)) | {"seeds": config.seeds}
@@ -155,7 +173,9 @@ def _measure_one(config, symmetrized, params0, offset, x, x_test, y, alpha):
 
     zeros = ln.trees.zeros_like(params0)
     state = {"lazy": zeros, "tangent": zeros}
-    state, curves = integrate(field, state, step=config.time / config.steps, steps=config.steps, observe=observe)
+    state, curves = integrate(
+        field, state, step=config.time / config.steps, steps=config.steps, observe=observe
+    )
     largest = jax.tree.map(jnp.max, curves)
     bound = jnp.sqrt(config.time * ln.mse(alpha * offset, y)) / alpha
     change = _ntk_change(model, params0, ln.weights(lazy, state["lazy"]), x)
@@ -171,12 +191,18 @@ def _problem(config, key):
 
 def network(config: Config, *, symmetrized: bool) -> ln.Model:
     """`1/sqrt m sum_j b_j tanh(a_j . x)` with all weights from N(0, 1)."""
-    layers = ln.Dense(config.width, W_std=math.sqrt(config.inputs)), ln.elementwise(jnp.tanh), ln.Dense(1)
+    layers = (
+        ln.Dense(config.width, W_std=math.sqrt(config.inputs)),
+        ln.elementwise(jnp.tanh),
+        ln.Dense(1),
+    )
     return ln.symmetrize(ln.serial(*layers)) if symmetrized else ln.serial(*layers)
 
 
 def _ntk_change(model, params0, params, x):
-    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params))
+    ntk0, ntk = (
+        ln.empirical.empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params)
+    )
     return ln.diagnostics.kernel_distance(ntk, ntk0)
 
 

@@ -4,14 +4,16 @@
     python -m experiments run alpha_width_plane --preset smoke     # some seconds
 
 Perceptrons with two hidden layers classify digits by full-batch gradient descent with momentum on
-`lazy(apply, params0, alpha)`, for every width and every alpha, the linearized model (alpha = inf) and the infinitely
-wide network (the exact descent of its kernel, for which alpha drops out) included. Learning rate (0.1 of the largest
-stable one of the infinitely wide network) and number of steps are the same everywhere.
+`lazy(apply, params0, alpha)`, for every width and every alpha, the linearized model (alpha = inf)
+and the infinitely wide network (the exact descent of its kernel, for which alpha drops out)
+included. Learning rate (0.1 of the largest stable one of the infinitely wide network) and number of
+steps are the same everywhere.
 
-Expected: the distance to the linearized model of the same initialization falls along every row from alpha = 1 on, like
-1/alpha in the end for a smooth activation, and along every column as the width grows; the distance of the linearized
-model to the infinitely wide network falls with the width, about like 1/sqrt(width); small alpha, where features are
-learned, gives the best test accuracy at every width but the largest ones.
+Expected: the distance to the linearized model of the same initialization falls along every row from
+alpha = 1 on, like 1/alpha in the end for a smooth activation, and along every column as the width
+grows; the distance of the linearized model to the infinitely wide network falls with the width,
+about like 1/sqrt(width); small alpha, where features are learned, gives the best test accuracy at
+every width but the largest ones.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ class Config:
 
 
 PRESETS = {
-    "smoke": Config(widths=(8, 32), alphas=(0.1, 1.0, 10.0, 100.0, math.inf), seeds=2, n_train=60, steps=150),
+    "smoke": Config(
+        widths=(8, 32), alphas=(0.1, 1.0, 10.0, 100.0, math.inf), seeds=2, n_train=60, steps=150
+    ),
     "laptop": Config(),
 }
 
@@ -97,7 +101,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     cells = [(width, alpha) for width in reversed(config.widths) for alpha in config.alphas]
     outputs = over_devices(partial(_stored, config, folder, train, test, rate), cells, console)
     measured = measure(config, outputs, limit, test)
-    store.save_arrays(folder / "measured.npz", {"width": config.widths, "alpha": config.alphas, **measured})
+    store.save_arrays(
+        folder / "measured.npz", {"width": config.widths, "alpha": config.alphas, **measured}
+    )
     accuracy = float(ln.accuracy(jnp.asarray(limit), test.y))
     _draw(config, measured, accuracy, folder / "figures" / "alpha_width_plane.png")
     return _summary(config, measured, accuracy)
@@ -110,22 +116,33 @@ def show(summary: dict[str, Any], console) -> None:
     names = [key.removeprefix("accuracy/") for key in summary if key.startswith("accuracy/width=")]
     alphas = list(dict.fromkeys(name.split("/")[1] for name in names))
     table = Table(
-        "width", *(alpha.removeprefix("alpha=") for alpha in alphas), box=None, title="test accuracy % by alpha"
+        "width",
+        *(alpha.removeprefix("alpha=") for alpha in alphas),
+        box=None,
+        title="test accuracy % by alpha",
     )
     for width in dict.fromkeys(name.split("/")[0] for name in names):
         table.add_row(
-            width.removeprefix("width="), *(f"{100 * summary[f'accuracy/{width}/{alpha}']:.1f}" for alpha in alphas)
+            width.removeprefix("width="),
+            *(f"{100 * summary[f'accuracy/{width}/{alpha}']:.1f}" for alpha in alphas),
         )
     table.add_row("inf", *[""] * (len(alphas) - 1), f"{100 * summary['accuracy/kernel']:.1f}")
     console.print(table)
-    facts.show(summary, console, f"the plane of alpha and the width, mean of {summary['seeds']} seeds")
+    facts.show(
+        summary, console, f"the plane of alpha and the width, mean of {summary['seeds']} seeds"
+    )
 
 
 def load_data(config: Config) -> tuple[Data, Data]:
     """Digits, standardized by the training set, with centered targets."""
-    parts = datasets.standardize(*datasets.digits(config.n_train, config.n_test), center="feature", scale="global")
+    parts = datasets.standardize(
+        *datasets.digits(config.n_train, config.n_test), center="feature", scale="global"
+    )
     dtype = jnp.dtype(config.precision)
-    return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), datasets.center_targets(part)) for part in parts)
+    return tuple(
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), datasets.center_targets(part))
+        for part in parts
+    )
 
 
 @functools.cache
@@ -138,20 +155,27 @@ def build(config: Config, width: int) -> ln.Model:
 def infinite_width(config: Config, train: Data, test: Data) -> tuple[np.ndarray, float]:
     """Test outputs of the infinitely wide network after the same steps, and the learning rate of all networks."""
     model = build(config, 1)
-    ntk, cross = ln.analytic_kernel(model, train.x).ntk, ln.analytic_kernel(model, test.x, train.x).ntk
+    ntk, cross = (
+        ln.analytic_kernel(model, train.x).ntk,
+        ln.analytic_kernel(model, test.x, train.x).ntk,
+    )
     rate = config.lr_fraction * dynamics.max_learning_rate(ntk, momentum=config.momentum)
     settings = dict(learning_rate=rate, momentum=config.momentum, save_at=[config.steps])
     solution = dynamics.solve_descent(ntk, train.y, **settings)
     return np.asarray(dynamics.kernel_outputs(cross, solution.coefficients))[-1], rate
 
 
-def train_cell(config: Config, train: Data, test: Data, rate: float, width: int, alpha: float) -> np.ndarray:
+def train_cell(
+    config: Config, train: Data, test: Data, rate: float, width: int, alpha: float
+) -> np.ndarray:
     """Test outputs `[seeds, m, 10]` of the networks of one width at one alpha."""
     model, outputs = build(config, width), []
     for key in jax.random.split(jax.random.key(0), config.seeds):
         function = ln.lazy(model.apply, model.init(key, train.x), alpha)
         settings = dict(key=key, save_at=[config.steps], learning_rate=rate)
-        curve = ln.train(ln.objective(function, ln.mse), None, train, ln.sgd(config.momentum), **settings)
+        curve = ln.train(
+            ln.objective(function, ln.mse), None, train, ln.sgd(config.momentum), **settings
+        )
         outputs.append(np.asarray(_evaluate(function, curve.params, test.x)))
     return np.stack(outputs)
 
@@ -163,7 +187,10 @@ def _evaluate(function, u, x):
 
 def measure(config: Config, outputs: dict, limit: np.ndarray, test: Data) -> dict[str, np.ndarray]:
     """Test accuracy, and rms distances to the linearized model and to the infinitely wide network, `[seeds, w, a]`."""
-    labels, shape = np.asarray(test.y).argmax(-1), (config.seeds, len(config.widths), len(config.alphas))
+    labels, shape = (
+        np.asarray(test.y).argmax(-1),
+        (config.seeds, len(config.widths), len(config.alphas)),
+    )
     measured = {name: np.zeros(shape) for name in MEASURES}
     for i, width in enumerate(config.widths):
         for j, alpha in enumerate(config.alphas):
@@ -195,7 +222,9 @@ def _summary(config, measured, kernel_accuracy) -> dict[str, Any]:
 
 
 def _pairs(config):
-    return [(row, column) for row in enumerate(config.widths) for column in enumerate(config.alphas)]
+    return [
+        (row, column) for row in enumerate(config.widths) for column in enumerate(config.alphas)
+    ]
 
 
 def _facts(config, measured):
@@ -203,14 +232,20 @@ def _facts(config, measured):
     lazy = np.asarray([alpha for alpha in config.alphas if 10 <= alpha < math.inf])
     columns = [config.alphas.index(alpha) for alpha in lazy]
     from_one = gap[:, [i for i, alpha in enumerate(config.alphas) if alpha >= 1]]
-    yield facts.within("rows/largest ratio of neighbors", (from_one[:, 1:] / from_one[:, :-1]).max(), at_most=1)
-    yield facts.within("columns/widest over narrowest at alpha=1", _ratio(config, gap, 1.0), at_most=0.7)
+    yield facts.within(
+        "rows/largest ratio of neighbors", (from_one[:, 1:] / from_one[:, :-1]).max(), at_most=1
+    )
+    yield facts.within(
+        "columns/widest over narrowest at alpha=1", _ratio(config, gap, 1.0), at_most=0.7
+    )
     if len(lazy) > 1 and config.activation == "erf":
         for i, width in enumerate(config.widths):
             values = measured["to_linearized"][:, i][:, columns]
             yield facts.power_law(f"to_linearized/width={width}", lazy, values, -1, 0.15)
     if len(config.widths) > 3:
-        yield facts.power_law("to_kernel/alpha=inf", config.widths[1:], measured["to_kernel"][:, 1:, -1], -0.5, 0.15)
+        yield facts.power_law(
+            "to_kernel/alpha=inf", config.widths[1:], measured["to_kernel"][:, 1:, -1], -0.5, 0.15
+        )
         yield facts.within("to_kernel/widest", distance[-1, -1], at_most=distance[0, -1] / 2)
 
 
@@ -226,7 +261,11 @@ def _draw(config, measured, kernel_accuracy, file) -> None:
     from lazynet import plots
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
-    titles = ("test accuracy, %", "distance to the linearized model", "distance to the infinitely wide network")
+    titles = (
+        "test accuracy, %",
+        "distance to the linearized model",
+        "distance to the infinitely wide network",
+    )
     for ax, name, title in zip(figure.subplots(1, 3), MEASURES, titles, strict=True):
         values = measured[name].mean(0)
         if name == "accuracy":
@@ -234,7 +273,9 @@ def _draw(config, measured, kernel_accuracy, file) -> None:
             image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         else:
             norm = LogNorm(*np.percentile(values[values > 0], [0, 100]))
-            image = ax.imshow(np.where(values > 0, values, np.nan), origin="lower", aspect="auto", norm=norm)
+            image = ax.imshow(
+                np.where(values > 0, values, np.nan), origin="lower", aspect="auto", norm=norm
+            )
         _label(ax, config, values, name, image.norm)
         ax.set_title(title, fontsize=11)
         figure.colorbar(image, ax=ax, pad=0.02)
@@ -245,7 +286,15 @@ def _draw(config, measured, kernel_accuracy, file) -> None:
 def _label(ax, config, values, name, norm) -> None:
     for (i, j), value in np.ndenumerate(values):
         text = f"{value:.0f}" if name == "accuracy" else _short(value)
-        ax.text(j, i, text, ha="center", va="center", fontsize=8, color="black" if norm(value) > 0.6 else "white")
+        ax.text(
+            j,
+            i,
+            text,
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if norm(value) > 0.6 else "white",
+        )
     rows = [*map(str, config.widths), *(["inf"] if name == "accuracy" else [])]
     ax.set(xlabel="alpha", ylabel="width", yticks=range(len(rows)), yticklabels=rows)
     ax.set_xticks(range(len(config.alphas)), [f"{alpha:g}" for alpha in config.alphas])

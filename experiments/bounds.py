@@ -2,8 +2,9 @@
 
     alphas: Annotated[tuple[Scale, ...], Values()]
 
-says that `alphas` are different numbers in (0, inf], at least one. `check` walks through a configuration and names the
-field that cannot be. What several fields have to satisfy together stands in a method `check(prefix)` of their class.
+says that `alphas` are different numbers in (0, inf], at least one. `check` walks through a
+configuration and names the field that cannot be. What several fields have to satisfy together
+stands in a method `check(prefix)` of their class.
 """
 
 from __future__ import annotations
@@ -53,12 +54,16 @@ class Number(NamedTuple):
         if self.infinity and value == math.inf:
             return
         fix = "or inf" if self.infinity else ""
-        guards.number(name, value, above=self.above, at_least=self.at_least, below=self.below, fix=fix)
+        guards.number(
+            name, value, above=self.above, at_least=self.at_least, below=self.below, fix=fix
+        )
 
     def __str__(self) -> str:
         """The bounds as words."""
         signs = {">": self.above, ">=": self.at_least, "<": self.below}
-        words = " and ".join(f"{sign} {limit:g}" for sign, limit in signs.items() if limit is not None)
+        words = " and ".join(
+            f"{sign} {limit:g}" for sign, limit in signs.items() if limit is not None
+        )
         return f"number {words}{', or inf' if self.infinity else ''}".strip()
 
 
@@ -78,7 +83,11 @@ class Integer(NamedTuple):
 
     def __str__(self) -> str:
         """The bounds as words."""
-        limit = f">= {self.at_least}" if self.at_most >= LARGEST else f"from {self.at_least} to {self.at_most}"
+        limit = (
+            f">= {self.at_least}"
+            if self.at_most >= LARGEST
+            else f"from {self.at_least} to {self.at_most}"
+        )
         return f"{'even ' * self.even}integer {limit}"
 
 
@@ -100,11 +109,15 @@ class Values(NamedTuple):
             raise ValueError(f"{name} got {value}, expected {self}.")
         shown = [f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in value]
         if (self.different or self.increasing) and len(set(shown)) < len(shown):
-            raise ValueError(f"{name} got {value}, expected {self}: values that differ in their first six digits.")
+            raise ValueError(
+                f"{name} got {value}, expected {self}: values that differ in their first six digits."
+            )
 
     def __str__(self) -> str:
         """The bounds as words."""
-        order = "in increasing order" if self.increasing else "all different" if self.different else ""
+        order = (
+            "in increasing order" if self.increasing else "all different" if self.different else ""
+        )
         number = f"at least {self.at_least}" if self.at_least else "maybe none"
         return ", ".join(part for part in (number, order) if part)
 
@@ -152,7 +165,11 @@ def check_photographs(data: Any, prefix: str, n_train: int = 1, n_test: int = 1)
     if data.name == "cifar10":
         guards.count(f"{prefix}n_train", n_train, at_most=50_000)
         guards.count(f"{prefix}n_test", n_test, at_most=10_000)
-        if data.root is not None and not data.download and not Path(data.root).expanduser().is_dir():
+        if (
+            data.root is not None
+            and not data.download
+            and not Path(data.root).expanduser().is_dir()
+        ):
             raise ValueError(
                 f"{prefix}root got {data.root}, expected the folder of CIFAR-10: add --set {prefix}download=true to "
                 "fetch it."
@@ -193,7 +210,9 @@ def _check_value(name: str, value: Any, annotation: Any) -> None:
     kind, bounds = unwrap(annotation)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        if not isinstance(value, tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
+        if not isinstance(value, tuple) or (
+            arguments[-1] is not Ellipsis and len(value) != len(arguments)
+        ):
             raise TypeError(f"{name} got {value!r}, expected {describe(annotation)}.")
         for i, entry in enumerate(value):
             _check_value(f"{name}[{i}]", entry, arguments[0])

@@ -3,20 +3,23 @@
     python -m experiments run circle_kernel                    # about 5 seconds
     python -m experiments run circle_kernel --preset smoke     # about 5 seconds
 
-ReLU units with weights all over the circle give the features relu(cos(s - t)), whose Fourier coefficients are
+ReLU units with weights all over the circle give the features relu(cos(s - t)), whose Fourier
+coefficients are
 
-    gamma_k = int relu(cos s) exp(-iks) ds = 2 (k = 0), pi/2 (k = 1), 2 (-1)^(p+1) / (k^2 - 1) (k = 2p), 0 (odd k >= 3).
+    gamma_k = int relu(cos s) exp(-iks) ds = 2 (k = 0), pi/2 (k = 1), 2 (-1)^(p+1) / (k^2 - 1) (k =
+    2p), 0 (odd k >= 3).
 
-Their kernel k(phi) = (sin phi + (pi - phi) cos phi) / 2 is pi times the library's NNGP of Dense, Relu, Dense. Expected
-eigenvalues are gamma_k^2: 4, 2.467, 0.444, 0, 0.0178, 0, 0.00327, then for even k a decay of slope -4 (fitted from
-k = 10 on). Both are measured by a discrete Fourier transform of a few thousand points.
+Their kernel k(phi) = (sin phi + (pi - phi) cos phi) / 2 is pi times the library's NNGP of Dense,
+Relu, Dense. Expected eigenvalues are gamma_k^2: 4, 2.467, 0.444, 0, 0.0178, 0, 0.00327, then for
+even k a decay of slope -4 (fitted from k = 10 on). Both are measured by a discrete Fourier
+transform of a few thousand points.
 
-The norm |f|^2 = 1/(2 pi) sum_k |c_k|^2 / gamma_k^2 of the kernel's Hilbert space, c_k the Fourier coefficients of f,
-diverges linearly in the cutoff for the Lipschitz function |cos| (slope +1), and converges for |cos|^3 (slope 0), which
-has two more derivatives.
+The norm |f|^2 = 1/(2 pi) sum_k |c_k|^2 / gamma_k^2 of the kernel's Hilbert space, c_k the Fourier
+coefficients of f, diverges linearly in the cutoff for the Lipschitz function |cos| (slope +1), and
+converges for |cos|^3 (slope 0), which has two more derivatives.
 
-Where lecture notes differ: gamma_k is printed with (-1)^p, and with 0 at k = 1; and "Lipschitz functions are in this
-space" is false, they are only limits of functions in it.
+Where lecture notes differ: gamma_k is printed with (-1)^p, and with 0 at k = 1; and "Lipschitz
+functions are in this space" is false, they are only limits of functions in it.
 """
 
 from __future__ import annotations
@@ -77,7 +80,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         angles = 2 * np.pi * np.arange(config.points) / config.points
         features = fourier(np.maximum(np.cos(angles), 0))
         eigenvalues = fourier(kernel(angles, config.precision))
-        norms = {name: _norms(config, fourier(f(angles)), eigenvalues) for name, f in FUNCTIONS.items()}
+        norms = {
+            name: _norms(config, fourier(f(angles)), eigenvalues) for name, f in FUNCTIONS.items()
+        }
     save_arrays(folder / "measured.npz", {"gamma": features, "eigenvalue": eigenvalues, **norms})
     _draw(config, features, eigenvalues, norms, folder / "figures" / "circle_kernel.png")
     return facts.summarize(_facts(config, features, eigenvalues, norms))
@@ -88,7 +93,10 @@ def show(summary: dict[str, Any], console) -> None:
     facts.show(summary, console, "ReLU features on the circle")
 
 
-FUNCTIONS = {"abs_cos": lambda s: np.abs(np.cos(s)), "abs_cos_cubed": lambda s: np.abs(np.cos(s)) ** 3}
+FUNCTIONS = {
+    "abs_cos": lambda s: np.abs(np.cos(s)),
+    "abs_cos_cubed": lambda s: np.abs(np.cos(s)) ** 3,
+}
 
 
 def gamma(k: int) -> float:
@@ -147,7 +155,9 @@ def _draw(config, features, eigenvalues, norms, path):
     _draw_coefficients(features, left)
     even = _even(config)
     decay = {r"$\gamma_k^2$, even $k$": eigenvalues[even]}
-    panels.draw(panels.Panel("decay", even, decay, "frequency $k$", "eigenvalue of the kernel"), middle)
+    panels.draw(
+        panels.Panel("decay", even, decay, "frequency $k$", "eigenvalue of the kernel"), middle
+    )
     sums = {r"$|\cos|$": norms["abs_cos"], r"$|\cos|^3$": norms["abs_cos_cubed"]}
     labels = "largest frequency in the sum", "partial sum of the squared norm"
     panels.draw(panels.Panel("norm of two functions", config.cutoffs, sums, *labels), right)
@@ -160,7 +170,9 @@ def _draw_coefficients(features, ax):
     printed = [0.0 if i % 2 else 2.0 * (-1) ** (i // 2) / (i**2 - 1) for i in k]
     ax.axhline(0, color="0.7", linewidth=0.8)
     ax.bar(k, features[k], color="0.75", label="measured (Fourier transform)")
-    ax.plot(k, [gamma(i) for i in k], "o", color="black", markersize=5, label="corrected closed form")
+    ax.plot(
+        k, [gamma(i) for i in k], "o", color="black", markersize=5, label="corrected closed form"
+    )
     ax.plot(k, printed, "x", color="tab:red", markersize=7, label="form printed in lecture notes")
     ax.set(xlabel="frequency $k$", ylabel=r"Fourier coefficient $\gamma_k$", xticks=k)
     ax.set_title("features relu(cos)", fontsize=11)

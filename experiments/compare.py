@@ -9,7 +9,16 @@ from typing import Any, NamedTuple
 
 from experiments import store
 
-__all__ = ["Run", "differences", "differing_fields", "draw", "figure_path", "load", "series", "show"]
+__all__ = [
+    "Run",
+    "differences",
+    "differing_fields",
+    "draw",
+    "figure_path",
+    "load",
+    "series",
+    "show",
+]
 
 POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
 PANELS = 6
@@ -27,7 +36,8 @@ def load(folders: Sequence[Path]) -> list[Run]:
     """Finished runs of one experiment.
 
     Raises:
-        ValueError: If there are fewer than two, one is not finished, or they belong to different experiments.
+        ValueError: If there are fewer than two, one is not finished, or they belong to different
+            experiments.
     """
     for folder in folders:
         if not (folder / "DONE").exists():
@@ -38,10 +48,15 @@ def load(folders: Sequence[Path]) -> list[Run]:
         raise ValueError(
             f"compare got {len(folders)} run(s), expected at least two different folders of finished runs."
         )
-    runs = [Run(f, store.read_json(f / "config.json"), store.read_json(f / "summary.json")) for f in folders]
+    runs = [
+        Run(f, store.read_json(f / "config.json"), store.read_json(f / "summary.json"))
+        for f in folders
+    ]
     names = sorted({run.config["experiment"] for run in runs})
     if len(names) > 1:
-        raise ValueError(f"compare got runs of {', '.join(names)}: expected at least two of one experiment.")
+        raise ValueError(
+            f"compare got runs of {', '.join(names)}: expected at least two of one experiment."
+        )
     return runs
 
 
@@ -105,7 +120,9 @@ def figure_path(out: Path) -> Path:
     path = path / "compare.png" if path.is_dir() else path
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in ("", *formats):
-        raise ValueError(f"--out got {out}, expected a file that ends with .{', .'.join(sorted(formats))}.")
+        raise ValueError(
+            f"--out got {out}, expected a file that ends with .{', .'.join(sorted(formats))}."
+        )
     return path
 
 
@@ -116,7 +133,9 @@ def draw(runs: Sequence[Run], path: Path) -> bool:
     from lazynet import plots
 
     curves = [series(run.summary) for run in runs]
-    names = [name for name in curves[0] if all(name in other for other in curves) and "_std" not in name][:PANELS]
+    names = [
+        name for name in curves[0] if all(name in other for other in curves) and "_std" not in name
+    ][:PANELS]
     if not names:
         return False
     columns = min(3, len(names))
@@ -140,7 +159,11 @@ def draw(runs: Sequence[Run], path: Path) -> bool:
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flat |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": value}
+        )
     return flat
 
 

@@ -19,17 +19,23 @@ BOOLEANS = {"true": True, "false": False}
 def preset(presets: dict[str, Any], name: str, overrides: Sequence[str] = ()) -> Any:
     """The preset `name` with overrides applied.
 
-    A preset may have a variant for another data set, under the key `name/data`: it is taken when the overrides name
-    that data set, so that `--set data.name=cifar10` also brings the network and the schedule that go with it.
+    A preset may have a variant for another data set, under the key `name/data`: it is taken when
+    the overrides name that data set, so that `--set data.name=cifar10` also brings the network and
+    the schedule that go with it.
 
     Raises:
-        ValueError: For an unknown preset or override, listing those that exist, and for a value out of its bounds.
+        ValueError: For an unknown preset or override, listing those that exist, and for a value out
+            of its bounds.
     """
     data = dict(_split(item) for item in overrides).get("data.name")
     plain = sorted({key.split("/")[0] for key in presets})
     if name not in plain:
         raise ValueError(f"unknown preset {name!r}, expected one of {', '.join(plain)}.")
-    variants = {key.partition("/")[2]: config for key, config in presets.items() if key.split("/")[0] == name}
+    variants = {
+        key.partition("/")[2]: config
+        for key, config in presets.items()
+        if key.split("/")[0] == name
+    }
     config = variants.get(data or "", variants.get("", next(iter(variants.values()))))
     for item in overrides:
         config = override(config, item)
@@ -62,14 +68,18 @@ def _split(item: str) -> tuple[str, str]:
 def _replace(config, path, value, item):
     hints = typing.get_type_hints(type(config), include_extras=True)
     if path[0] not in hints:
-        raise ValueError(f"--set {item}: unknown field {path[0]!r}, expected one of {', '.join(hints)}.")
+        raise ValueError(
+            f"--set {item}: unknown field {path[0]!r}, expected one of {', '.join(hints)}."
+        )
     current = getattr(config, path[0])
     if len(path) > 1 and not dataclasses.is_dataclass(current):
         raise ValueError(f"--set {item}: {path[0]} is a value and has no field {path[1]!r}.")
     if dataclasses.is_dataclass(current):
         if len(path) == 1:
             fields = ", ".join(f"{path[0]}.{field.name}" for field in dataclasses.fields(current))
-            raise ValueError(f"--set {item}: {path[0]} is a group, expected one of its fields {fields}.")
+            raise ValueError(
+                f"--set {item}: {path[0]} is a group, expected one of its fields {fields}."
+            )
         return dataclasses.replace(config, **{path[0]: _replace(current, path[1:], value, item)})
     return dataclasses.replace(config, **{path[0]: _parse(hints[path[0]], value, item)})
 

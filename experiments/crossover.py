@@ -3,17 +3,21 @@
     python -m experiments run crossover                    # about 40 seconds
     python -m experiments run crossover --preset smoke     # about 20 seconds
 
-Two-layer tanh networks of width h in the NTK parameterization fit random signs with f = alpha (h(w) - h(w0)), by
-gradient descent until the loss is 0.01 (it starts at 0.5). Expected, with s = sqrt(h) alpha:
+Two-layer tanh networks of width h in the NTK parameterization fit random signs with f = alpha (h(w)
+- h(w0)), by gradient descent until the loss is 0.01 (it starts at 0.5). Expected, with s = sqrt(h)
+alpha:
 
-- the relative drift |w - w0| / |w0| at one s is the same for all widths (within 10 %), and falls like 1/s from 10 on;
+- the relative drift |w - w0| / |w0| at one s is the same for all widths (within 10 %), and falls
+  like 1/s from 10 on;
 - the relative change of the tangent kernel passes through 1 at s of order one, the crossover;
-- doubled (symmetrized) networks: it is the same for all widths at every s (within 15 %), and falls like 1/s^2 from 10
-  on;
-- centered networks: it is the same for all widths up to s = 1 only. Deep in the lazy regime its first-order term, an
-  average over neurons of random sign, dominates: at s = 100 it still falls with the width, with a slope near -1/2.
+- doubled (symmetrized) networks: it is the same for all widths at every s (within 15 %), and falls
+  like 1/s^2 from 10 on;
+- centered networks: it is the same for all widths up to s = 1 only. Deep in the lazy regime its
+  first-order term, an average over neurons of random sign, dominates: at s = 100 it still falls
+  with the width, with a slope near -1/2.
 
-The last line is the negative control: there alpha and the width do not enter by their product alone.
+The last line is the negative control: there alpha and the width do not enter by their product
+alone.
 """
 
 from __future__ import annotations
@@ -53,7 +57,15 @@ class Config:
     """
 
     widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (64, 256, 1024)
-    scales: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+    scales: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (
+        0.1,
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+        30.0,
+        100.0,
+    )
     seeds: Count = 10
     inputs: Count = 16
     examples: Count = 8
@@ -63,7 +75,10 @@ class Config:
     precision: Literal["float32", "float64"] = "float64"
 
 
-PRESETS = {"smoke": Config(widths=(64, 512), scales=(0.1, 0.3, 1.0, 3.0, 10.0, 100.0), seeds=8), "laptop": Config()}
+PRESETS = {
+    "smoke": Config(widths=(64, 512), scales=(0.1, 0.3, 1.0, 3.0, 10.0, 100.0), seeds=8),
+    "laptop": Config(),
+}
 
 INNER = 5
 """Steps between two looks at the loss and at the size of the kernel, which sets the learning rate."""
@@ -83,21 +98,27 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     cells = [(variant, width) for variant in VARIANTS for width in config.widths]
     results = {
         cell: measure(config, cell[1], cell[0])
-        for cell in track(cells, "widths", console=console, transient=True, disable=not console.is_terminal)
+        for cell in track(
+            cells, "widths", console=console, transient=True, disable=not console.is_terminal
+        )
     }
     measured = {
         f"{name}/{variant}": np.stack([results[variant, width][name] for width in config.widths])
         for variant in VARIANTS
         for name in ("drift", "ntk_change", "loss", "steps")
     }
-    save_arrays(folder / "measured.npz", {"width": config.widths, "scale": config.scales, **measured})
+    save_arrays(
+        folder / "measured.npz", {"width": config.widths, "scale": config.scales, **measured}
+    )
     _draw(config, measured, folder / "figures" / "crossover.png")
     return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds}
 
 
 def show(summary: dict[str, Any], console) -> None:
     """Prints the table of facts."""
-    facts.show(summary, console, f"collapse on sqrt(width) alpha, mean over {summary['seeds']} seeds")
+    facts.show(
+        summary, console, f"collapse on sqrt(width) alpha, mean over {summary['seeds']} seeds"
+    )
 
 
 def _facts(config, measured):
@@ -106,19 +127,32 @@ def _facts(config, measured):
     for variant in VARIANTS:
         drift, change = (measured[f"{name}/{variant}"].mean(1) for name in ("drift", "ntk_change"))
         same = features if variant == "centered" else slice(None)
-        yield facts.within(f"last_loss/{variant}", measured[f"loss/{variant}"].max(), at_most=config.loss)
+        yield facts.within(
+            f"last_loss/{variant}", measured[f"loss/{variant}"].max(), at_most=config.loss
+        )
         yield facts.within(f"spread_over_widths/drift/{variant}", _spread(drift), at_most=0.10)
-        yield facts.within(f"spread_over_widths/ntk_change/{variant}", _spread(change[:, same]), at_most=0.15)
+        yield facts.within(
+            f"spread_over_widths/ntk_change/{variant}", _spread(change[:, same]), at_most=0.15
+        )
         yield facts.power_law(f"drift/{variant}", scales[lazy], drift[:, lazy], -1, 0.05)
         for width, of_width in zip(config.widths, change, strict=True):
             yield facts.within(
-                f"crossover/{variant}/width={width}", _crossing(scales, of_width), at_least=0.5, at_most=2
+                f"crossover/{variant}/width={width}",
+                _crossing(scales, of_width),
+                at_least=0.5,
+                at_most=2,
             )
     yield facts.power_law(
-        "ntk_change/symmetrized", scales[lazy], measured["ntk_change/symmetrized"].mean(1)[:, lazy], -2, 0.1
+        "ntk_change/symmetrized",
+        scales[lazy],
+        measured["ntk_change/symmetrized"].mean(1)[:, lazy],
+        -2,
+        0.1,
     )
     largest = measured["ntk_change/centered"][:, :, -1].T
-    yield facts.power_law(f"ntk_change_against_width/s={scales[-1]:g}/centered", config.widths, largest, -0.5, 0.25)
+    yield facts.power_law(
+        f"ntk_change_against_width/s={scales[-1]:g}/centered", config.widths, largest, -0.5, 0.25
+    )
 
 
 def _spread(values):
@@ -205,14 +239,24 @@ def _draw(config, measured, path):
 
     figure = Figure(figsize=(13.5, 4.2), layout="constrained")
     axes = figure.subplots(1, 3)
-    labels = {"drift": r"relative drift $\|w-w_0\|/\|w_0\|$", "ntk_change": "relative change of the NTK"}
+    labels = {
+        "drift": r"relative drift $\|w-w_0\|/\|w_0\|$",
+        "ntk_change": "relative change of the NTK",
+    }
     drawn = (("drift", "centered"), ("ntk_change", "centered"), ("ntk_change", "symmetrized"))
     for (name, variant), ax in zip(drawn, axes, strict=True):
         values = measured[f"{name}/{variant}"]
-        for style, width, of_width in zip(plots.curve_styles(len(values)), config.widths, values, strict=True):
+        for style, width, of_width in zip(
+            plots.curve_styles(len(values)), config.widths, values, strict=True
+        ):
             bars = of_width.std(0, ddof=1) if config.seeds > 1 else None
             ax.errorbar(
-                config.scales, of_width.mean(0), bars, capsize=2, label=f"width {width}", **style | {"markevery": None}
+                config.scales,
+                of_width.mean(0),
+                bars,
+                capsize=2,
+                label=f"width {width}",
+                **style | {"markevery": None},
             )
         ax.set(xscale="log", yscale="log", xlabel=r"$\sqrt{h}\,\alpha$ ($h$: width)")
         ax.set_ylabel(labels[name])

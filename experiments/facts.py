@@ -1,8 +1,9 @@
 """Facts: what the theory predicts, what was measured and whether both agree; their flat summary and their table.
 
-A fact has a prediction with a tolerance, or bounds. `summarize` writes for a fact `slope/drift/centered` the keys
-`slope/drift/centered`, `expected/drift/centered`, `tolerance/drift/centered` and `passed/drift/centered`; a fact that
-is not a slope keeps its whole name behind the prefix, and bounds stand under `at_least/` and `at_most/`.
+A fact has a prediction with a tolerance, or bounds. `summarize` writes for a fact
+`slope/drift/centered` the keys `slope/drift/centered`, `expected/drift/centered`,
+`tolerance/drift/centered` and `passed/drift/centered`; a fact that is not a slope keeps its whole
+name behind the prefix, and bounds stand under `at_least/` and `at_most/`.
 """
 
 from __future__ import annotations
@@ -42,10 +43,14 @@ def close(name: str, measured: float, expected: float, tolerance: float) -> Fact
     return Fact(name, float(measured), expected=float(expected), tolerance=float(tolerance))
 
 
-def within(name: str, measured: float, *, at_least: float | None = None, at_most: float | None = None) -> Fact:
+def within(
+    name: str, measured: float, *, at_least: float | None = None, at_most: float | None = None
+) -> Fact:
     """The fact `at_least <= measured <= at_most`, with at least one of the bounds."""
     if at_least is None and at_most is None:
-        raise ValueError(f"fact {name} has no bounds, expected at_least, at_most or both: it could not fail.")
+        raise ValueError(
+            f"fact {name} has no bounds, expected at_least, at_most or both: it could not fail."
+        )
     return Fact(name, float(measured), at_least=at_least, at_most=at_most)
 
 
@@ -104,7 +109,9 @@ def show(summary: dict[str, Any], console, title: str) -> None:
 
 
 def _prediction(summary, rest):
-    expected, low, high = (summary.get(f"{kind}/{rest}") for kind in ("expected", "at_least", "at_most"))
+    expected, low, high = (
+        summary.get(f"{kind}/{rest}") for kind in ("expected", "at_least", "at_most")
+    )
     if expected is not None:
         return f"{_number(expected)} ± {summary[f'tolerance/{rest}']:.2g}"
     if low is not None and high is not None:

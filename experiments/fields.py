@@ -35,7 +35,13 @@ def meanings(kind: type) -> dict[str, str]:
 def show(config: Any, console) -> None:
     """Prints for each field a line `path = default`, its type and its meaning."""
     for path, annotation, value, meaning in fields_of(config):
-        console.print(f"  {path}={written(value)}", style="bold", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"  {path}={written(value)}",
+            style="bold",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
         text = textwrap.fill(
             f"{meaning} ({bounds.describe(annotation)})",
             console.width,

@@ -34,7 +34,9 @@ def integrate(
         return new, observe(new)
 
     end, later = jax.lax.scan(advance, state, length=steps)
-    return end, jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), observe(state), later)
+    return end, jax.tree.map(
+        lambda first, rest: jnp.concatenate([first[None], rest]), observe(state), later
+    )
 
 
 def descent_direction(objective: Callable, params: Any) -> Any:

@@ -3,21 +3,23 @@
     python -m experiments run kappa_width                    # about 40 seconds
     python -m experiments run kappa_width --preset smoke     # about 15 seconds
 
-For h(x) = alpha(m) sum_j b_j phi(a_j . x) with m units, all weights from N(0, 1), and the square loss,
+For h(x) = alpha(m) sum_j b_j phi(a_j . x) with m units, all weights from N(0, 1), and the square
+loss,
 
     kappa = |h(w0) - y| |D^2 h(w0)| / |Dh(w0)|^2,      E kappa = O(m^(-1/2) + 1 / (m alpha(m))),
 
-with operator norms over weights and the norm of the empirical measure over examples. The second term is the time that
-it takes to fit y, the first comes from h(w0) != 0 and vanishes for the doubled network. Expected slopes in m:
+with operator norms over weights and the norm of the empirical measure over examples. The second
+term is the time that it takes to fit y, the first comes from h(w0) != 0 and vanishes for the
+doubled network. Expected slopes in m:
 
     | alpha(m)  | independent | doubled | regime     |
     | 1/sqrt m  | -1/2        | -1/2    | lazy       |
     | 1/m       | 0           | 0       | mean field |
     | 1         | -1/2        | -1      | lazy       |
 
-1/m is the negative control: such a network does not become lazy however wide it is. |Dh| ~ alpha sqrt m (slope 1/2 at
-alpha = 1) and |D^2 h| ~ alpha (slope 0) are measured too. Where lecture notes print kappa with |Dh| instead of |Dh|^2,
-the square is missing.
+1/m is the negative control: such a network does not become lazy however wide it is. |Dh| ~ alpha
+sqrt m (slope 1/2 at alpha = 1) and |D^2 h| ~ alpha (slope 0) are measured too. Where lecture notes
+print kappa with |Dh| instead of |Dh|^2, the square is missing.
 """
 
 from __future__ import annotations
@@ -53,7 +55,15 @@ class Config:
         precision: Of the computation.
     """
 
-    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (64, 128, 256, 512, 1024, 2048, 4096)
+    widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (
+        64,
+        128,
+        256,
+        512,
+        1024,
+        2048,
+        4096,
+    )
     seeds: Count = 10
     inputs: Count = 5
     examples: Count = 30
@@ -85,14 +95,19 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     bounds.check(config)
     values: dict[str, list] = {}
-    for width in track(config.widths, "kappa", console=console, transient=True, disable=not console.is_terminal):
+    for width in track(
+        config.widths, "kappa", console=console, transient=True, disable=not console.is_terminal
+    ):
         for init in INITS:
             for name, of_seeds in _measure(config, width, init).items():
                 values.setdefault(f"{name}/{init}", []).append(of_seeds)
     measured = {name: np.array(rows).T for name, rows in values.items()}
     save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
     _draw(config, measured, folder / "figures" / "kappa_width.png")
-    return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds, "activation": config.activation}
+    return facts.summarize(list(_facts(config, measured))) | {
+        "seeds": config.seeds,
+        "activation": config.activation,
+    }
 
 
 def show(summary: dict[str, Any], console) -> None:
@@ -106,8 +121,12 @@ def _facts(config, measured):
         values = measured[f"kappa/{scale}/{init}"]
         yield facts.power_law(f"kappa/{scale}/{init}", config.widths, values, slope, tolerance)
     for init in INITS:
-        yield facts.power_law(f"jacobian_norm/{init}", config.widths, measured[f"jacobian_norm/{init}"], 0.5, 0.1)
-        yield facts.power_law(f"hessian_norm/{init}", config.widths, measured[f"hessian_norm/{init}"], 0, 0.1)
+        yield facts.power_law(
+            f"jacobian_norm/{init}", config.widths, measured[f"jacobian_norm/{init}"], 0.5, 0.1
+        )
+        yield facts.power_law(
+            f"hessian_norm/{init}", config.widths, measured[f"hessian_norm/{init}"], 0, 0.1
+        )
 
 
 def _measure(config, width, init):
@@ -127,7 +146,9 @@ def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> 
     params0 = model.init(jax.random.fold_in(key, 1), data.x)
     settings = {"key": jax.random.fold_in(key, 2), "iterations": config.iterations}
     first = ln.diagnostics.jacobian_norm(model.apply, params0, data.x, **settings)
-    second = ln.diagnostics.hessian_norm(model.apply, params0, data.x, restarts=config.restarts, **settings)
+    second = ln.diagnostics.hessian_norm(
+        model.apply, params0, data.x, restarts=config.restarts, **settings
+    )
     outputs, y = np.asarray(model.apply(params0, data.x)), np.asarray(data.y)
     measured = {"jacobian_norm": first * width**0.5, "hessian_norm": second * width**0.5}
     for name, scale in SCALES.items():
@@ -154,7 +175,11 @@ def problem(config: Config, key: jax.Array) -> ln.Data:
 
 
 def _draw(config, measured, path):
-    labels = {"inv_sqrt": r"$\alpha(m)=1/\sqrt{m}$", "inv": r"$\alpha(m)=1/m$", "one": r"$\alpha(m)=1$"}
+    labels = {
+        "inv_sqrt": r"$\alpha(m)=1/\sqrt{m}$",
+        "inv": r"$\alpha(m)=1/m$",
+        "one": r"$\alpha(m)=1$",
+    }
     titles = {"iid": "independent weights", "doubled": "doubled, $h(w_0)=0$"}
     ylabel = r"laziness $\kappa$ (lazy if $\ll 1$)"
     drawn = [

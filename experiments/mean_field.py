@@ -3,13 +3,15 @@
     python -m experiments run mean_field                    # about 30 seconds
     python -m experiments run mean_field --preset smoke     # about 20 seconds
 
-h(x) = 1/m sum_j b_j tanh(a_j . x) with all weights from N(0, 1), trained by gradient descent with the learning rate m
-times a constant, is an average over neurons. Expected: outputs on test points fluctuate around those of a very wide
-network with slope -1/2 in m, before training and after any fixed number of steps, while the change of the tangent
-kernel tends to a constant that is not zero: its slope is near 0, and at the largest width of the fit it is within 15 %
-of that of the reference. With 1/sqrt m and a constant learning rate, the negative control, it falls with the width.
+h(x) = 1/m sum_j b_j tanh(a_j . x) with all weights from N(0, 1), trained by gradient descent with
+the learning rate m times a constant, is an average over neurons. Expected: outputs on test points
+fluctuate around those of a very wide network with slope -1/2 in m, before training and after any
+fixed number of steps, while the change of the tangent kernel tends to a constant that is not zero:
+its slope is near 0, and at the largest width of the fit it is within 15 % of that of the reference.
+With 1/sqrt m and a constant learning rate, the negative control, it falls with the width.
 
-The fluctuation is measured on test points: after convergence on the training points, interpolation hides it there.
+The fluctuation is measured on test points: after convergence on the training points, interpolation
+hides it there.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ class Config:
     precision: Literal["float32", "float64"] = "float64"
 
 
-PRESETS = {"smoke": Config(widths=(64, 256, 1024), reference_width=16_384, seeds=16), "laptop": Config()}
+PRESETS = {
+    "smoke": Config(widths=(64, 256, 1024), reference_width=16_384, seeds=16),
+    "laptop": Config(),
+}
 
 SCALES = {"mean_field": 0.5, "ntk": 0.0}
 """The outputs are those of the NTK parameterization divided by this power of the width."""
@@ -74,7 +79,10 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         data, x_test = _problem(config)
         reference = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)
         trained = {
-            scale: [_train_all(config, width, scale, data, x_test, seeds=config.seeds) for width in config.widths]
+            scale: [
+                _train_all(config, width, scale, data, x_test, seeds=config.seeds)
+                for width in config.widths
+            ]
             for scale in SCALES
         }
     measured = _measured(config, trained, reference)
@@ -92,10 +100,16 @@ def _measured(config, trained, reference):
     """Root mean square distances to the reference and changes of the kernel, `[seeds, widths]`."""
     outputs = np.stack([result["outputs"] for result in trained["mean_field"]])
     distance = np.sqrt(np.mean((outputs - reference["outputs"]) ** 2, axis=3))
-    measured = {f"fluctuation/step={step}": distance[:, :, i].T for i, step in enumerate(config.steps)}
+    measured = {
+        f"fluctuation/step={step}": distance[:, :, i].T for i, step in enumerate(config.steps)
+    }
     for scale in SCALES:
-        measured[f"ntk_change/{scale}"] = np.stack([result["ntk_change"] for result in trained[scale]]).T
-        measured[f"train_loss/{scale}"] = np.stack([result["train_loss"] for result in trained[scale]]).T
+        measured[f"ntk_change/{scale}"] = np.stack(
+            [result["ntk_change"] for result in trained[scale]]
+        ).T
+        measured[f"train_loss/{scale}"] = np.stack(
+            [result["train_loss"] for result in trained[scale]]
+        ).T
     return measured | {"ntk_change/reference": reference["ntk_change"][0]}
 
 
@@ -106,9 +120,13 @@ def _facts(config, measured):
     change = measured["ntk_change/mean_field"]
     limit = measured["ntk_change/reference"]
     yield facts.power_law("ntk_change/mean_field", config.widths, change, 0, 0.15)
-    yield facts.close("ntk_change_of_the_widest_over_reference", change[:, -1].mean() / limit, 1, 0.15)
+    yield facts.close(
+        "ntk_change_of_the_widest_over_reference", change[:, -1].mean() / limit, 1, 0.15
+    )
     yield facts.within("ntk_change_of_the_reference", limit, at_least=0.3)
-    yield facts.power_law("ntk_change/ntk", config.widths, measured["ntk_change/ntk"], at_least=-1.15, at_most=-0.35)
+    yield facts.power_law(
+        "ntk_change/ntk", config.widths, measured["ntk_change/ntk"], at_least=-1.15, at_most=-0.35
+    )
 
 
 def _problem(config):
@@ -127,7 +145,9 @@ def _train_all(config, width, scale, data, x_test, *, seeds):
     keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(seeds))
     power = SCALES[scale]
     model = ln.serial(
-        ln.Dense(width, W_std=math.sqrt(config.inputs)), ln.elementwise(jnp.tanh), ln.Dense(1, W_std=width**-power)
+        ln.Dense(width, W_std=math.sqrt(config.inputs)),
+        ln.elementwise(jnp.tanh),
+        ln.Dense(1, W_std=width**-power),
     )
     params0 = jax.vmap(lambda key: model.init(key, data.x))(keys)
     rate = config.learning_rate * width ** (2 * power)
@@ -147,7 +167,10 @@ def _train(config, model, rate, data, x_test, params0):
         params, _ = jax.lax.scan(advance, params, length=step - done)
         outputs.append(model.apply(params, x_test)[:, 0])
         done = step
-    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace") for w in (params0, params))
+    ntk0, ntk = (
+        ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace")
+        for w in (params0, params)
+    )
     return {
         "outputs": jnp.stack(outputs),
         "ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0),
@@ -156,7 +179,9 @@ def _train(config, model, rate, data, x_test, params0):
 
 
 def _draw(config, measured, path):
-    fluctuations = {f"after {step} steps": measured[f"fluctuation/step={step}"] for step in config.steps}
+    fluctuations = {
+        f"after {step} steps": measured[f"fluctuation/step={step}"] for step in config.steps
+    }
     labels = {"mean_field": r"mean field, $1/m$", "ntk": r"control, $1/\sqrt{m}$"}
     changes = {label: measured[f"ntk_change/{scale}"] for scale, label in labels.items()}
     titles = "distance to the limit", f"after {config.steps[-1]} steps"

@@ -1,26 +1,30 @@
 """The tangent kernel along standard training: it predicts the velocity of the outputs, slows down, and learns.
 
-    python -m experiments run ntk_along_training --set data.root=DIR                  # about 20 CPU minutes
-    python -m experiments run ntk_along_training --preset smoke                       # digits, about 40 CPU seconds
-    python -m experiments run ntk_along_training --preset paper --set data.root=DIR   # VGG-11, meant for a GPU
+    python -m experiments run ntk_along_training --set data.root=DIR                  # about 20 CPU
+    minutes python -m experiments run ntk_along_training --preset smoke                       #
+    digits, about 40 CPU seconds python -m experiments run ntk_along_training --preset paper --set
+    data.root=DIR   # VGG-11, meant for a GPU
 
-A network is trained by minibatches with momentum (alpha = 1), on the square loss and on cross-entropy. At checkpoints:
+A network is trained by minibatches with momentum (alpha = 1), on the square loss and on
+cross-entropy. At checkpoints:
 
-- the velocity of all outputs under gradient flow, `dF/dt = -Theta_t grad l(F)` with l the mean loss, on training and
-  on test examples, is compared with what one step of full-batch gradient descent of size eta does. Expected: the
-  relative error falls like eta (slope 1 within 0.15), for both losses, whatever the training has done to the kernel.
-  With `--set network.activation=relu` gates flip one by one, with either sign, and it falls like eta^(1/2) (0.50 and
-  0.54 for a small CNN). The negative control takes the initial kernel instead of the current one: an error that no
+- the velocity of all outputs under gradient flow, `dF/dt = -Theta_t grad l(F)` with l the mean
+  loss, on training and on test examples, is compared with what one step of full-batch gradient
+  descent of size eta does. Expected: the relative error falls like eta (slope 1 within 0.15), for
+  both losses, whatever the training has done to the kernel. With `--set network.activation=relu`
+  gates flip one by one, with either sign, and it falls like eta^(1/2) (0.50 and 0.54 for a small
+  CNN). The negative control takes the initial kernel instead of the current one: an error that no
   step makes small;
-- the kernel's velocity `|Theta_(t+1) - Theta_t| / |Theta_t|` per unit of time, on the training examples and averaged
-  over outputs. Expected: it falls along training, by more than a factor of 2 from the first two checkpoints to the
-  last two;
-- kernel regression with Theta_t, beside the network itself. Expected: close to interpolation (a ridge of 1e-4 of the
-  mean diagonal), the last kernel classifies better than the first one, although regression with it is as linear: on
-  2,000 images of CIFAR-10 (JPEG) 43.2 % (square loss) and 44.9 % (cross-entropy) against 40.8 %. With ridges chosen for
-  each kernel, on one half of the test examples for the other half and the reverse, it is 47.2 and 42.7 against 40.6 %.
-  Networks of other sizes have given the opposite: the comparison is reported, and no fact is made of it. Ridges are not
-  chosen by leaving training examples out, because the later kernels have seen their labels.
+- the kernel's velocity `|Theta_(t+1) - Theta_t| / |Theta_t|` per unit of time, on the training
+  examples and averaged over outputs. Expected: it falls along training, by more than a factor of 2
+  from the first two checkpoints to the last two;
+- kernel regression with Theta_t, beside the network itself. Expected: close to interpolation (a
+  ridge of 1e-4 of the mean diagonal), the last kernel classifies better than the first one,
+  although regression with it is as linear: on 2,000 images of CIFAR-10 (JPEG) 43.2 % (square loss)
+  and 44.9 % (cross-entropy) against 40.8 %. With ridges chosen for each kernel, on one half of the
+  test examples for the other half and the reverse, it is 47.2 and 42.7 against 40.6 %. Networks of
+  other sizes have given the opposite: the comparison is reported, and no fact is made of it. Ridges
+  are not chosen by leaving training examples out, because the later kernels have seen their labels.
 
 Training and velocities are in float64, the kernels in float32.
 """
@@ -67,10 +71,17 @@ class Config:
         precision: Of the computation.
     """
 
-    data: DataConfig = field(default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000))
-    network: NetworkConfig = NetworkConfig("cnn", (16, 32, 32), (2, 2, 1), activation="gelu", b_std=0.0)
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000)
+    )
+    network: NetworkConfig = NetworkConfig(
+        "cnn", (16, 32, 32), (2, 2, 1), activation="gelu", b_std=0.0
+    )
     train: TrainConfig = TrainConfig(batch_size=50, epochs=60, lr_fraction=0.4, records=7)
-    losses: Annotated[tuple[Literal["mse", "cross_entropy"], ...], Values()] = ("mse", "cross_entropy")
+    losses: Annotated[tuple[Literal["mse", "cross_entropy"], ...], Values()] = (
+        "mse",
+        "cross_entropy",
+    )
     fractions: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1e-3, 1e-2, 1e-1)
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float64"
@@ -79,7 +90,9 @@ class Config:
         """Refuses trainings that cannot run, or have too few records."""
         guards.count(f"{prefix}train.records", self.train.records, at_least=4)
         for loss in self.losses:
-            parts = {name: getattr(self, name) for name in ("data", "network", "train", "precision")}
+            parts = {
+                name: getattr(self, name) for name in ("data", "network", "train", "precision")
+            }
             lazy_vs_standard.Config(loss=loss, **parts).check(prefix)
 
 
@@ -117,9 +130,13 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         setting = _setting(config, loss, model)
         states = folder / "states" / f"loss={loss}"
         curves[loss] = _train(config, setting, states, console)
-        measured[loss] = _measure_all(config, setting, curves[loss], states, folder / "cells", console)
+        measured[loss] = _measure_all(
+            config, setting, curves[loss], states, folder / "cells", console
+        )
     _draw(config, curves, measured, folder / "figures" / "ntk_along_training.png")
-    numbers = {key: value for loss in config.losses for key, value in _numbers(loss, curves, measured)}
+    numbers = {
+        key: value for loss in config.losses for key, value in _numbers(loss, curves, measured)
+    }
     title = f"{config.data.title}, {config.data.n_train} training examples, {config.network.name}"
     return facts.summarize(list(_facts(config, curves, measured))) | numbers | {"title": title}
 
@@ -132,7 +149,10 @@ def show(summary: dict[str, Any], console) -> None:
     table = Table("loss, step", *(title for title, _ in COLUMNS.values()), box=None)
     for checkpoint in [key.removeprefix("time/") for key in summary if key.startswith("time/")]:
         shown = (summary[f"{name}/{checkpoint}"] for name in COLUMNS)
-        texts = ("-" if value is None else format(value, style) for value, style in zip(shown, STYLES, strict=True))
+        texts = (
+            "-" if value is None else format(value, style)
+            for value, style in zip(shown, STYLES, strict=True)
+        )
         table.add_row(checkpoint.replace("loss=", "").replace("/step=", ", "), *texts)
     console.print(table)
 
@@ -150,7 +170,9 @@ COLUMNS = {
 STYLES = [style for _, style in COLUMNS.values()]
 
 
-def predicted_velocity(objective: Objective, params: Any, data: Data, x: Any, at: Any = None) -> jax.Array:
+def predicted_velocity(
+    objective: Objective, params: Any, data: Data, x: Any, at: Any = None
+) -> jax.Array:
     """`dF/dt = -Theta(x, X) grad l(F(X))` under gradient flow from `params`; the kernel at `at`, by default there."""
     slope = _output_gradient(objective, params, data)
     weights = params if at is None else at
@@ -158,7 +180,9 @@ def predicted_velocity(objective: Objective, params: Any, data: Data, x: Any, at
 
 
 @jax.jit
-def stepped_velocity(objective: Objective, params: Any, data: Data, x: Any, rate: float | jax.Array) -> jax.Array:
+def stepped_velocity(
+    objective: Objective, params: Any, data: Data, x: Any, rate: float | jax.Array
+) -> jax.Array:
     """`(F(w - eta grad R(w)) - F(w)) / eta`: the same velocity from one step of gradient descent."""
     gradient = jax.grad(objective.value)(params, data)
     moved = trees.add_scaled(params, -jnp.asarray(rate), gradient)
@@ -231,7 +255,9 @@ def _measure_all(config, setting, curve, states, folder, console) -> list[dict[s
     with bar(console, "checkpoints") as progress:
         for step in progress.track(curve.step.tolist(), description=states.name):
             path, state = folder / f"{states.name},step={step}.npz", _state_path(states, step)
-            found.append(store.stored_arrays(path, partial(_measure, config, setting, state, optimizer)))
+            found.append(
+                store.stored_arrays(path, partial(_measure, config, setting, state, optimizer))
+            )
     return found
 
 
@@ -255,7 +281,9 @@ def _errors(config: Config, setting: Setting, u, x) -> np.ndarray:
     """Relative errors of the predicted velocity at x, of the smallest step first, and last that of the control."""
     goal, data = setting.objective, setting.train
     predicted = predicted_velocity(goal, u, data, x)
-    actual = [stepped_velocity(goal, u, data, x, fraction * setting.rate) for fraction in config.fractions]
+    actual = [
+        stepped_velocity(goal, u, data, x, fraction * setting.rate) for fraction in config.fractions
+    ]
     control = predicted_velocity(goal, u, data, x, at=trees.zeros_like(u))
     return np.array([*(_relative(predicted, one) for one in actual), _relative(control, actual[0])])
 
@@ -275,7 +303,9 @@ def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
 def _tuned(hits: np.ndarray) -> float:
     """Accuracy on each half of the test examples with the ridge that is best on the other half."""
     halves = hits[:, ::2], hits[:, 1::2]
-    return float(np.mean([own[other.mean(axis=1).argmax()].mean() for own, other in (halves, halves[::-1])]))
+    return float(
+        np.mean([own[other.mean(axis=1).argmax()].mean() for own, other in (halves, halves[::-1])])
+    )
 
 
 def _single(leaf):
@@ -285,7 +315,10 @@ def _single(leaf):
 def _kernel_path(curve: Trajectory, measured) -> tuple[np.ndarray, np.ndarray]:
     """Velocities of the kernel from each checkpoint to the next, and distances of all from the first one."""
     kernels = [cell["kernel"] for cell in measured]
-    steps = [float(diagnostics.kernel_distance(b, a)) for a, b in zip(kernels[:-1], kernels[1:], strict=True)]
+    steps = [
+        float(diagnostics.kernel_distance(b, a))
+        for a, b in zip(kernels[:-1], kernels[1:], strict=True)
+    ]
     distances = [float(diagnostics.kernel_distance(kernel, kernels[0])) for kernel in kernels]
     return np.array(steps) / np.diff(curve.time), np.array(distances)
 
@@ -314,7 +347,9 @@ def _facts(config: Config, curves, measured):
             yield facts.power_law(name, config.fractions, errors[:, :-1], **_expected_slope(config))
             yield facts.within(f"largest_{name}", errors[:, 0].max(), at_most=0.01)
             yield facts.within(f"control_{name}", errors[-1, -1], at_least=0.1)
-        yield facts.within(f"kernel_velocity_last_over_first/{loss}", velocities[-1] / velocities[0], at_most=0.5)
+        yield facts.within(
+            f"kernel_velocity_last_over_first/{loss}", velocities[-1] / velocities[0], at_most=0.5
+        )
         gain = float(found[-1]["accuracy"] - found[0]["accuracy"])
         yield facts.within(f"gain_of_nearly_interpolating_regression/{loss}", gain, at_least=0.0)
 
@@ -338,11 +373,20 @@ def _draw(config: Config, curves, measured, path: Path) -> None:
         for part in PARTS
     }
     xlabel, ylabel = r"step $\eta\,/\,\eta_{\max}$", "relative error of the velocity"
-    panels.draw(panels.Panel("predicted velocity, all checkpoints", config.fractions, errors, xlabel, ylabel), left)
-    for style, (loss, found) in zip(plots.curve_styles(len(measured)), measured.items(), strict=True):
+    panels.draw(
+        panels.Panel(
+            "predicted velocity, all checkpoints", config.fractions, errors, xlabel, ylabel
+        ),
+        left,
+    )
+    for style, (loss, found) in zip(
+        plots.curve_styles(len(measured)), measured.items(), strict=True
+    ):
         _draw_kernel_path(middle, curves[loss], found, _words(loss), style)
     for i, (loss, found) in enumerate(measured.items()):
-        _draw_accuracies(right, curves[loss], found, _words(loss), plots.curve_styles(2 * len(measured))[2 * i :])
+        _draw_accuracies(
+            right, curves[loss], found, _words(loss), plots.curve_styles(2 * len(measured))[2 * i :]
+        )
     for ax, title in ((middle, "kernel on training examples"), (right, "test accuracy")):
         ax.set(xscale="log", xlabel=r"gradient-flow time $t$")
         ax.set_title(title, fontsize=11)
@@ -358,14 +402,21 @@ def _draw_kernel_path(ax, curve, found, label, style) -> None:
     """Velocities in the middle of their intervals, and thin lines for the distances from the first kernel."""
     velocities, distances = _kernel_path(curve, found)
     ax.plot((curve.time[:-1] + curve.time[1:]) / 2, velocities, label=f"{label}: velocity", **style)
-    ax.plot(curve.time[1:], distances[1:], label=f"{label}: distance", **{**style, "linewidth": 0.8, "alpha": 0.6})
+    ax.plot(
+        curve.time[1:],
+        distances[1:],
+        label=f"{label}: distance",
+        **{**style, "linewidth": 0.8, "alpha": 0.6},
+    )
 
 
 def _draw_accuracies(ax, curve, found, label, styles) -> None:
     """The network, and regression with the kernel: with the smallest ridge, and with the best one (thin lines)."""
     time, drawn = _from_zero(curve.time), ("accuracy", "accuracy_tuned")
     ax.plot(time, 100 * curve.metrics["test_accuracy"], label=f"{label}: network", **styles[0])
-    for name, title, width in zip(drawn, (r"$\Theta_t$", r"$\Theta_t$, best ridge"), (1.5, 0.7), strict=True):
+    for name, title, width in zip(
+        drawn, (r"$\Theta_t$", r"$\Theta_t$, best ridge"), (1.5, 0.7), strict=True
+    ):
         values = 100 * np.array([cell[name] for cell in found])
         ax.plot(time, values, label=f"{label}: {title}", **{**styles[1], "linewidth": width})
 

@@ -38,7 +38,12 @@ def draw(panel: Panel, ax) -> None:
     from lazynet import plots
 
     plots.plot_power_law(
-        panel.x, panel.quantities, fit_range=panel.fit_range, xlabel=panel.xlabel, ylabel=panel.ylabel, ax=ax
+        panel.x,
+        panel.quantities,
+        fit_range=panel.fit_range,
+        xlabel=panel.xlabel,
+        ylabel=panel.ylabel,
+        ax=ax,
     )
     ax.set_title(panel.title, fontsize=11)
     if len(panel.x) < 8:

@@ -1,16 +1,18 @@
 """Population loss of SGD on fresh samples against the scale of initialization: a sharp transition to a plateau.
 
-    python -m experiments run population_sgd                    # 17 scales, 10 trials: about 8 minutes
-    python -m experiments run population_sgd --preset smoke     # 4 scales, 2 trials: about a minute
+    python -m experiments run population_sgd                    # 17 scales, 10 trials: about 8
+    minutes python -m experiments run population_sgd --preset smoke     # 4 scales, 2 trials: about
+    a minute
 
-Figure 2 (b) of the paper: inputs on the unit sphere of R^100, fresh batches of 200 at every step, a teacher of 3 ReLU
-neurons divided by 200 (as in the authors' code), a doubled student of m = 50 with output 1/m sum_j a_j max(0, <w_j, x>)
-and weights of standard deviation tau; 20,000 steps of size min(0.25/tau^2, 25), times m, and times d for the hidden
-weights (factors that the gradients of the authors' code leave out). All scales of a trial see the same batches, which
-is six times cheaper than batches of their own. Reported is the mean loss of the last 2,000 batches.
+Figure 2 (b) of the paper: inputs on the unit sphere of R^100, fresh batches of 200 at every step, a
+teacher of 3 ReLU neurons divided by 200 (as in the authors' code), a doubled student of m = 50 with
+output 1/m sum_j a_j max(0, <w_j, x>) and weights of standard deviation tau; 20,000 steps of size
+min(0.25/tau^2, 25), times m, and times d for the hidden weights (factors that the gradients of the
+authors' code leave out). All scales of a trial see the same batches, which is six times cheaper
+than batches of their own. Reported is the mean loss of the last 2,000 batches.
 
-Expected, divided by the largest value over tau: below 0.02 for tau <= 0.1, between 0.2 and 0.35 at 0.2, 0.7 to 0.85 at
-0.316, above 0.9 from 0.5 on.
+Expected, divided by the largest value over tau: below 0.02 for tau <= 0.1, between 0.2 and 0.35 at
+0.2, 0.7 to 0.85 at 0.316, above 0.9 from 0.5 on.
 """
 
 from __future__ import annotations
@@ -46,7 +48,15 @@ __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own, and trains trials by itself."""
 
-SCALES = (0.01, 0.02, 0.04, *(float(f"{10.0**exponent:.4g}") for exponent in np.arange(-10, 1) / 10), 2.0, 4.0, 8.0)
+SCALES = (
+    0.01,
+    0.02,
+    0.04,
+    *(float(f"{10.0**exponent:.4g}") for exponent in np.arange(-10, 1) / 10),
+    2.0,
+    4.0,
+    8.0,
+)
 BOUNDS = {0.2: (0.2, 0.35), 0.1995: (0.2, 0.35), 0.316: (0.7, 0.85), 0.3162: (0.7, 0.85)}
 
 
@@ -81,7 +91,11 @@ class Config:
         guards.count(f"{prefix}last", self.last, at_most=self.steps)
 
 
-PRESETS = {"smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2), "laptop": Config(), "paper": Config()}
+PRESETS = {
+    "smoke": Config(taus=(0.1, 0.2, 0.316, 1.0), trials=2),
+    "laptop": Config(),
+    "paper": Config(),
+}
 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
@@ -99,11 +113,23 @@ def show(summary: dict[str, Any], console) -> None:
     from rich.table import Table
 
     table = Table("tau", "loss", "of the largest", box=None)
-    for tau in [key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")]:
-        deviation = f" ± {summary[f'test_loss_std/tau={tau}']:.2g}" if f"test_loss_std/tau={tau}" in summary else ""
-        table.add_row(tau, f"{summary[f'test_loss/tau={tau}']:.3g}{deviation}", f"{summary[f'relative/tau={tau}']:.3f}")
+    for tau in [
+        key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")
+    ]:
+        deviation = (
+            f" ± {summary[f'test_loss_std/tau={tau}']:.2g}"
+            if f"test_loss_std/tau={tau}" in summary
+            else ""
+        )
+        table.add_row(
+            tau,
+            f"{summary[f'test_loss/tau={tau}']:.3g}{deviation}",
+            f"{summary[f'relative/tau={tau}']:.3f}",
+        )
     console.print(table)
-    facts.show(summary, console, f"population loss against scale, mean of {summary['trials']} trials")
+    facts.show(
+        summary, console, f"population loss against scale, mean of {summary['trials']} trials"
+    )
 
 
 def _stored(config, folder, trial) -> np.ndarray:
@@ -116,10 +142,14 @@ def train(config: Config, trial: int) -> np.ndarray:
     start, teacher, key = draw(config, trial)
     tau = jnp.asarray(config.taus)
     alpha, size = tau**2 / config.width, jnp.minimum(0.25 / tau**2, 25.0)
-    student = Student(start, alpha, size * tau**2 / config.width, jnp.zeros_like(tau), float(config.d))
+    student = Student(
+        start, alpha, size * tau**2 / config.width, jnp.zeros_like(tau), float(config.d)
+    )
     u = jax.tree.map(lambda leaf: jnp.zeros((len(config.taus), *leaf.shape)), start)
     u, _ = _descend(student, u, teacher, key, 0, config.steps - config.last, config.batch_size)
-    _, total = _descend(student, u, teacher, key, config.steps - config.last, config.steps, config.batch_size)
+    _, total = _descend(
+        student, u, teacher, key, config.steps - config.last, config.steps, config.batch_size
+    )
     return np.asarray(total) / config.last
 
 
@@ -131,7 +161,9 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
         u, total = carry
         x = on_sphere(jax.random.fold_in(key, i), batch_size, student.start.hidden.shape[1])
         y = relu_net(teacher, x)[None]
-        residual, gradient = gradients(student, jnp.matmul(student.start.hidden, x, precision="highest"), u, x, y)
+        residual, gradient = gradients(
+            student, jnp.matmul(student.start.hidden, x, precision="highest"), u, x, y
+        )
         return step(student, u, gradient), total + jnp.mean(residual**2, axis=1) / 2
 
     return lax.fori_loop(first, stop, body, (u, jnp.zeros_like(student.alpha)))
@@ -176,7 +208,10 @@ def _draw(config, loss, file) -> None:
     scaled = loss / loss.mean(0).max()
     panels.band(ax, config.taus, scaled, f"mean ± std of {config.trials} trials")
     ax.set(
-        xscale="log", xlabel="scale of initialization tau", ylabel="population loss / its largest value", ylim=(0, None)
+        xscale="log",
+        xlabel="scale of initialization tau",
+        ylabel="population loss / its largest value",
+        ylim=(0, None),
     )
     ax.legend()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 __all__ = ["advancing", "bar", "over_devices"]
 
 
 def bar(console, unit: str, width: int = 20) -> Progress:
     """A bar whose description takes `width` columns, counting in units."""
-    columns = (TextColumn(f"{{task.description:>{width}}}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    columns = (
+        TextColumn(f"{{task.description:>{width}}}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+    )
     return Progress(*columns, TimeRemainingColumn(), console=console, refresh_per_second=2)
 
 
@@ -26,5 +39,7 @@ def over_devices(compute: Callable[[Any], Any], cells: Sequence[Any], console) -
     from experiments.students import spread
 
     done = spread(compute, cells)
-    shown = track(done, "trials", len(cells), console=console, transient=True, disable=not console.is_terminal)
+    shown = track(
+        done, "trials", len(cells), console=console, transient=True, disable=not console.is_terminal
+    )
     return dict(zip(cells, shown, strict=True))

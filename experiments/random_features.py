@@ -1,11 +1,13 @@
 """Random patch features: filters that are whitened patches of training images, and ridge regression on them.
 
-A patch p of an image is contrast-normalized, `q = (p - mean(p)) / sqrt(var(p) + normalization)`, and whitened by the
-matrix `V (E + whitening)^(-1/2) V^T` of many such patches. Filters are whitened patches of norm one, drawn at random:
-nothing is learned but a covariance. The response z of a filter is split into `max(0, z - threshold)` and
-`max(0, -z - threshold)`, and averaged over the cells of a coarse grid.
+A patch p of an image is contrast-normalized, `q = (p - mean(p)) / sqrt(var(p) + normalization)`,
+and whitened by the matrix `V (E + whitening)^(-1/2) V^T` of many such patches. Filters are whitened
+patches of norm one, drawn at random: nothing is learned but a covariance. The response z of a
+filter is split into `max(0, z - threshold)` and `max(0, -z - threshold)`, and averaged over the
+cells of a coarse grid.
 
-Source: Coates and Ng (2011), "The importance of encoding versus training with sparse coding and vector quantization".
+Source: Coates and Ng (2011), "The importance of encoding versus training with sparse coding and
+vector quantization".
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def patch_features(config: PatchConfig, filters: Filters, images: np.ndarray) ->
 def leave_one_out_ridge(train: Data, test: Data, ridges: tuple[float, ...]) -> dict[str, Any]:
     """Ridge regression on one-hot targets minus 1/k; the ridge has the best leave-one-out accuracy.
 
-    Features are centered and scaled by one number, and joined by a constant. Ridges are relative to the mean
-    eigenvalue, and `left_out = y - (y - f) / (1 - h)`, h the leverages, is exact.
+    Features are centered and scaled by one number, and joined by a constant. Ridges are relative to
+    the mean eigenvalue, and `left_out = y - (y - f) / (1 - h)`, h the leverages, is exact.
     """
     (x, y), (x_test, y_test) = (_with_constant(part) for part in datasets.standardize(train, test))
     values, vectors = np.linalg.eigh(x.T @ x)
@@ -111,7 +113,9 @@ def _left_out(scores, y, weights):
 
 def _with_constant(data: Data) -> tuple[np.ndarray, np.ndarray]:
     x = np.asarray(data.x, np.float64)
-    return np.column_stack([x, np.ones(len(x))]), np.asarray(datasets.center_targets(data).y, np.float64)
+    return np.column_stack([x, np.ones(len(x))]), np.asarray(
+        datasets.center_targets(data).y, np.float64
+    )
 
 
 def _accuracy(outputs, y) -> float:
@@ -125,7 +129,9 @@ def _drawn_patches(config: PatchConfig, images, seed) -> np.ndarray:
     places = np.asarray(jax.random.uniform(jax.random.key(seed), (count, 3), jnp.float32)) * bounds
     which, top, left = np.minimum(places.astype(int), bounds - 1).T
     square = np.arange(config.size)
-    patches = images[which[:, None, None], top[:, None, None] + square[:, None], left[:, None, None] + square]
+    patches = images[
+        which[:, None, None], top[:, None, None] + square[:, None], left[:, None, None] + square
+    ]
     return patches.reshape(count, config.size**2 * c).astype(np.float64)
 
 
@@ -142,20 +148,30 @@ def _encoded(config: PatchConfig, filters: Filters, x):
     mean = jnp.mean(x, (1, 2, 3), keepdims=True)
     moments = [_convolved((x - mean) ** power, box) for power in (1, 2)]
     variance = jnp.maximum(moments[1] - moments[0] ** 2, 0)
-    z = _convolved(x, kernel) / jnp.sqrt(variance + config.normalization) - filters.offset[None, None, None]
-    sides = jnp.concatenate([jnp.maximum(0, z - config.threshold), jnp.maximum(0, -z - config.threshold)], axis=-1)
+    z = (
+        _convolved(x, kernel) / jnp.sqrt(variance + config.normalization)
+        - filters.offset[None, None, None]
+    )
+    sides = jnp.concatenate(
+        [jnp.maximum(0, z - config.threshold), jnp.maximum(0, -z - config.threshold)], axis=-1
+    )
     return _pooled(sides, config.grid).reshape(len(x), -1)
 
 
 def _convolved(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _pooled(x, grid):
     """Means `[n, grid, grid, c]` over cells of nearly equal size."""
     rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[1:3])
     cells = [
-        [jnp.mean(x[:, rows[i] : rows[i + 1], columns[j] : columns[j + 1]], (1, 2)) for j in range(grid)]
+        [
+            jnp.mean(x[:, rows[i] : rows[i + 1], columns[j] : columns[j + 1]], (1, 2))
+            for j in range(grid)
+        ]
         for i in range(grid)
     ]
     return jnp.stack([jnp.stack(row, 1) for row in cells], 1)

@@ -9,9 +9,9 @@ runs/NAME-DIGEST/
     figures/*.png
     DONE             written last: how long it took, and the digests of all files that the run wrote
 
-Every file carries a checksum, of which damaged files are known: arrays by the format `.npz`, JSON by its last entry,
-and every file of a finished run, figures too, by its digest in DONE. Finished parts that are damaged are computed
-again, all else that is damaged is refused by name.
+Every file carries a checksum, of which damaged files are known: arrays by the format `.npz`, JSON
+by its last entry, and every file of a finished run, figures too, by its digest in DONE. Finished
+parts that are damaged are computed again, all else that is damaged is refused by name.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def check_config(name: str, config: Any, folder: Path) -> None:
 
 def run_folder(name: str, config: Any, out: Path) -> Path:
     """Where a run of this configuration stands or will stand."""
-    digest = hashlib.sha256(json.dumps(_described(name, config), sort_keys=True).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(
+        json.dumps(_described(name, config), sort_keys=True).encode()
+    ).hexdigest()[:10]
     return Path(out) / f"{name}-{digest}"
 
 
@@ -141,7 +143,8 @@ def finish(folder: Path, seconds: float) -> None:
 def damages(folder: Path) -> dict[Path, str]:
     """What is wrong with which file of a finished run: "missing" or "damaged".
 
-    Runs that earlier versions finished have no digests: what their formats tell of is found, but nothing missing.
+    Runs that earlier versions finished have no digests: what their formats tell of is found, but
+    nothing missing.
     """
     try:
         digests = read_json(folder / DONE).get("files")
@@ -180,7 +183,10 @@ def environment() -> dict[str, Any]:
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an `.npz` of named arrays, all or nothing."""
-    _atomically(path, lambda file: np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()}))
+    _atomically(
+        path,
+        lambda file: np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()}),
+    )
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -193,8 +199,12 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as stored:
             _check_count(stored, raw)
-            return {name.removesuffix(".npy"): _array(stored.read(name)) for name in stored.namelist()}
-    except Exception as error:  # a flipped bit may ask for passwords, for unknown compressions, for anything
+            return {
+                name.removesuffix(".npy"): _array(stored.read(name)) for name in stored.namelist()
+            }
+    except (
+        Exception
+    ) as error:  # a flipped bit may ask for passwords, for unknown compressions, for anything
         raise _damaged(path, error) from error
 
 
@@ -228,7 +238,8 @@ def read_json(path: Path) -> Any:
 def part(path: Path) -> Path:
     """The file of a finished part: its name in letters, digits, `.`, `_` and `-`, which shells and transfers let alone.
 
-    "alpha=10,seed=0.npz" becomes "alpha-10_seed-0.npz"; where an earlier version wrote the first, it stays.
+    "alpha=10,seed=0.npz" becomes "alpha-10_seed-0.npz"; where an earlier version wrote the first,
+    it stays.
     """
     name = re.sub("[^A-Za-z0-9._-]", "", path.name.replace("=", "-").replace(",", "_"))
     return path if path.exists() else path.with_name(name)
@@ -271,17 +282,31 @@ def load_checkpoint(path: Path, example: TrainState) -> tuple[TrainState, Trajec
 def curve_arrays(curve: Trajectory) -> dict[str, np.ndarray]:
     """A trajectory, without its parameters, as named arrays."""
     diverged_at = -1 if curve.diverged_at is None else curve.diverged_at
-    named = {"curve/step": curve.step, "curve/time": curve.time, "curve/diverged_at": np.asarray(diverged_at)}
-    return named | {f"curve/metrics/{name}": np.asarray(values) for name, values in curve.metrics.items()}
+    named = {
+        "curve/step": curve.step,
+        "curve/time": curve.time,
+        "curve/diverged_at": np.asarray(diverged_at),
+    }
+    return named | {
+        f"curve/metrics/{name}": np.asarray(values) for name, values in curve.metrics.items()
+    }
 
 
 def stored_curve(stored: dict[str, np.ndarray]) -> Trajectory:
     """The trajectory in named arrays."""
     prefix = "curve/metrics/"
-    metrics = {name.removeprefix(prefix): values for name, values in stored.items() if name.startswith(prefix)}
+    metrics = {
+        name.removeprefix(prefix): values
+        for name, values in stored.items()
+        if name.startswith(prefix)
+    }
     diverged_at = int(stored["curve/diverged_at"])
     return Trajectory(
-        stored["curve/step"], stored["curve/time"], metrics, None, None if diverged_at < 0 else diverged_at
+        stored["curve/step"],
+        stored["curve/time"],
+        metrics,
+        None,
+        None if diverged_at < 0 else diverged_at,
     )
 
 
@@ -308,7 +333,11 @@ def _digest(path: Path) -> str:
 
 
 def _states(stored):
-    return {int(name.removeprefix("state/")): leaf for name, leaf in stored.items() if name.startswith("state/")}
+    return {
+        int(name.removeprefix("state/")): leaf
+        for name, leaf in stored.items()
+        if name.startswith("state/")
+    }
 
 
 def _stored(path, compute, load, save):
@@ -329,11 +358,15 @@ def _atomically(path: Path, write) -> None:
 
 
 def _unwritable(folder, error):
-    return ValueError(f"output folder {folder} cannot be written ({error}): choose another one by --out.")
+    return ValueError(
+        f"output folder {folder} cannot be written ({error}): choose another one by --out."
+    )
 
 
 def _damaged(path, reason):
-    return Damaged(f"{path} is damaged ({reason}): delete it, and the same command computes it again.")
+    return Damaged(
+        f"{path} is damaged ({reason}): delete it, and the same command computes it again."
+    )
 
 
 def _check_count(stored: zipfile.ZipFile, raw: bytes) -> None:

@@ -1,7 +1,8 @@
 """Standard output that outlives its reader: a run is not lost because nobody reads what it prints.
 
-`python -m experiments run ... | head` closes the pipe after ten lines, and a terminal may know no letters but ASCII.
-Both are errors in the middle of a run: what follows a closed pipe is dropped, and letters become their nearest.
+`python -m experiments run ... | head` closes the pipe after ten lines, and a terminal may know no
+letters but ASCII. Both are errors in the middle of a run: what follows a closed pipe is dropped,
+and letters become their nearest.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ import sys
 
 __all__ = ["failed", "outlive_readers"]
 
-NEAREST = {"±": "+-", "∞": "inf", "·": "*", "²": "^2", "—": "-", "–": "-", "…": "...", "━": "-", "•": "*"}
+NEAREST = {
+    "±": "+-",
+    "∞": "inf",
+    "·": "*",
+    "²": "^2",
+    "—": "-",
+    "–": "-",
+    "…": "...",
+    "━": "-",
+    "•": "*",
+}
 
 
 class Lasting(io.FileIO):
@@ -42,7 +53,9 @@ def outlive_readers() -> None:
         if stream is not None:
             stream.flush()
             raw = Lasting(stream.fileno(), "w", closefd=False)
-            lasting = io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "nearest", line_buffering=True)
+            lasting = io.TextIOWrapper(
+                io.BufferedWriter(raw), stream.encoding, "nearest", line_buffering=True
+            )
             setattr(sys, name, lasting)
 
 

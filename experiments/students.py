@@ -1,14 +1,16 @@
 """Two-layer ReLU students of a ReLU teacher, many scales at a time: the engine of the synthetic figures.
 
-A student is `h(w; x) = sum_j a_j max(0, <w_j, x>)` and trains the displacement u = alpha (w - w0) of
+A student is `h(w; x) = sum_j a_j max(0, <w_j, x>)` and trains the displacement u = alpha (w - w0)
+of
 
     f(u, x) = f0(x) + alpha [h(w0 + u/alpha; x) - h(w0; x)]
 
-by gradient descent on 1/(2n) sum (f - y)^2. Samples stand last, `[units, n]`, so that the units of scales that draw
-fresh samples at every step form one matrix product with the samples they share. The difference is not taken between
-two rounded outputs: neuron by neuron,
+by gradient descent on 1/(2n) sum (f - y)^2. Samples stand last, `[units, n]`, so that the units of
+scales that draw fresh samples at every step form one matrix product with the samples they share.
+The difference is not taken between two rounded outputs: neuron by neuron,
 
-    alpha [max(0, z0 + v/alpha) - max(0, z0)] = max(v, -alpha z0) if z0 > 0, else max(v + alpha z0, 0),
+    alpha [max(0, z0 + v/alpha) - max(0, z0)] = max(v, -alpha z0) if z0 > 0, else max(v + alpha z0,
+    0),
 
 which is exact in float32 for every alpha.
 """
@@ -52,8 +54,9 @@ class Weights(NamedTuple):
 class Student(NamedTuple):
     """What stays fixed in training: initial weights, scales `alpha [s]`, rates `rate [s]` and `hidden_factor`.
 
-    `offset [s]` multiplies the outputs at initialization: 0 for a centered or doubled student, alpha otherwise. The
-    learning rate of the hidden weights is `hidden_factor` times that of the output weights.
+    `offset [s]` multiplies the outputs at initialization: 0 for a centered or doubled student,
+    alpha otherwise. The learning rate of the hidden weights is `hidden_factor` times that of the
+    output weights.
     """
 
     start: Weights
@@ -82,8 +85,9 @@ def draw_normal(keys, width: int, d: int) -> Weights:
 
 def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[Any, Any, Any, Any]:
     """Inputs `[d, n]` on the sphere and targets `[1, n]` of the teacher, for training and test; takes two keys."""
-    # `datasets.teacher_student` draws the same task with one example a row. Columns are filled in another order from a
-    # key, and the results stored so far depend on these draws: neither can be made from the other, bit for bit.
+    # `datasets.teacher_student` draws the same task with one example a row. Columns are filled in
+    # another order from a key, and the results stored so far depend on these draws: neither can be
+    # made from the other, bit for bit.
     d = teacher.hidden.shape[1]
     x, x_test = on_sphere(keys[0], n_train, d), on_sphere(keys[1], n_test, d)
     return x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None]
@@ -91,7 +95,9 @@ def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[An
 
 def doubled(weights: Weights) -> Weights:
     """The weights twice, the copy with negated outputs: the student vanishes at initialization."""
-    return Weights(jnp.concatenate([weights.hidden] * 2), jnp.concatenate([weights.out, -weights.out]))
+    return Weights(
+        jnp.concatenate([weights.hidden] * 2), jnp.concatenate([weights.out, -weights.out])
+    )
 
 
 def relu_net(weights: Weights, x):
@@ -118,11 +124,13 @@ def gradients(student: Student, z0, u: Weights, x, y) -> tuple[Any, Weights]:
 def descend(student: Student, u: Weights, x, y, steps) -> Weights:
     """`steps` steps of full-batch gradient descent.
 
-    Scales share no random draws here and are trained one after another: a CPU takes 1.5 times longer for the
-    matrix-vector products of several scales batched together.
+    Scales share no random draws here and are trained one after another: a CPU takes 1.5 times
+    longer for the matrix-vector products of several scales batched together.
     """
     done = [
-        _descend(_scale(student, i), jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], u), x, y, steps)
+        _descend(
+            _scale(student, i), jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], u), x, y, steps
+        )
         for i in range(len(student.alpha))
     ]
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *done)
@@ -131,7 +139,9 @@ def descend(student: Student, u: Weights, x, y, steps) -> Weights:
 @jax.jit
 def _descend(student, u, x, y, steps):
     z0 = _dot(student.start.hidden, x)
-    return lax.fori_loop(0, steps, lambda _, u: step(student, u, gradients(student, z0, u, x, y)[1]), u)
+    return lax.fori_loop(
+        0, steps, lambda _, u: step(student, u, gradients(student, z0, u, x, y)[1]), u
+    )
 
 
 def _scale(student, i):

@@ -31,7 +31,12 @@ class Point(NamedTuple):
 
 
 def grid(
-    name: str, presets: dict[str, Any], preset: str, over: Sequence[str], fixed: Sequence[str], out: Path
+    name: str,
+    presets: dict[str, Any],
+    preset: str,
+    over: Sequence[str],
+    fixed: Sequence[str],
+    out: Path,
 ) -> list[Point]:
     """All combinations of `field=value1,value2,...`, each checked against the configuration before anything runs.
 
@@ -41,12 +46,27 @@ def grid(
     axes = [_axis(item) for item in over]
     fields = [field for field, _ in axes]
     if not axes or len(set(fields)) < len(fields):
-        raise ValueError(f"--over {' --over '.join(over)}: expected each field once, for instance --over seeds=1,3.")
+        raise ValueError(
+            f"--over {' --over '.join(over)}: expected each field once, for instance --over seeds=1,3."
+        )
     points = []
     for values in itertools.product(*(values for _, values in axes)):
-        overrides = (*fixed, *(f"{field}={value}" for field, value in zip(fields, values, strict=True)))
+        overrides = (
+            *fixed,
+            *(f"{field}={value}" for field, value in zip(fields, values, strict=True)),
+        )
         config = configure(presets, preset, overrides)
-        command = [sys.executable, "-m", "experiments", "run", name, "--preset", preset, "--out", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "experiments",
+            "run",
+            name,
+            "--preset",
+            preset,
+            "--out",
+            str(out),
+        ]
         for item in overrides:
             command += ["--set", item]
         points.append(Point(overrides, run_folder(name, config, out), command))
@@ -63,18 +83,27 @@ def run_points(points: Sequence[Point], console) -> None:
     for i, point in enumerate(points):
         label = f"[{i + 1}/{len(points)}] {' '.join(point.overrides)}"
         if point.finished:
-            console.print(f"{label}: finished before, {point.folder}", highlight=False, markup=False, soft_wrap=True)
+            console.print(
+                f"{label}: finished before, {point.folder}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
             continue
         console.print(label, highlight=False, markup=False, soft_wrap=True)
         if subprocess.run(point.command).returncode and not point.finished:
             failed.append(shlex.join(point.command))
     if failed:
-        raise RunError(f"{len(failed)} of {len(points)} runs failed; run again to see why: {failed[0]}")
+        raise RunError(
+            f"{len(failed)} of {len(points)} runs failed; run again to see why: {failed[0]}"
+        )
 
 
 def _axis(item: str) -> tuple[str, list[str]]:
     field, _, values = item.partition("=")
     kept = [value.strip() for value in values.split(",") if value.strip()]
     if not kept:
-        raise ValueError(f"--over {item}: expected field=value1,value2, for instance --over seeds=1,3.")
+        raise ValueError(
+            f"--over {item}: expected field=value1,value2, for instance --over seeds=1,3."
+        )
     return field.strip(), kept

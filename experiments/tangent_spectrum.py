@@ -1,32 +1,36 @@
 """The spectrum of the tangent kernel of VGG-11 at initialization: photographs against random images.
 
-    python -m experiments run tangent_spectrum --set data.root=DIR                  # about 10 minutes of CPU time
-    python -m experiments run tangent_spectrum --preset smoke                       # digits, about 40 CPU seconds
-    python -m experiments run tangent_spectrum --preset paper --set data.root=DIR   # full width, meant for a GPU
+    python -m experiments run tangent_spectrum --set data.root=DIR                  # about 10
+    minutes of CPU time python -m experiments run tangent_spectrum --preset smoke
+    # digits, about 40 CPU seconds python -m experiments run tangent_spectrum --preset paper --set
+    data.root=DIR   # full width, meant for a GPU
 
-The full kernel Theta[i, j, a, b] of 495 images and 10 outputs is a matrix of 4950 rows; its modes are learned one after
-the other, at the rates lambda_i / n. Random images have uniformly distributed bytes as pixels and are standardized like
-the photographs. Expected:
+The full kernel Theta[i, j, a, b] of 495 images and 10 outputs is a matrix of 4950 rows; its modes
+are learned one after the other, at the rates lambda_i / n. Random images have uniformly distributed
+bytes as pixels and are standardized like the photographs. Expected:
 
-- the kernel is ill-conditioned, above 1e4 (already with 150 photographs and width 1/8 or 1/4: 1.2e5 and 1.8e4);
-- the ten largest eigenvalues belong to nearly constant outputs, one for each class. All random images look alike to
-  the network, so that these modes take most of their trace: the effective rank of the kernel is *smaller* with random
-  images. Behind them the order is reversed, and the spectrum of photographs decays faster: lambda_11 / lambda_m is 5 to
-  6 times that of random images (1.6 times with digits). The effective rank of the kernel centered over images, which
-  hardly sees the small eigenvalues, is not told apart so clearly: 0.9 times that of random images or 1.1 times,
+- the kernel is ill-conditioned, above 1e4 (already with 150 photographs and width 1/8 or 1/4: 1.2e5
+  and 1.8e4);
+- the ten largest eigenvalues belong to nearly constant outputs, one for each class. All random
+  images look alike to the network, so that these modes take most of their trace: the effective rank
+  of the kernel is *smaller* with random images. Behind them the order is reversed, and the spectrum
+  of photographs decays faster: lambda_11 / lambda_m is 5 to 6 times that of random images (1.6
+  times with digits). The effective rank of the kernel centered over images, which hardly sees the
+  small eigenvalues, is not told apart so clearly: 0.9 times that of random images or 1.1 times,
   depending on the width;
-- the first tenth of the modes carries more of the labels than of the same labels in another order, and with random
-  images no more (the negative control).
+- the first tenth of the modes carries more of the labels than of the same labels in another order,
+  and with random images no more (the negative control).
 
-The reference is appendix C of Chizat, Oyallon and Bach (2019) and its code. It draws Xavier weights of gain 2 in the
-standard parametrization, with biases that are trained. Here the parametrization is the NTK's and there are no biases,
-so W_std multiplies the whole kernel by W_std^18 and the normalized spectrum does not depend on it; in the standard
-parametrization the kernel of each layer has its own weight, proportional to its fan-in.
+The reference is appendix C of Chizat, Oyallon and Bach (2019) and its code. It draws Xavier weights
+of gain 2 in the standard parametrization, with biases that are trained. Here the parametrization is
+the NTK's and there are no biases, so W_std multiplies the whole kernel by W_std^18 and the
+normalized spectrum does not depend on it; in the standard parametrization the kernel of each layer
+has its own weight, proportional to its fan-in.
 
-The kernel is computed tile by tile into the run folder, where a killed run goes on; `memory_gib` bounds what a tile
-holds beside it (98 MB in float32) and the weights. Layers on maps of at most 4 x 4 pixels need no Jacobians; of the
-others, those of an image take 0.04 GB at full width (float32). Eigenvalues are computed in float64 on the host, for
-which a matrix of 4950 rows takes about 1 GB.
+The kernel is computed tile by tile into the run folder, where a killed run goes on; `memory_gib`
+bounds what a tile holds beside it (98 MB in float32) and the weights. Layers on maps of at most 4 x
+4 pixels need no Jacobians; of the others, those of an image take 0.04 GB at full width (float32).
+Eigenvalues are computed in float64 on the host, for which a matrix of 4950 rows takes about 1 GB.
 """
 
 from __future__ import annotations
@@ -118,8 +122,12 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     for name in IMAGES:
         path, kernel = folder / "cells" / f"{name}.npz", folder / "kernels" / name
         if not path.exists():
-            console.print(f"tangent kernel of {config.n} images: {_titles(config)[name]}", highlight=False)
-        cells[name] = store.stored_arrays(path, partial(_measure, config, model, params, sets[name], kernel, console))
+            console.print(
+                f"tangent kernel of {config.n} images: {_titles(config)[name]}", highlight=False
+            )
+        cells[name] = store.stored_arrays(
+            path, partial(_measure, config, model, params, sets[name], kernel, console)
+        )
     _draw(config, cells, folder / "figures" / "spectrum.png")
     title = f"VGG-11 x {config.width:g}, {config.n} images: {config.data.title}"
     return facts.summarize(list(_facts(cells))) | _numbers(cells) | {"title": title}
@@ -130,9 +138,16 @@ def show(summary: dict[str, Any], console) -> None:
     from rich.table import Table
 
     facts.show(summary, console, summary["title"])
-    table = Table("images", "lambda_1/lambda_m", "lambda_11/lambda_m", "effective rank", "centered", box=None)
+    table = Table(
+        "images", "lambda_1/lambda_m", "lambda_11/lambda_m", "effective rank", "centered", box=None
+    )
     for name in IMAGES:
-        columns = ("condition", "condition_behind_constants", "effective_rank", "effective_rank_centered")
+        columns = (
+            "condition",
+            "condition_behind_constants",
+            "effective_rank",
+            "effective_rank_centered",
+        )
         table.add_row(name, *(f"{summary[f'{column}/{name}']:.4g}" for column in columns))
     console.print(table)
 
@@ -143,7 +158,9 @@ def load_images(config: Config) -> dict[str, Data]:
     Random images get the labels of the photographs, which then mean nothing.
     """
     photographs = _photographs(config)
-    pixels = jax.random.bits(jax.random.fold_in(jax.random.key(config.seed), 0), photographs.x.shape, jnp.uint8)
+    pixels = jax.random.bits(
+        jax.random.fold_in(jax.random.key(config.seed), 0), photographs.x.shape, jnp.uint8
+    )
     random = Data(np.asarray(pixels, photographs.x.dtype) / 255, photographs.y)
     both = datasets.standardize(photographs, random, center="channel", scale="channel")
     return {name: datasets.center_targets(part) for name, part in zip(IMAGES, both, strict=True)}
@@ -177,7 +194,9 @@ def centered(kernel: np.ndarray) -> np.ndarray:
 def label_columns(config: Config, y: np.ndarray) -> np.ndarray:
     """The labels and their other orders as columns, `[n k, 1 + shuffles]`."""
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    orders = [jax.random.permutation(jax.random.fold_in(key, i), len(y)) for i in range(config.shuffles)]
+    orders = [
+        jax.random.permutation(jax.random.fold_in(key, i), len(y)) for i in range(config.shuffles)
+    ]
     return np.stack([y.ravel(), *(y[np.asarray(order)].ravel() for order in orders)], axis=1)
 
 
@@ -185,12 +204,16 @@ def _photographs(config: Config) -> Data:
     """Images `[n, 32, 32, 3]` in [0, 1]; digits are enlarged to this size, each color the same."""
     if config.data.name == "cifar10":
         root = datasets.data_root(config.data.root)
-        return datasets.cifar10(root, download=config.data.download, n_train=config.n, n_test=CLASSES)[0]
+        return datasets.cifar10(
+            root, download=config.data.download, n_train=config.n, n_test=CLASSES
+        )[0]
     digits, _ = datasets.digits(config.n, 1)
     return digits._replace(x=enlarged(digits.x).repeat(3, axis=3))
 
 
-def _measure(config: Config, model: Model, params: Any, data: Data, folder: Path, console) -> dict[str, Any]:
+def _measure(
+    config: Config, model: Model, params: Any, data: Data, folder: Path, console
+) -> dict[str, Any]:
     """Spectrum, label energies and effective ranks of the kernel, which a killed run goes on with in its folder."""
     x, memory = jnp.asarray(data.x, config.precision), int(config.memory_gib * 2**30)
     settings: dict[str, Any] = {"memory": memory, "store": folder, "progress": console.is_terminal}
@@ -207,18 +230,27 @@ def _numbers(cells) -> dict[str, Any]:
         numbers[f"condition_behind_constants/{name}"] = _decay(cell)
         numbers[f"effective_rank/{name}"] = float(cell["rank"])
         numbers[f"effective_rank_centered/{name}"] = float(cell["rank_centered"])
-        numbers[f"label_energy/{name}"], numbers[f"label_energy_shuffled/{name}"], _ = _label_energy(cell)
+        numbers[f"label_energy/{name}"], numbers[f"label_energy_shuffled/{name}"], _ = (
+            _label_energy(cell)
+        )
     return numbers
 
 
 def _facts(cells):
     photographs, random = (cells[name] for name in IMAGES)
     for name, cell in cells.items():
-        yield facts.within(f"condition_number/{name}", cell["values"][0] / cell["values"][-1], at_least=300)
-    yield facts.within("decay_behind_constants/over_random", _decay(photographs) / _decay(random), at_least=1.2)
+        yield facts.within(
+            f"condition_number/{name}", cell["values"][0] / cell["values"][-1], at_least=300
+        )
+    yield facts.within(
+        "decay_behind_constants/over_random", _decay(photographs) / _decay(random), at_least=1.2
+    )
     whole = photographs["rank"] / random["rank"]
     yield facts.within("effective_rank/over_random", whole, at_least=1.0)
-    for name, limits in {"photographs": {"at_least": 2.0}, "random": {"at_least": -3.0, "at_most": 3.0}}.items():
+    for name, limits in {
+        "photographs": {"at_least": 2.0},
+        "random": {"at_least": -3.0, "at_most": 3.0},
+    }.items():
         own, mean, deviation = _label_energy(cells[name])
         yield facts.within(f"label_energy_in_deviations/{name}", (own - mean) / deviation, **limits)
 
@@ -250,11 +282,19 @@ def _draw(config: Config, cells, path: Path) -> None:
     plots.plot_spectrum(spectra, ylabel=r"eigenvalue $\lambda_i / \lambda_1$", ax=left)
     for style, (name, cell) in zip(plots.curve_styles(len(cells)), cells.items(), strict=True):
         _draw_energy(right, cell["energy"], titles[name], {**style, "marker": ""})
-    right.set(xlabel="number $i$ of modes", ylabel="share of the labels' energy", xscale="log", yscale="log")
+    right.set(
+        xlabel="number $i$ of modes",
+        ylabel="share of the labels' energy",
+        xscale="log",
+        yscale="log",
+    )
     right.set_ylim(1e-3, 1.5)
     right.grid(alpha=0.3)
     right.legend(fontsize=8)
-    figure.suptitle(f"tangent kernel at initialization, VGG-11 × {config.width:g}, {config.n} images", fontsize=11)
+    figure.suptitle(
+        f"tangent kernel at initialization, VGG-11 × {config.width:g}, {config.n} images",
+        fontsize=11,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     plots.save(figure, path)
 
@@ -265,5 +305,11 @@ def _draw_energy(ax, energy: np.ndarray, title: str, style: dict[str, Any]) -> N
     mean, spread = others.mean(axis=1), 2 * others.std(axis=1, ddof=1)
     ax.plot(modes, energy[:, 0], label=f"{title}, labels", **style)
     ax.fill_between(
-        modes, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0, label=f"{title}, labels shuffled"
+        modes,
+        mean - spread,
+        mean + spread,
+        color=style["color"],
+        alpha=0.2,
+        lw=0,
+        label=f"{title}, labels shuffled",
     )

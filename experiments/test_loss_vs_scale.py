@@ -1,15 +1,17 @@
 """Test loss against the scale of initialization: lazy students generalize worse.
 
-    python -m experiments run test_loss_vs_scale                    # 33 scales, 10 trials: about 12 minutes
-    python -m experiments run test_loss_vs_scale --preset smoke     # 3 scales, 3 trials: about half a minute
+    python -m experiments run test_loss_vs_scale                    # 33 scales, 10 trials: about 12
+    minutes python -m experiments run test_loss_vs_scale --preset smoke     # 3 scales, 3 trials:
+    about half a minute
 
-Figure 1 (c) of the paper: inputs on the unit sphere of R^100, 1,000 training and 1,000 test examples, a teacher of 3
-ReLU neurons, a doubled student of 50 with standard normal weights times tau; 10,000 steps of gradient descent of size
-min(10, 0.1 / tau^2). The network is 2-homogeneous, so this is training at alpha = tau^2, which the code does.
+Figure 1 (c) of the paper: inputs on the unit sphere of R^100, 1,000 training and 1,000 test
+examples, a teacher of 3 ReLU neurons, a doubled student of 50 with standard normal weights times
+tau; 10,000 steps of gradient descent of size min(10, 0.1 / tau^2). The network is 2-homogeneous, so
+this is training at alpha = tau^2, which the code does.
 
-Expected: the mean test loss at tau = 1 is 25 to 60 times that at tau = 0.01; from tau = 0.75 to 10 it is flat within 5
-%; weight drift and the share of ReLU gates that changed both fall like 1/tau^2 from tau = 1 to 4 (beyond, few gates are
-left to count).
+Expected: the mean test loss at tau = 1 is 25 to 60 times that at tau = 0.01; from tau = 0.75 to 10
+it is flat within 5 %; weight drift and the share of ReLU gates that changed both fall like 1/tau^2
+from tau = 1 to 4 (beyond, few gates are left to count).
 """
 
 from __future__ import annotations
@@ -26,7 +28,16 @@ import numpy as np
 from experiments import bounds, facts, panels, store
 from experiments.bounds import Count, Even, Positive, Values
 from experiments.progress import over_devices
-from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_normal, draw_teacher, measure
+from experiments.students import (
+    Student,
+    Weights,
+    descend,
+    doubled,
+    draw_examples,
+    draw_normal,
+    draw_teacher,
+    measure,
+)
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
 
@@ -72,7 +83,12 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     cells = [(trial, tau) for trial in range(config.trials) for tau in config.taus]
     results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
-        name: np.stack([[results[trial, tau][name][0] for tau in config.taus] for trial in range(config.trials)])
+        name: np.stack(
+            [
+                [results[trial, tau][name][0] for tau in config.taus]
+                for trial in range(config.trials)
+            ]
+        )
         for name in ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
     }
     store.save_arrays(folder / "measured.npz", {"tau": config.taus, **measured})
@@ -84,11 +100,22 @@ def show(summary: dict[str, Any], console) -> None:
     """Prints the curve and the table of facts."""
     from rich.table import Table
 
-    table = Table("tau", "test loss x 1000", "best x 1000", "gates as at start %", "drift", box=None)
-    for tau in [key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")]:
-        cells = [f"{1000 * summary[f'{name}/tau={tau}']:.3g}" for name in ("test_loss", "best_test_loss")]
+    table = Table(
+        "tau", "test loss x 1000", "best x 1000", "gates as at start %", "drift", box=None
+    )
+    for tau in [
+        key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")
+    ]:
+        cells = [
+            f"{1000 * summary[f'{name}/tau={tau}']:.3g}" for name in ("test_loss", "best_test_loss")
+        ]
         cells[0] += f" ± {1000 * summary[f'test_loss_std/tau={tau}']:.2g}"
-        table.add_row(tau, *cells, f"{100 * summary[f'stability/tau={tau}']:.2f}", f"{summary[f'drift/tau={tau}']:.2g}")
+        table.add_row(
+            tau,
+            *cells,
+            f"{100 * summary[f'stability/tau={tau}']:.2f}",
+            f"{summary[f'drift/tau={tau}']:.2g}",
+        )
     console.print(table)
     facts.show(summary, console, f"test loss against scale, mean of {summary['trials']} trials")
 
@@ -110,7 +137,10 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
         u, done = descend(student, u, *data[:2], look - done), look
         last = measure(student, u, *data)
         best = jnp.minimum(best, last["test_loss"])
-    return {"best_test_loss": np.asarray(best), **{name: np.asarray(value) for name, value in last.items()}}
+    return {
+        "best_test_loss": np.asarray(best),
+        **{name: np.asarray(value) for name, value in last.items()},
+    }
 
 
 def draw(config: Config, trial: int) -> tuple[Weights, tuple]:
@@ -139,7 +169,9 @@ def _facts(config, measured):
     flat = (taus >= 0.75) & (taus <= 10)
     if flat.sum() > 1:
         plateau = loss[flat]
-        yield facts.within("plateau/spread", np.abs(plateau / plateau.mean() - 1).max(), at_most=0.05)
+        yield facts.within(
+            "plateau/spread", np.abs(plateau / plateau.mean() - 1).max(), at_most=0.05
+        )
     middle = (taus >= 1) & (taus <= 4.1)
     if middle.sum() > 2:
         for name, values in (("drift", measured["drift"]), ("flipped", 1 - measured["stability"])):
@@ -156,11 +188,22 @@ def _draw(config, measured, file) -> None:
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, label in (("test_loss", "end of training"), ("best_test_loss", "best throughout training")):
+    for name, label in (
+        ("test_loss", "end of training"),
+        ("best_test_loss", "best throughout training"),
+    ):
         panels.band(left, config.taus, 1000 * measured[name], label)
-    left.set(xscale="log", xlabel="scale of initialization tau", ylabel="test loss x 1000", ylim=(0, None))
+    left.set(
+        xscale="log",
+        xlabel="scale of initialization tau",
+        ylabel="test loss x 1000",
+        ylim=(0, None),
+    )
     left.legend()
-    for name, values in (("relative weight drift", measured["drift"]), ("gates changed", 1 - measured["stability"])):
+    for name, values in (
+        ("relative weight drift", measured["drift"]),
+        ("gates changed", 1 - measured["stability"]),
+    ):
         right.plot(config.taus, values.mean(0), "o-", ms=3, label=name)
     right.set(xscale="log", yscale="log", xlabel="scale of initialization tau", ylabel="fraction")
     right.legend()

@@ -1,15 +1,18 @@
 """Test loss against width: with the output scale 1/sqrt m wide students become lazy, with 1/m they do not.
 
-    python -m experiments run test_loss_vs_width                    # 13 widths, 2 scalings, 10 trials: about 30 minutes
-    python -m experiments run test_loss_vs_width --preset smoke     # 2 widths, fewer steps: about half a minute
+    python -m experiments run test_loss_vs_width                    # 13 widths, 2 scalings, 10
+    trials: about 30 minutes python -m experiments run test_loss_vs_width --preset smoke     # 2
+    widths, fewer steps: about half a minute
 
-Figure 2 (a) of the paper: the task of `test_loss_vs_scale` with targets times 100; students of m ReLU neurons with
-standard normal weights, not doubled, whose output is alpha(m) sum_j a_j max(0, <w_j, x>) with alpha = 1/sqrt m or 1/m;
-25,000 steps of gradient descent with learning rate 1 for 1/sqrt m and 0.05 m for 1/m. (The steps in the authors' code
-are 1/m and 0.05/m, because its gradients leave out the output factor.)
+Figure 2 (a) of the paper: the task of `test_loss_vs_scale` with targets times 100; students of m
+ReLU neurons with standard normal weights, not doubled, whose output is alpha(m) sum_j a_j max(0,
+<w_j, x>) with alpha = 1/sqrt m or 1/m; 25,000 steps of gradient descent with learning rate 1 for
+1/sqrt m and 0.05 m for 1/m. (The steps in the authors' code are 1/m and 0.05/m, because its
+gradients leave out the output factor.)
 
-Expected: the smallest test loss just above the teacher's width of 3; from m = 64 on, 1/m at least two times lower than
-1/sqrt m, which climbs with the width and keeps more and more of its gates (about 0.9 at m = 512, against 0.6).
+Expected: the smallest test loss just above the teacher's width of 3; from m = 64 on, 1/m at least
+two times lower than 1/sqrt m, which climbs with the width and keeps more and more of its gates
+(about 0.9 at m = 512, against 0.6).
 """
 
 from __future__ import annotations
@@ -26,7 +29,15 @@ import numpy as np
 from experiments import bounds, facts, panels, store
 from experiments.bounds import Count, Values
 from experiments.progress import over_devices
-from experiments.students import Student, Weights, descend, draw_examples, draw_normal, draw_teacher, measure
+from experiments.students import (
+    Student,
+    Weights,
+    descend,
+    draw_examples,
+    draw_normal,
+    draw_teacher,
+    measure,
+)
 
 __all__ = ["HOST_DEVICES", "PRESETS", "SCALINGS", "Config", "run", "show"]
 
@@ -78,7 +89,11 @@ class Config:
     precision: Literal["float32", "float64"] = "float32"
 
 
-PRESETS = {"smoke": Config(widths=(8, 64), trials=2, steps=5_000), "laptop": Config(), "paper": Config()}
+PRESETS = {
+    "smoke": Config(widths=(8, 64), trials=2, steps=5_000),
+    "laptop": Config(),
+    "paper": Config(),
+}
 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
@@ -87,7 +102,12 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     cells = [(trial, width) for width in reversed(config.widths) for trial in range(config.trials)]
     results = over_devices(partial(_stored, config, folder), cells, console)
     measured = {
-        name: np.stack([[results[trial, width][name] for width in config.widths] for trial in range(config.trials)])
+        name: np.stack(
+            [
+                [results[trial, width][name] for width in config.widths]
+                for trial in range(config.trials)
+            ]
+        )
         for name in MEASURES
     }
     store.save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
@@ -104,14 +124,23 @@ def show(summary: dict[str, Any], console) -> None:
         table.add_column(f"test loss\n{LABELS[scaling]}", no_wrap=True)
         table.add_column(f"gates as at\nstart %, {LABELS[scaling]}", no_wrap=True)
     widths = [
-        key.split("m=")[1].split("/")[0] for key in summary if key.endswith("scaling=inv") and "test_loss/" in key
+        key.split("m=")[1].split("/")[0]
+        for key in summary
+        if key.endswith("scaling=inv") and "test_loss/" in key
     ]
     for width in widths:
         row = []
         for scaling in SCALINGS:
             cell = f"m={width}/scaling={scaling}"
-            deviation = f" ± {summary[f'test_loss_std/{cell}']:.2g}" if f"test_loss_std/{cell}" in summary else ""
-            row += [f"{summary[f'test_loss/{cell}']:.3g}{deviation}", f"{100 * summary[f'stability/{cell}']:.0f}"]
+            deviation = (
+                f" ± {summary[f'test_loss_std/{cell}']:.2g}"
+                if f"test_loss_std/{cell}" in summary
+                else ""
+            )
+            row += [
+                f"{summary[f'test_loss/{cell}']:.3g}{deviation}",
+                f"{100 * summary[f'stability/{cell}']:.0f}",
+            ]
         table.add_row(width, *row)
     console.print(table)
     facts.show(summary, console, f"test loss against width, {summary['trials']} trials")
@@ -137,7 +166,9 @@ def draw(config: Config, trial: int, width: int) -> tuple[Weights, tuple]:
     """Initial weights, and training and test data, which all widths of a trial share."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
     teacher = draw_teacher(keys[:2], config.teacher, config.d, TARGET_FACTOR)
-    return draw_normal(keys[2:4], width, config.d), draw_examples(keys[4:], teacher, config.n, config.n)
+    return draw_normal(keys[2:4], width, config.d), draw_examples(
+        keys[4:], teacher, config.n, config.n
+    )
 
 
 def _summary(config, measured) -> dict[str, Any]:
@@ -154,10 +185,15 @@ def _summary(config, measured) -> dict[str, Any]:
 
 def _facts(config, measured):
     loss, widths = measured["test_loss"].mean(0), np.asarray(config.widths)
-    for scaling, curve in zip(SCALINGS, loss.T, strict=True) if config.trials >= ENOUGH_TRIALS else ():
+    for scaling, curve in (
+        zip(SCALINGS, loss.T, strict=True) if config.trials >= ENOUGH_TRIALS else ()
+    ):
         best = widths[int(np.argmin(curve))]
         yield facts.within(
-            f"width_of_the_minimum/scaling={scaling}", best, at_least=config.teacher, at_most=4 * config.teacher
+            f"width_of_the_minimum/scaling={scaling}",
+            best,
+            at_least=config.teacher,
+            at_most=4 * config.teacher,
         )
     for width, (lazy, feature) in zip(widths, loss, strict=True):
         if width >= 64:
@@ -174,13 +210,24 @@ def _draw(config, measured, file) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for j, scaling in enumerate(SCALINGS):
-        panels.band(left, config.widths, measured["test_loss"][:, :, j], f"scaling {LABELS[scaling]}")
+        panels.band(
+            left, config.widths, measured["test_loss"][:, :, j], f"scaling {LABELS[scaling]}"
+        )
         right.plot(
-            config.widths, measured["stability"][:, :, j].mean(0), "o-", ms=3, label=f"scaling {LABELS[scaling]}"
+            config.widths,
+            measured["stability"][:, :, j].mean(0),
+            "o-",
+            ms=3,
+            label=f"scaling {LABELS[scaling]}",
         )
     left.axvline(config.teacher, color="0.6", ls=":", label="width of the teacher")
     left.set(xscale="log", xlabel="width m", ylabel="test loss", ylim=(0, None))
-    right.set(xscale="log", xlabel="width m", ylabel="share of ReLU gates as at initialization", ylim=(0.5, 1))
+    right.set(
+        xscale="log",
+        xlabel="width m",
+        ylabel="share of ReLU gates as at initialization",
+        ylim=(0.5, 1),
+    )
     left.legend()
     right.legend()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,14 @@
     python -m experiments run texture_synthesis                    # about 3 minutes
     python -m experiments run texture_synthesis --preset smoke     # about 10 seconds
 
-Sources are periodic textures that are drawn here: strokes in two directions, discs of two sizes, a wavy grating. The
-moments are the means over the image of X, |X * psi_1| and ||X * psi_1| * psi_2| and the root mean square of X, 682
-numbers for 16,384 pixels; L-BFGS lowers their squared distance, from white noise. Expected: the relative error of the
-moments falls from 40 % or more below 2 %; no shift of the source correlates with the synthesis by more than 0.8 (that
-of the regular grating by 0.68). First-order moments alone give the scales and directions, the second order their
-arrangement: lines of the grating join only with it. Moduli forget signs: strokes and discs come out dark and bright.
+Sources are periodic textures that are drawn here: strokes in two directions, discs of two sizes, a
+wavy grating. The moments are the means over the image of X, |X * psi_1| and ||X * psi_1| * psi_2|
+and the root mean square of X, 682 numbers for 16,384 pixels; L-BFGS lowers their squared distance,
+from white noise. Expected: the relative error of the moments falls from 40 % or more below 2 %; no
+shift of the source correlates with the synthesis by more than 0.8 (that of the regular grating by
+0.68). First-order moments alone give the scales and directions, the second order their arrangement:
+lines of the grating join only with it. Moduli forget signs: strokes and discs come out dark and
+bright.
 """
 
 from __future__ import annotations
@@ -43,7 +45,11 @@ class Config:
         precision: Of the computation.
     """
 
-    textures: Annotated[tuple[Literal["strokes", "discs", "waves"], ...], Values()] = ("strokes", "discs", "waves")
+    textures: Annotated[tuple[Literal["strokes", "discs", "waves"], ...], Values()] = (
+        "strokes",
+        "discs",
+        "waves",
+    )
     size: Annotated[int, Integer(8)] = 128
     J: Count = 5
     L: Count = 8
@@ -53,7 +59,9 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses scales that are larger than the textures."""
-        guards.count(f"{prefix}J", self.J, at_most=self.size.bit_length() - 1, fix="2^J is at most the size")
+        guards.count(
+            f"{prefix}J", self.J, at_most=self.size.bit_length() - 1, fix="2^J is at most the size"
+        )
 
 
 PRESETS = {
@@ -71,11 +79,20 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     bounds.check(config)
     measured = {}
-    for name in track(config.textures, "textures", console=console, transient=True, disable=not console.is_terminal):
+    for name in track(
+        config.textures,
+        "textures",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
         source = texture(name, config.size)
         for order in (1, 2):
             image, errors = synthesize(config, source, order)
-            measured |= {f"{name}/image/order={order}": image, f"{name}/errors/order={order}": errors}
+            measured |= {
+                f"{name}/image/order={order}": image,
+                f"{name}/errors/order={order}": errors,
+            }
         measured[f"{name}/source"] = source
     save_arrays(folder / "measured.npz", measured)
     _draw(config, measured, folder / "figures" / "texture_synthesis.png")
@@ -180,7 +197,9 @@ def _draw(config, measured, path):
     rows = len(config.textures)
     figure = Figure(figsize=(9.6, 3.1 * rows + 0.3), layout="constrained")
     for row, name in zip(figure.subplots(rows, 3, squeeze=False), config.textures, strict=True):
-        images = [measured[f"{name}/{part}"] for part in ("source", "image/order=1", "image/order=2")]
+        images = [
+            measured[f"{name}/{part}"] for part in ("source", "image/order=1", "image/order=2")
+        ]
         titles = [name, *(_title(measured, name, order) for order in (1, 2))]
         for ax, image, title in zip(row, images, titles, strict=True):
             ax.imshow(image, cmap="gray", vmin=-2.2, vmax=2.6)

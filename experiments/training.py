@@ -34,7 +34,8 @@ def checkpointed(
 ) -> Trajectory:
     """`lazynet.train` from `start`, or from the checkpoint if there is one, which is rewritten every few seconds.
 
-    `advance(step)` is told of every record. The checkpoint stays: remove it once the result is stored.
+    `advance(step)` is told of every record. The checkpoint stays: remove it once the result is
+    stored.
 
     Raises:
         RunError: If the checkpoint has recorded other metrics than are asked for now.
@@ -49,16 +50,25 @@ def checkpointed(
 
     resume = None
     if checkpoint.exists():
-        resume = store.load_checkpoint(checkpoint, ln.TrainState(0, 0.0, start, optimizer.init(start)))
+        resume = store.load_checkpoint(
+            checkpoint, ln.TrainState(0, 0.0, start, optimizer.init(start))
+        )
         _check_metrics(checkpoint, resume[1], resume[0].params, settings)
     return ln.train(goal, start, data, optimizer, on_save=on_save, resume=resume, **settings)
 
 
-def _check_metrics(checkpoint: Path, curve: Trajectory, params: Any, settings: dict[str, Any]) -> None:
+def _check_metrics(
+    checkpoint: Path, curve: Trajectory, params: Any, settings: dict[str, Any]
+) -> None:
     parts = ["train", *(["test"] if settings.get("test") is not None else [])]
     measure = settings.get("measure") or (lambda params: {})
-    expected = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")} | measure(params).keys()
-    for differing, fix in ((curve.metrics.keys() - expected, "no more"), (expected - curve.metrics.keys(), "now")):
+    expected = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")} | measure(
+        params
+    ).keys()
+    for differing, fix in (
+        (curve.metrics.keys() - expected, "no more"),
+        (expected - curve.metrics.keys(), "now"),
+    ):
         if differing:
             raise RunError(
                 f"{checkpoint} was written by another training: {', '.join(sorted(differing))} is {fix} recorded. "
@@ -78,7 +88,8 @@ def cell_arrays(curve: Trajectory, final: dict[str, float], outputs: Any) -> dic
 def stored_cell(path: Path, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """The finished training `{"curve": ..., "final": {name: number}, "outputs": ...}`, from its file or computed now.
 
-    `compute(checkpoint)` returns `cell_arrays` and may use the path it gets for a checkpoint, which is removed then.
+    `compute(checkpoint)` returns `cell_arrays` and may use the path it gets for a checkpoint, which
+    is removed then.
     """
     checkpoint = store.part(path.with_suffix(".checkpoint.npz"))
     stored = store.stored_arrays(path, lambda: compute(checkpoint))
@@ -88,13 +99,19 @@ def stored_cell(path: Path, compute: Callable[[Path], dict[str, Any]]) -> dict[s
 
 def as_cell(stored: dict[str, Any]) -> dict[str, Any]:
     """The finished training in the arrays of its file."""
-    final = {name.removeprefix("final/"): float(v) for name, v in stored.items() if name.startswith("final/")}
+    final = {
+        name.removeprefix("final/"): float(v)
+        for name, v in stored.items()
+        if name.startswith("final/")
+    }
     return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
 
 
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:
     """Outputs `function(params, x)` on the host, a thousand inputs at a time."""
-    return np.concatenate([np.asarray(_call(function, params, x[i : i + BATCH])) for i in range(0, len(x), BATCH)])
+    return np.concatenate(
+        [np.asarray(_call(function, params, x[i : i + BATCH])) for i in range(0, len(x), BATCH)]
+    )
 
 
 @jax.jit

@@ -3,11 +3,12 @@
     python -m experiments run trajectories_2d                    # about 10 seconds
     python -m experiments run trajectories_2d --preset smoke     # about 5 seconds
 
-Figure 1 (a, b) of the paper. Inputs on the unit circle, a teacher of 3 neurons, a student of 16 (doubled, so that it
-starts at zero), scaled by tau at initialization; gradient descent on 1/(2n) sum (f - y)^2. The network is
-2-homogeneous, so scaling all weights by tau is training at alpha = tau^2. Expected: at tau = 0.1 the neurons that gain
-mass end up in the directions of the teacher's (the share of mass within 10 degrees of one exceeds one half), and the
-weights move by several times their initial size; at tau = 2 the relative drift stays below 0.1.
+Figure 1 (a, b) of the paper. Inputs on the unit circle, a teacher of 3 neurons, a student of 16
+(doubled, so that it starts at zero), scaled by tau at initialization; gradient descent on 1/(2n)
+sum (f - y)^2. The network is 2-homogeneous, so scaling all weights by tau is training at alpha =
+tau^2. Expected: at tau = 0.1 the neurons that gain mass end up in the directions of the teacher's
+(the share of mass within 10 degrees of one exceeds one half), and the weights move by several times
+their initial size; at tau = 2 the relative drift stays below 0.1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,16 @@ import numpy as np
 
 from experiments import bounds, facts
 from experiments.bounds import Count, Even, Positive, Seed, Values
-from experiments.students import Student, Weights, descend, doubled, draw_examples, draw_teacher, measure, on_sphere
+from experiments.students import (
+    Student,
+    Weights,
+    descend,
+    doubled,
+    draw_examples,
+    draw_teacher,
+    measure,
+    on_sphere,
+)
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -68,7 +78,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     with console.status("two students"):
         case = _case(config)
         paths = {tau: _train(config, case, tau) for tau in config.taus}
-    arrays = {f"{name}/tau={tau:g}": value for tau, path in paths.items() for name, value in path.items()}
+    arrays = {
+        f"{name}/tau={tau:g}": value for tau, path in paths.items() for name, value in path.items()
+    }
     save_arrays(folder / "trajectories.npz", arrays | {"teacher": case["teacher"].hidden})
     _draw(config, case, paths, folder / "figures" / "trajectories_2d.png")
     return facts.summarize(list(_facts(config, case, paths)))
@@ -84,7 +96,9 @@ def _case(config) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(config.seed), 6)
     teacher = draw_teacher(keys[:2], config.teacher, 2)
     half = config.width // 2
-    start = Weights(on_sphere(keys[2], half, 2).T, jax.random.uniform(keys[3], (half,), jnp.result_type(float)))
+    start = Weights(
+        on_sphere(keys[2], half, 2).T, jax.random.uniform(keys[3], (half,), jnp.result_type(float))
+    )
     return {
         "teacher": teacher,
         "start": doubled(start),
@@ -98,7 +112,11 @@ def _train(config, case, tau) -> dict[str, np.ndarray]:
     student = Student(case["start"], alpha, alpha * config.step_size, jnp.zeros(1))
     x, y, *_ = case["data"]
     saves = np.unique(np.geomspace(1, config.steps, config.iterates).round().astype(int))
-    u, done, path = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), student.start), 0, [student.start]
+    u, done, path = (
+        jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), student.start),
+        0,
+        [student.start],
+    )
     for save in saves:
         u, done = descend(student, u, x, y, save - done), save
         path.append(jax.tree.map(lambda w0, leaf: w0 + leaf[0] / tau**2, student.start, u))
@@ -115,10 +133,14 @@ def _facts(config, case, paths):
     feature = paths[moving]
     yield facts.within(f"drift/tau={moving:g}", feature["drift"], at_least=1.0)
     yield facts.within(f"drift/tau={lazy:g}", paths[lazy]["drift"], at_most=0.1)
-    yield facts.within(f"aligned_mass/tau={moving:g}", _aligned(feature, case["teacher"]), at_least=0.5)
+    yield facts.within(
+        f"aligned_mass/tau={moving:g}", _aligned(feature, case["teacher"]), at_least=0.5
+    )
     yield facts.within("aligned_mass/gain", _gain(feature, case), at_least=0.2)
     yield facts.within(f"train_loss/tau={moving:g}", feature["train_loss"], at_most=1e-3)
-    yield facts.within("stability/gain", paths[lazy]["stability"] - feature["stability"], at_least=0.0)
+    yield facts.within(
+        "stability/gain", paths[lazy]["stability"] - feature["stability"], at_least=0.0
+    )
 
 
 def _gain(path, case):
@@ -151,12 +173,18 @@ def _draw(config, case, paths, file) -> None:
             ax.plot(*moved[-1, j], "o", color=color, ms=4)
         for w, s in zip(*map(np.asarray, case["teacher"]), strict=True):
             reach = 1.05 * np.abs(moved).max()
-            ax.plot([0, reach * s * w[0]], [0, reach * s * w[1]], ":", color="C3" if s > 0 else "C0")
+            ax.plot(
+                [0, reach * s * w[0]], [0, reach * s * w[1]], ":", color="C3" if s > 0 else "C0"
+            )
         ax.set(
-            title=f"tau = {tau:g} (alpha = {tau**2:g})", xlabel="$a_j w_{j,1}$", ylabel="$a_j w_{j,2}$", aspect="equal"
+            title=f"tau = {tau:g} (alpha = {tau**2:g})",
+            xlabel="$a_j w_{j,1}$",
+            ylabel="$a_j w_{j,2}$",
+            aspect="equal",
         )
     figure.suptitle(
-        "paths of the neurons $a_j w_j$; dotted: directions of the teacher; red: positive output weight", fontsize=10
+        "paths of the neurons $a_j w_j$; dotted: directions of the teacher; red: positive output weight",
+        fontsize=10,
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     plots.save(figure, file)

@@ -3,26 +3,28 @@
     python -m experiments run uniform_bound                    # about a minute
     python -m experiments run uniform_bound --preset smoke     # about 25 seconds
 
-h(w, x) = 1/sqrt m sum_j s_j tanh(w_j . x) with fixed signs s and trained input weights, centered, has the Lipschitz
-constant Lip(Dh) = max|tanh''| max|x|^2 / sqrt m, |.| being the norm of the empirical measure, for which the risk
-R(f) = |f - y|^2 / 2 is 1-smooth and 1-strongly convex. With sigma the smallest singular value of Dh(w0),
+h(w, x) = 1/sqrt m sum_j s_j tanh(w_j . x) with fixed signs s and trained input weights, centered,
+has the Lipschitz constant Lip(Dh) = max|tanh''| max|x|^2 / sqrt m, |.| being the norm of the
+empirical measure, for which the risk R(f) = |f - y|^2 / 2 is 1-smooth and 1-strongly convex. With
+sigma the smallest singular value of Dh(w0),
 
-Theorem 2.4 (more weights than examples; 8 examples in 10 dimensions): C0 = sigma^3 / (32 |Dh| Lip(Dh)); for every
-alpha > alpha0 = |y| / C0 and every t >= 0,
+Theorem 2.4 (more weights than examples; 8 examples in 10 dimensions): C0 = sigma^3 / (32 |Dh|
+Lip(Dh)); for every alpha > alpha0 = |y| / C0 and every t >= 0,
 
     |f(t) - y| <= |y| exp(-sigma^2 t / 4),  |w - w0| <= 8 |Dh| |y| / (sigma^2 alpha),  |w - w0| <= sigma / (2 Lip(Dh)).
 
-Expected: the bounds hold at alpha0 and 10 alpha0 (ratios below 1); the measured rate is near sigma^2, 4 times the
-guaranteed one, and alpha0 is pessimistic by far: the bound already holds at alpha = 1. The largest distances over all
-times fall with slopes -1 (weights to w0), -1 (outputs to the linearized ones) and near -2 (weights to the linearized
-ones; the theorem has log(alpha) / alpha^2). The negative control is alpha = 0.01, where alpha h cannot reach y, and the
-bound fails.
+Expected: the bounds hold at alpha0 and 10 alpha0 (ratios below 1); the measured rate is near
+sigma^2, 4 times the guaranteed one, and alpha0 is pessimistic by far: the bound already holds at
+alpha = 1. The largest distances over all times fall with slopes -1 (weights to w0), -1 (outputs to
+the linearized ones) and near -2 (weights to the linearized ones; the theorem has log(alpha) /
+alpha^2). The negative control is alpha = 0.01, where alpha h cannot reach y, and the bound fails.
 
-More examples than weights, the under-parametrized case (one unit with 3 weights, 30 examples): the flow converges
-exponentially to a minimizer. Expected: the logarithm of |f(t) - f(inf)| falls linearly, at the smallest eigenvalue of
-the Hessian of the loss at the limit (within 5 %), the gradient vanishes (below 1e-8), and the rate tends to that of the
-linearized model, sigma^2, with slope -1 in alpha: it is up to 27 % off at alpha = 10, as the residual at the minimum
-does not vanish.
+More examples than weights, the under-parametrized case (one unit with 3 weights, 30 examples): the
+flow converges exponentially to a minimizer. Expected: the logarithm of |f(t) - f(inf)| falls
+linearly, at the smallest eigenvalue of the Hessian of the loss at the limit (within 5 %), the
+gradient vanishes (below 1e-8), and the rate tends to that of the linearized model, sigma^2, with
+slope -1 in alpha: it is up to 27 % off at alpha = 10, as the residual at the minimum does not
+vanish.
 """
 
 from __future__ import annotations
@@ -125,12 +127,21 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
     bounds.check(config)
     collected, curves, summary = [], {}, {"seeds": config.seeds}
-    for width in track(config.widths, "many weights", console=console, transient=True, disable=not console.is_terminal):
+    for width in track(
+        config.widths,
+        "many weights",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
         problem, constants = _draw_problem(config, width, config.inputs, config.examples)
         alphas = constants.alpha0[:, None] * np.array(config.multiples)
         seen = _flow_all(config, problem, constants, alphas)
         collected += _bounds(config, seen, constants, alphas, f"width={width}")
-        curves[width] = seen["error"][0, 0] / constants.target[0], seen["time"][0] * constants.smallest[0] ** 2
+        curves[width] = (
+            seen["error"][0, 0] / constants.target[0],
+            seen["time"][0] * constants.smallest[0] ** 2,
+        )
         summary |= {f"alpha0/width={width}": float(constants.alpha0.mean())}
         if width == config.widths[0]:
             sweep = _flow_all(config, problem, constants, np.tile(config.alphas, (config.seeds, 1)))
@@ -139,7 +150,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         many = _many_examples(config)
     collected += many.pop("facts")
     arrays = {f"error/width={w}": np.stack(curve) for w, curve in curves.items()}
-    save_arrays(folder / "measured.npz", {**arrays, **{f"sweep/{k}": v for k, v in sweep.items()}, **many})
+    save_arrays(
+        folder / "measured.npz", {**arrays, **{f"sweep/{k}": v for k, v in sweep.items()}, **many}
+    )
     _draw(config, curves, sweep, many, folder / "figures" / "uniform_bound.png")
     return facts.summarize(collected) | summary
 
@@ -149,7 +162,10 @@ def show(summary: dict[str, Any], console) -> None:
     facts.show(summary, console, f"convergence for all times, worst of {summary['seeds']} seeds")
     for key, value in summary.items():
         if key.startswith("alpha0/"):
-            console.print(f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds", highlight=False)
+            console.print(
+                f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds",
+                highlight=False,
+            )
 
 
 def _draw_problem(config, units, inputs, examples):
@@ -162,7 +178,10 @@ def _draw_problem(config, units, inputs, examples):
         y = jax.random.normal(keys[1], (examples, 1), dtype)
         params0 = jax.random.normal(keys[2], (inputs, units), dtype)
         return Problem(
-            x / jnp.linalg.norm(x, axis=1, keepdims=True), y, params0, jax.random.rademacher(keys[3], (units,), dtype)
+            x / jnp.linalg.norm(x, axis=1, keepdims=True),
+            y,
+            params0,
+            jax.random.rademacher(keys[3], (units,), dtype),
         )
 
     problem = jax.vmap(one)(jnp.arange(config.seeds))
@@ -181,9 +200,9 @@ def _outputs(signs, params, x):
 def _singular_values(problem):
     """Singular values of Dh, in increasing order, from the norm of weights to that of the empirical measure."""
     n = len(problem.x)
-    jacobian = jax.jacobian(_outputs, argnums=1)(problem.signs, problem.params0, problem.x).reshape(n, -1) / math.sqrt(
-        n
-    )
+    jacobian = jax.jacobian(_outputs, argnums=1)(problem.signs, problem.params0, problem.x).reshape(
+        n, -1
+    ) / math.sqrt(n)
     short = jacobian if n < jacobian.shape[1] else jacobian.T
     return jnp.sqrt(jnp.linalg.eigvalsh(jnp.matmul(short, short.T, precision="highest")))
 
@@ -211,7 +230,8 @@ def _flow(steps, problem, step, alpha):
     def field(state):
         functions = lazy, tangent
         return tuple(
-            descent_direction(lambda u, f=f: ln.mse(f(u, x), y), u) for f, u in zip(functions, state, strict=True)
+            descent_direction(lambda u, f=f: ln.mse(f(u, x), y), u)
+            for f, u in zip(functions, state, strict=True)
         )
 
     def observe(state):
@@ -255,14 +275,24 @@ def _bounds(config, seen, constants, alphas, variant):
     drift = seen["weight_drift"].max(2)
     distance = drift * alphas * (sigma2 / (8 * constants.largest * constants.target))[:, None]
     radius = drift * (2 * constants.lip / constants.smallest)[:, None]
-    rates = np.array([_late_rate(t, e) for t, errors in zip(seen["time"], seen["error"], strict=True) for e in errors])
+    rates = np.array(
+        [
+            _late_rate(t, e)
+            for t, errors in zip(seen["time"], seen["error"], strict=True)
+            for e in errors
+        ]
+    )
     relative = rates / np.repeat(sigma2, alphas.shape[1])
     return [
         facts.within(f"error_over_bound/{variant}", ratio, at_most=1.0),
         facts.within(f"drift_over_bound/{variant}", distance.max(), at_most=1.0),
         facts.within(f"drift_over_radius/{variant}", radius.max(), at_most=1.0),
-        facts.within(f"smallest_rate_over_sigma2/{variant}", relative.min(), at_least=0.25, at_most=1.2),
-        facts.within(f"largest_rate_over_sigma2/{variant}", relative.max(), at_least=0.25, at_most=1.2),
+        facts.within(
+            f"smallest_rate_over_sigma2/{variant}", relative.min(), at_least=0.25, at_most=1.2
+        ),
+        facts.within(
+            f"largest_rate_over_sigma2/{variant}", relative.max(), at_least=0.25, at_most=1.2
+        ),
     ]
 
 
@@ -277,7 +307,13 @@ def _rates(config, sweep):
     return [
         facts.power_law("weight_drift/all_times", config.alphas, largest["weight_drift"], -1, 0.02),
         facts.power_law("output_gap/all_times", config.alphas, largest["output_gap"], -1, 0.05),
-        facts.power_law("weight_gap/all_times", config.alphas, largest["weight_gap"], at_least=-2.1, at_most=-1.8),
+        facts.power_law(
+            "weight_gap/all_times",
+            config.alphas,
+            largest["weight_gap"],
+            at_least=-2.1,
+            at_most=-1.8,
+        ),
     ]
 
 
@@ -285,7 +321,9 @@ def _far_below(config, problem, constants):
     """Below alpha0: the bound still holds at alpha = 1, in every seed, and fails in every seed at the control."""
     alphas = np.tile([1.0, config.control], (config.seeds, 1))
     seen = _flow_all(config, problem, constants, alphas)
-    guaranteed = constants.target[:, None] * np.exp(-((constants.smallest**2)[:, None]) * seen["time"] / 4)
+    guaranteed = constants.target[:, None] * np.exp(
+        -((constants.smallest**2)[:, None]) * seen["time"] / 4
+    )
     ratio = (seen["error"] / guaranteed[:, None])[:, :, 1:].max(2)
     return [
         facts.within("error_over_bound/alpha=1", ratio[:, 0].max(), at_most=1.0),
@@ -295,12 +333,19 @@ def _far_below(config, problem, constants):
 
 def _many_examples(config):
     """More examples than weights: rates of convergence to the limit, `[seeds, alphas]`, and the facts about them."""
-    problem, constants = _draw_problem(config, config.few_units, config.few_inputs, config.many_examples)
+    problem, constants = _draw_problem(
+        config, config.few_units, config.few_inputs, config.many_examples
+    )
     alphas = np.tile(config.many_alphas, (config.seeds, 1))
     seen = _flow_all(_Horizon(config.many_horizon, config.many_steps), problem, constants, alphas)
     curvature = np.asarray(_curvatures(problem, jnp.asarray(seen["last"]), jnp.asarray(alphas)))
     distance = np.sqrt(np.mean((seen["outputs"] - seen["outputs"][:, :, -1:]) ** 2, axis=3))
-    fits = np.array([[_window_fit(t, d) for d in of_seed] for t, of_seed in zip(seen["time"], distance, strict=True)])
+    fits = np.array(
+        [
+            [_window_fit(t, d) for d in of_seed]
+            for t, of_seed in zip(seen["time"], distance, strict=True)
+        ]
+    )
     rate, deviation = fits[..., 0], fits[..., 1]
     tangent_rate = (constants.smallest**2)[:, None]
     collected = [
@@ -308,7 +353,9 @@ def _many_examples(config):
         for alpha, worst in zip(config.many_alphas, _worst(rate / curvature), strict=True)
     ]
     collected += [
-        facts.power_law("rate_change", config.many_alphas, np.abs(rate / tangent_rate - 1), -1, 0.1),
+        facts.power_law(
+            "rate_change", config.many_alphas, np.abs(rate / tangent_rate - 1), -1, 0.1
+        ),
         facts.within("log_distance_off_line", deviation.max(), at_most=0.05),
         facts.within("last_gradient", seen["gradient"].max(), at_most=1e-8),
     ]
@@ -346,17 +393,29 @@ def _draw(config, curves, sweep, many, path):
     styles = plots.curve_styles(len(curves))
     for (width, (error, time)), style in zip(curves.items(), styles, strict=True):
         left.plot(time, error, label=f"measured, $m={width}$", **style)
-    left.plot(time, np.exp(-time / 4), color="0.4", linestyle="--", label=r"bound $e^{-\sigma^2t/4}$")
-    left.set(yscale="log", xlabel=r"time $\sigma^2 t$", ylabel="relative training error", ylim=(1e-6, 2))
+    left.plot(
+        time, np.exp(-time / 4), color="0.4", linestyle="--", label=r"bound $e^{-\sigma^2t/4}$"
+    )
+    left.set(
+        yscale="log", xlabel=r"time $\sigma^2 t$", ylabel="relative training error", ylim=(1e-6, 2)
+    )
     left.set_title(r"theorem 2.4 at $\alpha_0$", fontsize=11)
-    names = {"weight_drift": r"$\|w-w_0\|$", "output_gap": "output gap", "weight_gap": r"$\|w-\bar w\|$"}
+    names = {
+        "weight_drift": r"$\|w-w_0\|$",
+        "output_gap": "output gap",
+        "weight_gap": r"$\|w-\bar w\|$",
+    }
     quantities = {label: sweep[name].max(2) for name, label in names.items()}
     panels.draw(panels.Panel(f"all times, $m={config.widths[0]}$", config.alphas, quantities, r"scale $\alpha$",
                              r"largest value over $t\geq 0$"), middle)  # fmt: skip
     styles = plots.curve_styles(len(config.many_alphas))
-    for alpha, distance, style in zip(config.many_alphas, many["many/distance"][0], styles, strict=True):
+    for alpha, distance, style in zip(
+        config.many_alphas, many["many/distance"][0], styles, strict=True
+    ):
         right.plot(many["many/time"][0], distance, label=rf"$\alpha={alpha:g}$", **style)
-    right.set(yscale="log", xlabel=r"time $\sigma^2 t$", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None))
+    right.set(
+        yscale="log", xlabel=r"time $\sigma^2 t$", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None)
+    )
     right.set_title("more examples than weights", fontsize=11)
     for ax in (left, right):
         ax.grid(True, color="0.88", linewidth=0.6)

@@ -1,9 +1,10 @@
 """VGG-11 on CIFAR-10 as lazy training was tried out on it: images, network, first weights and SGD.
 
-The square loss of the reference code is the mean over the batch and the k = 10 outputs, `sum (f - y)^2 / (k n)`, which
-is 2/k times `lazynet.mse`, `sum (f - y)^2 / (2 n)`: its learning rate eta0 = 1 is 0.2 here. Targets are one-hot and the
-trained function is centered, `alpha (h(w) - h(w0))`, hence zero at the start. Training in the displacement
-u = alpha (w - w0) is the reference's SGD on the loss over alpha^2, for the square loss and the cross-entropy alike.
+The square loss of the reference code is the mean over the batch and the k = 10 outputs, `sum (f -
+y)^2 / (k n)`, which is 2/k times `lazynet.mse`, `sum (f - y)^2 / (2 n)`: its learning rate eta0 = 1
+is 0.2 here. Targets are one-hot and the trained function is centered, `alpha (h(w) - h(w0))`, hence
+zero at the start. Training in the displacement u = alpha (w - w0) is the reference's SGD on the
+loss over alpha^2, for the square loss and the cross-entropy alike.
 """
 
 from __future__ import annotations
@@ -137,8 +138,8 @@ def trained(
 ) -> dict[str, Any]:
     """Trains a lazy function on the problem; `finish(u)` adds numbers of the end, unless training diverged.
 
-    Weights and batches are functions of `config.seed` alone, so that all functions of a network share them. `seconds`
-    are those of training with its records, interruptions left out.
+    Weights and batches are functions of `config.seed` alone, so that all functions of a network
+    share them. `seconds` are those of training with its records, interruptions left out.
     """
     settings, n = config.train, len(problem.train.x)
     rate = learning_rate(settings.loss, settings.eta0)
@@ -150,7 +151,9 @@ def trained(
         ln.sgd(settings.momentum),
         advance,
         key=jax.random.fold_in(jax.random.key(1), config.seed),
-        save_at=np.unique(np.linspace(0, steps(settings, n), settings.records + 1).round().astype(int)).tolist(),
+        save_at=np.unique(
+            np.linspace(0, steps(settings, n), settings.records + 1).round().astype(int)
+        ).tolist(),
         learning_rate=ln.inverse_epoch_decay(rate, n // settings.batch_size, decay=settings.decay),
         batch_size=settings.batch_size,
         augment=datasets.crop_and_flip if settings.augment else None,
@@ -164,7 +167,11 @@ def trained(
 
 def _clock(checkpoint: Path) -> Callable[[Any], dict[str, float]]:
     """Seconds since now, on top of those that a checkpoint counted."""
-    counted = float(store.load_arrays(checkpoint)["curve/metrics/seconds"][-1]) if checkpoint.exists() else 0.0
+    counted = (
+        float(store.load_arrays(checkpoint)["curve/metrics/seconds"][-1])
+        if checkpoint.exists()
+        else 0.0
+    )
     begin = time.perf_counter() - counted
     return lambda params: {"seconds": time.perf_counter() - begin}
 

@@ -3,7 +3,8 @@
     python -m experiments run width_convergence                    # about two minutes
     python -m experiments run width_convergence --preset smoke     # about 40 seconds
 
-Fully connected networks in the NTK parameterization, width m in every hidden layer. Expected slopes in m:
+Fully connected networks in the NTK parameterization, width m in every hidden layer. Expected slopes
+in m:
 
     | relative error of the empirical NTK, 1, 2, 3 hidden ReLU layers        | -1/2          |
     | ... of depth 1 against the kernel of depth 2 (negative control)        | 0             |
@@ -18,9 +19,9 @@ Fully connected networks in the NTK parameterization, width m in every hidden la
     |   excess kurtosis (15/m exactly)                                       | -1            |
     |   relative covariance of the squares of two outputs (5/m exactly)      | -1            |
 
-Where lecture notes state o(1/m) for the distance to the weights of the linearized network, it is m^(-1/2) in this
-parameterization. The slopes of the change of the NTK and of the output gap depend on the training time: the fact is the
-interval from -1.15 to -0.45.
+Where lecture notes state o(1/m) for the distance to the weights of the linearized network, it is
+m^(-1/2) in this parameterization. The slopes of the change of the NTK and of the output gap depend
+on the training time: the fact is the interval from -1.15 to -0.45.
 """
 
 from __future__ import annotations
@@ -68,7 +69,13 @@ class Config:
     seeds: Count = 30
     inputs: Count = 8
     examples: Count = 12
-    training_widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (32, 64, 128, 256, 512)
+    training_widths: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (
+        32,
+        64,
+        128,
+        256,
+        512,
+    )
     training_seeds: Count = 8
     learning_rate: Positive = 1.0
     steps: Count = 100
@@ -110,7 +117,11 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         movement = _movement(config)
     with console.status("outputs"):
         law = _law_of_outputs(config)
-    widths = {"widths": config.widths, "training_widths": config.training_widths, "output_widths": config.output_widths}
+    widths = {
+        "widths": config.widths,
+        "training_widths": config.training_widths,
+        "output_widths": config.output_widths,
+    }
     save_arrays(folder / "measured.npz", {**widths, **errors, **movement, **law})
     _draw(config, errors, movement, law, folder / "figures" / "width_convergence.png")
     return facts.summarize(list(_facts(config, errors, movement, law))) | {"seeds": config.seeds}
@@ -128,28 +139,41 @@ def _facts(config, errors, movement, law):
     tolerances = {"input": (-0.5, 0.12), "hidden": (-1, 0.15), "output": (-0.5, 0.12)}
     for item, (slope, tolerance) in tolerances.items():
         values = movement[f"weight_change/{item}"]
-        yield facts.power_law(f"weight_change/{item}", config.training_widths, values, slope, tolerance)
+        yield facts.power_law(
+            f"weight_change/{item}", config.training_widths, values, slope, tolerance
+        )
     yield facts.power_law("weight_drift", config.training_widths, movement["weight_drift"], 0, 0.1)
     yield facts.power_law("weight_gap", config.training_widths, movement["weight_gap"], -0.5, 0.15)
     for name in ("ntk_change", "output_gap"):
-        yield facts.power_law(name, config.training_widths, movement[name], at_least=-1.15, at_most=-0.45)
+        yield facts.power_law(
+            name, config.training_widths, movement[name], at_least=-1.15, at_most=-0.45
+        )
     for name, exact in (("excess_kurtosis", 15.0), ("squares_covariance", 5.0)):
         yield facts.power_law(name, config.output_widths, law[name], -1, 0.15)
-        yield facts.close(f"{name}_times_width", np.mean(law[name] * config.output_widths), exact, 0.1 * exact)
+        yield facts.close(
+            f"{name}_times_width", np.mean(law[name] * config.output_widths), exact, 0.1 * exact
+        )
 
 
 def kernel_errors(config: Config) -> dict[str, np.ndarray]:
     """Relative errors of the empirical NTK for every depth and in the negative control, `[seeds, widths]`."""
     x = _inputs(config, config.examples)
-    limits = {depth: ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk for depth in (*config.depths, 2)}
+    limits = {
+        depth: ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk
+        for depth in (*config.depths, 2)
+    }
     errors: dict[str, list] = {}
     for depth in config.depths:
         for width in config.widths:
             model = _relu_network(width, depth)
             kernels = [_empirical(model, seed, x) for seed in range(config.seeds)]
-            errors.setdefault(f"ntk_error/depth={depth}", []).append(_distances(kernels, limits[depth]))
+            errors.setdefault(f"ntk_error/depth={depth}", []).append(
+                _distances(kernels, limits[depth])
+            )
             if depth == 1:
-                errors.setdefault("ntk_error/depth=1_against_2", []).append(_distances(kernels, limits[2]))
+                errors.setdefault("ntk_error/depth=1_against_2", []).append(
+                    _distances(kernels, limits[2])
+                )
     return {name: np.array(rows).T for name, rows in errors.items()}
 
 
@@ -174,13 +198,18 @@ def _movement(config):
     """How far training moves each part, `[seeds, widths]`."""
     x = _inputs(config, config.examples)
     y = jax.random.normal(jax.random.key(2), (config.examples, 1), x.dtype)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(config.training_seeds))
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(
+        jnp.arange(config.training_seeds)
+    )
     columns = []
     for width in config.training_widths:
         model = ln.zoo.mlp((width, width), 1, activation=ln.elementwise(jnp.tanh), W_std=1.0)
         params0 = jax.vmap(lambda key, model=model: model.init(key, x))(keys)
         columns.append(jax.jit(jax.vmap(partial(_train, config, model, ln.Data(x, y))))(params0))
-    return {name: np.stack([np.asarray(column[name]) for column in columns], axis=1) for name in columns[0]}
+    return {
+        name: np.stack([np.asarray(column[name]) for column in columns], axis=1)
+        for name in columns[0]
+    }
 
 
 def _train(config, model, data, params0):
@@ -192,14 +221,24 @@ def _train(config, model, data, params0):
             descent_direction(lambda w, f=f: ln.mse(f(w, data.x), data.y), w)
             for f, w in zip(functions, state, strict=True)
         )
-        new = tuple(ln.trees.add_scaled(w, config.learning_rate, v) for w, v in zip(state, slopes, strict=True))
+        new = tuple(
+            ln.trees.add_scaled(w, config.learning_rate, v)
+            for w, v in zip(state, slopes, strict=True)
+        )
         return new, _distances_of(functions, new, params0, data.x)
 
     (params, _), curves = jax.lax.scan(advance, (params0, params0), length=config.steps)
-    ntk0, ntk = (ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace") for w in (params0, params))
+    ntk0, ntk = (
+        ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace")
+        for w in (params0, params)
+    )
     drift = ln.diagnostics.layer_drift(params, params0)
     layers = {f"weight_change/{item}": drift[path] for path, item in ITEMS.items()}
-    return jax.tree.map(jnp.max, curves) | layers | {"ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0)}
+    return (
+        jax.tree.map(jnp.max, curves)
+        | layers
+        | {"ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0)}
+    )
 
 
 def _distances_of(functions, state, params0, x):
@@ -254,7 +293,10 @@ def _draw(config, errors, movement, law, path):
         "ntk_change": r"NTK $\Delta\Theta/\Theta$",
     }
     moved = {label: movement[name] for name, label in names.items()}
-    laws = {"excess kurtosis": law["excess_kurtosis"], "covariance of squares": law["squares_covariance"]}
+    laws = {
+        "excess kurtosis": law["excess_kurtosis"],
+        "covariance of squares": law["squares_covariance"],
+    }
     panels.save([
         panels.Panel("empirical against analytic NTK", config.widths, kernels, "width $m$", "relative error"),
         panels.Panel(f"training, {config.steps} steps", config.training_widths, moved, "width $m$", "relative change"),

@@ -1,8 +1,8 @@
 """lazynet: is my network lazy, what is its kernel, what would the linearized model do?
 
-Every object of study is a point in the plane (alpha, width): one model definition (`Model`: init, apply, trace,
-kernel), one transform (`lazy(apply, params0, alpha)`, alpha in (0, inf]) and one record (`Trajectory`) that finite
-training and infinite-width kernel flow both return.
+Every object of study is a point in the plane (alpha, width): one model definition (`Model`: init,
+apply, trace, kernel), one transform (`lazy(apply, params0, alpha)`, alpha in (0, inf]) and one
+record (`Trajectory`) that finite training and infinite-width kernel flow both return.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ from lazynet.training.sharding import data_parallel as data_parallel
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:  # names that other libraries gave, and figures, are loaded when they are first used
+if (
+    TYPE_CHECKING
+):  # names that other libraries gave, and figures, are loaded when they are first used
     from lazynet import plots as plots
     from lazynet.dropin import predict as predict
     from lazynet.dropin import stax as stax
@@ -160,4 +162,6 @@ else:
     def __dir__() -> list[str]:
         """Public names and modules; the ground below them is for nobody outside."""
         inner = {"TYPE_CHECKING", "annotations", "files", "guards", "programs", "recipes", "tiles"}
-        return sorted({name for name in globals() if not name.startswith("_")} - inner | _LATER.keys())
+        return sorted(
+            {name for name in globals() if not name.startswith("_")} - inner | _LATER.keys()
+        )

@@ -46,9 +46,9 @@ def given_path(name: str, value: Any) -> Path:
 def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of a folder until the block ends or this process dies, in whatever way.
 
-    The operating system holds the lock (`flock` on the file `folder/.lock`, which holds the number of the process), so
-    that a killed process leaves nothing to clean up. Where the system or the file system knows no such locks, nothing
-    is locked.
+    The operating system holds the lock (`flock` on the file `folder/.lock`, which holds the number
+    of the process), so that a killed process leaves nothing to clean up. Where the system or the
+    file system knows no such locks, nothing is locked.
 
     Args:
         folder: A folder that exists.
@@ -79,8 +79,9 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
 def unfinished(folder: Path) -> Iterator[Path]:
     """A new folder beside another one, to be renamed to it once it is complete; removed if it was not.
 
-    Its name cannot collide with that of another thread or process, on this or another host, and the operating system
-    holds its lock (`flock`) as long as this process lives, which tells it from what a killed process left.
+    Its name cannot collide with that of another thread or process, on this or another host, and the
+    operating system holds its lock (`flock`) as long as this process lives, which tells it from
+    what a killed process left.
 
     Args:
         folder: What the new folder will be renamed to, in a folder that exists.
@@ -120,8 +121,8 @@ def remove_dead(folder: Path) -> None:
         for path in [path for path in folder.parent.iterdir() if left.fullmatch(path.name)]:
             with contextlib.suppress(OSError), _folder_lock(path) as held:
                 if held and path.is_dir() and not path.is_symlink():
-                    # Renamed first: should it live, where hosts do not see each other's locks, its owner
-                    # finds nothing and starts again, and never publishes half of it.
+                    # Renamed first: should it live, where hosts do not see each other's locks, its
+                    # owner finds nothing and starts again, and never publishes half of it.
                     shutil.rmtree(path.rename(_beside(folder)), ignore_errors=True)
 
 
@@ -241,7 +242,9 @@ def _flock(file: IO[str], path: Path, wait: bool) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         file.seek(0)
-        raise BlockingIOError(errno.EWOULDBLOCK, f"locked by process {file.read() or '?'}", str(path)) from None
+        raise BlockingIOError(
+            errno.EWOULDBLOCK, f"locked by process {file.read() or '?'}", str(path)
+        ) from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise

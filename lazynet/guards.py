@@ -1,9 +1,10 @@
 """Checks of what comes in, once for all functions: `NAME got VALUE, expected EXPECTATION: FIX`.
 
-A wrong input gives a plausible wrong number, or an error from deep inside of JAX, far from its cause. So every public
-function looks at its arguments by the functions of this module before any long work starts, and uses what they return:
-a number as a float, a count as an int, steps as a list. Values that a transformation is tracing are unknown and pass.
-Nothing here is for use inside a compiled step: reading a value waits for the device.
+A wrong input gives a plausible wrong number, or an error from deep inside of JAX, far from its
+cause. So every public function looks at its arguments by the functions of this module before any
+long work starts, and uses what they return: a number as a float, a count as an int, steps as a
+list. Values that a transformation is tracing are unknown and pass. Nothing here is for use inside a
+compiled step: reading a value waits for the device.
 """
 
 from __future__ import annotations
@@ -97,11 +98,15 @@ def number(
     if or_inf and found == math.inf:
         return found
     if not math.isfinite(found) or not all(holds(found, limit) for _, limit, holds in bounds):
-        raise ValueError(_message(name, f"{found:g}" if isinstance(value, np.ndarray) else value, expected, fix))
+        raise ValueError(
+            _message(name, f"{found:g}" if isinstance(value, np.ndarray) else value, expected, fix)
+        )
     return found
 
 
-def count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None, fix: str = "") -> int:
+def count(
+    name: str, value: Any, *, at_least: int = 1, at_most: int | None = None, fix: str = ""
+) -> int:
     """A whole number within bounds, as an int: NumPy's integers are, 2.0 and True are not.
 
     Args:
@@ -123,7 +128,11 @@ def count(name: str, value: Any, *, at_least: int = 1, at_most: int | None = Non
         ...
         ValueError: batch_size got 0, expected an integer from 1 to 60: None takes all examples.
     """
-    expected = f"an integer >= {at_least}" if at_most is None else f"an integer from {at_least} to {at_most}"
+    expected = (
+        f"an integer >= {at_least}"
+        if at_most is None
+        else f"an integer from {at_least} to {at_most}"
+    )
     if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
         raise TypeError(_message(name, _shown(value), expected, fix))
     try:
@@ -139,7 +148,8 @@ def flag(name: str, value: Any) -> bool:
     """Whether something is wanted: a boolean, or 0 or 1.
 
     Raises:
-        TypeError: It is something else, which Python would take for True: a string, a function, an array.
+        TypeError: It is something else, which Python would take for True: a string, a function, an
+            array.
 
     Example:
         >>> flag("progress", "no")
@@ -201,7 +211,9 @@ def steps(value: Any, name: str = "save_at") -> list[int]:
         [0, 10]
     """
     expected = "strictly increasing integers >= 0, for instance [0, 10, 100]"
-    is_list = not isinstance(value, (str, bytes)) and hasattr(value, "__len__") and np.ndim(value) == 1
+    is_list = (
+        not isinstance(value, (str, bytes)) and hasattr(value, "__len__") and np.ndim(value) == 1
+    )
     if not is_list:
         raise TypeError(f"{name} got {_shown(value)}, expected {expected}.")
     if len(value) == 0:
@@ -230,8 +242,8 @@ ADVICE = {
 def array(name: str, value: Any, fix: str = "") -> Any:
     """A NumPy or JAX array of numbers, traced or not, as it is.
 
-    Lists, data frames, sparse and masked arrays are refused with the conversion: each of them means something else
-    in another library, and a list may be a tree of several inputs.
+    Lists, data frames, sparse and masked arrays are refused with the conversion: each of them means
+    something else in another library, and a list may be a tree of several inputs.
 
     Raises:
         TypeError: It is something else.
@@ -244,13 +256,22 @@ def array(name: str, value: Any, fix: str = "") -> Any:
     """
     kind = type(value).__name__
     is_array = isinstance(value, (np.ndarray, jax.Array, np.generic)) and kind != "MaskedArray"
-    if is_array and (getattr(value.dtype, "kind", "O") not in "OSUMmV" or jnp.issubdtype(value.dtype, jnp.inexact)):
+    if is_array and (
+        getattr(value.dtype, "kind", "O") not in "OSUMmV"
+        or jnp.issubdtype(value.dtype, jnp.inexact)
+    ):
         return value
     if is_array:
-        raise TypeError(f"{name} got an array of dtype {value.dtype}, expected an array of numbers.")
-    advice = "pass x.toarray()" if hasattr(value, "toarray") else ADVICE.get(kind, "pass np.asarray(x)")
+        raise TypeError(
+            f"{name} got an array of dtype {value.dtype}, expected an array of numbers."
+        )
+    advice = (
+        "pass x.toarray()" if hasattr(value, "toarray") else ADVICE.get(kind, "pass np.asarray(x)")
+    )
     article = "an" if kind[0].lower() in "aeiou" else "a"
-    raise TypeError(f"{name} got {article} {kind}, expected an array of numbers: {fix or advice.replace('x', name)}.")
+    raise TypeError(
+        f"{name} got {article} {kind}, expected an array of numbers: {fix or advice.replace('x', name)}."
+    )
 
 
 def inputs(name: str, tree: Any) -> None:
@@ -299,7 +320,9 @@ def real(name: str, value: Any) -> Any:
     found = array(name, value)
     if jnp.issubdtype(found.dtype, jnp.complexfloating):
         raise TypeError(f"{name} has dtype {found.dtype}, expected real numbers: pass {name}.real.")
-    return found if jnp.issubdtype(found.dtype, jnp.floating) else found.astype(jnp.result_type(float))
+    return (
+        found if jnp.issubdtype(found.dtype, jnp.floating) else found.astype(jnp.result_type(float))
+    )
 
 
 def vector(name: str, value: Any, *, at_least: int = 1) -> np.ndarray:
@@ -331,8 +354,8 @@ def vector(name: str, value: Any, *, at_least: int = 1) -> np.ndarray:
 def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
     """Real numbers as an array of NumPy, in their own dtype: for what is computed on the host.
 
-    Numbers and nested lists are converted. Complex numbers are refused: a conversion to float64 would drop their
-    imaginary part.
+    Numbers and nested lists are converted. Complex numbers are refused: a conversion to float64
+    would drop their imaginary part.
 
     Raises:
         TypeError: It is no array of real numbers, or traced.
@@ -345,11 +368,15 @@ def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
         try:
             value = np.asarray(value)
         except ValueError:
-            raise TypeError(_message(name, "lists of different lengths", "an array of numbers", fix)) from None
+            raise TypeError(
+                _message(name, "lists of different lengths", "an array of numbers", fix)
+            ) from None
     concrete(name, value)
     values = np.asarray(array(name, value, fix))
     if jnp.issubdtype(values.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} has dtype {values.dtype}, expected real numbers: pass {name}.real, or real inputs.")
+        raise TypeError(
+            f"{name} has dtype {values.dtype}, expected real numbers: pass {name}.real, or real inputs."
+        )
     return values
 
 
@@ -384,12 +411,18 @@ def key(name: str, value: Any) -> Any:
         ...
         TypeError: key got 0, expected one random key: pass jax.random.key(0).
     """
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0:
+    if (
+        isinstance(value, jax.Array)
+        and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        and value.ndim == 0
+    ):
         return value
     if isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32 and value.ndim == 1:
         return value
     seed = value if isinstance(value, (int, np.integer)) else 0
-    raise TypeError(f"{name} got {_shown(value)}, expected one random key: pass jax.random.key({seed}).")
+    raise TypeError(
+        f"{name} got {_shown(value)}, expected one random key: pass jax.random.key({seed})."
+    )
 
 
 def floating(name: str, values: Any, fix: str | None = None) -> None:
@@ -407,7 +440,9 @@ def floating(name: str, values: Any, fix: str | None = None) -> None:
     if not jnp.issubdtype(values.dtype, jnp.floating):
         is_image = values.ndim == 4 or values.dtype == np.uint8
         forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
-        raise TypeError(f"{name} has dtype {values.dtype}, expected floating point: use {fix or forgotten}")
+        raise TypeError(
+            f"{name} has dtype {values.dtype}, expected floating point: use {fix or forgotten}"
+        )
 
 
 def data(name: str, value: Any) -> None:
@@ -451,8 +486,8 @@ def same_length(**arrays: Any) -> int:
 def finite(name: str, tree: Any, fix: str = "remove or repair these examples") -> None:
     """Refuses NaN and infinity, naming the array, how many there are and where the first one is.
 
-    One NaN makes everything that depends on it NaN: the cause is far from the symptom. All values are read, except
-    those that are being traced by a transformation, which are let pass.
+    One NaN makes everything that depends on it NaN: the cause is far from the symptom. All values
+    are read, except those that are being traced by a transformation, which are let pass.
 
     Args:
         name: What messages call the tree.
@@ -471,8 +506,14 @@ def finite(name: str, tree: Any, fix: str = "remove or repair these examples") -
     if is_traced(tree):
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.inexact) and not _all_finite(leaf):
-            raise ValueError(f"{name}{jax.tree_util.keystr(path)} has {_not_finite(np.asarray(leaf))}: {fix}")
+        if (
+            hasattr(leaf, "dtype")
+            and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            and not _all_finite(leaf)
+        ):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has {_not_finite(np.asarray(leaf))}: {fix}"
+            )
 
 
 COLLECTIONS = {"batch_stats", "cache", "intermediates"}
@@ -482,8 +523,8 @@ COLLECTIONS = {"batch_stats", "cache", "intermediates"}
 def weights(name: str, params: Any) -> None:
     """Refuses parameters of which some are no weights: leaves that are not real, and flax's running statistics.
 
-    A gradient by a complex number is the conjugate of the direction in which a function grows, integers have none, and
-    statistics trained as weights are another network.
+    A gradient by a complex number is the conjugate of the direction in which a function grows,
+    integers have none, and statistics trained as weights are another network.
 
     Raises:
         TypeError: A leaf is not real and floating point.
@@ -495,7 +536,11 @@ def weights(name: str, params: Any) -> None:
         ...
         TypeError: params['steps'] has dtype int32, expected real floating-point weights: keep it in the function.
     """
-    beside = sorted(COLLECTIONS & set(params)) if isinstance(params, Mapping) and "params" in params else []
+    beside = (
+        sorted(COLLECTIONS & set(params))
+        if isinstance(params, Mapping) and "params" in params
+        else []
+    )
     if beside:
         raise ValueError(
             f"{name} got flax's variables with {', '.join(map(repr, beside))}, expected the weights alone: pass "
@@ -503,9 +548,15 @@ def weights(name: str, params: Any) -> None:
         )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not sum(np.size(leaf) for _, leaf in leaves):
-        raise ValueError(f"{name} got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
+        raise ValueError(
+            f"{name} got no arrays with entries, expected weights: of a Model pass model.init(key, x)."
+        )
     for path, leaf in leaves:
-        dtype = getattr(leaf, "dtype", np.dtype(type(leaf) if isinstance(leaf, (int, float, complex)) else object))
+        dtype = getattr(
+            leaf,
+            "dtype",
+            np.dtype(type(leaf) if isinstance(leaf, (int, float, complex)) else object),
+        )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}, expected real floating-point weights: "

@@ -1,8 +1,9 @@
 """The plane's horizontal axis: from the standard model (alpha = 1) to the tangent model (alpha = inf).
 
-Each transform returns a `jax.tree_util.Partial` around a module-level function, with the initialization and the
-scale as leaves. Passed as an argument to a compiled step, all finite alphas and all initializations share one
-compilation; captured by a closure, each would become a constant of its own program.
+Each transform returns a `jax.tree_util.Partial` around a module-level function, with the
+initialization and the scale as leaves. Passed as an argument to a compiled step, all finite alphas
+and all initializations share one compilation; captured by a closure, each would become a constant
+of its own program.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
         >>> quadratic(2.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
         [[8.0]]
     """
-    return Partial(_Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), _on_device(params0))
+    return Partial(
+        _Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), _on_device(params0)
+    )
 
 
 def center(apply: Apply, params0: Params) -> Partial:
@@ -105,8 +108,9 @@ def center(apply: Apply, params0: Params) -> Partial:
 def scale(apply: Apply, alpha: float | int | Array) -> Partial:
     """Scaled model `alpha h(w)`, a function of the weights w themselves.
 
-    Trained on the loss times 1/alpha^2 it is the paper's definition of lazy training. In float32 it loses all digits
-    of w - w0 for large alpha: train `lazy` instead, which is the same dynamics in the variable u = alpha (w - w0).
+    Trained on the loss times 1/alpha^2 it is the paper's definition of lazy training. In float32 it
+    loses all digits of w - w0 for large alpha: train `lazy` instead, which is the same dynamics in
+    the variable u = alpha (w - w0).
 
     Args:
         apply: Model h.
@@ -121,25 +125,31 @@ def scale(apply: Apply, alpha: float | int | Array) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), equation 2.
     """
-    return Partial(_scaled, as_partial(apply), guards.number("alpha", alpha, above=0, at_most=_largest(), fix=SCALES))
+    return Partial(
+        _scaled,
+        as_partial(apply),
+        guards.number("alpha", alpha, above=0, at_most=_largest(), fix=SCALES),
+    )
 
 
 def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
     """Lazy function `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
 
-    Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by itself). SGD with
-    momentum on the plain loss of f is SGD with momentum on the paper's objective (1/alpha^2) R(alpha (h(w) - h(w0))),
-    so one learning rate serves every alpha and float32 stays usable. `weights` maps u back to w.
+    Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by
+    itself). SGD with momentum on the plain loss of f is SGD with momentum on the paper's objective
+    (1/alpha^2) R(alpha (h(w) - h(w0))), so one learning rate serves every alpha and float32 stays
+    usable. `weights` maps u back to w.
 
-    At finite alpha the products of h have full precision, because alpha multiplies their rounding: with the three
-    digits (TF32) that recent GPUs keep by default, VGG-11 is 40 % off at alpha = 100. At alpha = 1 they are enough:
-    `jax.default_matmul_precision("default")` around the call that compiles asks for them.
+    At finite alpha the products of h have full precision, because alpha multiplies their rounding:
+    with the three digits (TF32) that recent GPUs keep by default, VGG-11 is 40 % off at alpha =
+    100. At alpha = 1 they are enough: `jax.default_matmul_precision("default")` around the call
+    that compiles asks for them.
 
-    Weights of a dtype with n binary digits carry an alpha up to 2^(n - 6), `precision.largest_alpha`: beyond it u /
-    alpha is lost in the rounding of w0, and f is noise or zero where it should be the tangent model. A larger
-    number is refused. Where alpha is traced its value is unknown: one that turns out to be larger is replaced by
-    the scale at which f is closest to the tangent model, from which the exact f is then no further than the
-    rounding.
+    Weights of a dtype with n binary digits carry an alpha up to 2^(n - 6),
+    `precision.largest_alpha`: beyond it u / alpha is lost in the rounding of w0, and f is noise or
+    zero where it should be the tangent model. A larger number is refused. Where alpha is traced its
+    value is unknown: one that turns out to be larger is replaced by the scale at which f is closest
+    to the tangent model, from which the exact f is then no further than the rounding.
 
     Args:
         apply: Model h.
@@ -147,12 +157,12 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
         alpha: Scale in (0, inf]; 1 is standard (centered) training, inf the tangent model.
 
     Returns:
-        A function of (u, x) as a pytree with `params0` and `alpha` as leaves: passed as an argument to a compiled
-        function, all finite alphas share one compilation and inf has another.
+        A function of (u, x) as a pytree with `params0` and `alpha` as leaves: passed as an argument
+        to a compiled function, all finite alphas share one compilation and inf has another.
 
     Raises:
-        ValueError: If alpha is not in (0, inf], or more than the dtype of the weights carries; when evaluated, if u
-            does not have the shapes of `params0`, or is `params0` itself.
+        ValueError: If alpha is not in (0, inf], or more than the dtype of the weights carries; when
+            evaluated, if u does not have the shapes of `params0`, or is `params0` itself.
 
     Example:
         >>> h = lambda w, x: x @ w**2
@@ -186,7 +196,9 @@ def weights(lazy_apply: Partial, u: Params) -> Params:
         1.1
     """
     if not is_lazy_function(lazy_apply):
-        raise TypeError(f"weights got {lazy_apply!r}, expected what lazy(apply, params0, alpha) returned.")
+        raise TypeError(
+            f"weights got {lazy_apply!r}, expected what lazy(apply, params0, alpha) returned."
+        )
     params0 = lazy_apply.args[1]
     return params0 if lazy_apply.func is _tangent else _move(params0, lazy_apply.args[2], u)
 
@@ -194,13 +206,15 @@ def weights(lazy_apply: Partial, u: Params) -> Params:
 def gated(model: Model, params0: Params) -> Partial:
     """Gated network `g(w; x)`: the weights are w, but ReLU gates and max-pooling winners are those of w0 on x.
 
-    `phi(z)` becomes `1[z0 > 0] z`, z0 the pre-activation at w0, and a max-pool passes on the entry that was largest at
-    w0. So g(w0) = h(w0), with the same tangent, and g is linear in the weights of every single layer: between the
-    tangent model, which is linear in all of them together, and the network. Where gates are stable, g is h.
+    `phi(z)` becomes `1[z0 > 0] z`, z0 the pre-activation at w0, and a max-pool passes on the entry
+    that was largest at w0. So g(w0) = h(w0), with the same tangent, and g is linear in the weights
+    of every single layer: between the tangent model, which is linear in all of them together, and
+    the network. Where gates are stable, g is h.
 
     Args:
-        model: Network of lazynet's layers; its activations must be linear on both sides of zero (Relu, LeakyRelu, Abs,
-            ABRelu). Layers without gates, LayerNorm included, are evaluated at w.
+        model: Network of lazynet's layers; its activations must be linear on both sides of zero
+            (Relu, LeakyRelu, Abs, ABRelu). Layers without gates, LayerNorm included, are evaluated
+            at w.
         params0: w0, which fixes the gates.
 
     Returns:
@@ -221,9 +235,14 @@ def gated(model: Model, params0: Params) -> Partial:
     Source: Chizat, Oyallon and Bach (2019), appendix C, whose activations it freezes.
     """
     if not isinstance(model, Model):
-        raise TypeError(f"gated got {model!r}, expected a Model, for instance zoo.vgg11(): gates need its layers.")
+        raise TypeError(
+            f"gated got {model!r}, expected a Model, for instance zoo.vgg11(): gates need its layers."
+        )
     found = structure(model.apply)
-    return Partial(_Gated(model.apply, model.trace, frozenset(found.rows if found else ()), model.name), params0)
+    return Partial(
+        _Gated(model.apply, model.trace, frozenset(found.rows if found else ()), model.name),
+        params0,
+    )
 
 
 def layer_name(path: str) -> str:
@@ -239,10 +258,10 @@ def layer_name(path: str) -> str:
 def check_displacement(apply: Apply, u: Params, name: str = "params") -> None:
     """Refuses params0 as the variable u of a lazy function, the one mistake that everybody makes once.
 
-    The lazy function itself sees it by identity only, and not at all where both are arguments of a compiled function:
-    so every function that takes a model and its parameters calls this at its entrance, before it compiles. Values that
-    are being traced are unknown and pass; so do other functions than lazy ones, and a params0 of zeros, which is the
-    right start.
+    The lazy function itself sees it by identity only, and not at all where both are arguments of a
+    compiled function: so every function that takes a model and its parameters calls this at its
+    entrance, before it compiles. Values that are being traced are unknown and pass; so do other
+    functions than lazy ones, and a params0 of zeros, which is the right start.
 
     Args:
         apply: Any model, or a transform of a lazy function in the same variable, as `center` is.
@@ -297,7 +316,9 @@ def is_lazy_function(function: object) -> bool:
 
 def _on_device(params0):
     """Arrays of NumPy as those of JAX: traced whole numbers, such as tokens, index these only."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf, params0
+    )
 
 
 def _linearized(apply, params0, params, x):
@@ -321,7 +342,9 @@ class _Taylor:
                 return lambda w: apply(w, x)
             return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
 
-        return sum(derivative(j)(params0) / math.factorial(j) for j in range(1, self.degree + 1)) + apply(params0, x)
+        return sum(
+            derivative(j)(params0) / math.factorial(j) for j in range(1, self.degree + 1)
+        ) + apply(params0, x)
 
 
 class _Gated(NamedTuple):
@@ -335,10 +358,14 @@ class _Gated(NamedTuple):
     def __call__(self, params0, params, x):
         inside = self.trace(params0, x)[1]
         gates = {path: z for path, (_, z) in inside.items() if path not in self.affine}
-        smooth = [path for path in gates if layer_name(path or self.name) not in (*GATES, "MaxPool")]
+        smooth = [
+            path for path in gates if layer_name(path or self.name) not in (*GATES, "MaxPool")
+        ]
         if smooth or not gates:
             found = f"layer {smooth[0]}, which has no gates" if smooth else "no layer with gates"
-            raise ValueError(f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool.")
+            raise ValueError(
+                f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool."
+            )
         for path, z in gates.items():
             params = _with_gate(params, path.split("/") if path else [], z)
         return self.apply(params, x)
@@ -406,8 +433,12 @@ def _equal(u, params0):
     """Whether all values agree and not all are zero; known also where other arrays are traced."""
     with jax.ensure_compile_time_eval():
         pairs = zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True)
-        is_zero = not any(bool(jnp.any(jnp.asarray(leaf) != 0)) for leaf in jax.tree.leaves(params0))
-        return not is_zero and all(a is b or bool(np.all(np.asarray(a) == np.asarray(b))) for a, b in pairs)
+        is_zero = not any(
+            bool(jnp.any(jnp.asarray(leaf) != 0)) for leaf in jax.tree.leaves(params0)
+        )
+        return not is_zero and all(
+            a is b or bool(np.all(np.asarray(a) == np.asarray(b))) for a, b in pairs
+        )
 
 
 def _largest():

@@ -1,6 +1,7 @@
 """Losses `loss(outputs, targets)`, averaged over examples, and the objective they make with a model.
 
-Every loss refuses shapes that differ: `[n]` against `[n, 1]` would broadcast to `[n, n]` and train nonsense silently.
+Every loss refuses shapes that differ: `[n]` against `[n, 1]` would broadcast to `[n, n]` and train
+nonsense silently.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Values = Num[ArrayLike, "..."] | Bool[ArrayLike, "..."]
 def mse(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Square loss `1/(2n) sum_i |f_i - y_i|^2`, n the number of examples.
 
-    With this normalization the gradient flow in function space is `df/dt = -Theta (f - y) / n`, and the largest
-    stable full-batch learning rate is `2 n / lambda_max(Theta)`.
+    With this normalization the gradient flow in function space is `df/dt = -Theta (f - y) / n`, and
+    the largest stable full-batch learning rate is `2 n / lambda_max(Theta)`.
 
     Args:
         outputs: f, `[n, k]`.
@@ -53,8 +54,8 @@ def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         targets: y, `[n, k]`.
 
     Raises:
-        ValueError: If the shapes differ, are not `[n, k]`, k = 1 (use `logistic`), or targets whose values are known
-            are no probabilities.
+        ValueError: If the shapes differ, are not `[n, k]`, k = 1 (use `logistic`), or targets whose
+            values are known are no probabilities.
 
     Example:
         >>> round(float(cross_entropy(jnp.zeros((1, 2)), jnp.array([[1.0, 0.0]]))), 6)
@@ -62,7 +63,9 @@ def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """
     outputs, targets = _compared("cross_entropy", outputs, targets)
     if outputs.shape[1] < 2:
-        raise ValueError("cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1.")
+        raise ValueError(
+            "cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1."
+        )
     check_labels(cross_entropy, targets, "targets")
     terms = jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(outputs, axis=-1))
     return -jnp.sum(terms) / outputs.shape[0]
@@ -76,7 +79,8 @@ def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         targets: y, `[n, 1]`, each -1 or 1.
 
     Raises:
-        ValueError: If the shapes differ, are not `[n, 1]`, or targets whose values are known are no signs.
+        ValueError: If the shapes differ, are not `[n, 1]`, or targets whose values are known are no
+            signs.
 
     Example:
         >>> round(float(logistic(jnp.zeros((1, 1)), jnp.ones((1, 1)))), 6)
@@ -84,7 +88,9 @@ def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """
     outputs, targets = _compared("logistic", outputs, targets)
     if outputs.shape[1] != 1:
-        raise ValueError(f"logistic got k={outputs.shape[1]} outputs, expected 1: use cross_entropy for classes.")
+        raise ValueError(
+            f"logistic got k={outputs.shape[1]} outputs, expected 1: use cross_entropy for classes."
+        )
     check_labels(logistic, targets, "targets")
     return jnp.sum(jax.nn.softplus(-targets * outputs)) / outputs.shape[0]
 
@@ -107,7 +113,11 @@ def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """
     outputs, targets = _compared("accuracy", outputs, targets)
     single = outputs.shape[1] == 1
-    hit = ((outputs > 0) == (targets > 0))[:, 0] if single else outputs.argmax(-1) == targets.argmax(-1)
+    hit = (
+        ((outputs > 0) == (targets > 0))[:, 0]
+        if single
+        else outputs.argmax(-1) == targets.argmax(-1)
+    )
     return jnp.mean(hit & ~jnp.isnan(outputs).any(-1), dtype=outputs.dtype)
 
 
@@ -137,8 +147,8 @@ class Objective(NamedTuple):
 def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Objective:
     """The objective `R(w) = weight * loss(apply(w, x), y)`.
 
-    For a function scaled by alpha, weight = 1/alpha^2 gives the objective of Chizat, Oyallon and Bach (2019),
-    equation 2; with `lazy` the same dynamics need weight 1.
+    For a function scaled by alpha, weight = 1/alpha^2 gives the objective of Chizat, Oyallon and
+    Bach (2019), equation 2; with `lazy` the same dynamics need weight 1.
 
     Args:
         apply: Model `apply(params, x)`.
@@ -160,8 +170,9 @@ def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Object
 def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
     """Refuses targets of another kind than the loss is made for, of which it would make a number without a meaning.
 
-    Cross-entropy is one of probabilities: rows >= 0 that sum to one. The logistic loss is one of signs. Any values do
-    for the square loss, and for other functions nothing is known. Reads all values; traced ones pass.
+    Cross-entropy is one of probabilities: rows >= 0 that sum to one. The logistic loss is one of
+    signs. Any values do for the square loss, and for other functions nothing is known. Reads all
+    values; traced ones pass.
 
     Args:
         loss: A loss, also as a `Partial`.
@@ -207,6 +218,14 @@ def _compared(name, outputs, targets):
         )
     for kind, values in (("outputs", outputs), ("targets", targets)):
         if jnp.issubdtype(values.dtype, jnp.complexfloating):
-            raise TypeError(f"{name} got complex {kind}, expected real ones: stack real and imaginary parts.")
-    outputs = outputs if jnp.issubdtype(outputs.dtype, jnp.floating) else jnp.asarray(outputs).astype(float)
-    return outputs, targets if jnp.issubdtype(targets.dtype, jnp.floating) else jnp.asarray(targets, outputs.dtype)
+            raise TypeError(
+                f"{name} got complex {kind}, expected real ones: stack real and imaginary parts."
+            )
+    outputs = (
+        outputs
+        if jnp.issubdtype(outputs.dtype, jnp.floating)
+        else jnp.asarray(outputs).astype(float)
+    )
+    return outputs, targets if jnp.issubdtype(targets.dtype, jnp.floating) else jnp.asarray(
+        targets, outputs.dtype
+    )

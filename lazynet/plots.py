@@ -1,7 +1,8 @@
 """Curves, rates, kernels and spectra as matplotlib figures that can be read in grey and by the color-blind.
 
-Every function draws into `ax`, or into a figure of its own, and returns the Axes; none touches the global state of
-pyplot. Curves differ in lightness, line style and marker at once, so that color carries no information alone.
+Every function draws into `ax`, or into a figure of its own, and returns the Axes; none touches the
+global state of pyplot. Curves differ in lightness, line style and marker at once, so that color
+carries no information alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,24 @@ from lazynet.diagnostics import fit_slope
 from lazynet.records import Trajectory
 from lazynet.typing import ArrayLike
 
-__all__ = ["curve_styles", "plot_kernel", "plot_power_law", "plot_spectrum", "plot_trajectories", "save"]
+__all__ = [
+    "curve_styles",
+    "plot_kernel",
+    "plot_power_law",
+    "plot_spectrum",
+    "plot_trajectories",
+    "save",
+]
 
-LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (9, 3)), (0, (1, 2.5)))
+LINES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (9, 3)),
+    (0, (1, 2.5)),
+)
 MARKERS = ("o", "s", "^", "D", "v", "p", ">", "h", "<")
 X_LABELS = {"time": r"gradient-flow time $t = \sum \eta\,/\,(1 - m)$", "step": "optimizer steps"}
 
@@ -41,22 +57,25 @@ def plot_trajectories(
 ) -> Axes:
     """Curves `metric(x)` of several runs in one panel, mean ± standard deviation over seeds.
 
-    Runs of any regime can share the panel on the common clock `time`, the sum of the learning rates eta over one minus
-    the momentum m. Where a seed diverges or is not finite, the curve ends at the last record before with a cross, and
-    the legend says how many seeds did.
+    Runs of any regime can share the panel on the common clock `time`, the sum of the learning rates
+    eta over one minus the momentum m. Where a seed diverges or is not finite, the curve ends at the
+    last record before with a cross, and the legend says how many seeds did.
 
     Args:
-        curves: `{label: trajectory}` or `{label: [one trajectory for each seed]}`, in the order of the legend. The
-            band is the sample standard deviation (divisor s - 1); seeds must have been recorded at the same steps.
+        curves: `{label: trajectory}` or `{label: [one trajectory for each seed]}`, in the order of
+            the legend. The band is the sample standard deviation (divisor s - 1); seeds must have
+            been recorded at the same steps.
         metric: A name in `Trajectory.metrics`.
         x: `"time"` or `"step"`.
-        xscale: `"log"` leaves records at x = 0 out; the record at infinite time of a kernel flow is left out by both.
+        xscale: `"log"` leaves records at x = 0 out; the record at infinite time of a kernel flow is
+            left out by both.
         yscale: By default `"log"` for losses, `"linear"` otherwise.
         ax: Axes to draw into; by default those of a new figure, `ax.figure`.
 
     Raises:
-        ValueError: If there are no curves, the metric is unknown (the message lists the known ones), a trajectory has
-            no records that can be drawn, or seeds were recorded at different steps.
+        ValueError: If there are no curves, the metric is unknown (the message lists the known
+            ones), a trajectory has no records that can be drawn, or seeds were recorded at
+            different steps.
 
     Example:
         >>> time = np.array([0.1, 1.0, 10.0])
@@ -95,22 +114,23 @@ def plot_power_law(
 ) -> Axes:
     r"""Quantities against alpha in log-log, with the fitted law `q = c alpha^slope` drawn and named.
 
-    In the lazy regime weights, kernel and outputs change by powers of 1/alpha; the slope is the claim, so the figure
-    shows the range it was fitted on (shaded) and its value (legend). Values at alpha = inf stand to the right of a gap
-    and take no part in the fit.
+    In the lazy regime weights, kernel and outputs change by powers of 1/alpha; the slope is the
+    claim, so the figure shows the range it was fitted on (shaded) and its value (legend). Values at
+    alpha = inf stand to the right of a gap and take no part in the fit.
 
     Args:
         alpha: Scales, inf allowed.
-        quantities: `{label: values}`, each `[a]` or `[seeds, a]`, drawn as mean ± sample standard deviation. Zeros,
-            such as the gap of the linearized model to itself, have no place on a logarithmic axis and are left out.
+        quantities: `{label: values}`, each `[a]` or `[seeds, a]`, drawn as mean ± sample standard
+            deviation. Zeros, such as the gap of the linearized model to itself, have no place on a
+            logarithmic axis and are left out.
         fit_range: Smallest and largest alpha of the fit; all finite ones by default.
         xlabel: Label of the horizontal axis.
         ylabel: Label of the vertical axis, with the unit.
         ax: Axes to draw into; by default those of a new figure.
 
     Raises:
-        ValueError: If there are no quantities, shapes differ from alpha's, an alpha is not positive, or fewer than two
-            positive values lie in the fit range.
+        ValueError: If there are no quantities, shapes differ from alpha's, an alpha is not
+            positive, or fewer than two positive values lie in the fit range.
 
     Example:
         >>> alpha = np.array([1.0, 10.0, 100.0, np.inf])
@@ -123,7 +143,9 @@ def plot_power_law(
     finite, low, high = _fit_range(alpha, fit_range)
     infinity = 10.0 * alpha[finite].max()
     ax = _axes(ax)
-    for style, (label, values) in zip(curve_styles(len(quantities)), quantities.items(), strict=True):
+    for style, (label, values) in zip(
+        curve_styles(len(quantities)), quantities.items(), strict=True
+    ):
         mean, spread = _mean_and_spread(label, values, alpha)
         shown = mean > 0
         used = shown & (alpha >= low) & (alpha <= high)
@@ -155,14 +177,14 @@ def plot_kernel(
 
     Args:
         matrix: `[n1, n2]`, for instance `gram.ntk`, or `empirical_ntk(..., outputs="trace")`.
-        labels: Class of every example of a square matrix; rows and columns are sorted by it (stable) and the classes
-            are named on the axes.
+        labels: Class of every example of a square matrix; rows and columns are sorted by it
+            (stable) and the classes are named on the axes.
         name: Label of the color bar.
         ax: Axes to draw into; by default those of a new figure.
 
     Raises:
-        ValueError: If the matrix is not two-dimensional or not finite, or there is not one label for every row of a
-            square matrix.
+        ValueError: If the matrix is not two-dimensional or not finite, or there is not one label
+            for every row of a square matrix.
 
     Example:
         >>> ax = plot_kernel(np.eye(4), labels=[1, 0, 1, 0])
@@ -190,16 +212,18 @@ def plot_spectrum(
 ) -> Axes:
     r"""Eigenvalues `lambda_1 >= lambda_2 >= ...` against their rank in log-log.
 
-    The decay says how many directions a kernel learns in a given time: direction i needs about 1/lambda_i.
+    The decay says how many directions a kernel learns in a given time: direction i needs about
+    1/lambda_i.
 
     Args:
-        spectra: `{label: eigenvalues}` in any order. Values below n eps lambda_1, which are rounding errors of a
-            singular matrix in its dtype, are left out; the legend counts them.
+        spectra: `{label: eigenvalues}` in any order. Values below n eps lambda_1, which are
+            rounding errors of a singular matrix in its dtype, are left out; the legend counts them.
         ylabel: Label of the vertical axis.
         ax: Axes to draw into; by default those of a new figure.
 
     Raises:
-        ValueError: If there are no spectra, or one is not a vector of finite numbers with a positive one.
+        ValueError: If there are no spectra, or one is not a vector of finite numbers with a
+            positive one.
 
     Example:
         >>> ax = plot_spectrum({"NTK": np.array([1e-3, 1.0, -1e-17])})
@@ -239,11 +263,14 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> Path:
     """
     path = files.given_path("path", path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"save got {path}, but the folder {path.parent} does not exist: make it first.")
+        raise FileNotFoundError(
+            f"save got {path}, but the folder {path.parent} does not exist: make it first."
+        )
     whole: Any = figure.figure if isinstance(figure, Axes) else figure
     kind = path.suffix.removeprefix(".") or "png"
     drawing = io.BytesIO()
-    # Drawn into memory first: what matplotlib says of a full disk names no file, or is no error of the system at all.
+    # Drawn into memory first: what matplotlib says of a full disk names no file, or is no error of
+    # the system at all.
     whole.savefig(drawing, dpi=150, format=kind)
     files.atomically(path, lambda file: file.write(drawing.getbuffer()))
     return path
@@ -252,8 +279,9 @@ def save(figure: Figure | Axes, path: str | os.PathLike[str]) -> Path:
 def curve_styles(n: int) -> list[dict[str, Any]]:
     """Line styles of `n` curves, from dark to light, as keyword arguments of `Axes.plot`.
 
-    The colors sample viridis, whose lightness is monotone: the order of the curves survives printing in grey. The
-    markers of different curves stand at different places (`markevery`), so that curves which coincide both show.
+    The colors sample viridis, whose lightness is monotone: the order of the curves survives
+    printing in grey. The markers of different curves stand at different places (`markevery`), so
+    that curves which coincide both show.
 
     Args:
         n: Number of curves.
@@ -282,7 +310,9 @@ def curve_styles(n: int) -> list[dict[str, Any]]:
 def _seeds(label, seeds, metric, x):
     """Abscissas `[s]` and values `[seeds, s]` up to the first end of a seed, and how many seeds ended early."""
     if not seeds or not all(isinstance(run, Trajectory) for run in seeds):
-        raise ValueError(f"curve {label!r} is {seeds!r}, expected a Trajectory or a list of them, one for each seed.")
+        raise ValueError(
+            f"curve {label!r} is {seeds!r}, expected a Trajectory or a list of them, one for each seed."
+        )
     columns = [_column(label, run, metric) for run in seeds]
     ends = [_end(run, column) for run, column in zip(seeds, columns, strict=True)]
     n_ended = sum(end < len(run.step) for run, end in zip(seeds, ends, strict=True))
@@ -298,7 +328,9 @@ def _seeds(label, seeds, metric, x):
 
 def _column(label, run, metric):
     if metric not in run.metrics:
-        raise ValueError(f"curve {label!r} has no metric {metric!r}, expected one of {sorted(run.metrics)}.")
+        raise ValueError(
+            f"curve {label!r} has no metric {metric!r}, expected one of {sorted(run.metrics)}."
+        )
     return np.asarray(run.metrics[metric], float)
 
 
@@ -315,7 +347,9 @@ def _band(ax, where, values, label, style, *, ended):
     ax.plot(where, mean, label=label, **style)
     if len(values) > 1:
         spread = values.std(0, ddof=1)
-        ax.fill_between(where, mean - spread, mean + spread, color=style["color"], alpha=0.18, linewidth=0)
+        ax.fill_between(
+            where, mean - spread, mean + spread, color=style["color"], alpha=0.18, linewidth=0
+        )
     if ended:
         ax.plot(where[-1:], mean[-1:], "x", color=style["color"], markersize=9, markeredgewidth=2)
 
@@ -345,7 +379,9 @@ def _fit_range(alpha, fit_range):
 
 def _numbers(name, values):
     """Lists and arrays of real numbers as an array, in its own dtype where that is floating point."""
-    return np.asarray(guards.real(name, np.asarray(values) if isinstance(values, (list, tuple)) else values))
+    return np.asarray(
+        guards.real(name, np.asarray(values) if isinstance(values, (list, tuple)) else values)
+    )
 
 
 def _mean_and_spread(label, values, alpha):
@@ -372,7 +408,9 @@ def _fit(label, alpha, values, fit_range):
 def _mark_infinity(ax, finite, infinity):
     """Ticks at the decades of the finite scales, and at infinity behind a gap."""
     ax.axvline(infinity / 10**0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
-    decades = 10.0 ** np.arange(np.floor(np.log10(finite.min())), np.floor(np.log10(finite.max())) + 1)
+    decades = 10.0 ** np.arange(
+        np.floor(np.log10(finite.min())), np.floor(np.log10(finite.max())) + 1
+    )
     names = [f"$10^{{{round(np.log10(decade))}}}$" for decade in decades]
     ax.set_xticks([*decades, infinity], [*names, r"$\infty$"])
     ax.set_xticks([], minor=True)
@@ -437,4 +475,6 @@ def _check_choice(name, value, choices):
 
 def _check_named(entries, name, kind):
     if not isinstance(entries, Mapping) or not entries:
-        raise ValueError(f"{name} is {entries!r}, expected a dictionary {{label: {kind}}} with at least one entry.")
+        raise ValueError(
+            f"{name} is {entries!r}, expected a dictionary {{label: {kind}}} with at least one entry."
+        )

@@ -22,11 +22,12 @@ __all__ = ["ComputeIn", "carried_scale", "compute_in", "largest_alpha", "remat"]
 def compute_in(apply: Apply, dtype: Any) -> Partial:
     """The function `round(h(round(w), round(x)))`: weights and inputs cast to `dtype`, outputs back to that of w.
 
-    With `jnp.bfloat16` activations take half the memory and matrix products run on the fast units of an accelerator,
-    while the weights that an optimizer updates stay float32, and so do gradients. Wrap the network before its
-    transforms: `lazy(compute_in(apply, jnp.bfloat16), params0, alpha)`. Displacements below the rounding of the
-    weights, 2^-9 of them in bfloat16, then vanish at large finite alpha; the tangent model at alpha = inf has no
-    such limit, since u is rounded by itself.
+    With `jnp.bfloat16` activations take half the memory and matrix products run on the fast units
+    of an accelerator, while the weights that an optimizer updates stay float32, and so do
+    gradients. Wrap the network before its transforms: `lazy(compute_in(apply, jnp.bfloat16),
+    params0, alpha)`. Displacements below the rounding of the weights, 2^-9 of them in bfloat16,
+    then vanish at large finite alpha; the tangent model at alpha = inf has no such limit, since u
+    is rounded by itself.
 
     Args:
         apply: Model h.
@@ -41,7 +42,9 @@ def compute_in(apply: Apply, dtype: Any) -> Partial:
         Array([[1.]], dtype=float32)
     """
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"compute_in got dtype={dtype!r}, expected a floating-point type such as jnp.bfloat16.")
+        raise TypeError(
+            f"compute_in got dtype={dtype!r}, expected a floating-point type such as jnp.bfloat16."
+        )
     return Partial(ComputeIn(jnp.dtype(dtype)), as_partial(apply))
 
 
@@ -49,9 +52,10 @@ def compute_in(apply: Apply, dtype: Any) -> Partial:
 def remat(model: Model) -> Model:
     """The same model, whose inside is computed again in the backward pass: only its input is kept.
 
-    A network of B blocks `serial(*[remat(block) for block in blocks])` holds B inputs and the inside of one block
-    at a time, for one more forward pass. The parameters' names are those of `model`. On a CPU, XLA merges the second
-    computation with the first (it drops the optimization barrier between them): it costs and saves nothing there.
+    A network of B blocks `serial(*[remat(block) for block in blocks])` holds B inputs and the
+    inside of one block at a time, for one more forward pass. The parameters' names are those of
+    `model`. On a CPU, XLA merges the second computation with the first (it drops the optimization
+    barrier between them): it costs and saves nothing there.
 
     Args:
         model: A block of several layers; a single layer saves nothing.
@@ -75,9 +79,9 @@ def remat(model: Model) -> Model:
 def largest_alpha(apply: Apply, params0: Params) -> float:
     """The largest finite alpha `1 / (32 eps)` of a lazy function, eps the rounding of its weights and its computation.
 
-    It is 2.6e5 in float32, 1.4e14 in float64, 32 in float16 and 4 in bfloat16. There the displacement of a unit u is 32
-    times the spacing of numbers around a unit weight, and outputs after training are 5 to 30 % off; the error grows in
-    proportion to alpha.
+    It is 2.6e5 in float32, 1.4e14 in float64, 32 in float16 and 4 in bfloat16. There the
+    displacement of a unit u is 32 times the spacing of numbers around a unit weight, and outputs
+    after training are 5 to 30 % off; the error grows in proportion to alpha.
 
     Args:
         apply: Model h; of `compute_in` the type counts too.
@@ -93,8 +97,9 @@ def largest_alpha(apply: Apply, params0: Params) -> float:
 def carried_scale(alpha, apply, params0):
     """The scale itself if the dtype carries it; a traced one that it does not carry becomes the most accurate one.
 
-    At alpha the exact function is O(1 / alpha) from the tangent model and rounding costs O(alpha eps): their sum is
-    smallest at `1 / sqrt(eps)`, and no larger alpha is evaluated more closely anywhere else.
+    At alpha the exact function is O(1 / alpha) from the tangent model and rounding costs O(alpha
+    eps): their sum is smallest at `1 / sqrt(eps)`, and no larger alpha is evaluated more closely
+    anywhere else.
 
     Raises:
         ValueError: If it is above `largest_alpha`, or zero in the dtype.
@@ -113,7 +118,9 @@ def carried_scale(alpha, apply, params0):
             f"alpha got {alpha:g}, expected at most {largest:.3g}, all that the dtype of the weights carries, since "
             "u / alpha is lost in their rounding: use alpha=inf, the tangent model, or float64 weights and inputs."
         )
-    return guards.number("alpha", alpha, at_least=smallest, fix="a smaller one is zero in the dtype of the weights")
+    return guards.number(
+        "alpha", alpha, at_least=smallest, fix="a smaller one is zero in the dtype of the weights"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +136,16 @@ class ComputeIn:
 
 
 def _cast(tree, dtype):
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, tree
+    )
 
 
 def _dtype_of(params, outputs):
     """Type of the first floating-point weight; that of the outputs if there is none."""
-    found = (leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    found = (
+        leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )
     return next(found, outputs.dtype)
 
 
@@ -144,4 +155,6 @@ def _dtypes(apply, params0):
     while isinstance(apply, Partial):
         dtypes += [apply.func.dtype] if isinstance(apply.func, ComputeIn) else []
         apply = apply.args[0] if apply.args else None
-    return [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or [jnp.result_type(float)]
+    return [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or [
+        jnp.result_type(float)
+    ]

@@ -1,8 +1,9 @@
 """Compiled programs of functions that are built again and again: equal ones share one, and a bounded number is kept.
 
-`jax.jit` knows a function by its address and keeps each program as long as the function lives: a network built anew for
-each step of a search compiles anew, and its programs fill the memory maps of the process until it dies. Here programs
-are known by what they compute: by their text and the arrays it closes over.
+`jax.jit` knows a function by its address and keeps each program as long as the function lives: a
+network built anew for each step of a search compiles anew, and its programs fill the memory maps of
+the process until it dies. Here programs are known by what they compute: by their text and the
+arrays it closes over.
 """
 
 from __future__ import annotations
@@ -24,7 +25,16 @@ from jax.tree_util import Partial
 from lazynet.tiles import digest, reserved
 from lazynet.trees import is_traced
 
-__all__ = ["Compiled", "PerFunction", "Program", "fingerprint", "program", "first_line", "refuse_state", "shape_of"]
+__all__ = [
+    "Compiled",
+    "PerFunction",
+    "Program",
+    "fingerprint",
+    "program",
+    "first_line",
+    "refuse_state",
+    "shape_of",
+]
 
 KEPT = 128
 """Programs that stay: each takes some 50 memory maps, of which Linux gives a process 65,530, and 3 MB or more."""
@@ -91,12 +101,14 @@ class Program:
         return sizes[shardings]
 
 
-def program(function: Callable, static: Hashable, *args: Any, donate: tuple[int, ...] = ()) -> Program:
+def program(
+    function: Callable, static: Hashable, *args: Any, donate: tuple[int, ...] = ()
+) -> Program:
     """The compiled `function(static, *args)`, for arguments of the same structure, shapes and dtypes as these.
 
-    Functions in `static` or in the structure of `args` (a `Partial`) may have been built anew: the program of an equal
-    function is found by its text. Traced arguments get a program that is shared with the same functions only, since
-    equal programs may have other derivatives.
+    Functions in `static` or in the structure of `args` (a `Partial`) may have been built anew: the
+    program of an equal function is found by its text. Traced arguments get a program that is shared
+    with the same functions only, since equal programs may have other derivatives.
 
     Args:
         function: A function at module level, pure.
@@ -116,7 +128,14 @@ def program(function: Callable, static: Hashable, *args: Any, donate: tuple[int,
     """
     traced = is_traced(args)
     structures = [jax.tree.structure(arg) for arg in args]
-    known_by = function, static, tuple(structures), tuple(map(_abstract, jax.tree.leaves(args))), donate, traced
+    known_by = (
+        function,
+        static,
+        tuple(structures),
+        tuple(map(_abstract, jax.tree.leaves(args))),
+        donate,
+        traced,
+    )
     key = known_by, jax.dtypes.canonicalize_dtype(np.float64)  # which depends on a setting of jax
     found = _kept.get(key)
     if found is None:
@@ -129,12 +148,14 @@ def program(function: Callable, static: Hashable, *args: Any, donate: tuple[int,
 class PerFunction:
     """`jax.jit(program)` that keeps what it compiled for the last functions among its arguments, and no more.
 
-    JAX keeps what it compiled as long as the compiled object lives, so that a loop over new lambdas, rebuilt models or
-    optimizers would fill the memory. Here each function has an object of its own, and the one that was not used for
-    longest goes. Equal functions are not recognized, in return for a call that costs as little as that of `jax.jit`.
+    JAX keeps what it compiled as long as the compiled object lives, so that a loop over new
+    lambdas, rebuilt models or optimizers would fill the memory. Here each function has an object of
+    its own, and the one that was not used for longest goes. Equal functions are not recognized, in
+    return for a call that costs as little as that of `jax.jit`.
 
     Args:
-        program: A function, of which some arguments are functions or hold them in their structure (a `Partial`).
+        program: A function, of which some arguments are functions or hold them in their structure
+            (a `Partial`).
         by: The positions of these arguments.
         static_argnums: Those that `jax.jit` takes as static.
         **options: Others of `jax.jit`.
@@ -164,7 +185,9 @@ class PerFunction:
 
     def of(self, *args: Any) -> Any:
         """The compiled object for the functions in these arguments; arrays that they carry are no part of its name."""
-        name = tuple(args[i] if i in self._static else jax.tree.structure(args[i]) for i in self._by)
+        name = tuple(
+            args[i] if i in self._static else jax.tree.structure(args[i]) for i in self._by
+        )
         with self._lock:
             if name not in self._compiled:
                 # jax remembers by the identity of what it compiles, hence a new object
@@ -194,7 +217,8 @@ class PerFunction:
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """Shapes of the value. `jax.eval_shape` of this object would hold what is compiled for these functions.
 
-        It keeps the traced program as long as the object that it traced lives, and that program keeps its executable.
+        It keeps the traced program as long as the object that it traced lives, and that program
+        keeps its executable.
         """
         return self.of(*args).eval_shape(*args, **kwargs)
 
@@ -237,7 +261,9 @@ def first_line(error: Exception) -> str:
         >>> first_line(ValueError("no such axis\nmore"))
         'ValueError: no such axis'
     """
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+        :300
+    ]
 
 
 def fingerprint(traced: Any) -> str:
@@ -298,7 +324,8 @@ def _new(function, static, args, donate):
 def _shared(new, leaves):
     """The new program, or the structure of its result with the function of an equal one that is still kept."""
     traced = new.compiled.jitted.trace(*leaves)
-    # Values that an outer transformation traces (a W_std in grad) are arguments of the program, not of its text.
+    # Values that an outer transformation traces (a W_std in grad) are arguments of the program, not
+    # of its text.
     if len(traced.jaxpr.jaxpr.invars) > len(leaves) or is_traced(traced.jaxpr.consts):
         return new
     if sum(array.nbytes for array in closed_over(traced.jaxpr)) > COMPARED:
@@ -310,7 +337,8 @@ def _shared(new, leaves):
 
 
 def _named(traced, text):
-    # Where constants are arguments of a program (JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS), its text lacks their values.
+    # Where constants are arguments of a program (JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS), its text
+    # lacks their values.
     values = [digest(*closed_over(traced.jaxpr))] if "jax.const" in text else []
     return hashlib.sha256("".join([text, *values]).encode()).hexdigest()
 
@@ -337,7 +365,11 @@ def _is_program(value: Any) -> bool:
 def _abstract(leaf: Any) -> Hashable:
     """Shape and dtype of an array, the type of a number."""
     is_array = hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    return (tuple(leaf.shape), leaf.dtype, getattr(leaf, "weak_type", False)) if is_array else type(leaf)
+    return (
+        (tuple(leaf.shape), leaf.dtype, getattr(leaf, "weak_type", False))
+        if is_array
+        else type(leaf)
+    )
 
 
 def _leaves_of(args, chosen):

@@ -1,7 +1,8 @@
 """Functions that know how they were made: they pickle, and equal recipes make one and the same function.
 
-A layer is a few functions that share constants, closures of the function that makes them. Closures neither pickle, so
-that no process could be given one, nor compare, so that the same network built again would be compiled again.
+A layer is a few functions that share constants, closures of the function that makes them. Closures
+neither pickle, so that no process could be given one, nor compare, so that the same network built
+again would be compiled again.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class _Named(NamedTuple):
 def named(value: Any) -> Any:
     """A wrapped function as the name that its module gives it, if there is one; all else as it is.
 
-    Pickle looks for the plain function that `jit` and `custom_jvp` have wrapped, and refuses what it finds under its
-    name: `jnp.tanh`, `jax.nn.relu`, and those of users.
+    Pickle looks for the plain function that `jit` and `custom_jvp` have wrapped, and refuses what
+    it finds under its name: `jnp.tanh`, `jax.nn.relu`, and those of users.
 
     Example:
         >>> import jax
@@ -83,7 +84,9 @@ class _Made(NamedTuple):
 
 
 def _made(module: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Made:
-    return _Made(module, name, tuple(map(found, args)), {key: found(value) for key, value in kwargs.items()})
+    return _Made(
+        module, name, tuple(map(found, args)), {key: found(value) for key, value in kwargs.items()}
+    )
 
 
 class Function:
@@ -125,8 +128,9 @@ class Function:
 def recipe(maker: Maker) -> Maker:
     """The same function, whose result, or each function of the tuple that it returns, is a `Function`.
 
-    Arguments are compared by value where they are numbers, text, tuples, or functions made by recipes, and by identity
-    otherwise. They pickle if arrays and functions among them do: functions at the level of a module, no lambdas.
+    Arguments are compared by value where they are numbers, text, tuples, or functions made by
+    recipes, and by identity otherwise. They pickle if arrays and functions among them do: functions
+    at the level of a module, no lambdas.
 
     Args:
         maker: Function at the level of a module.

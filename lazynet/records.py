@@ -14,8 +14,9 @@ __all__ = ["Data", "Gram", "Trajectory"]
 class Data(NamedTuple):
     """Inputs and targets of n examples.
 
-    Targets are always two-dimensional and floating point: one-hot (or centered one-hot) rows for classification,
-    `[n, 1]` for a scalar regression. A loss refuses `[n]` against `[n, 1]`, the classic silent broadcast.
+    Targets are always two-dimensional and floating point: one-hot (or centered one-hot) rows for
+    classification, `[n, 1]` for a scalar regression. A loss refuses `[n]` against `[n, 1]`, the
+    classic silent broadcast.
 
     Attributes:
         x: Inputs, batch first, channels last.
@@ -51,14 +52,15 @@ class Gram(NamedTuple):
 class Trajectory(NamedTuple):
     """A training curve, whatever produced it: gradient descent, a linearized model or a kernel flow.
 
-    `time` is the common clock: the cumulated learning rate divided by (1 - momentum), so that training of any
-    alpha and the kernel gradient flow can be drawn on one axis.
+    `time` is the common clock: the cumulated learning rate divided by (1 - momentum), so that
+    training of any alpha and the kernel gradient flow can be drawn on one axis.
 
     Attributes:
         step: Optimizer steps at which the metrics were recorded (-1 where a flow has none).
         time: Gradient-flow time at these steps.
         metrics: Named curves, the first axis of each is the same as that of `step`.
-        params: Final parameters (the displacement u for a `lazy` function), None for kernel dynamics.
+        params: Final parameters (the displacement u for a `lazy` function), None for kernel
+            dynamics.
         diverged_at: First recorded step with a non-finite training loss, None if there is none.
 
     Example:

@@ -35,7 +35,8 @@ class Store(NamedTuple):
     """Where tiles go.
 
     Attributes:
-        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files, which are read-only.
+        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files, which are
+            read-only.
         done: For each tile the checksum of what was written, 0 for a tile that is missing.
 
     Example:
@@ -95,21 +96,25 @@ def assemble(
 ) -> Mapping[str, np.ndarray]:
     """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
 
-    With files, each process takes every `jax.process_count()`-th tile; in memory, which processes do not share, each
-    takes all. Each device of a process computes one tile at a time while the last one is written; several devices have
-    a thread each, without which those of a CPU would wait for each other.
+    With files, each process takes every `jax.process_count()`-th tile; in memory, which processes
+    do not share, each takes all. Each device of a process computes one tile at a time while the
+    last one is written; several devices have a thread each, without which those of a CPU would wait
+    for each other.
 
     Args:
-        compute: `compute(device, tile) -> {name: block}` on that device; it need not wait for the result. A block may
-            be larger than its tile, whose first rows and columns then count.
+        compute: `compute(device, tile) -> {name: block}` on that device; it need not wait for the
+            result. A block may be larger than its tile, whose first rows and columns then count.
         every: All tiles.
         store: Where the tiles go.
-        mirror: For a symmetric matrix, the order of axes that turns a block into its mirror image, for each name.
+        mirror: For a symmetric matrix, the order of axes that turns a block into its mirror image,
+            for each name.
         progress: Whether to show a progress bar with the time left.
-        check: Called with the blocks of each tile computed, raises an error for those that are not to be written.
+        check: Called with the blocks of each tile computed, raises an error for those that are not
+            to be written.
 
     Returns:
-        The matrices of the store; maps of files are read-only, since what is written into them is in the file.
+        The matrices of the store; maps of files are read-only, since what is written into them is
+        in the file.
 
     Example:
         >>> store = open_store(None, {"k": (3, 3)}, np.float64, count=3, identity={})
@@ -120,11 +125,17 @@ def assemble(
     devices = jax.local_devices()
     shared = any(isinstance(matrix, np.memmap) for matrix in store.matrices.values())
     first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
-    missing = [index for index in range(first, len(every), turns) if not _intact(store, every, index, mirror)]
+    missing = [
+        index
+        for index in range(first, len(every), turns)
+        if not _intact(store, every, index, mirror)
+    ]
     target = _for_writing(store) if missing else store
     with _bar(len(missing), progress) as advance:
         with tile_advice(max(len(rows) for rows, _ in every)):
-            for index, blocks in _dealt(lambda device, index: compute(device, every[index]), missing, devices):
+            for index, blocks in _dealt(
+                lambda device, index: compute(device, every[index]), missing, devices
+            ):
                 check(blocks)
                 _write(target, every, index, blocks, mirror)
                 advance()
@@ -139,7 +150,8 @@ def assemble(
 def tile_advice(side: int) -> Iterator[None]:
     """Turns what XLA says of a device without memory into the tile that has a chance.
 
-    Results must be waited for in the block: XLA computes later, and ends the process if a result that failed is read.
+    Results must be waited for in the block: XLA computes later, and ends the process if a result
+    that failed is read.
 
     Args:
         side: Of the tiles computed in the block.
@@ -160,7 +172,11 @@ def tile_advice(side: int) -> Iterator[None]:
         if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
             raise
         reason = str(error).splitlines()[0]
-        way_out = "use smaller inputs" if side == 1 else f"pass tile={side // 2}, which takes a quarter of it"
+        way_out = (
+            "use smaller inputs"
+            if side == 1
+            else f"pass tile={side // 2}, which takes a quarter of it"
+        )
         raise MemoryError(
             f"a tile of side {side} does not fit the memory of the device ({reason}): {way_out}."
         ) from error
@@ -170,7 +186,11 @@ def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]
     """Results in the order of the indices, the next one of each device under way while the last is used."""
     queue: collections.deque[tuple[int, Callable[[], Mapping[str, Any]]]] = collections.deque()
     with contextlib.ExitStack() as stack:
-        threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices] if len(devices) > 1 else []
+        threads = (
+            [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices]
+            if len(devices) > 1
+            else []
+        )
 
         def start(place, index):
             if threads:
@@ -192,14 +212,19 @@ def _finished(compute, device, index):
 
 
 def open_store(
-    folder: str | os.PathLike | None, shapes: Mapping[str, tuple[int, ...]], dtype: Any, count: int, identity: dict
+    folder: str | os.PathLike | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: Any,
+    count: int,
+    identity: dict,
 ) -> Store:
     """A store in memory, or one in a folder that a killed run left and that is continued.
 
-    The folder holds `<name>.npy` for each matrix, `done.npy` and `manifest.json`. It appears complete or not at all,
-    and a tile counts as done only after all of it was written, so a run may be killed at any moment. A tile whose
-    values do not have the checksum they were written with is computed again. What a process that was killed while it
-    made the folder left beside it is removed. A finished store needs no permission to write.
+    The folder holds `<name>.npy` for each matrix, `done.npy` and `manifest.json`. It appears
+    complete or not at all, and a tile counts as done only after all of it was written, so a run may
+    be killed at any moment. A tile whose values do not have the checksum they were written with is
+    computed again. What a process that was killed while it made the folder left beside it is
+    removed. A finished store needs no permission to write.
 
     Args:
         folder: Path, or None for memory.
@@ -210,14 +235,18 @@ def open_store(
 
     Raises:
         TypeError: If `.npy` files have no such dtype.
-        ValueError: If the folder belongs to another kernel, naming the entries that differ, or lacks a file.
+        ValueError: If the folder belongs to another kernel, naming the entries that differ, or
+            lacks a file.
 
     Example:
         >>> open_store(None, {"ntk": (2, 2)}, np.float32, count=1, identity={}).done.tolist()
         [0]
     """
     if folder is None:
-        return Store({name: np.empty(shape, dtype) for name, shape in shapes.items()}, np.zeros(count, np.uint32))
+        return Store(
+            {name: np.empty(shape, dtype) for name, shape in shapes.items()},
+            np.zeros(count, np.uint32),
+        )
     folder = given_path("store", folder)
     if np.dtype(dtype).kind not in "biufc":
         raise TypeError(
@@ -229,7 +258,9 @@ def open_store(
         files = {name: (shape, dtype) for name, shape in shapes.items()}
         _create(folder, {**files, "done": ((count,), np.uint32)}, json.dumps(identity, indent=1))
     _check(folder, identity)
-    matrices = {name: _mapped(folder / f"{name}.npy", shape, dtype) for name, shape in shapes.items()}
+    matrices = {
+        name: _mapped(folder / f"{name}.npy", shape, dtype) for name, shape in shapes.items()
+    }
     return Store(matrices, _mapped(folder / "done.npy", (count,), np.uint32))
 
 
@@ -310,7 +341,9 @@ def _write(store, every, index, blocks, mirror):
         values = np.asarray(blocks[name])[: len(rows), : len(columns)]
         matrix[rows.start : rows.stop, columns.start : columns.stop] = values
         if mirror is not None:
-            matrix[columns.start : columns.stop, rows.start : rows.stop] = values.transpose(mirror[name])
+            matrix[columns.start : columns.stop, rows.start : rows.stop] = values.transpose(
+                mirror[name]
+            )
         _flush(matrix)
     store.done[index] = _checksum(store, every[index], mirror)
     _flush(store.done)

@@ -106,7 +106,9 @@ def power_of_two(a: Params) -> Array:
         >>> float(power_of_two({"w": jnp.array([3.0, -5.0])}))
         4.0
     """
-    largest = jax.tree.reduce(jnp.maximum, jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0), a))
+    largest = jax.tree.reduce(
+        jnp.maximum, jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0), a)
+    )
     largest = jax.lax.stop_gradient(largest * 1.0)
     exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
     return jnp.ldexp(jnp.asarray(0.5, largest.dtype), exponent)
@@ -187,7 +189,9 @@ def _check_sum(a: Params, b: Params) -> None:
         place = jax.tree_util.keystr(path)
         for name, value in (("a", leaf), ("b", other)):
             if getattr(getattr(value, "dtype", None), "kind", "") == "O":
-                raise TypeError(f"{name}{place} has dtype object, expected numbers: pass {name}.astype(float).")
+                raise TypeError(
+                    f"{name}{place} has dtype object, expected numbers: pass {name}.astype(float)."
+                )
         try:
             jnp.broadcast_shapes(jnp.shape(leaf), jnp.shape(other))
         except ValueError:

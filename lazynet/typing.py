@@ -1,7 +1,8 @@
 """Names for the shapes of things: the only place where array types get aliases.
 
-A network is a pure function `apply(params, x)` of a pytree of arrays and a batch (batch first, channels last).
-It takes no key and keeps no state, so `jax.jvp`, `jax.vjp` and `jax.vmap` apply to it without ceremony.
+A network is a pure function `apply(params, x)` of a pytree of arrays and a batch (batch first,
+channels last). It takes no key and keeps no state, so `jax.jvp`, `jax.vjp` and `jax.vmap` apply to
+it without ceremony.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # neural-tangents imports TensorFlow only through this module, which none of the comparisons use.
-sys.modules.setdefault("neural_tangents.experimental", types.ModuleType("neural_tangents.experimental"))
+sys.modules.setdefault(
+    "neural_tangents.experimental", types.ModuleType("neural_tangents.experimental")
+)
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ def precision_of(config, alpha: float) -> str:
 def products_of(alpha: float) -> str:
     """Precision of float32 products: full where a difference is multiplied by alpha, else the device's fastest.
 
-    That of recent GPUs keeps three digits (TF32), which the outputs of VGG-11 at alpha = 100 have lost.
+    That of recent GPUs keeps three digits (TF32), which the outputs of VGG-11 at alpha = 100 have
+    lost.
     """
     return "highest" if 1 < alpha < np.inf else "default"
 
@@ -46,7 +47,9 @@ def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
     steps, cells = vgg.steps(config.train, len(drawn.train.x)), {}
     with bar(console, "steps") as progress:
         task = progress.add_task("training", total=steps * len(config.alphas))
-        for alpha in sorted(config.alphas, key=lambda alpha: precision_of(config, alpha)):  # the cheap ones first
+        for alpha in sorted(
+            config.alphas, key=lambda alpha: precision_of(config, alpha)
+        ):  # the cheap ones first
             progress.update(task, description=f"alpha {alpha:g}")
             advance = advancing(progress, task, steps * len(cells))
             compute = partial(_train, config, problem(precision_of(config, alpha)), alpha, advance)
@@ -75,7 +78,14 @@ def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
 def _train(config, problem: vgg.Problem, alpha: float, advance, checkpoint: Path) -> dict[str, Any]:
     function = ln.lazy(problem.model.apply, problem.params0, alpha)
     with jax.default_matmul_precision(products_of(alpha)):
-        return vgg.trained(config, problem, function, partial(_final, problem, alpha, function), advance, checkpoint)
+        return vgg.trained(
+            config,
+            problem,
+            function,
+            partial(_final, problem, alpha, function),
+            advance,
+            checkpoint,
+        )
 
 
 def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
@@ -93,14 +103,17 @@ def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
 def _stability(problem: vgg.Problem, weights) -> dict[str, float]:
     """Shares of ReLU gates and of max-pools that are stable, over all test images."""
     means = _mean_over_batches(
-        lambda x: diagnostics.activation_stability(problem.model, weights, problem.params0, x)[1:3], problem.test
+        lambda x: diagnostics.activation_stability(problem.model, weights, problem.params0, x)[1:3],
+        problem.test,
     )
     return dict(zip(("stability", "pool_stability"), means.tolist(), strict=True))
 
 
 def _mean_over_batches(measure: Callable, data: Data) -> np.ndarray:
     parts = [data.x[i : i + BATCH] for i in range(0, len(data.x), BATCH)]
-    return np.average([np.array(measure(x), float) for x in parts], axis=0, weights=[len(x) for x in parts])
+    return np.average(
+        [np.array(measure(x), float) for x in parts], axis=0, weights=[len(x) for x in parts]
+    )
 
 
 def _compare_with_linearized(cells: dict[float, dict]) -> None:

@@ -12,7 +12,11 @@ from lazynet import plots
 
 __all__ = ["draw", "draw_epochs"]
 
-ACCURACIES = {"train_accuracy": "train", "test_accuracy": "test", "gated_accuracy": "test, gates of $w_0$"}
+ACCURACIES = {
+    "train_accuracy": "train",
+    "test_accuracy": "test",
+    "gated_accuracy": "test, gates of $w_0$",
+}
 STABILITIES = {
     "stability": "ReLU gates",
     "pool_stability": "max-pool winners",
@@ -36,7 +40,9 @@ def draw_epochs(config, cells: dict[float, dict], path: Path) -> None:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharex=True)
     for ax, part in zip(panels, ("train", "test"), strict=True):
-        for style, (alpha, cell) in zip(plots.curve_styles(len(cells)), sorted(cells.items()), strict=True):
+        for style, (alpha, cell) in zip(
+            plots.curve_styles(len(cells)), sorted(cells.items()), strict=True
+        ):
             curve = cell["curve"]
             epochs = curve.step / (config.data.n_train // config.train.batch_size)
             name = r"$\infty$ (linearized)" if math.isinf(alpha) else f"{alpha:g}"
@@ -53,8 +59,14 @@ def draw_epochs(config, cells: dict[float, dict], path: Path) -> None:
 def _panel(ax, summary, quantities, ylabel):
     alphas = [float(key.split("=")[1]) for key in summary if key.startswith("precision/alpha=")]
     place = _places(alphas)
-    for style, (name, label) in zip(plots.curve_styles(len(quantities)), quantities.items(), strict=True):
-        points = {a: summary[f"{name}/alpha={a:g}"] for a in sorted(alphas) if f"{name}/alpha={a:g}" in summary}
+    for style, (name, label) in zip(
+        plots.curve_styles(len(quantities)), quantities.items(), strict=True
+    ):
+        points = {
+            a: summary[f"{name}/alpha={a:g}"]
+            for a in sorted(alphas)
+            if f"{name}/alpha={a:g}" in summary
+        }
         finite = [a for a in points if math.isfinite(a)]
         style = style | {"markevery": None}
         ax.plot([place[a] for a in finite], [100 * points[a] for a in finite], label=label, **style)
@@ -74,10 +86,14 @@ def _places(alphas):
 
 def _name_scales(ax, place):
     finite = [a for a in place if math.isfinite(a)] or [1.0]
-    decades = 10.0 ** np.arange(math.floor(math.log10(min(finite))), math.floor(math.log10(max(finite))) + 1)
+    decades = 10.0 ** np.arange(
+        math.floor(math.log10(min(finite))), math.floor(math.log10(max(finite))) + 1
+    )
     names = [f"$10^{{{round(math.log10(decade))}}}$" for decade in decades]
     if math.inf in place:
-        ax.axvline(place[math.inf] / 30**0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+        ax.axvline(
+            place[math.inf] / 30**0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0
+        )
         decades, names = [*decades, place[math.inf]], [*names, "∞\n(linearized)"]
     ax.set_xticks(decades, names)
     ax.set_xticks([], minor=True)

@@ -1,20 +1,24 @@
 """VGG-11 on CIFAR-10, standard, gated and linearized at several widths, beside features and kernels that learn nothing.
 
-    python -m experiments run cifar10_linearized --preset smoke                       # digits, about a minute
-    python -m experiments run cifar10_linearized --set data.root=DIR                  # about 45 CPU minutes
-    python -m experiments run cifar10_linearized --preset paper --set data.root=DIR   # 50,000 images, meant for a GPU
+    python -m experiments run cifar10_linearized --preset smoke                       # digits,
+    about a minute python -m experiments run cifar10_linearized --set data.root=DIR
+    # about 45 CPU minutes python -m experiments run cifar10_linearized --preset paper --set
+    data.root=DIR   # 50,000 images, meant for a GPU
 
-One table. The three networks of a width start from the same weights and see the same batches with the same learning
-rate: the standard one (centered, alpha = 1), the gated one, whose ReLU gates and max-pooling winners stay those of the
-first weights, and the linearized one; eta0 = 1 is too large for the standard network at width 1/4, which then learns
-next to nothing (29 %), hence 0.5. Beside them, linear classifiers on what was not learned: scattering coefficients
-(the ridge is chosen on a fifth of the training images) and responses of whitened random patches (leave-one-out); and
-regression with the tangent kernel of an infinitely wide network of the same depth, nine layers with weights, which
-has no pools, for max-pooling has no such kernel and average-pooling an expensive one. It sees a stated subset only.
+One table. The three networks of a width start from the same weights and see the same batches with
+the same learning rate: the standard one (centered, alpha = 1), the gated one, whose ReLU gates and
+max-pooling winners stay those of the first weights, and the linearized one; eta0 = 1 is too large
+for the standard network at width 1/4, which then learns next to nothing (29 %), hence 0.5. Beside
+them, linear classifiers on what was not learned: scattering coefficients (the ridge is chosen on a
+fifth of the training images) and responses of whitened random patches (leave-one-out); and
+regression with the tangent kernel of an infinitely wide network of the same depth, nine layers with
+weights, which has no pools, for max-pooling has no such kernel and average-pooling an expensive
+one. It sees a stated subset only.
 
-Expected on CIFAR-10, and checked: at the largest width the standard network is ten points or more above its
-linearization, and so are both kinds of prior features. What the linearized network lacks is not a larger space of
-functions but a better kernel. `cifar10_alpha_sweep` says what training has in common with the published experiment.
+Expected on CIFAR-10, and checked: at the largest width the standard network is ten points or more
+above its linearization, and so are both kinds of prior features. What the linearized network lacks
+is not a larger space of functions but a better kernel. `cifar10_alpha_sweep` says what training has
+in common with the published experiment.
 """
 
 from __future__ import annotations
@@ -79,7 +83,15 @@ class Config:
     scattering: FeatureConfig = field(default_factory=FeatureConfig)
     patches: PatchConfig = field(default_factory=PatchConfig)
     kernel: KernelConfig = field(default_factory=KernelConfig)
-    ridges: Annotated[tuple[Positive, ...], Values(3, increasing=True)] = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+    ridges: Annotated[tuple[Positive, ...], Values(3, increasing=True)] = (
+        1e-5,
+        1e-4,
+        1e-3,
+        1e-2,
+        0.1,
+        1.0,
+        10.0,
+    )
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
 
@@ -89,7 +101,13 @@ class Config:
         for name in ("n_train", "n_test"):
             available = getattr(self.data, name)
             fix = f"those of {prefix}data.{name}"
-            guards.count(f"{prefix}kernel.{name}", getattr(self.kernel, name), at_least=0, at_most=available, fix=fix)
+            guards.count(
+                f"{prefix}kernel.{name}",
+                getattr(self.kernel, name),
+                at_least=0,
+                at_most=available,
+                fix=fix,
+            )
 
 
 _SMOKE = Config(
@@ -117,7 +135,11 @@ PRESETS = {
     ),
 }
 
-TITLES = {"scattering": "scattering, linear", "patches": "random patches, linear", "kernel": "infinite width, no pools"}
+TITLES = {
+    "scattering": "scattering, linear",
+    "patches": "random patches, linear",
+    "kernel": "infinite width, no pools",
+}
 
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
@@ -136,7 +158,10 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
 def summarize(config: Config, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Every number of every row under `number/row`, and the names of the rows."""
-    summary: dict[str, Any] = {"data": f"{config.data.title}, {config.data.n_test} test images", "rows": list(rows)}
+    summary: dict[str, Any] = {
+        "data": f"{config.data.title}, {config.data.n_test} test images",
+        "rows": list(rows),
+    }
     for row, numbers in rows.items():
         summary |= {f"{name}/{row}": value for name, value in numbers.items()}
     summary["diverged"] = [row for row, numbers in rows.items() if "diverged_at" in numbers]

@@ -33,10 +33,14 @@ def compute(config, folder: Path, console) -> dict[str, Row]:
     """All rows of the table."""
     parts = vgg.load_images(config.data)
     rows = _networks(config, parts, folder, console)
-    methods = {"scattering": _scattering, "patches": _patches} | ({"kernel": _kernel} if config.kernel.n_train else {})
+    methods = {"scattering": _scattering, "patches": _patches} | (
+        {"kernel": _kernel} if config.kernel.n_train else {}
+    )
     for name, method in methods.items():
         compute_row = partial(method, config, parts, folder, console)
-        rows[name] = store.stored_json(folder / "cells" / f"{name}.json", partial(_timed, compute_row))
+        rows[name] = store.stored_json(
+            folder / "cells" / f"{name}.json", partial(_timed, compute_row)
+        )
     return rows
 
 
@@ -49,7 +53,9 @@ def _networks(config, parts: Parts, folder: Path, console) -> dict[str, Row]:
             for kind in config.kinds:
                 progress.update(task, description=f"{kind}, width {width:g}")
                 advance = advancing(progress, task, steps * len(rows))
-                train = partial(vgg.trained, config, problem, function(kind, problem), _nothing, advance)
+                train = partial(
+                    vgg.trained, config, problem, function(kind, problem), _nothing, advance
+                )
                 cell = stored_cell(folder / "cells" / f"{kind},width={width:g}.npz", train)
                 rows[f"{kind}/width={width:g}"] = _network_row(problem, cell)
                 advance(steps)
@@ -72,8 +78,13 @@ def _network_row(problem: vgg.Problem, cell: dict[str, Any]) -> Row:
     counts = _sizes(problem.train, problem.test)
     counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(problem.params0))
     if cell["curve"].diverged_at is not None:
-        return counts | {"diverged_at": cell["curve"].diverged_at, "seconds": cell["final"]["seconds"]}
-    return counts | {name: cell["final"][name] for name in ("train_accuracy", "test_accuracy", "seconds")}
+        return counts | {
+            "diverged_at": cell["curve"].diverged_at,
+            "seconds": cell["final"]["seconds"],
+        }
+    return counts | {
+        name: cell["final"][name] for name in ("train_accuracy", "test_accuracy", "seconds")
+    }
 
 
 def _sizes(train: Data, test: Data) -> Row:
@@ -105,7 +116,9 @@ def _patches(config, parts: Parts, folder: Path, console) -> Row:
     """Linear classification of the responses of whitened random patches."""
     with console.status("random patches, linear"):
         filters = draw_filters(config.patches, parts[0].x, config.seed)
-        train, test = (Data(patch_features(config.patches, filters, part.x), part.y) for part in parts)
+        train, test = (
+            Data(patch_features(config.patches, filters, part.x), part.y) for part in parts
+        )
         return leave_one_out_ridge(train, test, config.ridges) | _sizes(*parts)
 
 
@@ -115,9 +128,13 @@ def _kernel(config, parts: Parts, folder: Path, console) -> Row:
     model = zoo.cntk(config.kernel.depth, pooled=False)
     shown = console.is_terminal
     ntk = analytic_kernel(model, train.x, store=folder / "kernels" / "train", progress=shown).ntk
-    cross = analytic_kernel(model, test.x, train.x, store=folder / "kernels" / "test", progress=shown).ntk
+    cross = analytic_kernel(
+        model, test.x, train.x, store=folder / "kernels" / "test", progress=shown
+    ).ntk
     ridges = np.mean(np.diag(ntk)) * np.array(config.ridges)
-    hits = [_accuracy(outputs, train.y) for outputs in dynamics.leave_one_out(ntk, train, ridge=ridges)]
+    hits = [
+        _accuracy(outputs, train.y) for outputs in dynamics.leave_one_out(ntk, train, ridge=ridges)
+    ]
     best = int(np.argmax(hits))
     return {
         "train_accuracy": _accuracy(
@@ -135,7 +152,10 @@ def _kernel(config, parts: Parts, folder: Path, console) -> Row:
 def _subset(config, parts: Parts) -> Parts:
     """Balanced draws of standardized images, with centered targets."""
     sizes = (config.kernel.n_train, config.kernel.n_test)
-    drawn = [datasets.balanced_subset(part, n, seed=config.seed) for part, n in zip(parts, sizes, strict=True)]
+    drawn = [
+        datasets.balanced_subset(part, n, seed=config.seed)
+        for part, n in zip(parts, sizes, strict=True)
+    ]
     _, train, test = datasets.standardize(parts[0], *drawn, center="channel", scale="channel")
     return datasets.center_targets(train), datasets.center_targets(test)
 

@@ -21,11 +21,18 @@ def draw(config, summary: dict, path: Path) -> None:
     for style, kind in zip(styles, config.kinds, strict=False):
         names = {width: f"test_accuracy/{kind}/width={width:g}" for width in sorted(config.widths)}
         points = {width: 100 * summary[name] for width, name in names.items() if name in summary}
-        ax.plot(list(points), list(points.values()), label=f"{kind} network", **style | {"markevery": None})
+        ax.plot(
+            list(points),
+            list(points.values()),
+            label=f"{kind} network",
+            **style | {"markevery": None},
+        )
     for style, (row, label) in zip(styles[len(config.kinds) :], LINES.items(), strict=True):
         accuracy = 100 * summary[f"test_accuracy/{row}"]
         ax.axhline(accuracy, label=label, color=style["color"], linestyle=style["linestyle"])
-    ax.set(xscale="log", xlabel="width (factor of the channels of VGG-11)", ylabel="test accuracy (%)")
+    ax.set(
+        xscale="log", xlabel="width (factor of the channels of VGG-11)", ylabel="test accuracy (%)"
+    )
     ax.set_xticks(sorted(config.widths), [f"{width:g}" for width in sorted(config.widths)])
     ax.set_xticks([], minor=True)
     ax.set_xlim(min(config.widths) / 1.3, max(config.widths) * 1.3)

@@ -1,21 +1,23 @@
 """Kernels on small data: infinite networks beside tuned classical methods on tables, and on few images.
 
-    python -m experiments run kernel_small_data                    # tables and digits as images, about 10 minutes
-    python -m experiments run kernel_small_data --preset smoke     # about half a minute
-    python -m experiments run kernel_small_data --set data.name=cifar10 --set data.root=DIR      # about 30 minutes
-    python -m experiments run kernel_small_data --preset paper --set data.root=DIR               # meant for a GPU
+    python -m experiments run kernel_small_data                    # tables and digits as images,
+    about 10 minutes python -m experiments run kernel_small_data --preset smoke     # about half a
+    minute python -m experiments run kernel_small_data --set data.name=cifar10 --set data.root=DIR
+    # about 30 minutes python -m experiments run kernel_small_data --preset paper --set
+    data.root=DIR               # meant for a GPU
 
-Tables (iris, wine, breast cancer, digits): support vector machines on the tangent and NNGP kernels of fully-connected
-ReLU networks of depth 1 to 5, with the first k layers frozen, beside the RBF kernel and a random forest. Every method
-is tuned by the same nested cross-validation: each outer fold is predicted by the setting that was best in a
-cross-validation of the other folds. Expected: no method wins on all tables; differences are within the standard
-deviation over folds.
+Tables (iris, wine, breast cancer, digits): support vector machines on the tangent and NNGP kernels
+of fully-connected ReLU networks of depth 1 to 5, with the first k layers frozen, beside the RBF
+kernel and a random forest. Every method is tuned by the same nested cross-validation: each outer
+fold is predicted by the setting that was best in a cross-validation of the other folds. Expected:
+no method wins on all tables; differences are within the standard deviation over folds.
 
-Images: regression on centered one-hot targets with the kernels of a fully-connected network, of a convolutional one
-with a Flatten or a global average pool (CNTK), and of the Myrtle network on whitened images, from n = 10 to 1280
-training images in class-balanced draws. The ridge is chosen by the closed-form leave-one-out error of the training
-images. Expected on CIFAR-10: the whitened Myrtle kernel is best, by ten points at n = 160; a global pool
-gains nothing over Flatten below a few hundred images.
+Images: regression on centered one-hot targets with the kernels of a fully-connected network, of a
+convolutional one with a Flatten or a global average pool (CNTK), and of the Myrtle network on
+whitened images, from n = 10 to 1280 training images in class-balanced draws. The ridge is chosen by
+the closed-form leave-one-out error of the training images. Expected on CIFAR-10: the whitened
+Myrtle kernel is best, by ten points at n = 160; a global pool gains nothing over Flatten below a
+few hundred images.
 """
 
 from __future__ import annotations
@@ -81,7 +83,14 @@ class TablesConfig:
     depth: Count = 5
     outer: Annotated[int, Integer(2)] = 5
     inner: Annotated[int, Integer(2)] = 4
-    C: Annotated[tuple[Positive, ...], Values(1, increasing=True)] = (1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+    C: Annotated[tuple[Positive, ...], Values(1, increasing=True)] = (
+        1e-2,
+        1e-1,
+        1.0,
+        1e1,
+        1e2,
+        1e3,
+    )
     gammas: Count = 15
     trees: Count = 100
 
@@ -138,10 +147,14 @@ class Config:
 
 
 _CIFAR = DataConfig("cifar10", whitening_images=10_000, zca_bias=1e-5)
-_SMALL_TABLES = TablesConfig(("iris", "wine"), depth=2, outer=3, inner=3, C=(0.1, 1.0, 10.0), gammas=3, trees=30)
+_SMALL_TABLES = TablesConfig(
+    ("iris", "wine"), depth=2, outer=3, inner=3, C=(0.1, 1.0, 10.0), gammas=3, trees=30
+)
 
 PRESETS = {
-    "smoke": Config(tables=_SMALL_TABLES, images=ImagesConfig((10, 40), (10, 20), 2, 2, 100, 50, 2)),
+    "smoke": Config(
+        tables=_SMALL_TABLES, images=ImagesConfig((10, 40), (10, 20), 2, 2, 100, 50, 2)
+    ),
     "smoke/cifar10": Config(
         data=DataConfig("cifar10", whitening_images=200, zca_bias=1e-3),
         tables=_SMALL_TABLES,
@@ -150,10 +163,17 @@ PRESETS = {
     "laptop": Config(),
     "laptop/cifar10": Config(
         data=_CIFAR,
-        images=ImagesConfig(pooled_sizes=(10, 20, 40, 80, 160), draws=5, pooled_draws=2, n_test=2000, pooled_test=200),
+        images=ImagesConfig(
+            pooled_sizes=(10, 20, 40, 80, 160),
+            draws=5,
+            pooled_draws=2,
+            n_test=2000,
+            pooled_test=200,
+        ),
     ),
     "paper": Config(
-        data=_CIFAR, images=ImagesConfig(draws=20, pooled_draws=20, n_test=10_000, pooled_test=10_000, depth=14)
+        data=_CIFAR,
+        images=ImagesConfig(draws=20, pooled_draws=20, n_test=10_000, pooled_test=10_000, depth=14),
     ),
 }
 

@@ -31,9 +31,20 @@ def _bars(names, summary, ax) -> None:
         cells = [f"table={name}/method={method}" for name in names]
         heights = [100 * summary[f"test_accuracy/{cell}"] for cell in cells]
         errors = [100 * summary[f"test_accuracy_std/{cell}"] for cell in cells]
-        ax.bar(np.arange(len(names)) + (i - 1.5) / 5, heights, 0.19, yerr=errors, capsize=2, label=label)
+        ax.bar(
+            np.arange(len(names)) + (i - 1.5) / 5,
+            heights,
+            0.19,
+            yerr=errors,
+            capsize=2,
+            label=label,
+        )
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
-    ax.set(ylim=(85, 101), ylabel="accuracy of held-out folds, %", title="tables, nested cross-validation")
+    ax.set(
+        ylim=(85, 101),
+        ylabel="accuracy of held-out folds, %",
+        title="tables, nested cross-validation",
+    )
     ax.legend(fontsize=8, loc="lower right", ncols=2)
 
 
@@ -43,9 +54,18 @@ def _curves(summary, ax) -> None:
             rows = _row(summary, f"{kernel} ({kind})")
             values, errors = ([row[j] for row in rows.values()] for j in (0, 1))
             ax.errorbar(
-                list(rows), values, errors, fmt=style, color=f"C{i}", ms=4, capsize=2, label=f"{kernel}, {kind.upper()}"
+                list(rows),
+                values,
+                errors,
+                fmt=style,
+                color=f"C{i}",
+                ms=4,
+                capsize=2,
+                label=f"{kernel}, {kind.upper()}",
             )
-    ax.set(xscale="log", xlabel="training images n", ylabel="test accuracy, %", title=summary["images"])
+    ax.set(
+        xscale="log", xlabel="training images n", ylabel="test accuracy, %", title=summary["images"]
+    )
     ax.grid(alpha=0.3)
     if _kernels(summary):
         ax.legend(fontsize=7)
@@ -58,27 +78,39 @@ def _kernels(summary) -> list[str]:
 def _row(summary, kernel) -> dict[int, tuple[float, float]]:
     prefix = f"accuracy/kernel={kernel}/n="
     sizes = [int(key.removeprefix(prefix)) for key in summary if key.startswith(prefix)]
-    return {n: (summary[f"{prefix}{n}"], summary.get(f"accuracy_std/kernel={kernel}/n={n}", 0.0)) for n in sizes}
+    return {
+        n: (summary[f"{prefix}{n}"], summary.get(f"accuracy_std/kernel={kernel}/n={n}", 0.0))
+        for n in sizes
+    }
 
 
 def show_tables(summary: dict[str, Any], console) -> None:
     """One row for each table, one column for each method: accuracy, and the CPU seconds of its nested tuning."""
     from rich.table import Table
 
-    names = list(dict.fromkeys(key.split("table=")[1].split("/")[0] for key in summary if "table=" in key))
+    names = list(
+        dict.fromkeys(key.split("table=")[1].split("/")[0] for key in summary if "table=" in key)
+    )
     if not names:
         return
     table = Table(box=None, title="accuracy % ± std over outer folds (CPU s of tuning)")
     table.add_column("table", no_wrap=True, min_width=13)
     for method, label in METHODS.items():
-        table.add_column(f"{label}\n{summary[f'candidates/table={names[0]}/method={method}']} settings", no_wrap=True)
+        table.add_column(
+            f"{label}\n{summary[f'candidates/table={names[0]}/method={method}']} settings",
+            no_wrap=True,
+        )
     for name in names:
-        table.add_row(name, *(_tuned(summary, f"table={name}/method={method}") for method in METHODS))
+        table.add_row(
+            name, *(_tuned(summary, f"table={name}/method={method}") for method in METHODS)
+        )
     console.print(table)
 
 
 def _tuned(summary, cell) -> str:
-    mean, deviation = (100 * summary[f"{entry}/{cell}"] for entry in ("test_accuracy", "test_accuracy_std"))
+    mean, deviation = (
+        100 * summary[f"{entry}/{cell}"] for entry in ("test_accuracy", "test_accuracy_std")
+    )
     return f"{mean:.1f}±{deviation:.1f} ({summary[f'seconds/{cell}']:.0f})"
 
 
@@ -91,12 +123,18 @@ def show_images(summary: dict[str, Any], console) -> None:
         return
     for kind in ("ntk", "nngp"):
         rows = {kernel: _row(summary, f"{kernel} ({kind})") for kernel in kernels}
-        table = Table("n", box=None, title=f"{summary['images']}, {kind.upper()}: test accuracy % ± std over draws")
+        table = Table(
+            "n",
+            box=None,
+            title=f"{summary['images']}, {kind.upper()}: test accuracy % ± std over draws",
+        )
         for kernel in kernels:
             counts = f"{summary[f'draws/kernel={kernel}']} x {summary[f'test_images/kernel={kernel}']} test"
             table.add_column(f"{kernel}\n{counts}", no_wrap=True)
         for n in sorted({n for row in rows.values() for n in row}):
-            cells = [f"{row[n][0]:.1f} ± {row[n][1]:.1f}" if n in row else "-" for row in rows.values()]
+            cells = [
+                f"{row[n][0]:.1f} ± {row[n][1]:.1f}" if n in row else "-" for row in rows.values()
+            ]
             table.add_row(str(n), *cells)
         console.print(table)
     times = ", ".join(f"{kernel} {summary[f'seconds/kernel={kernel}']:.0f} s" for kernel in kernels)

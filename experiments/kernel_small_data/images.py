@@ -38,8 +38,14 @@ def learning_curves(config, folder: Path, console) -> dict[str, Any]:
     summary: dict[str, Any] = {"images": _label(config)}
     if not images.sizes:
         return summary
-    cases = {name: case for name, case in _cases(config).items() if images.pooled_sizes or not case.pooled}
-    draws = {name: images.pooled_draws if case.pooled else images.draws for name, case in cases.items()}
+    cases = {
+        name: case
+        for name, case in _cases(config).items()
+        if images.pooled_sizes or not case.pooled
+    }
+    draws = {
+        name: images.pooled_draws if case.pooled else images.draws for name, case in cases.items()
+    }
     for name, case in cases.items():
         chosen, seconds = [], 0.0
         for draw in range(draws[name]):
@@ -47,7 +53,9 @@ def learning_curves(config, folder: Path, console) -> dict[str, Any]:
             if not path.exists():
                 console.print(f"{name}, draw {draw + 1} of {draws[name]}", highlight=False)
             kernels = folder / "kernels" / f"{name},draw={draw}"
-            cell = store.stored_json(path, lambda d=draw, c=case, k=kernels: _draw(config, c, d, k, console))
+            cell = store.stored_json(
+                path, lambda d=draw, c=case, k=kernels: _draw(config, c, d, k, console)
+            )
             chosen.append(cell["chosen"])
             seconds += cell["seconds"]
         summary |= _entries(name, case, images, chosen, seconds)
@@ -62,7 +70,9 @@ def _entries(name, case, images, chosen, seconds) -> dict[str, Any]:
             values = 100 * np.array([draw[kind][str(n)]["accuracy"] for draw in chosen])
             key = f"kernel={name} ({kind})/n={n}"
             summary[f"accuracy/{key}"] = float(values.mean())
-            summary[f"ridge/{key}"] = float(np.median([draw[kind][str(n)]["ridge"] for draw in chosen]))
+            summary[f"ridge/{key}"] = float(
+                np.median([draw[kind][str(n)]["ridge"] for draw in chosen])
+            )
             if len(values) > 1:
                 summary[f"accuracy_std/{key}"] = float(values.std(ddof=1))
     summary[f"draws/kernel={name}"] = len(chosen)
@@ -86,13 +96,18 @@ def _draw(config, case: Case, draw: int, folder: Path, console) -> dict[str, Any
     """Accuracies and ridges of one draw for every n: smaller draws are parts of the largest, whose kernel serves."""
     images = config.images
     sizes = images.pooled_sizes if case.pooled else images.sizes
-    train, test = _load(config, case, max(sizes), images.pooled_test if case.pooled else images.n_test, draw)
+    train, test = _load(
+        config, case, max(sizes), images.pooled_test if case.pooled else images.n_test, draw
+    )
     start, shown = time.process_time(), console.is_terminal
     gram = analytic_kernel(case.network, train.x, store=f"{folder},train", progress=shown)
     cross = analytic_kernel(case.network, test.x, train.x, store=f"{folder},test", progress=shown)
     seconds = time.process_time() - start
     chosen = {
-        kind: {str(n): _regression(getattr(gram, kind), getattr(cross, kind), train, test, n) for n in sizes}
+        kind: {
+            str(n): _regression(getattr(gram, kind), getattr(cross, kind), train, test, n)
+            for n in sizes
+        }
         for kind in Gram._fields
     }
     return {"chosen": chosen, "seconds": seconds}
@@ -101,8 +116,8 @@ def _draw(config, case: Case, draw: int, folder: Path, console) -> dict[str, Any
 def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, float]:
     """Share of the test images that the first n training images classify, and the ridge that they choose.
 
-    The ridge of the most leave-one-out hits, the smallest one if several are equal: with one image of each class, none
-    of which the others can classify, it is the smallest of all.
+    The ridge of the most leave-one-out hits, the smallest one if several are equal: with one image
+    of each class, none of which the others can classify, it is the smallest of all.
     """
     kernel, cross = (np.asarray(values, np.float64) for values in (kernel[:n, :n], cross[:, :n]))
     own = Data(train.x[:n], train.y[:n])
@@ -110,7 +125,10 @@ def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, flo
     left_out = dynamics.leave_one_out(kernel, own, ridge=ridges)
     best = int(np.argmax(np.mean(left_out.argmax(-1) == own.y.argmax(-1), axis=1)))
     outputs = dynamics.kernel_regression(kernel, own, cross=cross, ridge=float(ridges[best]))
-    return {"accuracy": float(np.mean(outputs.argmax(1) == test.y.argmax(1))), "ridge": float(RIDGES[best])}
+    return {
+        "accuracy": float(np.mean(outputs.argmax(1) == test.y.argmax(1))),
+        "ridge": float(RIDGES[best]),
+    }
 
 
 def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Data]:
@@ -125,9 +143,16 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
     if case.whitened:
         _, train, test = datasets.zca(unlabeled, train, test, bias=config.data.zca_bias)
     else:
-        _, train, test = datasets.standardize(unlabeled, train, test, center="channel", scale="channel")
-    dtype, flat = np.dtype(config.precision), (lambda x: x.reshape(len(x), -1)) if case.vectors else (lambda x: x)
-    return tuple(Data(flat(part.x.astype(dtype)), datasets.center_targets(part).y) for part in (train, test))
+        _, train, test = datasets.standardize(
+            unlabeled, train, test, center="channel", scale="channel"
+        )
+    dtype, flat = (
+        np.dtype(config.precision),
+        (lambda x: x.reshape(len(x), -1)) if case.vectors else (lambda x: x),
+    )
+    return tuple(
+        Data(flat(part.x.astype(dtype)), datasets.center_targets(part).y) for part in (train, test)
+    )
 
 
 def _pool(config) -> tuple[Data, Data]:
@@ -138,4 +163,6 @@ def _pool(config) -> tuple[Data, Data]:
 
 
 def _label(config) -> str:
-    return config.data.label or {"digits": "digits as images", "cifar10": "CIFAR-10"}[config.data.name]
+    return (
+        config.data.label or {"digits": "digits as images", "cifar10": "CIFAR-10"}[config.data.name]
+    )

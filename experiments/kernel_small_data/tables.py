@@ -35,15 +35,23 @@ class Candidate(NamedTuple):
 @cache
 def relu_network(depth: int, frozen: int = 0) -> Model:
     """`depth` hidden ReLU layers without biases and a linear head, the first `frozen` of the layers not trained."""
-    layers = [part for _ in range(depth) for part in (Dense(1, 2**0.5, None), Relu())] + [Dense(1, 2**0.5, None)]
-    return serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :]) if frozen else serial(*layers)
+    layers = [part for _ in range(depth) for part in (Dense(1, 2**0.5, None), Relu())] + [
+        Dense(1, 2**0.5, None)
+    ]
+    return (
+        serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :])
+        if frozen
+        else serial(*layers)
+    )
 
 
 def compare_on_tables(config, folder: Path, console) -> dict[str, Any]:
     """Accuracy of each method on each table: mean and standard deviation over the outer folds, CPU time and choices."""
     summary: dict[str, Any] = {}
     cells = [(name, method) for name in config.tables.names for method in METHODS]
-    for name, method in track(cells, "tables", console=console, transient=True, disable=not console.is_terminal):
+    for name, method in track(
+        cells, "tables", console=console, transient=True, disable=not console.is_terminal
+    ):
         path = folder / "cells" / f"{name},{method}.json"
         cell = store.stored_json(path, lambda n=name, m=method: _nested(config, n, m))
         key = f"table={name}/method={method}"
@@ -64,7 +72,9 @@ def _nested(config, name, method) -> dict[str, Any]:
     for train, test in outer.split(data.x, labels):
         candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
         inner = list(_inner_folds(config, train, labels))
-        scores = [np.mean([one.score(fit, held_out) for fit, held_out in inner]) for one in candidates]
+        scores = [
+            np.mean([one.score(fit, held_out) for fit, held_out in inner]) for one in candidates
+        ]
         best, count = candidates[int(np.argmax(scores))], len(candidates)
         accuracies.append(float(np.mean(best.predict(train, test) == labels[test])))
         chosen.append(best.name)
@@ -93,7 +103,9 @@ def _standardized(data, train) -> Data:
     """All rows, in units of the standard deviation of each column over the training rows; constant columns dropped."""
     varying = np.ptp(data.x[train], axis=0) > 0
     kept = Data(np.asarray(data.x[:, varying], np.float64), data.y)
-    return datasets.standardize(Data(kept.x[train], kept.y[train]), kept, center="feature", scale="feature")[1]
+    return datasets.standardize(
+        Data(kept.x[train], kept.y[train]), kept, center="feature", scale="feature"
+    )[1]
 
 
 def _candidates(config, method, x, labels) -> Iterator[Candidate]:
@@ -108,14 +120,18 @@ def _candidates(config, method, x, labels) -> Iterator[Candidate]:
 def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
     """Kernels between all rows, each scaled to a mean of 1 on the diagonal."""
     if method == "rbf":
-        distances = np.sum((x[:, None] - x[None]) ** 2, axis=-1) if len(x) < 500 else _squared_distances(x)
+        distances = (
+            np.sum((x[:, None] - x[None]) ** 2, axis=-1) if len(x) < 500 else _squared_distances(x)
+        )
         scale = np.median(distances)
         for exponent in np.linspace(-7, 7, tables.gammas):
             yield f"gamma={2**exponent / scale:.3g}", np.exp(-(2**exponent) / scale * distances)
         return
     for depth in range(1, tables.depth + 1):
         for frozen in (depth,) if method == "nngp" else range(depth):
-            kernel = np.asarray(analytic_kernel(relu_network(depth, frozen), x.astype(np.float32)).ntk, np.float64)
+            kernel = np.asarray(
+                analytic_kernel(relu_network(depth, frozen), x.astype(np.float32)).ntk, np.float64
+            )
             name = f"depth={depth}" + (f", frozen={frozen}" if method == "ntk" else "")
             yield name, kernel / np.mean(np.diag(kernel))
 
@@ -132,7 +148,9 @@ def _machine(name, kernel, C, labels) -> Candidate:
         machine = SVC(C=C, kernel="precomputed").fit(kernel[np.ix_(fit, fit)], labels[fit])
         return machine.predict(kernel[np.ix_(held_out, fit)])
 
-    return Candidate(name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict)
+    return Candidate(
+        name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict
+    )
 
 
 def _forests(config, x, labels) -> Iterator[Candidate]:
@@ -141,12 +159,17 @@ def _forests(config, x, labels) -> Iterator[Candidate]:
     def candidate(share, leaf):
         def predict(fit, held_out):
             forest = RandomForestClassifier(
-                config.tables.trees, max_features=share, min_samples_leaf=leaf, random_state=config.seed
+                config.tables.trees,
+                max_features=share,
+                min_samples_leaf=leaf,
+                random_state=config.seed,
             )
             return forest.fit(x[fit], labels[fit]).predict(x[held_out])
 
         name = f"max_features={share}, min_samples_leaf={leaf}"
-        return Candidate(name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict)
+        return Candidate(
+            name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict
+        )
 
     for share in (0.1, "sqrt", 0.5):
         for leaf in (1, 3, 10):

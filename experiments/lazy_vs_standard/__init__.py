@@ -1,18 +1,20 @@
 """One network trained at every alpha, from standard to linearized, beside its infinite-width kernel.
 
-    python -m experiments run lazy_vs_standard                                       # digits, about a minute
-    python -m experiments run lazy_vs_standard --preset smoke                        # digits, some seconds
-    python -m experiments run lazy_vs_standard --set data.name=cifar10 --set data.root=DIR   # about 10 minutes
-    python -m experiments run lazy_vs_standard --preset paper --set data.root=DIR    # VGG-11, meant for a GPU
+    python -m experiments run lazy_vs_standard                                       # digits, about
+    a minute python -m experiments run lazy_vs_standard --preset smoke                        #
+    digits, some seconds python -m experiments run lazy_vs_standard --set data.name=cifar10 --set
+    data.root=DIR   # about 10 minutes python -m experiments run lazy_vs_standard --preset paper
+    --set data.root=DIR    # VGG-11, meant for a GPU
 
-Every alpha starts from the same weights and sees the same minibatches; only `lazy(apply, params0, alpha)` changes. The
-common clock is gradient-flow time, learning rate times steps over (1 - momentum). Expected: on CIFAR-10 the test
-accuracy falls as alpha grows, and from alpha = 100 on the curves coincide with the linearized one (alpha = inf). On
-digits the weight drift falls like 1/alpha, and with a smooth activation (`--set network.activation=erf`) so do the
-change of the tangent kernel and the distance to the linearized model; with `--set doubled=true` the last two fall like
-1/alpha^2. With ReLU, gates flip on real data and both fall only like alpha^(-1/2). The negative control
-`--set center=false` trains alpha h(w) itself, which starts at alpha h(w0) and is not lazy (alpha = inf then stands for
-the tangent of h, not centered).
+Every alpha starts from the same weights and sees the same minibatches; only `lazy(apply, params0,
+alpha)` changes. The common clock is gradient-flow time, learning rate times steps over (1 -
+momentum). Expected: on CIFAR-10 the test accuracy falls as alpha grows, and from alpha = 100 on the
+curves coincide with the linearized one (alpha = inf). On digits the weight drift falls like
+1/alpha, and with a smooth activation (`--set network.activation=erf`) so do the change of the
+tangent kernel and the distance to the linearized model; with `--set doubled=true` the last two fall
+like 1/alpha^2. With ReLU, gates flip on real data and both fall only like alpha^(-1/2). The
+negative control `--set center=false` trains alpha h(w) itself, which starts at alpha h(w0) and is
+not lazy (alpha = inf then stands for the tangent of h, not centered).
 """
 
 from __future__ import annotations
@@ -208,10 +210,14 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     cells, rates = train_cells(config, train, test, folder, console)
     clock = max(float(cell["curve"].time[-1]) for cell in cells.values())
     kernel, remark = kernel_curve(config, train, test, clock, folder, console)
-    curves = {f"seed={seed}/alpha={alpha:g}": cell["curve"] for (seed, alpha), cell in cells.items()}
+    curves = {
+        f"seed={seed}/alpha={alpha:g}": cell["curve"] for (seed, alpha), cell in cells.items()
+    }
     curves |= {} if kernel is None else {"kernel": kernel}
     arrays = {
-        f"{label}/{name}": value for label, curve in curves.items() for name, value in curve_arrays(curve).items()
+        f"{label}/{name}": value
+        for label, curve in curves.items()
+        for name, value in curve_arrays(curve).items()
     }
     save_arrays(folder / "trajectory.npz", arrays)
     summary = summarize(config, cells, rates, kernel, remark)
@@ -219,9 +225,15 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     return summary
 
 
-def summarize(config: Config, cells: dict, rates: list[dict], kernel, remark: str) -> dict[str, Any]:
+def summarize(
+    config: Config, cells: dict, rates: list[dict], kernel, remark: str
+) -> dict[str, Any]:
     """The numbers that a reader compares: means and standard deviations over seeds, and slopes in alpha."""
-    summary: dict[str, Any] = {"data": _data_label(config), "seeds": config.seeds, "precision": config.precision}
+    summary: dict[str, Any] = {
+        "data": _data_label(config),
+        "seeds": config.seeds,
+        "precision": config.precision,
+    }
     for name in (
         "test_accuracy",
         "train_loss",
@@ -239,7 +251,9 @@ def summarize(config: Config, cells: dict, rates: list[dict], kernel, remark: st
                     summary[f"{name}_std/alpha={alpha:g}"] = float(np.std(values, ddof=1))
     for name in ("param_drift", "ntk_change", "linearization_gap"):
         summary[f"slope/{name}"] = _slope(config, summary, name)
-    summary["diverged"] = [f"seed={s}/alpha={a:g}" for (s, a), c in cells.items() if c["curve"].diverged_at is not None]
+    summary["diverged"] = [
+        f"seed={s}/alpha={a:g}" for (s, a), c in cells.items() if c["curve"].diverged_at is not None
+    ]
     if kernel is None:
         summary["kernel_left_out"] = remark
     else:
@@ -248,7 +262,9 @@ def summarize(config: Config, cells: dict, rates: list[dict], kernel, remark: st
         summary["train_loss/kernel"] = float(kernel.metrics["train_loss"][-1])
     for seed, rate in enumerate(rates):
         summary |= {f"{name}/seed={seed}": value for name, value in rate.items()}
-    summary["lr_over_lr_max"] = float(np.mean([rate["learning_rate"] / rate["lr_max"] for rate in rates]))
+    summary["lr_over_lr_max"] = float(
+        np.mean([rate["learning_rate"] / rate["lr_max"] for rate in rates])
+    )
     return summary
 
 
@@ -256,7 +272,11 @@ def show(summary: dict[str, Any], console) -> None:
     """Prints the table of a summary; standard deviations over seeds beside the accuracies, all of them in the file."""
     from rich.table import Table
 
-    shown = {name: title for name, title in COLUMNS.items() if any(key.startswith(f"{name}/") for key in summary)}
+    shown = {
+        name: title
+        for name, title in COLUMNS.items()
+        if any(key.startswith(f"{name}/") for key in summary)
+    }
     table = Table("alpha", box=None, title=f"{summary['data']}, {summary['seeds']} seed(s)")
     for title in shown.values():
         table.add_column(title, no_wrap=True)
@@ -281,16 +301,23 @@ COLUMNS = {
 
 
 def _remarks(summary):
-    slopes = {name: summary.get(f"slope/{name}") for name in ("param_drift", "ntk_change", "linearization_gap")}
+    slopes = {
+        name: summary.get(f"slope/{name}")
+        for name in ("param_drift", "ntk_change", "linearization_gap")
+    }
     if None not in slopes.values():
-        named = [f"{COLUMNS[name]} {slope:.2f}".replace("\n", " ") for name, slope in slopes.items()]
+        named = [
+            f"{COLUMNS[name]} {slope:.2f}".replace("\n", " ") for name, slope in slopes.items()
+        ]
         yield "slopes in alpha: " + ", ".join(named)
     if summary.get("kernel_left_out"):
         yield f"no kernel row: {summary['kernel_left_out']}"
     elif summary.get("kernel_data"):
         yield f"kernel row: {summary['kernel_data']}"
     for seed in range(summary["seeds"]):
-        rate, bound, top = (summary[f"{name}/seed={seed}"] for name in ("learning_rate", "lr_max", "lambda_max"))
+        rate, bound, top = (
+            summary[f"{name}/seed={seed}"] for name in ("learning_rate", "lr_max", "lambda_max")
+        )
         fraction = f"learning rate {rate:.4g} = {rate / bound:.2f} of the largest stable one"
         yield f"seed {seed}: lambda_max(NTK)/n = {top:.4g}, {fraction}, {bound:.4g}"
     if summary["diverged"]:
@@ -304,7 +331,11 @@ def _cell(summary, name, column):
     if name in ("test_accuracy", "stability", "agreement"):
         digits = 2 if name == "stability" else 1
         text = f"{100 * mean:.{digits}f}"
-        return f"{text} ± {100 * deviation:.1f}" if name == "test_accuracy" and deviation is not None else text
+        return (
+            f"{text} ± {100 * deviation:.1f}"
+            if name == "test_accuracy" and deviation is not None
+            else text
+        )
     return "0" if mean == 0 else f"{mean:.2g}"
 
 
@@ -313,7 +344,11 @@ def _slope(config, summary, name):
 
     largest = 1000 if config.precision == "float64" else 100
     points = {a: summary.get(f"{name}/alpha={a:g}") for a in config.alphas if 10 <= a <= largest}
-    points = {alpha: value for alpha, value in points.items() if value is not None and 0 < value < math.inf}
+    points = {
+        alpha: value
+        for alpha, value in points.items()
+        if value is not None and 0 < value < math.inf
+    }
     return fit_slope(list(points), list(points.values())) if len(points) > 1 else None
 
 

@@ -31,20 +31,26 @@ def load_data(config) -> tuple[Data, Data]:
         train, test = datasets.standardize(train, test, center="feature", scale="global")
     else:
         root = datasets.data_root(data.root)
-        train, test = datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
+        train, test = datasets.cifar10(
+            root, download=data.download, n_train=data.n_train, n_test=data.n_test
+        )
         train, test = datasets.standardize(train, test, center="channel", scale="channel")
         if config.network.name == "mlp":
             train, test = (Data(part.x.reshape(len(part.x), -1), part.y) for part in (train, test))
     if config.loss == "mse":
         train, test = datasets.center_targets(train), datasets.center_targets(test)
     dtype = jnp.dtype(config.precision)
-    return tuple(jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), part) for part in (train, test))
+    return tuple(
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), part) for part in (train, test)
+    )
 
 
 def build(config) -> ln.Model:
     """The network of the configuration."""
     network = config.network
-    settings = dict(activation=ACTIVATIONS[network.activation](), W_std=network.W_std, b_std=network.b_std)
+    settings = dict(
+        activation=ACTIVATIONS[network.activation](), W_std=network.W_std, b_std=network.b_std
+    )
     if network.name == "mlp":
         model = zoo.mlp(network.widths, 10, **settings)
     elif network.name == "cnn":
@@ -73,22 +79,31 @@ def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple
     return cells, rates
 
 
-def kernel_curve(config, train: Data, test: Data, clock: float, folder: Path, console) -> tuple[Trajectory | None, str]:
+def kernel_curve(
+    config, train: Data, test: Data, clock: float, folder: Path, console
+) -> tuple[Trajectory | None, str]:
     """Gradient flow of the infinitely wide network on the common clock, and on which data; or None and the reason.
 
     Kernels of images, which take minutes, are stored tile by tile.
     """
     if config.network.name == "vgg11":
         return None, "max-pooling has no infinite-width limit in closed form"
-    train, test = (Data(part.x[: config.kernel_images], part.y[: config.kernel_images]) for part in (train, test))
+    train, test = (
+        Data(part.x[: config.kernel_images], part.y[: config.kernel_images])
+        for part in (train, test)
+    )
     label = f"{len(train.x)} train and {len(test.x)} test images"
     with console.status(f"infinite-width kernel of {label}"):
         model = build(config)
-        stores = [folder / "kernels" / name if train.x.ndim == 4 else None for name in ("train", "test")]
+        stores = [
+            folder / "kernels" / name if train.x.ndim == 4 else None for name in ("train", "test")
+        ]
         ntk = kernels.analytic_kernel(model, train.x, store=stores[0]).ntk
         cross = kernels.analytic_kernel(model, test.x, train.x, store=stores[1]).ntk
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
-        curve = dynamics.gradient_flow(ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test)
+        curve = dynamics.gradient_flow(
+            ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test
+        )
     return curve, label
 
 
@@ -108,23 +123,40 @@ class Start(NamedTuple):
 
 def _start(config, seed, model, train, test) -> Start:
     params0 = jax.jit(model.init)(jax.random.fold_in(jax.random.key(0), seed), train.x)
-    ntk0 = empirical.empirical_ntk(model.apply, params0, test.x[: config.ntk_examples], outputs="trace")
+    ntk0 = empirical.empirical_ntk(
+        model.apply, params0, test.x[: config.ntk_examples], outputs="trace"
+    )
     rates = _rates(config, model, params0, train, seed)
-    return Start(config, seed, model, params0, ntk0, rates, jax.random.fold_in(jax.random.key(1), seed), train, test)
+    return Start(
+        config,
+        seed,
+        model,
+        params0,
+        ntk0,
+        rates,
+        jax.random.fold_in(jax.random.key(1), seed),
+        train,
+        test,
+    )
 
 
 def _rates(config, model, params0, train, seed):
     """The largest stable full-batch learning rate of the initial tangent kernel, and the one that is used."""
     x = train.x[: config.lr_examples]
     key = jax.random.fold_in(jax.random.key(2), seed)
-    bound = empirical.estimate_max_learning_rate(model.apply, params0, x, momentum=config.train.momentum, key=key)
+    bound = empirical.estimate_max_learning_rate(
+        model.apply, params0, x, momentum=config.train.momentum, key=key
+    )
     top = 2 * (1 + config.train.momentum) / bound
     return {"learning_rate": config.train.lr_fraction * bound, "lr_max": bound, "lambda_max": top}
 
 
 def _train_cell(start, alpha, advance, checkpoint):
     config = start.config
-    function, u = _function(config, start.model.apply, start.params0, alpha), trees.zeros_like(start.params0)
+    function, u = (
+        _function(config, start.model.apply, start.params0, alpha),
+        trees.zeros_like(start.params0),
+    )
     norm0 = float(trees.norm(start.params0))
     curve = checkpointed(
         checkpoint,
@@ -154,7 +186,9 @@ def _final(start, alpha, curve) -> dict[str, float]:
         final["ntk_change"] = float(diagnostics.kernel_distance(ntk, start.ntk0))
         if start.config.network.activation == "relu":
             x = start.test.x[:1000]
-            final["stability"] = float(diagnostics.activation_stability(start.model, weights, start.params0, x).total)
+            final["stability"] = float(
+                diagnostics.activation_stability(start.model, weights, start.params0, x).total
+            )
     return final
 
 
@@ -174,7 +208,9 @@ def _function(config, apply, params0, alpha):
     centered = ln.lazy(apply, params0, alpha)
     if config.center:
         return centered
-    return Partial(_uncentered, centered, as_partial(apply), params0, alpha if np.isfinite(alpha) else 1.0)
+    return Partial(
+        _uncentered, centered, as_partial(apply), params0, alpha if np.isfinite(alpha) else 1.0
+    )
 
 
 def _uncentered(centered, apply, params0, factor, u, x):

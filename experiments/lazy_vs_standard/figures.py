@@ -12,7 +12,11 @@ from lazynet import plots
 
 __all__ = ["draw"]
 
-RATES = {"param_drift": "weight drift", "ntk_change": "NTK change", "linearization_gap": "gap to linearized"}
+RATES = {
+    "param_drift": "weight drift",
+    "ntk_change": "NTK change",
+    "linearization_gap": "gap to linearized",
+}
 
 
 def draw(config, cells: dict, kernel, summary: dict, folder: Path) -> None:
@@ -29,7 +33,8 @@ def _curves(config, cells, kernel, summary):
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     curves = {
-        rf"$\alpha$ = {_alpha(a)}": [cells[seed, a]["curve"] for seed in range(config.seeds)] for a in config.alphas
+        rf"$\alpha$ = {_alpha(a)}": [cells[seed, a]["curve"] for seed in range(config.seeds)]
+        for a in config.alphas
     }
     if kernel is not None:
         curves["width ∞ (kernel flow)"] = [kernel]
@@ -44,7 +49,12 @@ def _rates(config, cells, summary):
     figure = Figure(figsize=(6.2, 4.2), layout="constrained")
     alphas = _finite(config)
     quantities = {
-        label: np.array([[cells[seed, a]["final"].get(name, np.nan) for a in alphas] for seed in range(config.seeds)])
+        label: np.array(
+            [
+                [cells[seed, a]["final"].get(name, np.nan) for a in alphas]
+                for seed in range(config.seeds)
+            ]
+        )
         for name, label in RATES.items()
         if summary[f"slope/{name}"] is not None
     }
@@ -61,11 +71,18 @@ def _stability(config, cells, summary):
     figure = Figure(figsize=(5.6, 3.8), layout="constrained")
     ax = figure.subplots()
     alphas = [a for a in _finite(config) if f"stability/alpha={a:g}" in summary]
-    unstable = 1 - np.array([[cells[seed, a]["final"]["stability"] for a in alphas] for seed in range(config.seeds)])
+    unstable = 1 - np.array(
+        [[cells[seed, a]["final"]["stability"] for a in alphas] for seed in range(config.seeds)]
+    )
     style = plots.curve_styles(1)[0]
     spread = unstable.std(0, ddof=1) if config.seeds > 1 else None
     ax.errorbar(alphas, unstable.mean(0), spread, capsize=2, label="ReLU gates, test set", **style)
-    ax.set(xscale="log", yscale="log", xlabel=r"scale $\alpha$", ylabel="fraction of gates that changed sign")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=r"scale $\alpha$",
+        ylabel="fraction of gates that changed sign",
+    )
     ax.set_title(summary["data"], fontsize=11)
     ax.grid(alpha=0.3)
     ax.legend()

@@ -1,17 +1,20 @@
 """Prior features, kernels and training in one table: heads on scattering coefficients, from few images to all.
 
-    python -m experiments run scattering_cifar10 --preset smoke                     # digits, seconds
-    python -m experiments run scattering_cifar10 --set data.root=DIR                # about 20 minutes on 2 cores
-    python -m experiments run scattering_cifar10 --preset paper --set data.root=DIR # more draws, all test images
+    python -m experiments run scattering_cifar10 --preset smoke                     # digits,
+    seconds python -m experiments run scattering_cifar10 --set data.root=DIR                # about
+    20 minutes on 2 cores python -m experiments run scattering_cifar10 --preset paper --set
+    data.root=DIR # more draws, all test images
 
-The coefficients (order 2, logarithm of coefficient + 0.01) are computed once and kept in the run folder; the heads see
-their principal components, at most `components` of them, fitted on the training images of the draw. Ridge, RBF and
-NTK heads are kernel ridge regressions whose ridge has the best leave-one-out accuracy; the logistic head holds a fifth
-of its training images out. The perceptron has one hidden layer and runs through a fixed number of epochs; the NTK head
-is its infinite-width limit. Training sets are balanced draws. Every cell is stored when it is done.
+The coefficients (order 2, logarithm of coefficient + 0.01) are computed once and kept in the run
+folder; the heads see their principal components, at most `components` of them, fitted on the
+training images of the draw. Ridge, RBF and NTK heads are kernel ridge regressions whose ridge has
+the best leave-one-out accuracy; the logistic head holds a fifth of its training images out. The
+perceptron has one hidden layer and runs through a fixed number of epochs; the NTK head is its
+infinite-width limit. Training sets are balanced draws. Every cell is stored when it is done.
 
-Expected on a JPEG copy of CIFAR-10, 4,000 test images (accuracy in %, mean over 5, 3, 3, 1 draws; the standard
-deviation is 2 to 4 at n = 100, 2 for the logistic head at 500 and 1000, and at most 1.4 elsewhere):
+Expected on a JPEG copy of CIFAR-10, 4,000 test images (accuracy in %, mean over 5, 3, 3, 1 draws;
+the standard deviation is 2 to 4 at n = 100, 2 for the logistic head at 500 and 1000, and at most
+1.4 elsewhere):
 
     head               n = 100   500  1000  5000  50000
     pixels, ridge         23.6  29.0  33.6  38.9
@@ -24,9 +27,9 @@ deviation is 2 to 4 at n = 100, 2 for the logistic head at 500 and 1000, and at 
     MLP, alpha = 0.1      34.4  48.9  53.7  61.9
     MLP, alpha = inf      34.3  48.0  52.6  62.5
 
-The prior is worth more than the head: with 500 images, any head on scattering beats the best one on pixels with 5,000.
-Among perceptrons feature learning (alpha = 0.01) pays, more so with more images; kernels with a chosen ridge
-stay ahead of all of them.
+The prior is worth more than the head: with 500 images, any head on scattering beats the best one on
+pixels with 5,000. Among perceptrons feature learning (alpha = 0.01) pays, more so with more images;
+kernels with a chosen ridge stay ahead of all of them.
 """
 
 from __future__ import annotations
@@ -126,7 +129,10 @@ class Config:
         """Refuses training sets of more images than there are."""
         side = {"digits": 8, "cifar10": 32}[self.data.name]
         guards.count(
-            f"{prefix}features.J", self.features.J, at_most=side.bit_length() - 1, fix="2^J is at most the side"
+            f"{prefix}features.J",
+            self.features.J,
+            at_most=side.bit_length() - 1,
+            fix="2^J is at most the side",
         )
         if len(self.draws) != len(self.sizes):
             raise ValueError(
@@ -147,7 +153,11 @@ PRESETS = {
         draws=(2, 2),
     ),
     "laptop": Config(data=DataConfig("cifar10", n_train=50_000, n_test=4000)),
-    "paper": Config(data=DataConfig("cifar10", n_train=50_000, n_test=10_000), draws=(10, 10, 10, 5), components=5000),
+    "paper": Config(
+        data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
+        draws=(10, 10, 10, 5),
+        components=5000,
+    ),
 }
 
 
@@ -170,7 +180,11 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
 
 def summarize(config: Config, cells: dict[tuple, dict[str, Any]]) -> dict[str, Any]:
     """Means and standard deviations over draws, times, chosen ridges and those at an edge of the grid."""
-    summary: dict[str, Any] = {"data": _data_label(config), "heads": [], "sizes": [str(n) for n in config.sizes]}
+    summary: dict[str, Any] = {
+        "data": _data_label(config),
+        "heads": [],
+        "sizes": [str(n) for n in config.sizes],
+    }
     for head, n in dict.fromkeys((head, n) for n, _, head in cells):
         drawn = [cell for (size, _, name), cell in cells.items() if (name, size) == (head, n)]
         accuracies = [cell["accuracy"] for cell in drawn]
@@ -201,7 +215,9 @@ def show(summary: dict[str, Any], console) -> None:
     table.add_column("time", no_wrap=True)
     for head in summary["heads"]:
         seconds = sum(value for key, value in summary.items() if key.startswith(f"seconds/{head}/"))
-        table.add_row(head, *(_cell(summary, f"{head}/n={n}") for n in summary["sizes"]), f"{seconds:.0f} s")
+        table.add_row(
+            head, *(_cell(summary, f"{head}/n={n}") for n in summary["sizes"]), f"{seconds:.0f} s"
+        )
     console.print(table)
     for line in _remarks(summary):
         console.print(line, highlight=False, soft_wrap=True)
@@ -211,7 +227,11 @@ def _remarks(summary):
     if "left_out" in summary:
         yield f"-: {summary['left_out']}"
     edges = summary["ridge_at_edge"]
-    yield "ridges: all inside the grid" if not edges else f"ridge at an edge of the grid: {'; '.join(edges)}"
+    yield (
+        "ridges: all inside the grid"
+        if not edges
+        else f"ridge at an edge of the grid: {'; '.join(edges)}"
+    )
     if summary["diverged"]:
         yield f"diverged: {'; '.join(summary['diverged'])}"
 

@@ -39,7 +39,9 @@ def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[st
         task = progress.add_task("heads", total=sum(config.draws) * len(head_names(config)))
         for n, draws in zip(config.sizes, config.draws, strict=True):
             for draw in range(draws):
-                problem = functools.cache(partial(_problem, config, {True: parts, False: features}, n, draw))
+                problem = functools.cache(
+                    partial(_problem, config, {True: parts, False: features}, n, draw)
+                )
                 key = jax.random.fold_in(jax.random.key(n), draw)
                 for name in head_names(config):
                     progress.update(task, description=f"{name}, n = {n}, draw {draw}")
@@ -50,7 +52,9 @@ def compute(config, folder: Path, console) -> dict[tuple[int, int, str], dict[st
         with bar(console, "images", WIDTH) as progress:
             task = progress.add_task("ridge, all images", total=config.data.n_train)
             cell = partial(all_images, config, *features, partial(progress.advance, task))
-            cells[config.data.n_train, 0, "ridge"] = _stored(_path(folder, config.data.n_train, 0, "ridge"), cell)
+            cells[config.data.n_train, 0, "ridge"] = _stored(
+                _path(folder, config.data.n_train, 0, "ridge"), cell
+            )
     return cells
 
 

@@ -38,7 +38,8 @@ def load_images(data) -> tuple[Data, Data]:
 def scattering_features(config, images: np.ndarray, name: str, folder: Path, advance) -> np.ndarray:
     """Coefficients `[n, h, w, C K]` of all images in half precision, from the files of the folder or computed now.
 
-    Half precision keeps 60,000 images in 2 GB; its rounding is a thousandth of the spread of a feature.
+    Half precision keeps 60,000 images in 2 GB; its rounding is a thousandth of the spread of a
+    feature.
     """
     filters = filter_bank(images.shape[1:3], config.J, config.L)
     features = None
@@ -46,7 +47,10 @@ def scattering_features(config, images: np.ndarray, name: str, folder: Path, adv
         part = images[start : start + PART]
         path = folder / "features" / f"{name}-{start:05d}.npz"
         if not path.exists():
-            store.save_arrays(path, {"features": np.concatenate(list(_transformed(config, filters, part, advance)))})
+            store.save_arrays(
+                path,
+                {"features": np.concatenate(list(_transformed(config, filters, part, advance)))},
+            )
         else:
             advance(len(part))
         stored = store.load_arrays(path)["features"]
@@ -58,7 +62,9 @@ def scattering_features(config, images: np.ndarray, name: str, folder: Path, adv
 
 def _transformed(config, filters, images, advance) -> Iterator[np.ndarray]:
     """The features of every batch, by one thread for each core."""
-    transform = partial(_transform, filters=filters, max_order=config.max_order, offset=config.log_offset)
+    transform = partial(
+        _transform, filters=filters, max_order=config.max_order, offset=config.log_offset
+    )
     batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
         for batch in pool.map(lambda batch: np.asarray(transform(batch)), batches):

@@ -15,12 +15,22 @@ def draw(config, summary: dict, path: Path) -> None:
     """One curve for each head, with the standard deviation over draws as error bars."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     ax = figure.subplots()
-    for style, head in zip(plots.curve_styles(len(summary["heads"])), summary["heads"], strict=True):
+    for style, head in zip(
+        plots.curve_styles(len(summary["heads"])), summary["heads"], strict=True
+    ):
         sizes = [int(n) for n in summary["sizes"] if f"accuracy/{head}/n={n}" in summary]
         mean, spread = (
-            [100 * summary.get(f"{name}/{head}/n={n}", 0.0) for n in sizes] for name in ("accuracy", "accuracy_std")
+            [100 * summary.get(f"{name}/{head}/n={n}", 0.0) for n in sizes]
+            for name in ("accuracy", "accuracy_std")
         )
-        ax.errorbar(sizes, mean, spread, capsize=2.5, label=_label(config, head), **style | {"markevery": None})
+        ax.errorbar(
+            sizes,
+            mean,
+            spread,
+            capsize=2.5,
+            label=_label(config, head),
+            **style | {"markevery": None},
+        )
     sizes = [int(n) for n in summary["sizes"]]
     ax.set(xscale="log", xlabel="training images $n$", ylabel="test accuracy (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes])

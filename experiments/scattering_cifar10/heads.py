@@ -44,9 +44,12 @@ def head(config, name: str, problem: Problem, key) -> dict[str, Any]:
 def principal_components(config, train: Data, test: Data) -> Problem:
     """Features minus their mean over the training set, on its leading principal components.
 
-    All components that n training examples have are kept, up to a limit, so that small sets lose nothing.
+    All components that n training examples have are kept, up to a limit, so that small sets lose
+    nothing.
     """
-    rows, others = (np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in (train, test))
+    rows, others = (
+        np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in (train, test)
+    )
     center = rows.mean(0)
     rows, others = rows - center, others - center
     values, vectors = _leading(rows @ rows.T, min(config.components, len(rows) - 1))
@@ -83,7 +86,9 @@ def _rbf(config, problem: Problem):
     """`exp(-|x - x'|^2 / (2 median))`, median of the squared distances of training examples."""
     squares = _squared_distances(problem.train.x, problem.train.x)
     scale = 2 * np.median(squares[np.triu_indices(len(squares), 1)])
-    return np.exp(-squares / scale), np.exp(-_squared_distances(problem.test.x, problem.train.x) / scale)
+    return np.exp(-squares / scale), np.exp(
+        -_squared_distances(problem.test.x, problem.train.x) / scale
+    )
 
 
 def _squared_distances(a, b):
@@ -106,9 +111,14 @@ def _kernel_ridge(config, problem: Problem, kernel, cross) -> dict[str, Any]:
     eigen, mean = linalg.psd_eigh(kernel), float(np.trace(kernel)) / len(kernel)
     weights = [eigen.inverse_values(ridge * mean) for ridge in config.ridges]
     solved = [eigen.vectors @ (w[:, None] * (eigen.vectors.T @ y)) for w in weights]
-    left_out = [y - s / (np.square(eigen.vectors) @ w)[:, None] for s, w in zip(solved, weights, strict=True)]
+    left_out = [
+        y - s / (np.square(eigen.vectors) @ w)[:, None]
+        for s, w in zip(solved, weights, strict=True)
+    ]
     best = _best([_accuracy(outputs, y) for outputs in left_out])
-    return _chosen(config.ridges, best) | {"accuracy": _accuracy(np.asarray(cross) @ solved[best], problem.test.y)}
+    return _chosen(config.ridges, best) | {
+        "accuracy": _accuracy(np.asarray(cross) @ solved[best], problem.test.y)
+    }
 
 
 def _logistic(config, problem: Problem) -> dict[str, Any]:
@@ -134,7 +144,11 @@ def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
     model, settings = _model(config), config.mlp
     params0 = model.init(jax.random.fold_in(key, 0), train.x)
     bound = empirical.estimate_max_learning_rate(
-        model.apply, params0, train.x[: settings.lr_examples], momentum=MOMENTUM, key=jax.random.fold_in(key, 1)
+        model.apply,
+        params0,
+        train.x[: settings.lr_examples],
+        momentum=MOMENTUM,
+        key=jax.random.fold_in(key, 1),
     )
     batch = min(settings.batch_size, len(train.x))
     curve = ln.train(
@@ -167,11 +181,15 @@ def _unit_pixels(x: np.ndarray) -> np.ndarray:
 
 def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     """Ridge regression in its primal form on all training images; the ridge is the best on the last fifth of them."""
-    train, test = (datasets.center_targets(Data(part.x.reshape(len(part.x), -1), part.y)) for part in (train, test))
+    train, test = (
+        datasets.center_targets(Data(part.x.reshape(len(part.x), -1), part.y))
+        for part in (train, test)
+    )
     rows, y = train.x, np.asarray(train.y, np.float32)
     split, center = len(rows) - len(rows) // 5, _mean(rows)
     first, last = (
-        _normal_equations(rows[part], y[part], center, advance) for part in (slice(split), slice(split, None))
+        _normal_equations(rows[part], y[part], center, advance)
+        for part in (slice(split), slice(split, None))
     )
     mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
     held = Data(rows[split:], y[split:])
@@ -183,7 +201,9 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
 
 
 def _mean(rows):
-    return sum(rows[i : i + 1000].sum(0, dtype=np.float32) for i in range(0, len(rows), 1000)) / np.float32(len(rows))
+    return sum(
+        rows[i : i + 1000].sum(0, dtype=np.float32) for i in range(0, len(rows), 1000)
+    ) / np.float32(len(rows))
 
 
 def _normal_equations(rows, y, center, advance):

@@ -5,16 +5,19 @@
 
 On photographs that vanish at their borders, on the periodic grid, in float64. Expected:
 
-- the Littlewood-Paley sum of the Morlet bank lies between 0.3 and 1.05 on the disc |w| <= pi: not an isometry;
-- a shift by 2^J pixels shifts the maps exactly; a smaller one, by a pixels, changes coefficients by less than
-  1.25 (a / 2^J) |x|, in proportion to a;
+- the Littlewood-Paley sum of the Morlet bank lies between 0.3 and 1.05 on the disc |w| <= pi: not
+  an isometry;
+- a shift by 2^J pixels shifts the maps exactly; a smaller one, by a pixels, changes coefficients by
+  less than 1.25 (a / 2^J) |x|, in proportion to a;
 - a deformation tau changes them in proportion to max |grad tau|, by less than 2 max |grad tau| |x|;
-- the norm of [W_J, L_tau] is proportional to max |grad tau|; it is the same for all J, and a translation added to tau
-  does not change it: that is why scattering, which interleaves W_J with moduli that commute with L_tau, is stable;
-- the norm of L_tau A_J - A_J is proportional to max |tau|, falls like 2^-J or faster, and is at most
-  (e^(-1/2) sqrt(2) / 0.4) 2^-J max |tau| (the largest |w phi_J(w)|; sqrt(2) for the two components of tau);
-- a Gabor atom dilated by 10 % moves away from itself in Fourier modulus, the more the higher its frequency, while its
-  scattering coefficients change by the same small amount at all frequencies.
+- the norm of [W_J, L_tau] is proportional to max |grad tau|; it is the same for all J, and a
+  translation added to tau does not change it: that is why scattering, which interleaves W_J with
+  moduli that commute with L_tau, is stable;
+- the norm of L_tau A_J - A_J is proportional to max |tau|, falls like 2^-J or faster, and is at
+  most (e^(-1/2) sqrt(2) / 0.4) 2^-J max |tau| (the largest |w phi_J(w)|; sqrt(2) for the two
+  components of tau);
+- a Gabor atom dilated by 10 % moves away from itself in Fourier modulus, the more the higher its
+  frequency, while its scattering coefficients change by the same small amount at all frequencies.
 """
 
 from __future__ import annotations
@@ -51,12 +54,23 @@ class Config:
 
     size: Annotated[int, Integer(8)] = 64
     scales: Annotated[tuple[Count, ...], Values(1, increasing=True)] = (2, 3)
-    offsets: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1 / 64, 1 / 32, 1 / 16, 1 / 8)
+    offsets: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (
+        1 / 64,
+        1 / 32,
+        1 / 16,
+        1 / 8,
+    )
     gradients: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.025, 0.05, 0.1)
     operator_size: Annotated[int, Integer(8)] = 32
     operator_scales: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (1, 2, 3)
     amplitudes: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.1, 0.2, 0.4)
-    frequencies: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (0.3, 0.6, 1.2, 1.8, 2.4)
+    frequencies: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (
+        0.3,
+        0.6,
+        1.2,
+        1.8,
+        2.4,
+    )
     dilation: Positive = 0.1
     precision: Literal["float64"] = "float64"
 
@@ -65,7 +79,9 @@ class Config:
         for name in ("", "operator_"):
             scales, size = getattr(self, f"{name}scales"), getattr(self, f"{name}size")
             if 2 ** max(scales) > size:
-                raise ValueError(f"{prefix}{name}scales={scales}, expected 2^J at most {prefix}{name}size={size}.")
+                raise ValueError(
+                    f"{prefix}{name}scales={scales}, expected 2^J at most {prefix}{name}size={size}."
+                )
 
 
 PRESETS = {
@@ -114,12 +130,19 @@ def measure(config: Config) -> dict[str, np.ndarray]:
         measured[f"translation/J={J}"] = measures.translations(x, J, config.offsets)
         measured[f"deformation/J={J}"] = measures.deformations(x, J, config.gradients)
     for J in config.operator_scales:
-        norm, shift = (lambda *a, J=J: measures.commutator_norm(J, config.operator_size, *a)), config.operator_size / 6
+        norm, shift = (
+            (lambda *a, J=J: measures.commutator_norm(J, config.operator_size, *a)),
+            config.operator_size / 6,
+        )
         measured[f"commutator/J={J}"] = [norm(epsilon) for epsilon in config.gradients]
         measured[f"commutator_shifted/J={J}"] = norm(config.gradients[-1], shift)
         measured[f"commutator_translation/J={J}"] = norm(0.0, shift)
-        measured[f"averaging/J={J}"] = [measures.averaging_norm(J, config.operator_size, a) for a in config.amplitudes]
-    atoms = measures.dilated_atoms(max(config.scales), config.size, config.frequencies, config.dilation)
+        measured[f"averaging/J={J}"] = [
+            measures.averaging_norm(J, config.operator_size, a) for a in config.amplitudes
+        ]
+    atoms = measures.dilated_atoms(
+        max(config.scales), config.size, config.frequencies, config.dilation
+    )
     return measured | dict(zip(("atom/fourier", "atom/scattering"), atoms, strict=True))
 
 
@@ -129,14 +152,21 @@ def _facts(config: Config, measured: dict[str, Any]):
         yield facts.within(f"littlewood_paley_lower/J={J}", lower, at_least=0.3, at_most=1)
         yield facts.within(f"littlewood_paley_upper/J={J}", upper, at_least=1, at_most=1.05)
         yield facts.within(f"exact_shift/J={J}", measured[f"exact_shift/J={J}"], at_most=1e-12)
-        for name, sweep, constant in (("translation", config.offsets, 1.25), ("deformation", config.gradients, 2.0)):
+        for name, sweep, constant in (
+            ("translation", config.offsets, 1.25),
+            ("deformation", config.gradients, 2.0),
+        ):
             changes = measured[f"{name}/J={J}"]
             yield facts.power_law(f"{name}_change/J={J}", sweep, changes, 1, 0.05)
-            yield facts.within(f"{name}/J={J}", np.max(changes / np.asarray(sweep)), at_most=constant)
+            yield facts.within(
+                f"{name}/J={J}", np.max(changes / np.asarray(sweep)), at_most=constant
+            )
     yield from _operator_facts(config, measured)
     fourier, scattering = measured["atom/fourier"], measured["atom/scattering"]
     yield facts.within("dilated_atom/fourier_growth", fourier[-1] / fourier[0], at_least=4)
-    yield facts.within("dilated_atom/scattering_spread", np.max(scattering) / np.min(scattering), at_most=1.5)
+    yield facts.within(
+        "dilated_atom/scattering_spread", np.max(scattering) / np.min(scattering), at_most=1.5
+    )
 
 
 def _operator_facts(config, measured):
@@ -145,11 +175,22 @@ def _operator_facts(config, measured):
     for J in config.operator_scales:
         commutator, averaging = (measured[f"{name}/J={J}"] for name in ("commutator", "averaging"))
         yield facts.power_law(f"commutator/J={J}", config.gradients, commutator, 1, 0.05)
-        yield facts.close(f"commutator_shifted/J={J}", measured[f"commutator_shifted/J={J}"] / commutator[-1], 1, 0.05)
-        yield facts.within(f"commutator_of_translation/J={J}", measured[f"commutator_translation/J={J}"], at_most=1e-12)
+        yield facts.close(
+            f"commutator_shifted/J={J}",
+            measured[f"commutator_shifted/J={J}"] / commutator[-1],
+            1,
+            0.05,
+        )
+        yield facts.within(
+            f"commutator_of_translation/J={J}",
+            measured[f"commutator_translation/J={J}"],
+            at_most=1e-12,
+        )
         yield facts.power_law(f"averaging/J={J}", config.amplitudes, averaging, 1, 0.05)
         scaled = 2**J * np.max(np.divide(averaging, config.amplitudes))
         yield facts.within(f"averaging_constant/J={J}", scaled, at_most=bound)
     yield facts.within("commutator_spread_over_scales", np.ptp(last) / np.max(last), at_most=0.01)
     across = [measured[f"averaging/J={J}"][0] for J in config.operator_scales]
-    yield facts.power_law("averaging_over_scales", [2**J for J in config.operator_scales], across, at_most=-0.9)
+    yield facts.power_law(
+        "averaging_over_scales", [2**J for J in config.operator_scales], across, at_most=-0.9
+    )

@@ -31,7 +31,10 @@ def _wavelets(filters):
         maps = np.fft.fftshift(np.fft.ifft2(np.asarray(waves)).real, axes=(-2, -1))
         middle, half = len(maps[0]) // 2, min(len(maps[0]) // 2, 3 * 2**filters.J // 2)
         for t, ax in enumerate(axes[j]):
-            shown, limit = maps[t, middle - half : middle + half, middle - half : middle + half], np.abs(maps[t]).max()
+            shown, limit = (
+                maps[t, middle - half : middle + half, middle - half : middle + half],
+                np.abs(maps[t]).max(),
+            )
             ax.imshow(shown, cmap="gray", vmin=-limit, vmax=limit)
             ax.set(xticks=[], yticks=[])
         axes[j, 0].set_ylabel(f"$j$ = {j}", fontsize=10)
@@ -45,18 +48,26 @@ def _fourier(filters):
     left, right = figure.subplots(1, 2)
     size = filters.phi[0].size
     w = np.fft.fftshift(2 * np.pi * np.fft.fftfreq(size))
-    for style, (j, waves) in zip(plots.curve_styles(filters.J), filters.psi[0].items(), strict=True):
+    for style, (j, waves) in zip(
+        plots.curve_styles(filters.J), filters.psi[0].items(), strict=True
+    ):
         for wave in np.fft.fftshift(np.asarray(waves), axes=(-2, -1)):
-            left.contour(w, w, wave, levels=[wave.max() / 2], colors=[style["color"]], linewidths=1.2)
+            left.contour(
+                w, w, wave, levels=[wave.max() / 2], colors=[style["color"]], linewidths=1.2
+            )
         left.plot([], [], color=style["color"], label=f"$j$ = {j}")
     left.set_title("wavelets at half of their maximum", fontsize=11)
     left.legend(fontsize="small", frameon=False, loc="lower left")
     report = littlewood_paley(filters)
-    image = right.pcolormesh(w, w, np.fft.fftshift(report.sum), cmap="gray", vmin=0, rasterized=True)
+    image = right.pcolormesh(
+        w, w, np.fft.fftshift(report.sum), cmap="gray", vmin=0, rasterized=True
+    )
     figure.colorbar(image, ax=right, shrink=0.85)
     circle = np.linspace(0, 2 * np.pi, 200)
     right.plot(np.pi * np.cos(circle), np.pi * np.sin(circle), color="tab:red", linewidth=0.8)
-    right.set_title(rf"Littlewood-Paley sum, {report.lower:.2f} to {report.upper:.2f} in the disc", fontsize=11)
+    right.set_title(
+        rf"Littlewood-Paley sum, {report.lower:.2f} to {report.upper:.2f} in the disc", fontsize=11
+    )
     for ax in (left, right):
         ax.set(aspect="equal", xlabel=r"$\omega_1$ (rad/pixel)", ylabel=r"$\omega_0$ (rad/pixel)")
     return figure
@@ -109,7 +120,9 @@ def _over_scales(config, measured, ax):
 def _atoms(config, measured, ax):
     labels = {"fourier": "Fourier modulus", "scattering": "scattering"}
     for style, (name, label) in zip(plots.curve_styles(2), labels.items(), strict=True):
-        ax.plot(config.frequencies, measured[f"atom/{name}"], label=label, **style | {"markevery": None})
+        ax.plot(
+            config.frequencies, measured[f"atom/{name}"], label=label, **style | {"markevery": None}
+        )
     ax.set(xlabel="frequency of the atom (rad/pixel)", ylabel="relative change", ylim=(0, None))
     _finish(ax, f"Gabor atom dilated by {100 * config.dilation:g} %")
 

@@ -59,7 +59,9 @@ def exact_shift(x: np.ndarray, J: int) -> float:
     """Relative difference of `S(L x)` and `L S(x)` for a shift by 2^J pixels."""
     filters = _bank(x.shape[-1], J)
     reference = np.roll(_scatter(x, filters), 1, -2)
-    return float(np.max(_norm(_scatter(np.roll(x, 2**J, -2), filters) - reference) / _norm(reference)))
+    return float(
+        np.max(_norm(_scatter(np.roll(x, 2**J, -2), filters) - reference) / _norm(reference))
+    )
 
 
 def translations(x: np.ndarray, J: int, offsets: Sequence[float]) -> np.ndarray:
@@ -91,7 +93,9 @@ def _deformed(x, epsilon):
     size = x.shape[-1]
     tau = displacement(size, epsilon)
     u, v = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    return np.stack([map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x])
+    return np.stack(
+        [map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x]
+    )
 
 
 def deformation_matrix(tau: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -117,7 +121,9 @@ def commutator_norm(J: int, size: int, epsilon: float, shift: float = 0.0) -> fl
     `shift` pixels are added to the displacement of largest gradient epsilon.
     """
     tau = displacement(size, epsilon)
-    return _operator_norm(_commutator, deformation_matrix((tau[0] + shift, tau[1])), _spectra(size, J))
+    return _operator_norm(
+        _commutator, deformation_matrix((tau[0] + shift, tau[1])), _spectra(size, J)
+    )
 
 
 def averaging_norm(J: int, size: int, amplitude: float) -> float:
@@ -155,7 +161,9 @@ def _operator_norm(operator: Callable, deform: np.ndarray, spectra: np.ndarray) 
 
     n, arrays = len(deform), (jnp.asarray(deform), jnp.asarray(spectra))
     matrix = LinearOperator(
-        (n, n), matvec=lambda x: np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays)), dtype=np.float64
+        (n, n),
+        matvec=lambda x: np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays)),
+        dtype=np.float64,
     )
     start = np.random.default_rng(0).standard_normal(n)
     return math.sqrt(eigsh(matrix, 1, tol=1e-4, v0=start, return_eigenvectors=False)[0])
@@ -168,7 +176,9 @@ def _normal(operator, x, *arrays):
     return jax.linear_transpose(apply, x)(apply(x))[0]
 
 
-def dilated_atoms(J: int, size: int, frequencies: Sequence[float], dilation: float) -> tuple[np.ndarray, np.ndarray]:
+def dilated_atoms(
+    J: int, size: int, frequencies: Sequence[float], dilation: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Changes of Fourier modulus and of scattering, relative to |x|, when `exp(-u^2 / 2 s^2) cos(w u)` is dilated."""
     filters, u = _bank(size, J), np.arange(size) - size / 2
     envelope, scale = u[:, None] ** 2 + u**2, (size / 8) ** 2

@@ -13,8 +13,8 @@ from lazynet.typing import Array
 
 __all__ = ["angle", "safe_sqrt", "segment"]
 
-# Chebyshev fits on 0 <= u <= 1 of acos(1 - u) / u^(1/2) and (sin t - t cos t) / u^(3/2) with t = acos(1 - u);
-# maximal errors 3e-8 and 2e-8 (single), 3e-17 and 7e-18 (double).
+# Chebyshev fits on 0 <= u <= 1 of acos(1 - u) / u^(1/2) and (sin t - t cos t) / u^(3/2) with t =
+# acos(1 - u); maximal errors 3e-8 and 2e-8 (single), 3e-17 and 7e-18 (double).
 ANGLE_SINGLE = (
     1.4142135464083157,
     0.11785316670023775,
@@ -81,10 +81,11 @@ SEGMENT_DOUBLE = (
 def angle(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
     """Angle `t = acos(1 - u)`, to full relative precision near u = 0; values outside [0, 2] are clipped.
 
-    Where all angles are known to be acute, u <= 1, saying so saves a quarter of the work of a rectifier.
+    Where all angles are known to be acute, u <= 1, saying so saves a quarter of the work of a
+    rectifier.
 
-    The derivative 1/sin(t) is infinite at u = 0 and u = 2: it is set to zero there, so that gradients of kernels
-    stay finite at equal inputs.
+    The derivative 1/sin(t) is infinite at u = 0 and u = 2: it is set to zero there, so that
+    gradients of kernels stay finite at equal inputs.
 
     Example:
         >>> round(float(angle(jnp.array(1.0))), 6)
@@ -106,7 +107,8 @@ def _angle_jvp(acute, primals, tangents):
 def segment(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
     """Segment function `sin t - t cos t` of the angle t = acos(1 - u); its derivative in u is t.
 
-    It is what the arc-cosine kernel adds to a linear one: for ReLU, E[phi phi'] = s/2 + |x| |x'| segment(u) / (2 pi).
+    It is what the arc-cosine kernel adds to a linear one: for ReLU, E[phi phi'] = s/2 + |x| |x'|
+    segment(u) / (2 pi).
 
     Example:
         >>> round(float(segment(jnp.array(2.0))), 6)

@@ -1,9 +1,10 @@
 """Deep networks of vectors as short programs: equal layers become a loop, others are compiled a few at a time.
 
-The state of vectors is a few arrays, and a layer maps them to arrays again. Written out layer by layer, a program is
-as long as the network is deep, and takes a time to compile that grows as the square of the depth: XLA fuses the chain
-of variances that leads to a layer into all that the layer computes. Here layers whose programs read the same become
-one loop, and what does not repeat is cut into pieces that XLA does not look through.
+The state of vectors is a few arrays, and a layer maps them to arrays again. Written out layer by
+layer, a program is as long as the network is deep, and takes a time to compile that grows as the
+square of the depth: XLA fuses the chain of variances that leads to a layer into all that the layer
+computes. Here layers whose programs read the same become one loop, and what does not repeat is cut
+into pieces that XLA does not look through.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def _looped(run, times, arrays):
 def _fenced(run, arrays):
     """`run(arrays)`, which XLA neither merges with what comes before nor with what comes after.
 
-    The condition is always true (a variance, or not a number), but XLA does not know, and does not look into branches.
+    The condition is always true (a variance, or not a number), but XLA does not know, and does not
+    look into branches.
     """
     variance = jnp.ravel(jax.tree.leaves(arrays)[0])[0]
     nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(run, arrays))
@@ -156,7 +158,9 @@ def _arrays(k):
 def _restored(k, arrays):
     """The state with other arrays."""
     leaves, tree = jax.tree.flatten(k)
-    return tree.unflatten([_with(*pair) for pair in zip(leaves, tree.flatten_up_to(arrays), strict=True)])
+    return tree.unflatten(
+        [_with(*pair) for pair in zip(leaves, tree.flatten_up_to(arrays), strict=True)]
+    )
 
 
 def _with(k, arrays):

@@ -1,7 +1,8 @@
 """Duals of activations: E[phi(z) phi(z')] and E[phi'(z) phi'(z')] for Gaussian pairs (z, z').
 
-A dual is written once, for numbers, and serves matrices of vectors and planes of pixels alike. What depends on one
-input alone (a norm, say) is computed by `side` once per input; `pair` combines two sides with their covariance.
+A dual is written once, for numbers, and serves matrices of vectors and planes of pixels alike. What
+depends on one input alone (a norm, say) is computed by `side` once per input; `pair` combines two
+sides with their covariance.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ class Dual(NamedTuple):
     """The infinite-width limit of one activation.
 
     Attributes:
-        side: `side(q) -> tuple of arrays`, what a pair needs of the variance q of one of its inputs.
-        pair: `pair(side1, side2, covariance, gap, acute) -> (E[phi phi], E[phi' phi'], new gap)`, with the squared
-            distance `gap = q1 + q2 - 2 covariance` known to better relative precision than that difference (the new
-            gap is None where the difference is as good), and `acute` if covariances are known not to be negative.
+        side: `side(q) -> tuple of arrays`, what a pair needs of the variance q of one of its
+            inputs.
+        pair: `pair(side1, side2, covariance, gap, acute) -> (E[phi phi], E[phi' phi'], new gap)`,
+            with the squared distance `gap = q1 + q2 - 2 covariance` known to better relative
+            precision than that difference (the new gap is None where the difference is as good),
+            and `acute` if covariances are known not to be negative.
         diagonal: `diagonal(q) -> (E[phi^2], E[phi'^2])`, the same at correlation one.
         positive: Whether phi >= 0, so that no covariance is negative afterwards.
     """
@@ -53,8 +56,8 @@ class Dual(NamedTuple):
 def rectifier_dual(a: Scale, b: Scale) -> Dual:
     """Dual of `phi(x) = a min(x, 0) + b max(x, 0)`: `E[phi phi] = h s + g |x| |x'| (sin t - t cos t)`.
 
-    `E[phi' phi'] = h - g t`, where t is the angle, h = (a^2 + b^2)/2 and g = (a - b)^2/(2 pi). At a vanishing input the
-    derivative counts as (a + b)/2, as in `jnp.maximum`.
+    `E[phi' phi'] = h - g t`, where t is the angle, h = (a^2 + b^2)/2 and g = (a - b)^2/(2 pi). At a
+    vanishing input the derivative counts as (a + b)/2, as in `jnp.maximum`.
 
     Example:
         >>> value, slope = rectifier_dual(0.0, 1.0).diagonal(jnp.array(2.0))
@@ -73,7 +76,11 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
         (norm1, inverse1), (norm2, inverse2) = side1, side2
         u = 1 - s * (inverse1 * inverse2) if gap is None else _opening(side1, side2, s, gap)
         curved = bend * (norm1 * norm2) * segment(u, acute)
-        return half * s + curved, half - bend * angle(u, acute), None if gap is None else half * gap - 2 * curved
+        return (
+            half * s + curved,
+            half - bend * angle(u, acute),
+            None if gap is None else half * gap - 2 * curved,
+        )
 
     def diagonal(q):
         return half * q, jnp.where(q > 0, half, (a + b) ** 2 / 4)
@@ -105,7 +112,9 @@ def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
     def diagonal(q):
         q = 2 * b**2 * q
         root = jnp.sqrt(1 + 2 * q)
-        return a**2 * (2 / math.pi) * jnp.arctan2(q, root) + c**2, (4 / math.pi) * (a * b) ** 2 / root
+        return a**2 * (2 / math.pi) * jnp.arctan2(q, root) + c**2, (4 / math.pi) * (
+            a * b
+        ) ** 2 / root
 
     return Dual(side, pair, diagonal)
 
@@ -172,7 +181,9 @@ def rbf_dual(gamma: Scale) -> Dual:
         value = jnp.exp(-gamma * gap)
         return value, 2 * gamma * value, -2 * jnp.expm1(-gamma * gap)
 
-    return Dual(side, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True)
+    return Dual(
+        side, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True
+    )
 
 
 def noisy(q: Array) -> tuple[Array, Array, Array]:
@@ -189,9 +200,9 @@ def noisy(q: Array) -> tuple[Array, Array, Array]:
 def noisy_angle(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple[Array, Array]:
     """Cosine and sine of the angle between z + e and z' + e', with independent noise e and e' of variance one.
 
-    `1 - cos^2` would round to zero or below for large variances; `sin^2 = r^2 + r'^2 t + (t t' - cos^2)` does not,
-    with r^2 = 1 / (1 + q) and t = q / (1 + q), since covariances beyond sqrt(q q'), which rounding alone makes, are
-    cut: from layer to layer they would grow.
+    `1 - cos^2` would round to zero or below for large variances; `sin^2 = r^2 + r'^2 t + (t t' -
+    cos^2)` does not, with r^2 = 1 / (1 + q) and t = q / (1 + q), since covariances beyond sqrt(q
+    q'), which rounding alone makes, are cut: from layer to layer they would grow.
 
     Example:
         >>> side = noisy(jnp.array(1.0))
@@ -237,8 +248,9 @@ def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple
 def _opening(side1, side2, s, gap):
     """1 - cos(angle); 1 (a right angle) if one of the two vanishes.
 
-    From the squared distance, which knows small angles, unless the norms differ by more than a factor of 2.6: the
-    distance then hardly knows of the smaller vector, and the covariance is better.
+    From the squared distance, which knows small angles, unless the norms differ by more than a
+    factor of 2.6: the distance then hardly knows of the smaller vector, and the covariance is
+    better.
     """
     (norm1, inverse1), (norm2, inverse2) = side1, side2
     inverse, square = inverse1 * inverse2, (norm1 - norm2) ** 2

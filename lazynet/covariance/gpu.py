@@ -1,13 +1,14 @@
 """All layers of a displacement plane on the chip: one GPU program per pair of images, which writes two numbers.
 
-A plane of a network without strides, pools and branches meets nothing but its own displacement on its way from the
-pixels to the last layer. `planes` evaluates it layer by layer, and each layer reads and writes the memory of the GPU;
-here one Pallas program keeps the two planes (nngp and ntk) in registers through all layers and adds up what a pooled
-head needs of them.
+A plane of a network without strides, pools and branches meets nothing but its own displacement on
+its way from the pixels to the last layer. `planes` evaluates it layer by layer, and each layer
+reads and writes the memory of the GPU; here one Pallas program keeps the two planes (nngp and ntk)
+in registers through all layers and adds up what a pooled head needs of them.
 
-A window along an axis is a product with a banded matrix of zeros and ones, one matrix for each displacement, which
-also leaves out the terms that cross the border of an image. In float32 the plane is split into three bfloat16 parts
-that add up to it exactly, so that the products run on tensor cores and only their sums are rounded.
+A window along an axis is a product with a banded matrix of zeros and ones, one matrix for each
+displacement, which also leaves out the terms that cross the border of an image. In float32 the
+plane is split into three bfloat16 parts that add up to it exactly, so that the products run on
+tensor cores and only their sums are rounded.
 """
 
 from __future__ import annotations
@@ -74,22 +75,32 @@ class Chain(NamedTuple):
 
     def moments(self) -> list[tuple]:
         """The moments of both sets before each step that maps pairs of positions."""
-        return [tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)]
+        return [
+            tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)
+        ]
 
     def window(self, window: Window, shape: Size) -> Chain | None:
         """With means over windows of images of a shape; None if they stride."""
-        return self._replace(steps=(*self.steps, Swept(window, shape))) if window.strides == (1, 1) else None
+        return (
+            self._replace(steps=(*self.steps, Swept(window, shape)))
+            if window.strides == (1, 1)
+            else None
+        )
 
 
 def available() -> bool:
     """Whether this jax compiles the program: from 0.7 on, as long as Pallas has Triton (deprecated in jax 0.12)."""
-    return jax.__version_info__ >= (0, 7) and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    return (
+        jax.__version_info__ >= (0, 7)
+        and importlib.util.find_spec("jax.experimental.pallas.triton") is not None
+    )
 
 
 def fits(chain: Chain | None, canvas: Size) -> bool:
     """Whether a program exists for these layers: no strides, float32, and images of at most 32 pixels a side.
 
-    The program holds no arrays of its own: layers whose scales are arrays (to be differentiated) are not for it.
+    The program holds no arrays of its own: layers whose scales are arrays (to be differentiated)
+    are not for it.
     """
     if chain is None or max(canvas) > LARGEST or chain.images[0].dtype != jnp.float32:
         return False
@@ -129,7 +140,8 @@ class _Plan(NamedTuple):
     """What a program is made of, known when it is compiled.
 
     Attributes:
-        segments: Steps and how often they are repeated: a loop keeps the program short enough for the GPU's cache.
+        segments: Steps and how often they are repeated: a loop keeps the program short enough for
+            the GPU's cache.
         with_sides: Steps that need something of the variances of each set, and how many arrays.
         tables: Banded matrices `[table, displacement, to, from]`.
         numbers: For the size and both axes of a window on a shape, the tables of rows and columns.
@@ -163,7 +175,14 @@ def _plan(steps, shape, canvas):
     keys = _keys(steps)
     segments = tuple(_segments(steps, [key for key, _ in keys]))
     return _Plan(
-        segments, _with_sides(steps), np.stack(stacked), numbers, inside, canvas, side, bool(keys) and keys[-1][1]
+        segments,
+        _with_sides(steps),
+        np.stack(stacked),
+        numbers,
+        inside,
+        canvas,
+        side,
+        bool(keys) and keys[-1][1],
     )
 
 
@@ -198,7 +217,9 @@ def _segments(steps, keys):
 
 def _with_sides(steps):
     one = jax.ShapeDtypeStruct((), jnp.float32)
-    counts = {step: len(jax.eval_shape(step.op.side, one)) for step in steps if isinstance(step, Pointed)}
+    counts = {
+        step: len(jax.eval_shape(step.op.side, one)) for step in steps if isinstance(step, Pointed)
+    }
     return {step: count for step, count in counts.items() if count}
 
 
@@ -208,7 +229,11 @@ def _banded(taps: Taps, count: int, side: int) -> np.ndarray:
     index = np.arange(count)
     for t, masks in enumerate(taps.masks[:, 0]):
         source = index + t - taps.before
-        source, inside = (source % count, index >= 0) if taps.wrap else (source, (0 <= source) & (source < count))
+        source, inside = (
+            (source % count, index >= 0)
+            if taps.wrap
+            else (source, (0 <= source) & (source < count))
+        )
         table[:count, index[inside], source[inside]] |= masks[:, inside]
     return table
 
@@ -216,7 +241,9 @@ def _banded(taps: Taps, count: int, side: int) -> np.ndarray:
 def _who_meets(lanes, images):
     """Numbers of the images in each lane, `[groups * lanes]` each."""
     numbers = [jnp.arange(len(x), dtype=jnp.int32) for x in images]
-    select = jax.vmap(lambda g: jnp.broadcast_arrays(lanes.first(numbers[0], g), lanes.second(numbers[1], g)))
+    select = jax.vmap(
+        lambda g: jnp.broadcast_arrays(lanes.first(numbers[0], g), lanes.second(numbers[1], g))
+    )
     return [index.ravel() for index in select(jnp.arange(lanes.groups))]
 
 
@@ -224,7 +251,9 @@ def _stacked(images, plan, which):
     """Pixels and what steps need of variances, `[array, n, side, side]`; beyond the images zeros or their border."""
     sides = [a for step in plan.with_sides for a in step.op.side(step.before[which]().nngp)]
     pixels = [_squared(a, plan.side, "constant") for a in jnp.transpose(images, (3, 1, 2, 0))]
-    return jnp.transpose(jnp.stack([*pixels, *(_squared(a, plan.side, "edge") for a in sides)]), (0, 3, 1, 2))
+    return jnp.transpose(
+        jnp.stack([*pixels, *(_squared(a, plan.side, "edge") for a in sides)]), (0, 3, 1, 2)
+    )
 
 
 def _squared(a, side, mode):
@@ -263,12 +292,18 @@ def _kernel(plan, channels, each, same, who1, who2, first, second, tables, insid
     def add(step, total):
         at = chunk * each + step
         p, q = at // width, at % width
-        load = (lambda n: first[n, i]), (lambda n: second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)])
+        load = (
+            (lambda n: first[n, i]),
+            (lambda n: second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)]),
+        )
         matrices = [[tables[t, d] for t in range(len(plan.tables))] for d in (p, q)]
         planes = _through(plan, channels, load, matrices)
         wanted = (at < height * width) & (at >= int(same))
         mask = jnp.where(wanted, inside[0, p][:, None] * inside[1, q][None, :], 0)
-        return tuple(old if a is None else old + jnp.sum(a * mask) for old, a in zip(total, planes, strict=True))
+        return tuple(
+            old if a is None else old + jnp.sum(a * mask)
+            for old, a in zip(total, planes, strict=True)
+        )
 
     zero = jnp.zeros((), out.dtype)
     for k, value in enumerate(lax.fori_loop(0, each, add, (zero, zero))):
@@ -286,9 +321,14 @@ def _through(plan, channels, load, matrices):
             n = done + t * needed
             for step in steps:
                 if isinstance(step, Swept):
-                    planes = tuple(None if a is None else _swept(a, step, plan, matrices) for a in planes)
+                    planes = tuple(
+                        None if a is None else _swept(a, step, plan, matrices) for a in planes
+                    )
                 else:
-                    own = [tuple(read(n + k) for k in range(plan.with_sides.get(step, 0))) for read in load]
+                    own = [
+                        tuple(read(n + k) for k in range(plan.with_sides.get(step, 0)))
+                        for read in load
+                    ]
                     planes = step.op.pair(*own, *planes, None)[:2]
                     n = n + len(own[0])
             return planes
@@ -301,11 +341,14 @@ def _through(plan, channels, load, matrices):
 def _swept(a, step, plan, matrices):
     """`rows a columns^T / size` with matrices of zeros and ones.
 
-    Each product is exact; its half keeps the compiler from adding the three in the tensor cores, which truncate.
+    Each product is exact; its half keeps the compiler from adding the three in the tensor cores,
+    which truncate.
     """
     rows, columns = (matrices[axis][n] for axis, n in enumerate(plan.numbers[step]))
     down = sum(jnp.dot(rows, part, preferred_element_type=jnp.float32) / 2 for part in _parts(a))
-    return sum(_across(part, columns) / 2 for part in _parts(down)) * (4 / math.prod(step.window.size))
+    return sum(_across(part, columns) / 2 for part in _parts(down)) * (
+        4 / math.prod(step.window.size)
+    )
 
 
 def _across(a, columns):

@@ -1,11 +1,13 @@
 """Duals of tanh, softplus and SiLU, from the logistic function as a mixture of Gaussian ones.
 
-`1 / (1 + e^-x) = sum_i w_i P(sigma_i e <= x)`, e ~ N(0, 1): the logistic distribution is a scale mixture of normals. So
-tanh is a sum of error functions, softplus one of rectifiers of noisy inputs and SiLU one of Gelus, whose duals have
-closed forms. The error is that of the mixture, for all variances alike, while a grid of nodes would have to resolve the
-step of a function beside its variance.
+`1 / (1 + e^-x) = sum_i w_i P(sigma_i e <= x)`, e ~ N(0, 1): the logistic distribution is a scale
+mixture of normals. So tanh is a sum of error functions, softplus one of rectifiers of noisy inputs
+and SiLU one of Gelus, whose duals have closed forms. The error is that of the mixture, for all
+variances alike, while a grid of nodes would have to resolve the step of a function beside its
+variance.
 
-Source: Andrews and Mallows (1974), "Scale mixtures of normal distributions", section 4, for the mixture.
+Source: Andrews and Mallows (1974), "Scale mixtures of normal distributions", section 4, for the
+mixture.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from lazynet.covariance.duals import Dual, gelu_pair, noisy, noisy_angle
 
 __all__ = ["silu_dual", "softplus_dual", "tanh_dual"]
 
-# Pairs (sigma_i, w_i), fitted by least squares (single) and of Gauss quadrature in log sigma (double): errors of tanh
-# and of its derivative below 2e-7 and 5e-7 (single), 2e-11 and 1e-10 (double).
+# Pairs (sigma_i, w_i), fitted by least squares (single) and of Gauss quadrature in log sigma
+# (double): errors of tanh and of its derivative below 2e-7 and 5e-7 (single), 2e-11 and 1e-10
+# (double).
 LOGISTIC_SINGLE = (
     (0.747211623, 0.00462465998),
     (0.980786132, 0.0747450779),

@@ -23,7 +23,9 @@ def fold(step: Callable[[Any, Any, Any], Any], carry: Any, canvas: Size) -> Any:
         >>> int(fold(lambda total, p, q: total + p * q, jnp.int32(0), (2, 3)))
         3
     """
-    displacements = np.stack(np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1).reshape(-1, 2)
+    displacements = np.stack(
+        np.meshgrid(np.arange(canvas[0]), np.arange(canvas[1]), indexing="ij"), -1
+    ).reshape(-1, 2)
 
     def body(carry, d):
         return step(carry, d[0], d[1]), None
@@ -34,8 +36,8 @@ def fold(step: Callable[[Any, Any, Any], Any], carry: Any, canvas: Size) -> Any:
 def guarded(compute: Callable[[], Any], index: Any, like: Any = None) -> Any:
     """`compute()` inside a loop over `index` >= 0.
 
-    The condition is always true: XLA hoists constants out of loops as whole arrays, which multiplies the memory
-    traffic by six, but it does not look into branches.
+    The condition is always true: XLA hoists constants out of loops as whole arrays, which
+    multiplies the memory traffic by six, but it does not look into branches.
 
     Args:
         compute: Returns arrays.
@@ -56,17 +58,22 @@ def zeros(compute: Callable[[], Any]) -> Any:
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(compute))
 
 
-def traced_once(function: Callable[..., Any], keys: Iterable[Any]) -> Callable[[Any, Any, dict], Any]:
+def traced_once(
+    function: Callable[..., Any], keys: Iterable[Any]
+) -> Callable[[Any, Any, dict], Any]:
     """`function(p, q, rows)` for rows of these keys: JAX remembers its trace, which it inlines in every later use.
 
-    Asking for the zeros that a loop starts with and running the loop would else trace all layers behind it twice.
+    Asking for the zeros that a loop starts with and running the loop would else trace all layers
+    behind it twice.
 
     Example:
         >>> float(traced_once(lambda p, q, rows: rows["a"] + p * q, ["a"])(2.0, 3.0, {"a": 1.0}))
         7.0
     """
     keys = list(keys)
-    flat = jax.jit(lambda p, q, *rows: function(p, q, dict(zip(keys, rows, strict=True))), inline=True)
+    flat = jax.jit(
+        lambda p, q, *rows: function(p, q, dict(zip(keys, rows, strict=True))), inline=True
+    )
     return lambda p, q, rows: flat(p, q, *(rows[key] for key in keys))
 
 

@@ -67,8 +67,9 @@ class Request(NamedTuple):
         zero: Whether that is the displacement zero.
         step: Displacements here in units of the displacements of the loop.
         memo: Recipes that have been prepared already.
-        tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read before the branch
-            of `guarded` is entered: inside, they would be fused into the innermost loops.
+        tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read
+            before the branch of `guarded` is entered: inside, they would be fused into the
+            innermost loops.
     """
 
     canvas: Size
@@ -89,7 +90,9 @@ class Request(NamedTuple):
     def finer(self, strides: Size) -> Request:
         """The request that a layer with strides makes to its input."""
         step = self.step[0] * strides[0], self.step[1] * strides[1]
-        return self._replace(canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]), step=step)
+        return self._replace(
+            canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]), step=step
+        )
 
     def mask(self, axis: int, table: np.ndarray) -> Any:
         """Asks for rows of a table: a key into `done`; None if nothing is masked, False if everything is."""
@@ -101,10 +104,15 @@ class Request(NamedTuple):
 
     def rows(self, p: Any, q: Any) -> dict:
         """Rows of all tables for one displacement of the loop, in the dtype of the images."""
-        return {key: _row(table.astype(self.dtype), key[1] * (p, q)[key[0]]) for key, table in self.tables.items()}
+        return {
+            key: _row(table.astype(self.dtype), key[1] * (p, q)[key[0]])
+            for key, table in self.tables.items()
+        }
 
 
 def _row(table, index):
     return (
-        table[index] if isinstance(index, int) else lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
+        table[index]
+        if isinstance(index, int)
+        else lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
     )

@@ -1,8 +1,9 @@
 """Periodic windows on images that do not fill their canvas: the covariance of every pair of positions at once.
 
-Planes are cyclic on a canvas of one size, so an image that is periodic with another one (because it was cropped, or its
-size is no multiple of the strides) has no planes of its own. All pairs of positions `[h, w, h, w, lanes]` are then
-written out once, which needs the memory that planes avoid, and read as planes again.
+Planes are cyclic on a canvas of one size, so an image that is periodic with another one (because it
+was cropped, or its size is no multiple of the strides) has no planes of its own. All pairs of
+positions `[h, w, h, w, lanes]` are then written out once, which needs the memory that planes avoid,
+and read as planes again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def as_plane(pairs: Array, p: Any, q: Any, canvas: Size) -> Array:
     at = [np.arange(c, dtype=np.int32) for c in canvas]
     rows, columns = (np.minimum(i, n - 1) for i, n in zip(at, pairs.shape[:2], strict=True))
     below, right = (
-        jnp.minimum((i + d) % c, n - 1) for i, d, c, n in zip(at, (p, q), canvas, pairs.shape[:2], strict=True)
+        jnp.minimum((i + d) % c, n - 1)
+        for i, d, c, n in zip(at, (p, q), canvas, pairs.shape[:2], strict=True)
     )
     return pairs[rows[:, None], columns[None, :], below[:, None], right[None, :]]
 
@@ -60,5 +62,9 @@ def apart_everywhere(pairs: Array, window: Window, scale: float) -> Array:
 
 def _positions(shape: Size, window: Window) -> list[list[np.ndarray]]:
     """For each axis and each tap of the window, the position it reads for every output."""
-    sizes = zip(shape, window.out(shape), window.size, window.strides, window.before(shape), strict=True)
-    return [[(s * np.arange(out) + t - before) % n for t in range(k)] for n, out, k, s, before in sizes]
+    sizes = zip(
+        shape, window.out(shape), window.size, window.strides, window.before(shape), strict=True
+    )
+    return [
+        [(s * np.arange(out) + t - before) % n for t in range(k)] for n, out, k, s, before in sizes
+    ]

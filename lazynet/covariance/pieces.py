@@ -1,8 +1,9 @@
 """Quadrature of E[f(z) g(z')] for functions with kinks: Gauss-Legendre sums between them.
 
-`z` is integrated first to last and `z'` given z, both between the kinks. Given z, z' is normal of mean `rho' z` and
-standard deviation tau; as a function of z its mean is smooth but turns, within a few tau, where `rho' z` meets a kink:
-the outer integral is cut there too. Derivatives are those of the sums.
+`z` is integrated first to last and `z'` given z, both between the kinks. Given z, z' is normal of
+mean `rho' z` and standard deviation tau; as a function of z its mean is smooth but turns, within a
+few tau, where `rho' z` meets a kink: the outer integral is cut there too. Derivatives are those of
+the sums.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ TURN = 6.0
 """Widths tau on both sides of a kink of z' within which the mean given z turns."""
 
 
-def piecewise_dual(fn: Callable[[Array], Array], kinks: Sequence[float | int], degree: int | None = None) -> Dual:
+def piecewise_dual(
+    fn: Callable[[Array], Array], kinks: Sequence[float | int], degree: int | None = None
+) -> Dual:
     """Dual of a `phi = fn` that is smooth between kinks, to `quadrature.tolerance` or NaN.
 
     Args:
@@ -77,7 +80,12 @@ def piecewise_dual(fn: Callable[[Array], Array], kinks: Sequence[float | int], d
 def _mean(h, q, kinks, nodes):
     """`E[h(z)]`."""
     norm = jnp.sqrt(_floored(q))
-    return _sum_pieces(lambda x: h(norm * x), [kink / norm for kink in kinks], nodes, FAR if nodes == FINE else RADIUS)
+    return _sum_pieces(
+        lambda x: h(norm * x),
+        [kink / norm for kink in kinks],
+        nodes,
+        FAR if nodes == FINE else RADIUS,
+    )
 
 
 def _products(fn, q1, q2, s, kinks, nodes):
@@ -92,7 +100,9 @@ def _products(fn, q1, q2, s, kinks, nodes):
     def given(x):
         """The means of f(z') and f'(z') given z = norm1 x, times f(z) and f'(z)."""
         cuts = [(kink / norm2 - rho * x) / tau for kink in kinks]
-        return both(norm1 * x) * _sum_pieces(lambda y: both(norm2 * (rho * x + tau * y)), cuts, nodes)
+        return both(norm1 * x) * _sum_pieces(
+            lambda y: both(norm2 * (rho * x + tau * y)), cuts, nodes
+        )
 
     steep = jnp.where(jnp.abs(rho) < tiny, tiny, rho)
     turns = [(kink / norm2 + move * tau) / steep for kink in kinks for move in (-TURN, 0, TURN)]

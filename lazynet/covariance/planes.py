@@ -1,14 +1,15 @@
 """Covariances of images by displacement planes: E[z(x1)_p z(x2)_{p+d}] for one displacement d at a time.
 
-A convolution sums over common shifts of both positions, so it never mixes displacements: one plane can be taken
-through a whole stack of layers while it stays in the cache. `Planes` therefore holds no array. It is a recipe that
-evaluates the plane of a displacement on demand, and what is demanded decides the cost: a Flatten head asks for the
-plane d = 0 only, a pooled head for all of them, a stride of two for every second one.
+A convolution sums over common shifts of both positions, so it never mixes displacements: one plane
+can be taken through a whole stack of layers while it stays in the cache. `Planes` therefore holds
+no array. It is a recipe that evaluates the plane of a displacement on demand, and what is demanded
+decides the cost: a Flatten head asks for the plane d = 0 only, a pooled head for all of them, a
+stride of two for every second one.
 
-Layout. Displacements are cyclic on a canvas that is at least as large as the image: row i of x1 meets row
-(i + p) mod H of x2. A plane is `[H, W, lanes]`, lanes being pairs of images. Sums over windows leave out the terms
-that would cross the border of either image (the seam of the cyclic layout); pairs of positions outside the images
-hold numbers that are harmless and never used.
+Layout. Displacements are cyclic on a canvas that is at least as large as the image: row i of x1
+meets row (i + p) mod H of x2. A plane is `[H, W, lanes]`, lanes being pairs of images. Sums over
+windows leave out the terms that would cross the border of either image (the seam of the cyclic
+layout); pairs of positions outside the images hold numbers that are harmless and never used.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ class Planes:
         shape: Height and width of the images.
         canvas: Smallest canvas on which all layers so far are exact.
         dtype: Of the planes.
-        build: `build(request) -> plane(p, q, done)` prepares what does not depend on the displacement; the dictionary
-            `done` shares layers between branches while one displacement is evaluated.
+        build: `build(request) -> plane(p, q, done)` prepares what does not depend on the
+            displacement; the dictionary `done` shares layers between branches while one
+            displacement is evaluated.
         needs: Functions whose values recipes use; they are called before any loop is entered.
-        chain: The same recipe as a list of steps, which a GPU takes at once; None for others than simple stacks.
-        tiled: What was pooled last by windows that tile the images, so that pools of pools become one.
+        chain: The same recipe as a list of steps, which a GPU takes at once; None for others than
+            simple stacks.
+        tiled: What was pooled last by windows that tile the images, so that pools of pools become
+            one.
     """
 
     shape: Size
@@ -70,7 +74,10 @@ class Planes:
 
         Those after it are the exact results for d = 0 of an image with itself.
         """
-        sides = [functools.cache(lambda moments=moments: op.side(moments().nngp)) for moments in dict.fromkeys(before)]
+        sides = [
+            functools.cache(lambda moments=moments: op.side(moments().nngp))
+            for moments in dict.fromkeys(before)
+        ]
 
         def build(request):
             below, canvas = self.build(request), request.canvas
@@ -79,7 +86,9 @@ class Planes:
             exact = [optional(_placed, a, canvas) for a in after[0]()] if request.same else None
 
             def plane(p, q, done):
-                nngp, ntk, _ = op.pair(first, [_shifted(a, p, q, request) for a in second], *below(p, q, done), None)
+                nngp, ntk, _ = op.pair(
+                    first, [_shifted(a, p, q, request) for a in second], *below(p, q, done), None
+                )
                 return (nngp, ntk) if exact is None else _exact_at_zero(p, q, exact, (nngp, ntk))
 
             return plane
@@ -93,15 +102,26 @@ class Planes:
         def build(request):
             if not window.periodic_on(self.shape, request.canvas):
                 alone = request.zero and _averaged_at_zero(self, request, window)
-                return alone or _rewritten(self, request, lambda pairs: together_everywhere(pairs, window))
+                return alone or _rewritten(
+                    self, request, lambda pairs: together_everywhere(pairs, window)
+                )
             below, canvas = self.build(request.finer(window.strides)), request.canvas
-            taps, (rows, columns), size = together(window, self.shape, canvas), window.strides, math.prod(window.size)
-            keys = [[request.mask(axis, table[0]) for table in tap.masks] for axis, tap in enumerate(taps)]
+            taps, (rows, columns), size = (
+                together(window, self.shape, canvas),
+                window.strides,
+                math.prod(window.size),
+            )
+            keys = [
+                [request.mask(axis, table[0]) for table in tap.masks]
+                for axis, tap in enumerate(taps)
+            ]
 
             def plane(p, q, done):
                 masks = [[done.get(key, key) for key in each] for each in keys]
                 values = below(rows * p, columns * q, done)
-                return tuple(optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values)
+                return tuple(
+                    optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values
+                )
 
             return plane
 
@@ -117,7 +137,9 @@ class Planes:
 
         def build(request):
             if not window.periodic_on(self.shape, request.canvas):
-                return _rewritten(self, request, lambda pairs: apart_everywhere(pairs, window, scale))
+                return _rewritten(
+                    self, request, lambda pairs: apart_everywhere(pairs, window, scale)
+                )
             moves = math.prod(2 * k - 1 for k in window.size)
             canvas = request.finer(window.strides).canvas
             pull = request.single and moves < math.prod(canvas)
@@ -127,14 +149,20 @@ class Planes:
             return pushed(self.build(fine), fine, window, self.shape, scale, zero=request.zero)
 
         tiled = _Tiled(self, window, scale) if window.tiles(self.shape) else None
-        return dataclasses.replace(self._then(window.out(self.shape), window.strides, build), tiled=tiled)
+        return dataclasses.replace(
+            self._then(window.out(self.shape), window.strides, build), tiled=tiled
+        )
 
     def _covered(self, scale):
         """The pool of one window that covers the images."""
 
         def build(request):
-            total = sum_over_pairs(self, request.new_loop(canvas=self.canvas, single=False, zero=False))
-            return lambda p, q, done: tuple(optional(lambda a: scale**2 * a[None, None], a) for a in total)
+            total = sum_over_pairs(
+                self, request.new_loop(canvas=self.canvas, single=False, zero=False)
+            )
+            return lambda p, q, done: tuple(
+                optional(lambda a: scale**2 * a[None, None], a) for a in total
+            )
 
         return Planes((1, 1), (1, 1), self.dtype, _shared(build), self.needs)
 
@@ -151,15 +179,24 @@ class Planes:
 
             return plane
 
-        canvas = max(planes.canvas[0] for planes in every), max(planes.canvas[1] for planes in every)
+        canvas = (
+            max(planes.canvas[0] for planes in every),
+            max(planes.canvas[1] for planes in every),
+        )
         needs = dict.fromkeys(function for planes in every for function in planes.needs)
         return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(needs))
 
     def _then(self, shape, strides, build, needs=(), chain=None):
         if min(shape) < 1:
-            raise ValueError(f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them.")
-        height, width = (max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True))
-        return Planes(shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs), chain)
+            raise ValueError(
+                f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them."
+            )
+        height, width = (
+            max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True)
+        )
+        return Planes(
+            shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs), chain
+        )
 
 
 class _Tiled(NamedTuple):
@@ -184,7 +221,10 @@ def source(x1: Array, x2: Array) -> Planes:
 
     def build(request):
         first = [_placed(request.first(a), request.canvas, zeros=True) for a in pixels[0]]
-        second = [_doubled(_placed(request.second(a), request.canvas, zeros=True), request) for a in pixels[1]]
+        second = [
+            _doubled(_placed(request.second(a), request.canvas, zeros=True), request)
+            for a in pixels[1]
+        ]
 
         def plane(p, q, done):
             products = [a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]
@@ -241,7 +281,10 @@ def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
     keys = [request.mask(axis, live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
 
     def inside(p, q, done):
-        return [optional(_live_part, a, [done.get(key, key) for key in keys]) for a in plane(p, q, {**done})]
+        return [
+            optional(_live_part, a, [done.get(key, key) for key in keys])
+            for a in plane(p, q, {**done})
+        ]
 
     through_layers = traced_once(inside, request.tables)
     start = jnp.int32(0)
@@ -264,7 +307,9 @@ def _rewritten(planes, request, rule):
         rows = fine.rows(d[0], d[1])
         return guarded(lambda: tuple(plane(d[0], d[1], {**rows})), d[0])
 
-    displacements = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1).reshape(-1, 2)
+    displacements = np.stack(
+        np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1
+    ).reshape(-1, 2)
     every = lax.map(one, jnp.asarray(displacements, jnp.int32))
     unfolded = [optional(lambda a: a.reshape(height, width, *a.shape[1:]), a) for a in every]
     pairs = [optional(lambda a: rule(as_pairs(a, planes.shape)), a) for a in unfolded]
@@ -275,7 +320,10 @@ def _averaged_at_zero(planes, request, window):
     """The plane of displacement zero alone: windows that move together need no other."""
     fine, (height, width) = request.new_loop(canvas=planes.canvas), planes.shape
     plane, rows = planes.build(fine), fine.rows(0, 0)
-    means = [optional(lambda a: moving_mean(a[:height, :width], window), a) for a in plane(0, 0, {**rows})]
+    means = [
+        optional(lambda a: moving_mean(a[:height, :width], window), a)
+        for a in plane(0, 0, {**rows})
+    ]
     return lambda p, q, done: tuple(optional(_placed, a, request.canvas) for a in means)
 
 
@@ -319,7 +367,10 @@ def _exact_at_zero(p, q, exact, values):
     if isinstance(p, int) and isinstance(q, int):
         return exact if p == q == 0 else values
     here = (p == 0) & (q == 0)
-    return tuple(optional(lambda a, b: jnp.where(here, a, b), a, b) for a, b in zip(exact, values, strict=True))
+    return tuple(
+        optional(lambda a, b: jnp.where(here, a, b), a, b)
+        for a, b in zip(exact, values, strict=True)
+    )
 
 
 def _live_part(a, masks):

@@ -1,9 +1,9 @@
 """Planes of pooled images: sums over windows that move apart, from the finer planes that they sum over.
 
-With e the move of one window against the other, the pooled plane of displacement D sums the finer planes of s D + e,
-e = 1-k..k-1 along each axis, over the positions that both windows share. Either the few finer planes of one pooled
-plane are asked for (pulled), or each finer plane is evaluated once and added to all pooled planes that it is part of
-(pushed), which are then stored.
+With e the move of one window against the other, the pooled plane of displacement D sums the finer
+planes of s D + e, e = 1-k..k-1 along each axis, over the positions that both windows share. Either
+the few finer planes of one pooled plane are asked for (pulled), or each finer plane is evaluated
+once and added to all pooled planes that it is part of (pushed), which are then stored.
 """
 
 from __future__ import annotations
@@ -38,27 +38,35 @@ def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
             rows = fine.rows(row, column)
 
             def pooled():
-                return [optional(slide, a, taps, masks, canvas) for a in below(row, column, {**rows})]
+                return [
+                    optional(slide, a, taps, masks, canvas) for a in below(row, column, {**rows})
+                ]
 
             return guarded(pooled, row, like)
 
         nothing = zeros(lambda: part(jnp.zeros(2, jnp.int32)))
         moves = jnp.asarray(_moves(window), jnp.int32)
-        total = lax.scan(lambda total, e: (jax.tree.map(jnp.add, total, part(e, nothing)), None), nothing, moves)[0]
+        total = lax.scan(
+            lambda total, e: (jax.tree.map(jnp.add, total, part(e, nothing)), None), nothing, moves
+        )[0]
         return tuple(optional(lambda a: a * scale**2, a) for a in total)
 
     return plane
 
 
-def pushed(below: Plane, fine: Request, window: Window, shape: Size, scale: float, *, zero: bool) -> Plane:
+def pushed(
+    below: Plane, fine: Request, window: Window, shape: Size, scale: float, *, zero: bool
+) -> Plane:
     """All pooled planes at once (or the one of displacement zero): each finer plane is evaluated once.
 
-    Along each axis a finer plane belongs to a few pooled ones. They are found by loops, rows before columns, so that
-    the program does not grow with the window.
+    Along each axis a finer plane belongs to a few pooled ones. They are found by loops, rows before
+    columns, so that the program does not grow with the window.
     """
     canvas, taps = _apart(window, shape, fine.canvas)
     kept = (1, 1) if zero else canvas
-    periods = [tap.stride * count // own for tap, count, own in zip(taps, canvas, kept, strict=True)]
+    periods = [
+        tap.stride * count // own for tap, count, own in zip(taps, canvas, kept, strict=True)
+    ]
     rows, columns = map(_Axis, taps, canvas, periods)
     nothing = zeros(lambda: tuple(below(0, 0, fine.rows(0, 0))))
 
@@ -75,13 +83,17 @@ def pushed(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
                 column, shared_columns = columns.part(q, j)
                 sums = [optional(columns.sum, a, shared_columns, 1) for a in strips]
                 at = (row % kept[0], column % kept[1])
-                return [optional(_accumulated, *pair, at) for pair in zip(stored, sums, strict=True)], None
+                return [
+                    optional(_accumulated, *pair, at) for pair in zip(stored, sums, strict=True)
+                ], None
 
             return lax.scan(add_column, stored, columns.numbers)[0], None
 
         return lax.scan(add_row, stored, rows.numbers)[0]
 
-    start = [optional(lambda a: jnp.zeros((*kept, *canvas, a.shape[-1]), a.dtype), a) for a in nothing]
+    start = [
+        optional(lambda a: jnp.zeros((*kept, *canvas, a.shape[-1]), a.dtype), a) for a in nothing
+    ]
     stored = [optional(lambda a: a * scale**2, a) for a in fold(add, start, fine.canvas)]
 
     def plane(p, q, done):
@@ -116,7 +128,11 @@ class _Axis(NamedTuple):
         at = (d - move + self.taps.size - 1) // self.taps.stride % self.count
         # the moves beyond the last one share nothing
         table = np.pad(self.taps.masks, [(0, 0), (0, 1), (0, 0), (0, 0)])
-        masks = cut(jnp.asarray(table), (0, jnp.minimum(move, last), at, 0), (self.taps.size, 1, 1, self.count))
+        masks = cut(
+            jnp.asarray(table),
+            (0, jnp.minimum(move, last), at, 0),
+            (self.taps.size, 1, 1, self.count),
+        )
         return at, masks[:, 0, 0]
 
     def sum(self, x: Array, masks: Array, axis: int) -> Array:

@@ -1,9 +1,10 @@
 """Quadrature of E[f(z) g(z')] with as many nodes as the variances ask for, differentiable at every correlation.
 
-Nodes are evenly spaced on both axes of a pair of independent normal variables: for a smooth function such sums
-converge as fast as any, and no table of nodes is needed. How many it takes is found while the program runs, from
-E[f(z)^2] and E[f'(z)^2] beside much finer sums; where the finest grid is not enough the result is NaN, because a
-compiled program cannot raise an error. Functions with kinks are for `pieces`.
+Nodes are evenly spaced on both axes of a pair of independent normal variables: for a smooth
+function such sums converge as fast as any, and no table of nodes is needed. How many it takes is
+found while the program runs, from E[f(z)^2] and E[f'(z)^2] beside much finer sums; where the finest
+grid is not enough the result is NaN, because a compiled program cannot raise an error. Functions
+with kinks are for `pieces`.
 """
 
 from __future__ import annotations
@@ -67,12 +68,20 @@ def quadrature_dual(fn: Callable[[Array], Array], degree: int | None = None) -> 
     counts = np.array([*levels, levels[-1]])
 
     def side(q):
-        # The square of a sign function is smooth, and of a kink at zero the grid sees one half exactly, since it is
-        # symmetric; the sums with x, of the function and of its derivative, show both.
+        # The square of a sign function is smooth, and of a kink at zero the grid sees one half
+        # exactly, since it is symmetric; the sums with x, of the function and of its derivative,
+        # show both.
         slope = derivative(fn)
-        squares = [squared(fn), squared(lambda x: fn(x) + x), squared(slope), squared(lambda x: slope(x) + x)]
+        squares = [
+            squared(fn),
+            squared(lambda x: fn(x) + x),
+            squared(slope),
+            squared(lambda x: slope(x) + x),
+        ]
         exact = [even_mean(h, q, FINE, FAR) for h in squares]
-        return q, shortfall(exact, len(levels), lambda i: [even_mean(h, q, jnp.asarray(counts)[i]) for h in squares])
+        return q, shortfall(
+            exact, len(levels), lambda i: [even_mean(h, q, jnp.asarray(counts)[i]) for h in squares]
+        )
 
     def pair(side1, side2, s, gap, acute):
         q1, q2, s = jnp.broadcast_arrays(side1[0], side2[0], s)
@@ -105,17 +114,24 @@ def shortfall(exact: Sequence[Array], rules: int, means: Callable[[Any], Sequenc
 
     def check(i, state):
         missed, total = state
-        errors = [jnp.abs(mean - value) / tolerance(value.dtype) for value, mean in zip(exact, means(i), strict=True)]
+        errors = [
+            jnp.abs(mean - value) / tolerance(value.dtype)
+            for value, mean in zip(exact, means(i), strict=True)
+        ]
         close = [error <= jnp.abs(value) for value, error in zip(exact, errors, strict=True)]
         missed = missed & ~jnp.all(jnp.stack(close), axis=0)
         return missed, total + missed.astype(total.dtype)
 
     shape, dtype = exact[0].shape, exact[0].dtype
-    missed, total = jax.lax.fori_loop(0, rules, check, (jnp.ones(shape, bool), jnp.zeros(shape, dtype)))
+    missed, total = jax.lax.fori_loop(
+        0, rules, check, (jnp.ones(shape, bool), jnp.zeros(shape, dtype))
+    )
     return jax.lax.stop_gradient(total)
 
 
-def even_mean(h: Callable[[Array], Array], q: Array, nodes: Any, radius: float | None = None) -> Array:
+def even_mean(
+    h: Callable[[Array], Array], q: Array, nodes: Any, radius: float | None = None
+) -> Array:
     """`E[h(z)]` by so many even nodes, block by block.
 
     Example:
@@ -166,7 +182,9 @@ def _expectation(f: Function, g: Function):
 
         def add_row(i, total):
             x, w = _node(i, count, s.dtype)
-            return total + w * jax.lax.fori_loop(0, count, lambda j, row: add_node(j, row, even * x), zero)
+            return total + w * jax.lax.fori_loop(
+                0, count, lambda j, row: add_node(j, row, even * x), zero
+            )
 
         return jax.lax.fori_loop(0, count, add_row, zero)
 

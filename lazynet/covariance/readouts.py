@@ -38,13 +38,17 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plan
 
     On a GPU, networks that allow it keep each plane on the chip through all layers.
     """
-    chip = jax.default_backend() == "gpu" and gpu.available() and gpu.fits(planes.chain, planes.canvas)
+    chip = (
+        jax.default_backend() == "gpu" and gpu.available() and gpu.fits(planes.chain, planes.canvas)
+    )
     nngp, ntk = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
     area = math.prod(planes.shape)
     return nngp / area**2, optional(lambda a: a / area**2, ntk)
 
 
-def summed_on_chip(planes: Planes, lanes: Lanes, *, same: bool = False, interpret: bool = False) -> Plane:
+def summed_on_chip(
+    planes: Planes, lanes: Lanes, *, same: bool = False, interpret: bool = False
+) -> Plane:
     """`sum_{p, p'} S[p, p']` by one GPU program (or step by step anywhere, to test it); derivatives layer by layer."""
     chain = cast(gpu.Chain, planes.chain)
 
@@ -54,7 +58,9 @@ def summed_on_chip(planes: Planes, lanes: Lanes, *, same: bool = False, interpre
     def by_program(*arrays):
         every = _restored(chain, *arrays)
         steps = cast(gpu.Chain, every.chain)
-        sums = gpu.sum_over_pairs(steps, every.shape, every.canvas, lanes, same=same, interpret=interpret)
+        sums = gpu.sum_over_pairs(
+            steps, every.shape, every.canvas, lanes, same=same, interpret=interpret
+        )
         if not same:
             return sums
         zero = [optional(lambda a: jnp.sum(a, axis=(0, 1))[None], a) for a in variances(every)]
@@ -62,7 +68,11 @@ def summed_on_chip(planes: Planes, lanes: Lanes, *, same: bool = False, interpre
 
     @jax.custom_jvp
     def total(*arrays):
-        return by_program(*arrays) if interpret else lax.platform_dependent(*arrays, cuda=by_program, default=by_layers)
+        return (
+            by_program(*arrays)
+            if interpret
+            else lax.platform_dependent(*arrays, cuda=by_program, default=by_layers)
+        )
 
     total.defjvp(lambda primals, tangents: jax.jvp(by_layers, primals, tangents))
     return total(chain.images, chain.moments())
@@ -70,7 +80,9 @@ def summed_on_chip(planes: Planes, lanes: Lanes, *, same: bool = False, interpre
 
 def variances(planes: Planes) -> Plane:
     """Plane d = 0 `[h, w, n]` of images with themselves."""
-    request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(single=True, zero=True)
+    request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(
+        single=True, zero=True
+    )
     plane, (height, width) = planes.build(request), planes.shape
     nngp, ntk = (optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
     return nngp, ntk
@@ -78,7 +90,11 @@ def variances(planes: Planes) -> Plane:
 
 def _summed(planes, lanes, *, same=False):
     """`sum_{p, p'} S[p, p']`, layer by layer."""
-    return _map_groups(lambda g: sum_over_pairs(planes, _request(planes, lanes, g, same=same)), planes, lanes.groups)
+    return _map_groups(
+        lambda g: sum_over_pairs(planes, _request(planes, lanes, g, same=same)),
+        planes,
+        lanes.groups,
+    )
 
 
 def _restored(chain, images, moments):
@@ -97,7 +113,9 @@ def _restored(chain, images, moments):
 
 def _request(planes, lanes, g, *, single=False, same=False):
     first, second = (lambda a: lanes.first(a, g)), (lambda a: lanes.second(a, g))
-    return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(single=single, zero=single)
+    return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(
+        single=single, zero=single
+    )
 
 
 def _map_groups(group, planes, groups):

@@ -51,22 +51,28 @@ def activation_rule(name: str, dual: Dual) -> Rule:
     return rule
 
 
-def dense_rule(features: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None) -> Rule:
+def dense_rule(
+    features: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+) -> Rule:
     """`Sigma' = W^2 Sigma + b^2`, `Theta' = W^2 Theta + Sigma'` (see `affine` for the standard parameterization)."""
 
     def rule(k: Kernel) -> Kernel:
         if not k.vectors:
-            raise ValueError("Dense got images, expected vectors: put Flatten() or GlobalAvgPool() before it.")
+            raise ValueError(
+                "Dense got images, expected vectors: put Flatten() or GlobalAvgPool() before it."
+            )
         return affine(k, k.features, W_std, b_std, scheme).replace(features=features)
 
     return rule
 
 
-def affine(k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None) -> Kernel:
+def affine(
+    k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+) -> Kernel:
     """The state after fresh weights and biases on features that were averaged over `fan_in` inputs.
 
-    In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`. Weights that are not
-    trained leave `Theta' = W^2 Theta`.
+    In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`.
+    Weights that are not trained leave `Theta' = W^2 Theta`.
     """
     W2, b2 = W_std**2, 0.0 if b_std is None else b_std**2
 
@@ -104,7 +110,9 @@ def layer_norm_rule(eps: float) -> Rule:
     return rule
 
 
-def conv_rule(features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None) -> Rule:
+def conv_rule(
+    features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+) -> Rule:
     """`Sigma'[p, p'] = W^2/k sum_d Sigma[s p + d, s p' + d] + b^2`, `Theta' = W^2/k sum_d Theta[...] + Sigma'`."""
 
     def rule(k: Kernel) -> Kernel:
@@ -143,7 +151,9 @@ def flatten_rule(k: Kernel) -> Kernel:
 def concat_rule(kernels: Sequence[Kernel]) -> Kernel:
     """`Sigma' = sum_b c_b Sigma_b / sum_b c_b` for branches of c_b features side by side, and the same for Theta."""
     features = sum(k.features for k in kernels)
-    weighted = [k.pointwise(_scaling(k.features / features), gaussian=True, fresh=True) for k in kernels]
+    weighted = [
+        k.pointwise(_scaling(k.features / features), gaussian=True, fresh=True) for k in kernels
+    ]
     total = Kernel.sum_independent(weighted, [""] * len(kernels))
     return total.replace(features=features, gaussian=False, fresh=False)
 

@@ -35,7 +35,8 @@ class Pointwise(NamedTuple):
 
     Attributes:
         side: `side(q) -> tuple of arrays`, what a pair needs of the variances of one input.
-        pair: `pair(side1, side2, nngp, ntk, gap) -> (nngp, ntk, gap)`; see `Dual` for the squared distance `gap`.
+        pair: `pair(side1, side2, nngp, ntk, gap) -> (nngp, ntk, gap)`; see `Dual` for the squared
+            distance `gap`.
         diagonal: `diagonal(nngp, ntk) -> (nngp, ntk)`, the same for an input with itself.
     """
 
@@ -50,7 +51,8 @@ class Vectors(NamedTuple):
     Attributes:
         nngp: E[z(x1) z(x2)] per feature.
         ntk: Tangent kernel of all layers so far.
-        gap: E[(z(x1) - z(x2))^2], which stays accurate for inputs that almost agree; None where it is not known.
+        gap: E[(z(x1) - z(x2))^2], which stays accurate for inputs that almost agree; None where it
+            is not known.
         spread: `spread(a1, a2)` lays `[n1]` and `[n2]` out so that they broadcast over pairs.
     """
 
@@ -59,7 +61,9 @@ class Vectors(NamedTuple):
     gap: Array | None
     spread: Callable[[Array, Array], tuple[Array, Array]]
 
-    def pointwise(self, op: Pointwise, before: Sequence[Callable], after: Sequence[Callable]) -> Vectors:
+    def pointwise(
+        self, op: Pointwise, before: Sequence[Callable], after: Sequence[Callable]
+    ) -> Vectors:
         """Maps each pair, with both sets' moments `before() -> Moments` and after it."""
         sides = [op.side(moments().nngp) for moments in before]
         rows_columns = [self.spread(a, b) for a, b in zip(*sides, strict=True)]
@@ -74,7 +78,9 @@ class Vectors(NamedTuple):
         """Covariances of a sum of independent vectors."""
         every = [self, *others]
         gap = None if any(v.gap is None for v in every) else total([v.gap for v in every])
-        return self._replace(nngp=total([v.nngp for v in every]), ntk=total([v.ntk for v in every]), gap=gap)
+        return self._replace(
+            nngp=total([v.nngp for v in every]), ntk=total([v.ntk for v in every]), gap=gap
+        )
 
 
 class Side(NamedTuple):
@@ -100,13 +106,16 @@ class Kernel:
 
     Attributes:
         cross: Covariances between the two sets: `Vectors`, or `Planes` for images.
-        own: Both sets by themselves, one after the other (or the one set that is both): variances come from here and
-            are never read off a rounded matrix.
+        own: Both sets by themselves, one after the other (or the one set that is both): variances
+            come from here and are never read off a rounded matrix.
         parts: Where the two sets are in `own`.
         lanes: Which images of the two sets meet.
-        features: Number of features of the finite network here (what `parameterization="standard"` depends on).
-        gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a nonlinearity).
-        fresh: Whether the last weights are this branch's own, so that sums with other branches are independent.
+        features: Number of features of the finite network here (what `parameterization="standard"`
+            depends on).
+        gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a
+            nonlinearity).
+        fresh: Whether the last weights are this branch's own, so that sums with other branches are
+            independent.
         positive: Whether no covariance can be negative.
         trained: Whether new weights add to the tangent kernel.
     """
@@ -147,7 +156,9 @@ class Kernel:
 
     def pointwise(self, op: Pointwise, **changes) -> Kernel:
         """The state after a rule that maps each pair of positions by itself."""
-        after = self.replace(own=Side(once(lambda: Moments(*op.diagonal(*self.own.moments())))), **changes)
+        after = self.replace(
+            own=Side(once(lambda: Moments(*op.diagonal(*self.own.moments())))), **changes
+        )
         before, own = self.own.moments, after.own.moments
         pairs = self.own.pairs and self.own.pairs.pointwise(op, [before] * 2, [own] * 2)
         cross = self.cross.pointwise(op, self._moments(), after._moments())
@@ -159,7 +170,10 @@ class Kernel:
         whole = self.own.moments
         if first == second:
             return [whole] * 2
-        return [once(lambda part=part: Moments(*_each(lambda a: a[..., part], whole()))) for part in (first, second)]
+        return [
+            once(lambda part=part: Moments(*_each(lambda a: a[..., part], whole())))
+            for part in (first, second)
+        ]
 
     def window(self, window: Window) -> Kernel:
         """The state after means over windows that move together at both positions."""
@@ -190,12 +204,16 @@ class Kernel:
         pairs = self.own.planes
         pooled = once(lambda: scaled(mean_over_pairs(pairs, each_with_itself(), same=True)))
         own = Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
-        return self.replace(cross=self._vectors(scaled(mean_over_pairs(self.cross, self.lanes))), own=own)
+        return self.replace(
+            cross=self._vectors(scaled(mean_over_pairs(self.cross, self.lanes))), own=own
+        )
 
     def _vectors(self, pair):
         def spread(a1, a2):
             groups, (_, first, second) = jnp.arange(self.lanes.groups), self.lanes
-            return jax.vmap(lambda g: first(a1, g))(groups), jax.vmap(lambda g: second(a2, g))(groups)
+            return jax.vmap(lambda g: first(a1, g))(groups), jax.vmap(lambda g: second(a2, g))(
+                groups
+            )
 
         return Vectors(*pair, gap=None, spread=spread)
 
@@ -205,14 +223,17 @@ class Kernel:
         def pair(side1, side2, nngp, ntk, gap):
             return jnp.zeros_like(nngp), ntk, None if gap is None else jnp.zeros_like(gap)
 
-        return self.pointwise(Pointwise(lambda q: (), pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk)))
+        return self.pointwise(
+            Pointwise(lambda q: (), pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk))
+        )
 
     @staticmethod
     def sum_independent(kernels: Sequence[Kernel], paths: Sequence[str]) -> Kernel:
         """Covariances of a sum of independent branches: they add.
 
         Raises:
-            ValueError: If more than one branch does not end in fresh weights, or one is not Gaussian.
+            ValueError: If more than one branch does not end in fresh weights, or one is not
+                Gaussian.
         """
         stale = [path for k, path in zip(kernels, paths, strict=True) if not k.fresh]
         rough = [path for k, path in zip(kernels, paths, strict=True) if not k.gaussian]
@@ -248,7 +269,8 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
 def _vectors(x1, x2, lanes):
     d = x1.shape[-1]
     wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
-    # each set by itself, also where both are one: other sums round differently, and tiles are to agree with the whole
+    # each set by itself, also where both are one: other sums round differently, and tiles are to
+    # agree with the whole
     q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
     nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
     gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
@@ -289,5 +311,9 @@ def _each(function, parts) -> Any:
 
 
 def _sum_sides(sides):
-    moments = once(lambda: Moments(*(total(parts) for parts in zip(*(s.moments() for s in sides), strict=True))))
+    moments = once(
+        lambda: Moments(
+            *(total(parts) for parts in zip(*(s.moments() for s in sides), strict=True))
+        )
+    )
     return Side(moments, sides[0].pairs and sides[0].pairs.add([s.pairs for s in sides[1:]]))

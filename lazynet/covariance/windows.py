@@ -13,7 +13,18 @@ from jax import lax
 
 from lazynet.typing import Array, ArrayLike
 
-__all__ = ["Taps", "Window", "apart", "live", "masked", "moving_mean", "padded", "slide", "summed", "together"]
+__all__ = [
+    "Taps",
+    "Window",
+    "apart",
+    "live",
+    "masked",
+    "moving_mean",
+    "padded",
+    "slide",
+    "summed",
+    "together",
+]
 
 Size = tuple[int, int]
 Mask = ArrayLike | bool | None
@@ -41,7 +52,9 @@ class Window(NamedTuple):
             ((4, 4), (5, 6))
         """
         if self.padding == "VALID":
-            height, width = ((n - k) // s + 1 for n, k, s in zip(shape, self.size, self.strides, strict=True))
+            height, width = (
+                (n - k) // s + 1 for n, k, s in zip(shape, self.size, self.strides, strict=True)
+            )
         else:
             height, width = (-(-n // s) for n, s in zip(shape, self.strides, strict=True))
         return height, width
@@ -53,7 +66,9 @@ class Window(NamedTuple):
             >>> Window((2, 2), (2, 2), "SAME").tiles((4, 6)), Window((2, 2), (2, 2), "VALID").tiles((5, 4))
             (True, False)
         """
-        return self.size == self.strides and all(n % k == 0 for n, k in zip(shape, self.size, strict=True))
+        return self.size == self.strides and all(
+            n % k == 0 for n, k in zip(shape, self.size, strict=True)
+        )
 
     def periodic_on(self, shape: Size, canvas: Size) -> bool:
         """Whether the images fill the canvas that outputs on `canvas` come from, as periodic images must.
@@ -70,8 +85,8 @@ class Taps(NamedTuple):
     """Terms of a sum along one axis: the sum at I is `sum_t masks[t][..., P, I] x[stride I + t - before]`.
 
     Attributes:
-        masks: `[k, e, C, C]` with e the move of one window against the other and P the displacement at the output;
-            terms from beyond the canvas are zero anyway.
+        masks: `[k, e, C, C]` with e the move of one window against the other and P the displacement
+            at the output; terms from beyond the canvas are zero anyway.
         stride, before, size: Of the window along this axis.
         wrap: Whether images are periodic.
     """
@@ -94,14 +109,17 @@ def together(window: Window, shape: Size, canvas: Size) -> list[Taps]:
 
 def apart(window: Window, shape: Size, canvas: Size) -> list[Taps]:
     """Terms of windows that move apart by e = -k+1..k-1 (the first index of the masks, from zero), for each axis."""
-    return [_taps(window, shape, canvas, axis, [range(1 - k, k)] * k) for axis, k in enumerate(window.size)]
+    return [
+        _taps(window, shape, canvas, axis, [range(1 - k, k)] * k)
+        for axis, k in enumerate(window.size)
+    ]
 
 
 def slide(x: Array, taps: list[Taps], masks: list[list[Mask]], canvas: Size) -> Array:
     """Sum over windows of the first two axes, `[fine, fine, lanes]` to `[*canvas, lanes]`.
 
-    Both axes are padded at once and summed one after the other: this is the form that XLA's CPU backend compiles to
-    vector code (padding each axis by itself is ten times slower).
+    Both axes are padded at once and summed one after the other: this is the form that XLA's CPU
+    backend compiles to vector code (padding each axis by itself is ten times slower).
     """
     x = padded(x, taps, canvas)
     for axis in (0, 1):
@@ -142,9 +160,12 @@ def moving_mean(variances: Array, window: Window) -> Array:
     wrap, before = window.padding == "CIRCULAR", window.before(shape)
     taps = together(window._replace(padding="VALID"), shape, (1, 1))
     taps = [
-        t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap) for t, b in zip(taps, before, strict=True)
+        t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap)
+        for t, b in zip(taps, before, strict=True)
     ]
-    return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(window.size)
+    return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(
+        window.size
+    )
 
 
 def live(n: int, canvas: int) -> np.ndarray:
@@ -165,7 +186,11 @@ def masked(x: Array, mask: Mask, axis: int) -> Array:
         >>> masked(jnp.ones((2, 1, 1)), np.array([True, False]), 0).ravel().tolist()
         [1.0, 0.0]
     """
-    return x if mask is None else x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
+    return (
+        x
+        if mask is None
+        else x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
+    )
 
 
 def _taps(window, shape, canvas, axis, moves):

@@ -1,11 +1,13 @@
 """Data sets as `Data(x, y)` records on the host, and the few transformations that experiments state explicitly.
 
-Every function here returns NumPy arrays, whatever it was given, except `crop_and_flip`, which runs inside a compiled
-step: 60,000 photographs then exist once, in ordinary memory, and training decides what goes to the device
-(`jax.device_put(data)` moves everything). CIFAR-10 is float32; the small data sets have JAX's default floating-point
-dtype, float64 where `jax_enable_x64` is set. `jax.tree.map(lambda a: a.astype(np.float64), data)` changes it.
+Every function here returns NumPy arrays, whatever it was given, except `crop_and_flip`, which runs
+inside a compiled step: 60,000 photographs then exist once, in ordinary memory, and training decides
+what goes to the device (`jax.device_put(data)` moves everything). CIFAR-10 is float32; the small
+data sets have JAX's default floating-point dtype, float64 where `jax_enable_x64` is set.
+`jax.tree.map(lambda a: a.astype(np.float64), data)` changes it.
 
-Nothing is standardized behind the caller's back: a data set comes as it was published, pixels scaled to [0, 1].
+Nothing is standardized behind the caller's back: a data set comes as it was published, pixels
+scaled to [0, 1].
 """
 
 from __future__ import annotations

@@ -13,11 +13,13 @@ from lazynet.typing import Array, ArrayLike
 __all__ = ["crop_and_flip"]
 
 
-def crop_and_flip(key: Key[Array, ""], x: Num[ArrayLike, "..."], *, padding: int = 4) -> Num[Array, "..."]:
+def crop_and_flip(
+    key: Key[Array, ""], x: Num[ArrayLike, "..."], *, padding: int = 4
+) -> Num[Array, "..."]:
     """Image i moved by `(a_i, b_i)`, uniform in [-padding, padding]^2, zeros moving in, mirrored with probability 1/2.
 
-    It stays on the device, so that batches drawn there are augmented there: `train(..., augment=crop_and_flip)`. Of
-    standardized images the zeros are the mean color.
+    It stays on the device, so that batches drawn there are augmented there: `train(...,
+    augment=crop_and_flip)`. Of standardized images the zeros are the mean color.
 
     Args:
         key: Draws the moves and the mirrors of all images of the batch.
@@ -38,7 +40,9 @@ def crop_and_flip(key: Key[Array, ""], x: Num[ArrayLike, "..."], *, padding: int
     """
     padding = guards.count("padding", padding, at_least=0)
     if guards.array("x", x).ndim != 4:
-        raise ValueError(f"x has shape {x.shape}, expected [n, height, width, channels]: use x[..., None] for grey.")
+        raise ValueError(
+            f"x has shape {x.shape}, expected [n, height, width, channels]: use x[..., None] for grey."
+        )
     key_crop, key_flip = jax.random.split(key)
     corners = jax.random.randint(key_crop, (len(x), 2), 0, 2 * padding + 1)
     flips = jax.random.bernoulli(key_flip, 0.5, (len(x),))

@@ -46,14 +46,14 @@ def cifar10(
 ) -> tuple[Data, Data]:
     """CIFAR-10: x `[n, 32, 32, 3]` float32 is the photograph divided by 255, y `[n, 10]` float32 one-hot.
 
-    Reads `cifar-10-batches-bin/` or, where that is missing, `cifar-10-batches-py/` below `root`. Pickled batches are
-    read without running any code they name.
+    Reads `cifar-10-batches-bin/` or, where that is missing, `cifar-10-batches-py/` below `root`.
+    Pickled batches are read without running any code they name.
 
     Args:
-        root: Folder that holds one of the two folders, or one of these itself; the environment variable LAZYNET_DATA
-            if None.
-        download: Fetch the official archive (170 MB) into `root` where neither folder is there. A broken download
-            continues with the next call.
+        root: Folder that holds one of the two folders, or one of these itself; the environment
+            variable LAZYNET_DATA if None.
+        download: Fetch the official archive (170 MB) into `root` where neither folder is there. A
+            broken download continues with the next call.
         n_train: Size of a class-balanced subset, everything if None.
         n_test: The same for the test set.
         seed: Of the two draws.
@@ -65,8 +65,8 @@ def cifar10(
         FileNotFoundError: Nothing to read.
         TypeError: A number of examples is no integer.
         ConnectionError: The download failed or broke off.
-        ValueError: A file is truncated, damaged or asks for code, a label is out of range, the download has a wrong
-            checksum, or a subset is larger than its classes.
+        ValueError: A file is truncated, damaged or asks for code, a label is out of range, the
+            download has a wrong checksum, or a subset is larger than its classes.
 
     Example:
         >>> from pathlib import Path
@@ -125,7 +125,10 @@ def _download(archive: Archive, folder: Path, progress: Progress | None) -> None
 
 def _find(folder: Path) -> tuple[Callable[[Path, int], Batch], Path] | None:
     """Reader and folder of the layout that is there, the binary one first."""
-    for reader, name, first in ((_read_binary, BINARY, "data_batch_1.bin"), (_read_pickled, PICKLED, "data_batch_1")):
+    for reader, name, first in (
+        (_read_binary, BINARY, "data_batch_1.bin"),
+        (_read_pickled, PICKLED, "data_batch_1"),
+    ):
         if (folder / name).is_dir():
             return reader, folder / name
         if (folder / first).is_file():
@@ -133,9 +136,13 @@ def _find(folder: Path) -> tuple[Callable[[Path, int], Batch], Path] | None:
     return None
 
 
-def _concatenate(read: Callable[[Path, int], Batch], folder: Path, names: tuple[str, ...], records: int) -> Batch:
+def _concatenate(
+    read: Callable[[Path, int], Batch], folder: Path, names: tuple[str, ...], records: int
+) -> Batch:
     batches = [read(folder / name, records) for name in names]
-    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate([labels for _, labels in batches])
+    return np.concatenate([pixels for pixels, _ in batches]), np.concatenate(
+        [labels for _, labels in batches]
+    )
 
 
 def _select(batch: Batch, n: int | None, seed: int) -> Data:

@@ -64,7 +64,8 @@ def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> P
     What a broken download left is continued, or started anew where the server cannot continue.
 
     Raises:
-        ConnectionError: The server cannot be reached or keeps breaking off; what has arrived is kept.
+        ConnectionError: The server cannot be reached or keeps breaking off; what has arrived is
+            kept.
         ValueError: What arrived has another size or MD5; it is deleted.
     """
     part = folder / (PurePosixPath(archive.url).name + ".part")
@@ -85,11 +86,12 @@ def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> P
 def unpack(archive_file: Path, folder: Path, name: str) -> None:
     """Moves the archive's folder `name` to `folder/name`, complete or not at all, and deletes the archive.
 
-    What is unpacked first stands in `folder/.name.partial`; a killed call leaves it there, and the next one removes it.
+    What is unpacked first stands in `folder/.name.partial`; a killed call leaves it there, and the
+    next one removes it.
 
     Raises:
-        ValueError: A member is anything but a plain file or folder below `name`, the archive unpacks to more than
-            `MAX_UNPACKED` bytes or `MAX_MEMBERS` members, or it is damaged.
+        ValueError: A member is anything but a plain file or folder below `name`, the archive
+            unpacks to more than `MAX_UNPACKED` bytes or `MAX_MEMBERS` members, or it is damaged.
         OSError: The disk is full or cannot be written; the archive is kept.
     """
     temporary = folder / f".{name}.partial"
@@ -102,7 +104,9 @@ def unpack(archive_file: Path, folder: Path, name: str) -> None:
         os.replace(temporary / name, folder / name)
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, FileNotFoundError) as error:
         archive_file.unlink()
-        raise ValueError(f"no archive of {name}/ ({error}): it was deleted, check its address and MD5") from error
+        raise ValueError(
+            f"no archive of {name}/ ({error}): it was deleted, check its address and MD5"
+        ) from error
     finally:
         _remove(temporary)
     archive_file.unlink()
@@ -134,12 +138,16 @@ def _size(path: Path) -> int:
 def _receive(archive: Archive, part: Path, report: Progress) -> None:
     """Appends to `part` what one connection yields; returns where it breaks off."""
     start = _size(part)
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
+    request = urllib.request.Request(
+        archive.url, headers={"Range": f"bytes={start}-"} if start else {}
+    )
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             begin = _begin(response, archive)
             if begin > start:
-                raise http.client.HTTPException(f"the server continues at byte {begin}, {start} are here")
+                raise http.client.HTTPException(
+                    f"the server continues at byte {begin}, {start} are here"
+                )
             _write(response, part, begin, archive, report)
     except urllib.error.HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE:
@@ -153,8 +161,12 @@ def _receive(archive: Archive, part: Path, report: Progress) -> None:
 
 def _begin(response: Any, archive: Archive) -> int:
     """First byte that the server sends, once the size it announces is known to be the published one."""
-    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    begin, total = content_range.groups() if content_range else (0, response.headers.get("Content-Length"))
+    content_range = re.fullmatch(
+        r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", "")
+    )
+    begin, total = (
+        content_range.groups() if content_range else (0, response.headers.get("Content-Length"))
+    )
     if total is not None and int(total) != archive.size:
         raise ValueError(
             f"{archive.url} has {total} bytes, expected {archive.size}: it is not the published file, get it elsewhere"
@@ -193,12 +205,16 @@ def _checked(tar: tarfile.TarFile, name: str) -> Iterator[tarfile.TarInfo]:
     for count, member in enumerate(tar):
         left -= member.size
         if left < 0 or count >= MAX_MEMBERS:
-            raise tarfile.ExtractError(f"it unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members")
+            raise tarfile.ExtractError(
+                f"it unpacks to more than {MAX_UNPACKED} bytes or {MAX_MEMBERS} members"
+            )
         path = PurePosixPath(member.name)
         plain = member.isreg() or member.isdir()
         if not plain or path.parts[:1] != (name,) or ".." in path.parts:
             kind = "path" if plain else "link or device"
-            raise tarfile.ExtractError(f"it holds the {kind} {member.name!r}, expected plain files below {name}/")
+            raise tarfile.ExtractError(
+                f"it holds the {kind} {member.name!r}, expected plain files below {name}/"
+            )
         yield member
 
 
@@ -215,7 +231,11 @@ def _bar(archive: Archive) -> Iterator[Progress]:
     from rich import progress
     from rich.console import Console
 
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.DownloadColumn())
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+    )
     extras = (progress.TransferSpeedColumn(), progress.TimeRemainingColumn())
     with progress.Progress(*columns, *extras, console=Console(stderr=True)) as bar:
         task = bar.add_task(PurePosixPath(archive.url).name, total=archive.size)

@@ -17,7 +17,9 @@ __all__ = ["center_targets", "one_hot", "one_hot_centered"]
 ROW_SUM_TOLERANCE = 1e-3
 
 
-def one_hot(labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: Any = None) -> Float[np.ndarray, "n k"]:
+def one_hot(
+    labels: Shaped[ArrayLike, "..."] | list[Any], classes: int, dtype: Any = None
+) -> Float[np.ndarray, "n k"]:
     """Targets `y[i, c] = 1` where `c = labels[i]` and 0 elsewhere.
 
     Args:
@@ -42,8 +44,8 @@ def one_hot_centered(
 ) -> Float[np.ndarray, "n k"]:
     """Targets `y[i, c] = 1 - 1/k` where `c = labels[i]` and `-1/k` elsewhere.
 
-    A network whose output starts at zero then starts at the mean of the targets, as kernel regression without an
-    offset assumes.
+    A network whose output starts at zero then starts at the mean of the targets, as kernel
+    regression without an offset assumes.
 
     Raises:
         TypeError: The labels are not integers, or the dtype is not floating point.
@@ -63,8 +65,8 @@ def center_targets(data: Data) -> Data:
 
     Raises:
         TypeError: The targets are no array of real numbers.
-        ValueError: The targets are not `[n, k]` with k >= 2 and finite, or a row does not sum to 1, for instance
-            because it was centered already.
+        ValueError: The targets are not `[n, k]` with k >= 2 and finite, or a row does not sum to 1,
+            for instance because it was centered already.
 
     Example:
         >>> center_targets(Data(np.ones((1, 2)), np.array([[0.0, 1.0]]))).y.tolist()
@@ -73,7 +75,9 @@ def center_targets(data: Data) -> Data:
     guards.data("data", data)
     y = np.asarray(guards.real("y", data.y))
     if y.ndim != 2 or y.shape[1] < 2:
-        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")
+        raise ValueError(
+            f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)"
+        )
     guards.finite("y", y)
     sums = y.sum(axis=1)
     wrong = np.flatnonzero(np.abs(sums - 1) > ROW_SUM_TOLERANCE)
@@ -90,7 +94,9 @@ def check_labels(labels: Shaped[np.ndarray, "..."], classes: int) -> Shaped[np.n
     if labels.ndim != 1:
         raise ValueError(f"labels have shape {labels.shape}, expected [n]: pass labels.reshape(-1)")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"labels have dtype {labels.dtype}, expected integers: pass labels.astype(int)")
+        raise TypeError(
+            f"labels have dtype {labels.dtype}, expected integers: pass labels.astype(int)"
+        )
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         raise ValueError(

@@ -25,11 +25,12 @@ def standardize(
 ) -> tuple[Data, ...]:
     """All data sets with inputs `(x - mean) / std`, mean and standard deviation taken over the training set.
 
-    `"feature"` takes a statistic for each input coordinate (a pixel of a channel, a column of a table), `"channel"`
-    for each entry of the last axis, `"global"` one for all. The default subtracts the mean image and divides by one
-    number: where some pixels are almost constant, as in scanned digits, a standard deviation per pixel blows them up
-    and the linearized network then diverges. Photographs usually take `center="channel", scale="channel"`, tables
-    with columns in different units `scale="feature"`.
+    `"feature"` takes a statistic for each input coordinate (a pixel of a channel, a column of a
+    table), `"channel"` for each entry of the last axis, `"global"` one for all. The default
+    subtracts the mean image and divides by one number: where some pixels are almost constant, as in
+    scanned digits, a standard deviation per pixel blows them up and the linearized network then
+    diverges. Photographs usually take `center="channel", scale="channel"`, tables with columns in
+    different units `scale="feature"`.
 
     Args:
         train: Data that the statistics are taken from, `x: [n, *inputs]` floating point.
@@ -42,8 +43,9 @@ def standardize(
 
     Raises:
         TypeError: The inputs are no arrays of floating point.
-        ValueError: Unknown `center` or `scale`, no examples, NaN or infinity, data sets of different input shapes, or
-            something to be divided by its standard deviation is constant over the training set.
+        ValueError: Unknown `center` or `scale`, no examples, NaN or infinity, data sets of
+            different input shapes, or something to be divided by its standard deviation is constant
+            over the training set.
 
     Example:
         >>> train = Data(np.array([[0.0, 1.0], [2.0, 5.0]]), np.zeros((2, 1)))
@@ -54,7 +56,9 @@ def standardize(
     for name, statistic in (("center", center), ("scale", scale)):
         if statistic is not None and statistic not in STATISTICS:
             known = ", ".join(map(repr, STATISTICS))
-            raise ValueError(f"unknown statistic {name}={statistic!r}, expected one of {known} or None")
+            raise ValueError(
+                f"unknown statistic {name}={statistic!r}, expected one of {known} or None"
+            )
     _check_inputs(train, *others)
     unit = _unit(np.asarray(train.x), center, scale)
     x = _divided(np.asarray(train.x), unit)
@@ -66,9 +70,10 @@ def standardize(
 def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
     """All data sets with inputs `W z`, `z = (x - mean(x)) / |x - mean(x)|` and `W = V (E + bias)^(-1/2) V^T`.
 
-    Each example first loses its own mean and is divided by its own norm. `V E V^T = X^T X / n` is then the second
-    moment of these training examples, without subtracting their mean. Whitening equalizes the energy of coarse and fine
-    structure in photographs; kernels without learned features gain several points on CIFAR-10 from it.
+    Each example first loses its own mean and is divided by its own norm. `V E V^T = X^T X / n` is
+    then the second moment of these training examples, without subtracting their mean. Whitening
+    equalizes the energy of coarse and fine structure in photographs; kernels without learned
+    features gain several points on CIFAR-10 from it.
 
     Args:
         train: Data that W is taken from, `x: [n, *inputs]` floating point.
@@ -76,13 +81,14 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
         bias: Added to the eigenvalues E, which sum to 1. Small values amplify noise.
 
     Returns:
-        The transformed data sets in the order given, on the host, each with its own dtype. All arithmetic is float64;
-        the time is that of a symmetric eigendecomposition of size prod(inputs), about a minute for 32 x 32 x 3.
+        The transformed data sets in the order given, on the host, each with its own dtype. All
+        arithmetic is float64; the time is that of a symmetric eigendecomposition of size
+        prod(inputs), about a minute for 32 x 32 x 3.
 
     Raises:
         TypeError: The inputs are no arrays of floating point, or the bias is no number.
-        ValueError: There are no examples, or NaN or infinity; the bias is not positive, the input shapes differ, or an
-            example is constant.
+        ValueError: There are no examples, or NaN or infinity; the bias is not positive, the input
+            shapes differ, or an example is constant.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(50, 3))
@@ -117,14 +123,18 @@ def _check_inputs(*sets: Data) -> None:
                 "pass data sets with equal inputs"
             )
     if 0 in sets[0].x.shape:
-        raise ValueError(f"inputs have shape {sets[0].x.shape}, expected at least one example and one coordinate")
+        raise ValueError(
+            f"inputs have shape {sets[0].x.shape}, expected at least one example and one coordinate"
+        )
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1)
 
 
-def _unit(x: Float[np.ndarray, "n *inputs"], center: str | None, scale: str | None) -> Float[np.ndarray, " d"]:
+def _unit(
+    x: Float[np.ndarray, "n *inputs"], center: str | None, scale: str | None
+) -> Float[np.ndarray, " d"]:
     """A power of two for each input, near the largest where its square leaves float64 and 1 elsewhere.
 
     Inputs that share a statistic share the unit; dividing by it rounds nothing.
@@ -152,7 +162,9 @@ def _mean(x: np.ndarray, axis: str, like: np.ndarray) -> Float[np.ndarray, " d"]
     return _pool(_flat(x).mean(axis=0, dtype=np.float64), axis, like)
 
 
-def _pool(values: Float[np.ndarray, " d"], axis: str, x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, " d"]:
+def _pool(
+    values: Float[np.ndarray, " d"], axis: str, x: Float[np.ndarray, "n *inputs"]
+) -> Float[np.ndarray, " d"]:
     """Mean of a per-feature statistic over the features that share it, repeated for each of them."""
     groups = {"feature": len(values), "channel": x.shape[-1], "global": 1}
     return np.tile(values.reshape(-1, groups[axis]).mean(axis=0), len(values) // groups[axis])
@@ -186,7 +198,9 @@ def _unit_rows(x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, "n d"]:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     constant = np.flatnonzero(norms[:, 0] <= CONSTANT * np.finfo(x.dtype).eps * size)
     if constant.size:
-        raise ValueError(f"{constant.size} of {len(x)} examples are constant, first number {constant[0]}: remove them")
+        raise ValueError(
+            f"{constant.size} of {len(x)} examples are constant, first number {constant[0]}: remove them"
+        )
     return rows / norms
 
 

@@ -14,8 +14,9 @@ __all__ = ["balanced_subset"]
 def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
     """Draws n examples without replacement, `|count(class a) - count(class b)| <= 1` for all classes a and b.
 
-    Small training sets drawn without balance differ by their class counts as much as by anything else. For one
-    seed the draws are nested: the 100 examples of `n=100` are the first 100 of `n=1000`.
+    Small training sets drawn without balance differ by their class counts as much as by anything
+    else. For one seed the draws are nested: the 100 examples of `n=100` are the first 100 of
+    `n=1000`.
 
     Args:
         data: Examples with one target column per class; the class of a row is its largest target.
@@ -23,9 +24,10 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
         seed: Of the draw.
 
     Raises:
-        TypeError: n or the seed is no integer, inputs are no array, or targets no array of real numbers.
-        ValueError: n is not positive, there is one target column, targets are not finite, or a class has too few
-            examples.
+        TypeError: n or the seed is no integer, inputs are no array, or targets no array of real
+            numbers.
+        ValueError: n is not positive, there is one target column, targets are not finite, or a
+            class has too few examples.
 
     Example:
         >>> data = Data(np.arange(6.0)[:, None], np.eye(2)[[0, 0, 0, 0, 1, 1]])
@@ -36,13 +38,17 @@ def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
     y = guards.numbers("y", data.y)
     guards.same_length(x=guards.array("x", data.x), y=y)
     if y.ndim != 2 or y.shape[1] < 2:
-        raise ValueError(f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)")
+        raise ValueError(
+            f"targets have shape {y.shape}, expected [n, k] with k >= 2: use one_hot(labels, classes)"
+        )
     guards.finite("y", y)
     kept = balanced_indices(y.argmax(axis=1), y.shape[1], n, seed=seed)
     return Data(np.asarray(data.x)[kept], y[kept])
 
 
-def balanced_indices(labels: Int[np.ndarray, " n"], classes: int, n: int, *, seed: int) -> Int[np.ndarray, " m"]:
+def balanced_indices(
+    labels: Int[np.ndarray, " n"], classes: int, n: int, *, seed: int
+) -> Int[np.ndarray, " m"]:
     """Indices of `n` examples whose class counts differ by at most 1, in a random order of rounds over the classes."""
     n = guards.count("n", n)
     kept = round_robin(labels, classes, seed=seed)[:n]

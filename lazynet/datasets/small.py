@@ -23,9 +23,9 @@ DIGITS_TRAIN = 1000
 def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Data, Data]:
     """The 1,797 handwritten digits of scikit-learn: x `[n, 64]` is the 8 x 8 image divided by 16, y `[n, 10]` one-hot.
 
-    Classes are balanced in the training set, and in the test set unless it takes all that is left. Training sets of
-    one seed are nested, and up to `n_train=1000` the default test set stays the same, so that learning curves share
-    it. `x.reshape(-1, 8, 8, 1)` gives images.
+    Classes are balanced in the training set, and in the test set unless it takes all that is left.
+    Training sets of one seed are nested, and up to `n_train=1000` the default test set stays the
+    same, so that learning curves share it. `x.reshape(-1, 8, 8, 1)` gives images.
 
     Args:
         n_train: Number of training examples, at most 1740 (174 of each digit).
@@ -34,7 +34,8 @@ def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Da
 
     Raises:
         TypeError: A number of examples or the seed is no integer.
-        ValueError: The two sets do not fit into 1,797 images, or a digit is too rare for a balanced training set.
+        ValueError: The two sets do not fit into 1,797 images, or a digit is too rare for a balanced
+            training set.
 
     Example:
         >>> train, test = digits(500)
@@ -66,7 +67,8 @@ def tabular(name: str, *, seed: int = 0, test_fraction: float = 0.25) -> tuple[D
 
     Raises:
         TypeError: The fraction is no number, or the seed no integer.
-        ValueError: Unknown name, or a fraction that is not inside (0, 1) or leaves no example of a class.
+        ValueError: Unknown name, or a fraction that is not inside (0, 1) or leaves no example of a
+            class.
 
     Example:
         >>> train, test = tabular("iris")
@@ -81,9 +83,13 @@ def tabular(name: str, *, seed: int = 0, test_fraction: float = 0.25) -> tuple[D
     y = one_hot(labels, int(labels.max()) + 1)
     indices = np.arange(len(labels))
     try:
-        train, test = train_test_split(indices, test_size=test_fraction, random_state=seed, stratify=labels)
+        train, test = train_test_split(
+            indices, test_size=test_fraction, random_state=seed, stratify=labels
+        )
     except ValueError as error:
-        raise ValueError(f"test_fraction got {test_fraction}, expected one that leaves every class: {error}") from error
+        raise ValueError(
+            f"test_fraction got {test_fraction}, expected one that leaves every class: {error}"
+        ) from error
     return Data(x[train], y[train]), Data(x[test], y[test])
 
 

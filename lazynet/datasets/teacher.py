@@ -21,10 +21,10 @@ def teacher_student(
 ) -> tuple[Data, Data]:
     """Targets `y = sum_j s_j max(0, <w_j, x>)` of a random two-layer teacher, inputs uniform on the unit sphere of R^d.
 
-    The teacher has `width` neurons with weights w_j uniform on the same sphere and signs s_j = +-1. A wide student
-    fits it in every regime, but only one whose weights move finds the few directions and generalizes, so the test loss
-    tells lazy from non-lazy training. Targets are small: y² averages width / (2 d)
-    over inputs and teachers.
+    The teacher has `width` neurons with weights w_j uniform on the same sphere and signs s_j = +-1.
+    A wide student fits it in every regime, but only one whose weights move finds the few directions
+    and generalizes, so the test loss tells lazy from non-lazy training. Targets are small: y²
+    averages width / (2 d) over inputs and teachers.
 
     Args:
         key: Of inputs and teacher.
@@ -34,7 +34,8 @@ def teacher_student(
         width: Number of neurons of the teacher.
 
     Returns:
-        Training and test data with x `[n, d]` and y `[n, 1]`, in JAX's default floating-point dtype, on the host.
+        Training and test data with x `[n, d]` and y `[n, 1]`, in JAX's default floating-point
+        dtype, on the host.
 
     Raises:
         TypeError: A size is no integer.
@@ -45,8 +46,9 @@ def teacher_student(
         >>> train.x.shape, train.y.shape, test.x.shape
         ((20, 5), (20, 1), (1000, 5))
 
-    Source: Chizat, Oyallon and Bach, "On Lazy Training in Differentiable Programming", arXiv:1812.07956, and the
-    authors' code of its synthetic experiments (there d = 100, width = 3, 1,000 examples each).
+    Source: Chizat, Oyallon and Bach, "On Lazy Training in Differentiable Programming",
+    arXiv:1812.07956, and the authors' code of its synthetic experiments (there d = 100, width = 3,
+    1,000 examples each).
     """
     named = {"n_train": n_train, "n_test": n_test, "d": d, "width": width}
     sizes = [guards.count(name, size) for name, size in named.items()]
@@ -55,7 +57,9 @@ def teacher_student(
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _draw(key: Key[Array, ""], n_train: int, n_test: int, d: int, width: int) -> tuple[tuple[Array, Array], ...]:
+def _draw(
+    key: Key[Array, ""], n_train: int, n_test: int, d: int, width: int
+) -> tuple[tuple[Array, Array], ...]:
     train_key, test_key, weight_key, sign_key = jax.random.split(key, 4)
     weights = _on_sphere(weight_key, width, d)
     signs = jax.random.rademacher(sign_key, (width, 1), dtype=weights.dtype)
@@ -68,6 +72,8 @@ def _on_sphere(key: Key[Array, ""], n: int, d: int) -> Float[Array, "n d"]:
     return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
 
 
-def _teach(weights: Float[Array, "m d"], signs: Float[Array, "m 1"], x: Float[Array, "n d"]) -> Float[Array, "n 1"]:
+def _teach(
+    weights: Float[Array, "m d"], signs: Float[Array, "m 1"], x: Float[Array, "n d"]
+) -> Float[Array, "n 1"]:
     hidden = jax.nn.relu(jnp.matmul(x, weights.T, precision="highest"))
     return jnp.matmul(hidden, signs, precision="highest")

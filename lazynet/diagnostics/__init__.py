@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from lazynet.diagnostics.curvature import hessian_norm, jacobian_norm, kappa
-from lazynet.diagnostics.displacement import layer_drift, linearization_gap, ntk_change, output_gap, param_drift
+from lazynet.diagnostics.displacement import (
+    layer_drift,
+    linearization_gap,
+    ntk_change,
+    output_gap,
+    param_drift,
+)
 from lazynet.diagnostics.kernels import (
     Spectrum,
     cka,

@@ -1,6 +1,7 @@
 """First and second derivatives of a network in the norm of its outputs, and their ratio, the laziness kappa.
 
-Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, weights the Euclidean one.
+Outputs have the norm `|f|^2 = 1/n sum_i |f(x_i)|^2` of the empirical measure, weights the Euclidean
+one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 __all__ = ["hessian_norm", "jacobian_norm", "kappa"]
 
 
-def jacobian_norm(apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], iterations: int = 15) -> float:
+def jacobian_norm(
+    apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], iterations: int = 15
+) -> float:
     """Operator norm `|Dh(w)| = max_|u|=1 |Dh(w) u| = sqrt(lambda_max(Theta) / n)`.
 
     Args:
@@ -38,8 +41,8 @@ def jacobian_norm(apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], 
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If `apply` mixes the examples of a batch, so that the norm says nothing of other examples; if there
-            are none, if `iterations` is below 1, or if something is not finite.
+        ValueError: If `apply` mixes the examples of a batch, so that the norm says nothing of other
+            examples; if there are none, if `iterations` is below 1, or if something is not finite.
 
     Example:
         >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
@@ -64,9 +67,10 @@ def hessian_norm(
 ) -> float:
     """Operator norm `|D^2h(w)| = max_|u|=|v|=1 |D^2h(w)(u, v)|`, by alternating maximization.
 
-    `<g, D^2h(u, v)>` is maximized over the output direction g, then u, then v, each in closed form, with two
-    Hessian-vector products a round. The value never decreases and ends in a local maximum (in a wide network, some
-    neuron close to the worst one): it is a lower bound, the best one over the restarts.
+    `<g, D^2h(u, v)>` is maximized over the output direction g, then u, then v, each in closed form,
+    with two Hessian-vector products a round. The value never decreases and ends in a local maximum
+    (in a wide network, some neuron close to the worst one): it is a lower bound, the best one over
+    the restarts.
 
     Args:
         apply: Model h, twice differentiable almost everywhere.
@@ -78,7 +82,8 @@ def hessian_norm(
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If there are no examples, if `iterations` or `restarts` is below 1, or if something is not finite.
+        ValueError: If there are no examples, if `iterations` or `restarts` is below 1, or if
+            something is not finite.
 
     Example:
         >>> quadratic = lambda w, x: x @ (w**2) / 2
@@ -87,7 +92,10 @@ def hessian_norm(
         3.0
     """
     _checked(apply, params, x)
-    iterations, restarts = guards.count("iterations", iterations), guards.count("restarts", restarts)
+    iterations, restarts = (
+        guards.count("iterations", iterations),
+        guards.count("restarts", restarts),
+    )
     function = as_partial(apply)
     values = []
     for start in jax.random.split(key, restarts):
@@ -111,9 +119,9 @@ def kappa(
 ) -> float:
     """Laziness of the scaled model, `kappa = 1/alpha |alpha h(w) - y| |D^2h(w)| / |Dh(w)|^2`: lazy if much below 1.
 
-    It compares how far the weights must move to fit y with how far the differential is constant. With h(w0) = 0 it is
-    proportional to 1/alpha. For another loss R, the general form is `R(alpha h) / |grad R(alpha h)| |D^2h| / |Dh|`,
-    grad taken in the weights.
+    It compares how far the weights must move to fit y with how far the differential is constant.
+    With h(w0) = 0 it is proportional to 1/alpha. For another loss R, the general form is `R(alpha
+    h) / |grad R(alpha h)| |D^2h| / |Dh|`, grad taken in the weights.
 
     Args:
         apply: Model h, or a `lazy` function at u = 0, which contains alpha already.
@@ -127,17 +135,18 @@ def kappa(
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If `apply` mixes the examples, or is a `lazy` function and `params` its params0; if alpha is not
-            positive, or infinite with a loss; if the targets do not have the shape of the outputs; if the derivative is
-            zero; if something is not finite.
+        ValueError: If `apply` mixes the examples, or is a `lazy` function and `params` its params0;
+            if alpha is not positive, or infinite with a loss; if the targets do not have the shape
+            of the outputs; if the derivative is zero; if something is not finite.
 
     Example:
         >>> data = Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))
         >>> round(kappa(lambda w, x: x @ w**2, jnp.full((1, 1), 2.0), data, key=jax.random.key(0)), 4)
         0.5
 
-    Source: Chizat, Oyallon and Bach (2019), the relative scale kappa. With `|Dh|` instead of
-        its square, as some lecture notes have it, kappa would change when h and y are multiplied by a constant.
+    Source: Chizat, Oyallon and Bach (2019), the relative scale kappa. With `|Dh|` instead of its
+        square, as some lecture notes have it, kappa would change when h and y are multiplied by a
+        constant.
     """
     fix = "" if loss is None else "without a loss it may be infinite"
     alpha = guards.number("alpha", alpha, above=0, or_inf=loss is None, fix=fix)
@@ -146,11 +155,15 @@ def kappa(
     first = jacobian_norm(apply, params, data.x, key=key1, iterations=iterations)
     second = hessian_norm(apply, params, data.x, key=key2, iterations=iterations, restarts=restarts)
     if first == 0:
-        raise ValueError("kappa got params where the derivative of apply is zero, expected weights that can learn.")
+        raise ValueError(
+            "kappa got params where the derivative of apply is zero, expected weights that can learn."
+        )
     if loss is None:
         distance = float(_distance(as_partial(apply), params, data, alpha)) / first
     else:
-        distance = float(_relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha))
+        distance = float(
+            _relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha)
+        )
     return _finite("kappa", distance * (second / first))
 
 
@@ -179,7 +192,9 @@ def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -
 
 def _finite(name: str, value: float) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"{name} met {value} at finite weights and inputs: use float64, or smaller weights.")
+        raise ValueError(
+            f"{name} met {value} at finite weights and inputs: use float64, or smaller weights."
+        )
     return value
 
 
@@ -191,7 +206,9 @@ def _distance(function: Partial, params: Params, data: Data, alpha: float | Arra
 
 
 @functools.partial(PerFunction, by=(0, 1))
-def _relative_value(function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
+def _relative_value(
+    function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array
+) -> Array:
     """`R / |grad R|` of the scaled model, a distance in the space of weights."""
 
     def risk(w):
@@ -203,7 +220,9 @@ def _relative_value(function: Partial, loss: Partial, params: Params, data: Data
 
 
 @PerFunction
-def _alternate(function: Partial, params: Params, x: Any, u: Params, v: Params) -> tuple[Params, Params, Array]:
+def _alternate(
+    function: Partial, params: Params, x: Any, u: Params, v: Params
+) -> tuple[Params, Params, Array]:
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 
     def derivative(direction):
@@ -221,7 +240,9 @@ def _direction(key: Key[Array, ""], params: Params) -> Params:
     """A uniformly distributed unit vector in the space of the parameters."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    normal = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
+    normal = [
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+    ]
     return _unit(jax.tree.unflatten(treedef, normal))[0]
 
 
@@ -229,7 +250,9 @@ def _unit(a: Params) -> tuple[Params, Array]:
     scale = trees.power_of_two(a)
     scaled = trees.divide(a, scale)
     size = trees.norm(scaled)
-    return jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled), scale * size
+    return jax.tree.map(
+        lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled
+    ), scale * size
 
 
 def _safe_divide(a: Array, size: Array) -> Array:

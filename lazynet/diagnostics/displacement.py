@@ -23,7 +23,8 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
     """Drift of the weights `|w - w0| / |w0|`, Euclidean norms over all leaves.
 
     The first sign of lazy training: it falls like 1/alpha. For a `lazy` function, pass
-    `weights(lazy_apply, u)`, or `u` and zeros with `relative=False` for the norm of the displacement u.
+    `weights(lazy_apply, u)`, or `u` and zeros with `relative=False` for the norm of the
+    displacement u.
 
     Args:
         params: w.
@@ -45,16 +46,19 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
     return drift / trees.norm(params0) if relative else drift
 
 
-def layer_drift(params: Params, params0: Params, *, relative: bool = True) -> dict[str, Float[Scalar, ""]]:
+def layer_drift(
+    params: Params, params0: Params, *, relative: bool = True
+) -> dict[str, Float[Scalar, ""]]:
     """Drift `|w_l - w0_l| / |w0_l|` of each layer l.
 
-    In the NTK parameterization, hidden layers of a wide network drift less than the first and the last.
+    In the NTK parameterization, hidden layers of a wide network drift less than the first and the
+    last.
 
     Args:
         params: w.
         params0: w0.
-        relative: Whether to divide by the norm of the layer's initial weights (infinite where that is zero, NaN where
-            the layer has not moved from zero).
+        relative: Whether to divide by the norm of the layer's initial weights (infinite where that
+            is zero, NaN where the layer has not moved from zero).
 
     Returns:
         The drift by the path of the layer, such as `"0_Dense"`, the names of `Model.trace`.
@@ -71,14 +75,19 @@ def layer_drift(params: Params, params0: Params, *, relative: bool = True) -> di
     """
     _check_weights(params, params0)
     layers, layers0 = _by_layer(params), _by_layer(params0)
-    return {name: param_drift(leaves, layers0[name], relative=relative) for name, leaves in layers.items()}
+    return {
+        name: param_drift(leaves, layers0[name], relative=relative)
+        for name, leaves in layers.items()
+    }
 
 
-def output_gap(outputs: Num[ArrayLike, "..."], reference: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def output_gap(
+    outputs: Num[ArrayLike, "..."], reference: Num[ArrayLike, "..."]
+) -> Float[Scalar, ""]:
     """Gap between outputs, `rms(f - g) / rms(g)` over examples and outputs.
 
-    With f the outputs of a network trained for some time and g those of its linearization trained in the same way,
-    this is the linearization gap at own weights.
+    With f the outputs of a network trained for some time and g those of its linearization trained
+    in the same way, this is the linearization gap at own weights.
 
     Args:
         outputs: f.
@@ -106,8 +115,8 @@ def output_gap(outputs: Num[ArrayLike, "..."], reference: Num[ArrayLike, "..."])
 def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> Float[Scalar, ""]:
     """Gap at the same weights, `rms(h(w) - hbar(w)) / rms(hbar(w))`, with `hbar(w) = h(w0) + Dh(w0) (w - w0)`.
 
-    It measures what the tangent at w0 misses on the way to w. For a model that is not zero at initialization,
-    `center(apply, params0)` makes the gap relative to the change of the outputs.
+    It measures what the tangent at w0 misses on the way to w. For a model that is not zero at
+    initialization, `center(apply, params0)` makes the gap relative to the change of the outputs.
 
     Args:
         apply: Model h, or a `lazy` function, whose params0 is zero.
@@ -143,8 +152,9 @@ def ntk_change(
 ) -> Float[Scalar, ""]:
     """Relative change of the tangent kernel `|Theta(w) - Theta(w0)|_F / |Theta(w0)|_F`, without forming it.
 
-    Both squared norms are means of `|A v|^2` over the same Gaussian vectors v, which have the expectation `|A|_F^2`:
-    two products with kernels a probe, whatever their size. For small kernels, `kernel_distance` is exact.
+    Both squared norms are means of `|A v|^2` over the same Gaussian vectors v, which have the
+    expectation `|A|_F^2`: two products with kernels a probe, whatever their size. For small
+    kernels, `kernel_distance` is exact.
 
     Args:
         apply: Model h, or a `lazy` function.
@@ -152,11 +162,13 @@ def ntk_change(
         params0: w0.
         x: Examples of the kernel.
         key: Draws the probes.
-        probes: Number of vectors v; the relative error is of the order of `1 / sqrt(probes)`, often less.
+        probes: Number of vectors v; the relative error is of the order of `1 / sqrt(probes)`, often
+            less.
 
     Raises:
         TypeError: If the weights are not floating point.
-        ValueError: If the trees differ in structure or shapes, if there is no example, or if `probes` is below 1.
+        ValueError: If the trees differ in structure or shapes, if there is no example, or if
+            `probes` is below 1.
 
     Example:
         >>> square = lambda w, x: x * w**2
@@ -189,7 +201,9 @@ def _check_weights(params: Params, params0: Params) -> None:
                 guards.array(f"{name}{jax.tree_util.keystr(path)}", leaf)
     trees.check_same_structure(params, params0, name="params", expected="params0")
     if not sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)):
-        raise ValueError("params got no arrays with entries, expected weights: of a Model pass model.init(key, x).")
+        raise ValueError(
+            "params got no arrays with entries, expected weights: of a Model pass model.init(key, x)."
+        )
 
 
 @PerFunction
@@ -201,5 +215,7 @@ def _by_layer(params: Params) -> dict[str, list[Array]]:
     """Leaves grouped by the path of the node that holds them."""
     layers: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        layers.setdefault(jax.tree_util.keystr(path[:-1], simple=True, separator="/"), []).append(leaf)
+        layers.setdefault(jax.tree_util.keystr(path[:-1], simple=True, separator="/"), []).append(
+            leaf
+        )
     return layers

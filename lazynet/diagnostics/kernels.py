@@ -29,7 +29,9 @@ __all__ = [
 ]
 
 
-def kernel_distance(kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def kernel_distance(
+    kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]
+) -> Float[Scalar, ""]:
     """Relative change `|K - K0|_F / |K0|_F`.
 
     Args:
@@ -50,7 +52,9 @@ def kernel_distance(kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."
     return trees.norm(kernel - kernel0) / trees.norm(kernel0)
 
 
-def kernel_cosine_distance(kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]) -> Float[Scalar, ""]:
+def kernel_cosine_distance(
+    kernel: Num[ArrayLike, "..."], kernel0: Num[ArrayLike, "..."]
+) -> Float[Scalar, ""]:
     """Rotation of a kernel `1 - <K, K0>_F / (|K|_F |K0|_F)`, blind to its size.
 
     Computed as `|K/|K| - K0/|K0||^2 / 2`, which keeps its digits when the kernels are close.
@@ -85,8 +89,8 @@ def kernel_velocity(
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If there are not as many times as kernels, if the times do not increase, or if the kernels have
-            different shapes or are zero.
+        ValueError: If there are not as many times as kernels, if the times do not increase, or if
+            the kernels have different shapes or are zero.
 
     Example:
         >>> kernels = [jnp.diag(jnp.array([1.0, 0.0])), jnp.diag(jnp.array([0.0, 1.0]))]
@@ -98,10 +102,14 @@ def kernel_velocity(
     times = guards.vector("times", times, at_least=0)
     kernels = list(kernels if isinstance(kernels, Sequence) else guards.array("kernels", kernels))
     if len(kernels) != len(times) or len(times) < 2:
-        raise ValueError(f"{len(kernels)} kernels and {len(times)} times, expected as many of each, at least 2.")
+        raise ValueError(
+            f"{len(kernels)} kernels and {len(times)} times, expected as many of each, at least 2."
+        )
     for i, kernel in enumerate(kernels):
         if guards.array(f"kernels[{i}]", kernel).ndim not in (2, 4):
-            raise ValueError(f"kernels[{i}] has shape {kernel.shape}, expected [n1, n2] or [n1, n2, k, k].")
+            raise ValueError(
+                f"kernels[{i}] has shape {kernel.shape}, expected [n1, n2] or [n1, n2, k, k]."
+            )
     elapsed = np.diff(times)
     if not (np.isfinite(times).all() and (elapsed > 0).all()):
         raise ValueError(f"times {times} do not increase: sort the kernels by time.")
@@ -110,7 +118,9 @@ def kernel_velocity(
     return distances / jnp.asarray(elapsed, distances.dtype)
 
 
-def cka(kernel1: Num[ArrayLike, "..."], kernel2: Num[ArrayLike, "..."], *, centered: bool = True) -> Float[Scalar, ""]:
+def cka(
+    kernel1: Num[ArrayLike, "..."], kernel2: Num[ArrayLike, "..."], *, centered: bool = True
+) -> Float[Scalar, ""]:
     """Centered kernel alignment `<H K1 H, H K2 H>_F / (|H K1 H|_F |H K2 H|_F)`, with `H = I - 11'/n`.
 
     Args:
@@ -120,8 +130,8 @@ def cka(kernel1: Num[ArrayLike, "..."], kernel2: Num[ArrayLike, "..."], *, cente
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If the kernels are not square, have different shapes or are zero; centered, if there is one example
-            or a kernel is constant, so that nothing is left.
+        ValueError: If the kernels are not square, have different shapes or are zero; centered, if
+            there is one example or a kernel is constant, so that nothing is left.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0], [3.0]])
@@ -141,25 +151,28 @@ def target_alignment(
 ) -> Float[Scalar, ""]:
     """Kernel-target alignment `<K, y y'>_F / (|K|_F |y y'|_F)`, which is `y'Ky / (|y|^2 |K|_F)` for one output.
 
-    At most 1, reached by K = y y': the larger, the earlier gradient descent fits y. A full kernel is compared with the
-    products of all pairs of outputs, an `[n, n]` one with `sum_a y_a y_a'`.
+    At most 1, reached by K = y y': the larger, the earlier gradient descent fits y. A full kernel
+    is compared with the products of all pairs of outputs, an `[n, n]` one with `sum_a y_a y_a'`.
 
     Args:
-        kernel: K, `[n, n]` or `[n, n, k, k]`; `empirical_ntk(..., where=...)` gives that of one layer.
+        kernel: K, `[n, n]` or `[n, n, k, k]`; `empirical_ntk(..., where=...)` gives that of one
+            layer.
         y: Targets, `[n, k]`.
-        centered: Whether to subtract means over examples from K (on both sides) and from y, without which a constant
-            part of both dominates the alignment of one-hot targets.
+        centered: Whether to subtract means over examples from K (on both sides) and from y, without
+            which a constant part of both dominates the alignment of one-hot targets.
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If the kernel is not square, if y does not fit it, or if one is zero (constant, if centered).
+        ValueError: If the kernel is not square, if y does not fit it, or if one is zero (constant,
+            if centered).
 
     Example:
         >>> y = jnp.array([[1.0], [-1.0]])
         >>> round(float(target_alignment(y @ y.T, y)), 6), round(float(target_alignment(jnp.eye(2), y)), 6)
         (1.0, 0.707107)
 
-    Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its centered form.
+    Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its
+    centered form.
     """
     kernel, y = jnp.asarray(guards.real("kernel", kernel)), jnp.asarray(guards.real("y", y))
     _check_targets(kernel.shape, y.shape)
@@ -174,10 +187,13 @@ class Spectrum(NamedTuple):
     """Eigenvalues of a kernel and what they say about training with it.
 
     Attributes:
-        values: Eigenvalues in descending order; the mode i of full-batch descent decays at the rate `values[i] / n`.
+        values: Eigenvalues in descending order; the mode i of full-batch descent decays at the rate
+            `values[i] / n`.
         condition: `lambda_max / lambda_min`; infinite if the smallest is zero up to rounding.
-        effective_rank: Participation ratio `(sum lambda)^2 / sum lambda^2`, between 1 and the size of the kernel.
-        label_energy: Fraction `|v_i' y|^2 / |y|^2` of the targets in each mode, same order; None without targets.
+        effective_rank: Participation ratio `(sum lambda)^2 / sum lambda^2`, between 1 and the size
+            of the kernel.
+        label_energy: Fraction `|v_i' y|^2 / |y|^2` of the targets in each mode, same order; None
+            without targets.
 
     Example:
         >>> kernel_spectrum(np.eye(3)).effective_rank
@@ -190,11 +206,14 @@ class Spectrum(NamedTuple):
     label_energy: Float[np.ndarray, " m"] | None
 
 
-def kernel_spectrum(kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | None = None) -> Spectrum:
+def kernel_spectrum(
+    kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | None = None
+) -> Spectrum:
     """Eigenvalues `K v_i = lambda_i v_i`, their condition and effective rank, and the energy of targets in the modes.
 
     Args:
-        kernel: K, `[n, n]` or `[n, n, k, k]`, whose eigenvectors have one entry for each example and output.
+        kernel: K, `[n, n]` or `[n, n, k, k]`, whose eigenvectors have one entry for each example
+            and output.
         y: Targets, `[n, k]`.
 
     Returns:
@@ -202,7 +221,8 @@ def kernel_spectrum(kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | No
 
     Raises:
         TypeError: If they are no arrays of real numbers.
-        ValueError: If the kernel is not square, finite and symmetric, if y does not fit, or if one of them is zero.
+        ValueError: If the kernel is not square, finite and symmetric, if y does not fit, or if one
+            of them is zero.
 
     Example:
         >>> spectrum = kernel_spectrum(np.diag([1.0, 4.0]), np.array([[3.0], [4.0]]))
@@ -221,7 +241,12 @@ def kernel_spectrum(kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | No
     condition = float(values[0] / values[-1]) if values[-1] > tolerance else math.inf
     relative = values / largest
     effective_rank = float(relative.sum() ** 2 / (relative**2).sum())
-    return Spectrum(values, condition, effective_rank, None if y is None else _label_energy(vectors, y, kernel.ndim))
+    return Spectrum(
+        values,
+        condition,
+        effective_rank,
+        None if y is None else _label_energy(vectors, y, kernel.ndim),
+    )
 
 
 def _label_energy(vectors: np.ndarray, y: ArrayLike, ndim: int) -> np.ndarray:
@@ -233,7 +258,9 @@ def _label_energy(vectors: np.ndarray, y: ArrayLike, ndim: int) -> np.ndarray:
     return ((vectors.T @ targets) ** 2).sum(1) / (targets**2).sum()
 
 
-def _unit(name: str, values: Array, centered: bool = False, axes: tuple[int, ...] = (0, 1)) -> Array:
+def _unit(
+    name: str, values: Array, centered: bool = False, axes: tuple[int, ...] = (0, 1)
+) -> Array:
     """`A / |A|_F`, of A without its means over the axes if centered; refused where only rounding is left of A."""
     values = values / trees.power_of_two(values)
     rest = values
@@ -265,7 +292,9 @@ def _same_shape(**kernels: ArrayLike) -> list[Array]:
 
 def _check_square(name: str, shape: tuple[int, ...]) -> None:
     if len(shape) not in (2, 4) or shape[0] != shape[1] or shape[2:3] != shape[3:] or 0 in shape:
-        raise ValueError(f"{name} has shape {shape}, expected [n, n] or [n, n, k, k] of the same examples.")
+        raise ValueError(
+            f"{name} has shape {shape}, expected [n, n] or [n, n, k, k] of the same examples."
+        )
 
 
 def _check_targets(kernel: tuple[int, ...], y: tuple[int, ...]) -> None:

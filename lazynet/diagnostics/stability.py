@@ -37,11 +37,13 @@ class Stability(NamedTuple):
     layers: dict[str, Float[Scalar, ""]]
 
 
-def activation_stability(model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]) -> Stability:
+def activation_stability(
+    model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
+) -> Stability:
     """Stability of activations `mean 1[(z(w) > 0) = (z(w0) > 0)]` over examples and units, z the pre-activations.
 
-    For max pooling it is the fraction of outputs that the entry which was the maximum at w0 still gives. A network with
-    stable gates is linear in each layer's weights: 1 means lazy training.
+    For max pooling it is the fraction of outputs that the entry which was the maximum at w0 still
+    gives. A network with stable gates is linear in each layer's weights: 1 means lazy training.
 
     Args:
         model: Network with ReLU-like layers (Relu, LeakyRelu, Abs, ABRelu) or MaxPool.
@@ -51,8 +53,8 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
 
     Raises:
         TypeError: If `model` is no Model, or x no array.
-        ValueError: If the network has no such layer, if the weights differ in structure or shapes, or if there is no
-            example.
+        ValueError: If the network has no such layer, if the weights differ in structure or shapes,
+            or if there is no example.
 
     Example:
         >>> import lazynet as ln
@@ -60,24 +62,33 @@ def activation_stability(model: Model, params: Params, params0: Params, x: Num[A
         >>> activation_stability(model, {}, {}, jnp.ones((1, 4, 4, 1))).layers
         {'0_MaxPool': Array(1., dtype=float...)}
 
-    Source: Chizat, Oyallon and Bach (2019), appendix C, and its reference code, for ReLU and max pooling.
+    Source: Chizat, Oyallon and Bach (2019), appendix C, and its reference code, for ReLU and max
+    pooling.
     """
     if not isinstance(model, Model):
-        raise TypeError(f"activation_stability got {model!r}, expected a Model: gates need its layers.")
+        raise TypeError(
+            f"activation_stability got {model!r}, expected a Model: gates need its layers."
+        )
     guards.same_length(x=guards.array("x", x))
     trees.check_same_structure(params, params0, name="params", expected="params0")
     stable = _unchanged(Partial(model.trace), params, params0, x)
     if not stable:
-        raise ValueError(f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool.")
+        raise ValueError(
+            f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool."
+        )
     pools = {path: unchanged for path, unchanged in stable.items() if layer_name(path) == "MaxPool"}
     gates = {path: unchanged for path, unchanged in stable.items() if path not in pools}
     total = _fraction(stable)
     layers = {path: mean for path, (mean, _) in stable.items()}
-    return Stability(total, _fraction(gates) if gates else None, _fraction(pools) if pools else None, layers)
+    return Stability(
+        total, _fraction(gates) if gates else None, _fraction(pools) if pools else None, layers
+    )
 
 
 @PerFunction
-def _unchanged(trace: Partial, params: Params, params0: Params, x: Array) -> dict[str, tuple[Array, Array]]:
+def _unchanged(
+    trace: Partial, params: Params, params0: Params, x: Array
+) -> dict[str, tuple[Array, Array]]:
     """The fraction of unchanged gates and the number of gates, for each layer that has gates."""
     _, inside = trace(params, x)
     _, inside0 = trace(params0, x)

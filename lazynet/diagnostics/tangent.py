@@ -23,7 +23,8 @@ class Tangent(NamedTuple):
     Attributes:
         apply: `hbar(w, x) = h(w_t, x) + Dh(w_t, x) (w - w_t)`.
         params: w_t, where it touches the network.
-        kernel: `kernel(x1, x2=None, ...)`, the tangent kernel at w_t with the options of `empirical_ntk`.
+        kernel: `kernel(x1, x2=None, ...)`, the tangent kernel at w_t with the options of
+            `empirical_ntk`.
 
     Example:
         >>> import jax.numpy as jnp
@@ -39,14 +40,16 @@ class Tangent(NamedTuple):
 def tangent_at(apply: Apply, params: Params) -> Tangent:
     """Tangent model `hbar(w) = h(w_t) + Dh(w_t) (w - w_t)` and tangent kernel at the weights w_t of some time t.
 
-    How much of what a network learns is in its kernel shows when training goes on from w_t in the tangent model
-    instead: `train(objective(tangent.apply, loss), tangent.params, ...)`, or in function space
-    `gradient_flow(tangent.kernel(x), data, f0=h(w_t, x), ...)`. From the initial weights that is the lazy model; a
-    network that changes its kernel early and then trains lazily is told apart from one that never does.
+    How much of what a network learns is in its kernel shows when training goes on from w_t in the
+    tangent model instead: `train(objective(tangent.apply, loss), tangent.params, ...)`, or in
+    function space `gradient_flow(tangent.kernel(x), data, f0=h(w_t, x), ...)`. From the initial
+    weights that is the lazy model; a network that changes its kernel early and then trains lazily
+    is told apart from one that never does.
 
     Args:
         apply: Model h, or a `lazy` function.
-        params: w_t, for instance of a state of `snapshots` (a displacement u_t for a `lazy` function).
+        params: w_t, for instance of a state of `snapshots` (a displacement u_t for a `lazy`
+            function).
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
@@ -62,4 +65,6 @@ def tangent_at(apply: Apply, params: Params) -> Tangent:
     """
     guards.weights("params", params)
     function = as_partial(apply)
-    return Tangent(linearize(function, params), params, functools.partial(empirical_ntk, function, params))
+    return Tangent(
+        linearize(function, params), params, functools.partial(empirical_ntk, function, params)
+    )

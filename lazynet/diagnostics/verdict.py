@@ -37,8 +37,8 @@ class Laziness(NamedTuple):
     Attributes:
         kappa: `|h - y| |D^2h| / |Dh|^2` at initialization.
         ntk_change: Relative change of the tangent kernel after the steps.
-        linearization_gap: Rms distance of the outputs from their linearization after the steps, relative to the change
-            of the linearized outputs.
+        linearization_gap: Rms distance of the outputs from their linearization after the steps,
+            relative to the change of the linearized outputs.
         verdict: Whether all three are below their thresholds.
         thresholds: The thresholds.
         learning_rate: Learning rate of the steps.
@@ -70,30 +70,32 @@ def is_lazy(
 ) -> Laziness:
     """Whether training on the square loss moves the network along its tangent: kappa, kernel change and gap all small.
 
-    The kernel change and the gap are measured after a few steps of full-batch gradient descent, which is cheaper than a
-    training run and shows its beginning: a network that is lazy here can still leave its tangent later.
+    The kernel change and the gap are measured after a few steps of full-batch gradient descent,
+    which is cheaper than a training run and shows its beginning: a network that is lazy here can
+    still leave its tangent later.
 
-    The cost is that of about 150 gradients of the loss over all of `data`: 80 for the kernel change, `steps` for the
-    training, and `(6 restarts + 4) iterations` for the norms.
+    The cost is that of about 150 gradients of the loss over all of `data`: 80 for the kernel
+    change, `steps` for the training, and `(6 restarts + 4) iterations` for the norms.
 
     Args:
         apply: Model, or a `lazy` function.
         params: Initial parameters (zeros for a `lazy` function).
         data: A few hundred examples.
-        key: Draws where the iterations for the norms start; None for a fixed draw, since they converge to the same
-            norms from almost every start.
+        key: Draws where the iterations for the norms start; None for a fixed draw, since they
+            converge to the same norms from almost every start.
         steps: Number of gradient steps.
         learning_rate: Learning rate of the steps; None for half of the largest stable one.
-        iterations: Products for the norms of the differential, rounds for that of the second derivative. Norms
-            approach their values from below: with 20 rounds and 3 restarts kappa is a few percent larger.
+        iterations: Products for the norms of the differential, rounds for that of the second
+            derivative. Norms approach their values from below: with 20 rounds and 3 restarts kappa
+            is a few percent larger.
         restarts: Starts for the norm of the second derivative.
         thresholds: Largest kappa, ntk_change and linearization_gap that count as lazy.
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
-        ValueError: If there is no verdict: `apply` mixes the examples of a batch, the weights did not move beyond
-            rounding, the targets do not have the shape of the outputs, the differential is zero, something is not
-            finite, or a number is out of its bounds.
+        ValueError: If there is no verdict: `apply` mixes the examples of a batch, the weights did
+            not move beyond rounding, the targets do not have the shape of the outputs, the
+            differential is zero, something is not finite, or a number is out of its bounds.
 
     Example:
         >>> x = jax.random.normal(jax.random.key(0), (8, 3))
@@ -105,10 +107,19 @@ def is_lazy(
     """
     steps = guards.count("steps", steps, fix="nothing moves without a step")
     thresholds = _checked_thresholds(thresholds)
-    function, keys = as_partial(apply), jax.random.split(jax.random.key(0) if key is None else key, 3)
-    measured = {"kappa": kappa(function, params, data, key=keys[1], iterations=iterations, restarts=restarts)}
+    function, keys = (
+        as_partial(apply),
+        jax.random.split(jax.random.key(0) if key is None else key, 3),
+    )
+    measured = {
+        "kappa": kappa(
+            function, params, data, key=keys[1], iterations=iterations, restarts=restarts
+        )
+    }
     if learning_rate is None:
-        largest = estimate_max_learning_rate(function, params, data.x, key=keys[0], iterations=iterations)
+        largest = estimate_max_learning_rate(
+            function, params, data.x, key=keys[0], iterations=iterations
+        )
         learning_rate = largest / 2
     rate = guards.rate(learning_rate)
     trained = params
@@ -116,14 +127,18 @@ def is_lazy(
         trained = _step(function, trained, data, rate)
     _check_moved(function, trained, params)
     measured["ntk_change"] = float(ntk_change(function, trained, params, data.x, key=keys[2]))
-    measured["linearization_gap"] = float(linearization_gap(center(function, params), trained, params, data.x))
+    measured["linearization_gap"] = float(
+        linearization_gap(center(function, params), trained, params, data.x)
+    )
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())
     return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=rate)
 
 
 def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
     if not isinstance(thresholds, Mapping) or not set(thresholds) <= set(THRESHOLDS):
-        raise ValueError(f"thresholds got {thresholds!r}, expected a dictionary of some of {', '.join(THRESHOLDS)}.")
+        raise ValueError(
+            f"thresholds got {thresholds!r}, expected a dictionary of some of {', '.join(THRESHOLDS)}."
+        )
     for name, limit in thresholds.items():
         guards.number(f"thresholds[{name!r}]", limit, at_least=0, or_inf=True)
     return dict(thresholds)
@@ -134,7 +149,9 @@ def _check_moved(function: Partial, params: Params, params0: Params) -> None:
     inner = lazy_part(function)
     if inner is not None:
         after, before = weights(inner, params), weights(inner, params0)
-        if after is not before:  # the tangent model has weights that stand still: its variable counts
+        if (
+            after is not before
+        ):  # the tangent model has weights that stand still: its variable counts
             params, params0 = after, before
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)

@@ -19,27 +19,33 @@ __all__ = ["batch"]
 
 
 def batch(
-    kernel_fn: Callable[..., Any], batch_size: int = 0, device_count: int = -1, store_on_device: bool = True
+    kernel_fn: Callable[..., Any],
+    batch_size: int = 0,
+    device_count: int = -1,
+    store_on_device: bool = True,
 ) -> Callable[..., Any]:
     """The same kernel `kernel_fn(x1, x2)`, from blocks of `batch_size` rows and columns on several devices.
 
-    The number of examples need not be a multiple of anything. `kernel_fn` is called as it is: compile it yourself if
-    it is not a function of lazynet. `analytic_kernel` and `empirical_ntk` have tiles, memory budgets and stores of
-    their own, and compute the upper triangle only.
+    The number of examples need not be a multiple of anything. `kernel_fn` is called as it is:
+    compile it yourself if it is not a function of lazynet. `analytic_kernel` and `empirical_ntk`
+    have tiles, memory budgets and stores of their own, and compute the upper triangle only.
 
     Args:
-        kernel_fn: `kernel_fn(x1, x2, *args, **kwargs)` with values `[n1, n2, ...]`, or a pytree of them.
+        kernel_fn: `kernel_fn(x1, x2, *args, **kwargs)` with values `[n1, n2, ...]`, or a pytree of
+            them.
         batch_size: Rows and columns of a block; 0 for all.
-        device_count: Number of devices that take blocks in turn; -1 for all of this process, 0 for the default one.
+        device_count: Number of devices that take blocks in turn; -1 for all of this process, 0 for
+            the default one.
         store_on_device: False collects the blocks on the host.
 
     Returns:
         A function with the arguments of `kernel_fn`.
 
     Raises:
-        TypeError: If `kernel_fn` is no function, or a number of the wrong type; when called, if inputs are no arrays.
-        ValueError: If `batch_size` is negative or there are not as many devices; when called, if there are no examples,
-            or a value does not have the shape `[n1, n2, ...]`.
+        TypeError: If `kernel_fn` is no function, or a number of the wrong type; when called, if
+            inputs are no arrays.
+        ValueError: If `batch_size` is negative or there are not as many devices; when called, if
+            there are no examples, or a value does not have the shape `[n1, n2, ...]`.
 
     Example:
         >>> kernel_fn = batch(lambda x1, x2: x1 @ (x1 if x2 is None else x2).T, batch_size=2)
@@ -48,7 +54,9 @@ def batch(
     """
     if not callable(kernel_fn):
         raise TypeError(f"kernel_fn got {kernel_fn!r}, expected a function of (x1, x2).")
-    batch_size = guards.count("batch_size", batch_size, at_least=0, fix="0 takes everything at once")
+    batch_size = guards.count(
+        "batch_size", batch_size, at_least=0, fix="0 takes everything at once"
+    )
     devices = _devices(device_count)
 
     def batched(x1: Examples, x2: Examples | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -93,14 +101,18 @@ def _placed(tree: Any, device: Any, several: int) -> Any:
     """Arrays on the device; with one device everything stays where it is."""
     if several == 1:
         return tree
-    return jax.tree.map(lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, ArrayLike) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf, device) if isinstance(leaf, ArrayLike) else leaf, tree
+    )
 
 
 def _part(x: Examples, start: int, size: int) -> Examples:
     return jax.tree.map(lambda leaf: leaf[start : start + size], x)
 
 
-def _checked(block: Any, expected: tuple[int, int], store_on_device: bool, devices: list[Any]) -> Any:
+def _checked(
+    block: Any, expected: tuple[int, int], store_on_device: bool, devices: list[Any]
+) -> Any:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(block)]
     if any(shape[:2] != expected for shape in shapes):
         raise ValueError(
@@ -115,7 +127,8 @@ def _joined(rows: list[list[Any]]) -> Any:
     def join(axis, *blocks):
         return (np if isinstance(blocks[0], np.ndarray) else jnp).concatenate(blocks, axis)
 
-    # a kernel_fn may make the class of its records anew at each call: all blocks are of the kind of the first
+    # a kernel_fn may make the class of its records anew at each call: all blocks are of the kind of
+    # the first
     treedef = jax.tree.structure(rows[0][0])
     leaves = [[jax.tree.leaves(block) for block in row] for row in rows]
     lines = [[join(1, *blocks) for blocks in zip(*row, strict=True)] for row in leaves]

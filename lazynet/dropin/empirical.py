@@ -1,8 +1,9 @@
 """neural-tangents' names and argument order for empirical kernels.
 
-A kernel has the axes of `f(x1)` and `f(x2)` in pairs, `[n1, n2, k, k]` for outputs `[n, k]`, except that `trace_axes`
-are traced and divided by their size and `diagonal_axes` appear once. The examples of a batch are its first axis, and
-`f` must treat them independently; inputs and outputs are single arrays.
+A kernel has the axes of `f(x1)` and `f(x2)` in pairs, `[n1, n2, k, k]` for outputs `[n, k]`, except
+that `trace_axes` are traced and divided by their size and `diagonal_axes` appear once. The examples
+of a batch are its first axis, and `f` must treat them independently; inputs and outputs are single
+arrays.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class EmpiricalNtk(NamedTuple):
 
 
 RECORDS: dict[tuple[str, ...], Any] = {
-    record._fields: record for record in (EmpiricalKernel, EmpiricalKernelNtkFirst, EmpiricalNngp, EmpiricalNtk)
+    record._fields: record
+    for record in (EmpiricalKernel, EmpiricalKernelNtkFirst, EmpiricalNngp, EmpiricalNtk)
 }
 """One class for each order of names: a class made at a call is no pytree of the same kind, and does not pickle."""
 
@@ -101,7 +103,8 @@ def empirical_ntk_fn(
 ) -> Callable[..., Any]:
     """`ntk_fn(x1, x2, params)`, the empirical tangent kernel `<df(x1)/dw, df(x2)/dw>`, by `empirical_ntk`.
 
-    The default is the mean over the last axis of outputs, `[n1, n2]`; `trace_axes=()` gives all, `[n1, n2, k, k]`.
+    The default is the mean over the last axis of outputs, `[n1, n2]`; `trace_axes=()` gives all,
+    `[n1, n2, k, k]`.
 
     Args:
         f: `f(params, x, **kwargs)`.
@@ -114,26 +117,36 @@ def empirical_ntk_fn(
         A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
 
     Raises:
-        ValueError: For other `vmap_axes` or `implementation`; when called, for axes that do not exist or are both
-            traced and diagonal, and as `empirical_ntk`.
-        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
+        ValueError: For other `vmap_axes` or `implementation`; when called, for axes that do not
+            exist or are both traced and diagonal, and as `empirical_ntk`.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not
+            single arrays.
 
     Example:
         >>> ntk_fn = empirical_ntk_fn(lambda params, x: x @ params)
         >>> ntk_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
 
-    Source: Novak, Sohl-Dickstein and Schoenholz (2022) describe the implementations of neural-tangents.
+    Source: Novak, Sohl-Dickstein and Schoenholz (2022) describe the implementations of
+    neural-tangents.
     """
     _check_vmap_axes(vmap_axes)
-    guards.count("implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel")
-    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
+    guards.count(
+        "implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel"
+    )
+    trace_axes, diagonal_axes = (
+        _axes("trace_axes", trace_axes),
+        _axes("diagonal_axes", diagonal_axes),
+    )
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function = _bound(f, kwargs)
         shape = _output_shape(function, params, x1)
         traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
-        inner, ntk_of = set(range(1, len(shape))), functools.partial(empirical_ntk, function, params, x1, x2)
+        inner, ntk_of = (
+            set(range(1, len(shape))),
+            functools.partial(empirical_ntk, function, params, x1, x2),
+        )
         if traced == inner and not diagonal:
             return ntk_of(outputs="trace")
         if diagonal == inner and not traced:
@@ -148,7 +161,9 @@ def empirical_ntk_fn(
     return ntk_fn
 
 
-def empirical_nngp_fn(f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_axes: Axes = ()) -> Callable[..., Any]:
+def empirical_nngp_fn(
+    f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_axes: Axes = ()
+) -> Callable[..., Any]:
     """`nngp_fn(x1, x2, params)`, products of outputs `f(x1) f(x2)`, by default their mean over the last axis.
 
     Args:
@@ -161,14 +176,18 @@ def empirical_nngp_fn(f: Callable[..., Any], trace_axes: Axes = (-1,), diagonal_
 
     Raises:
         ValueError: When called, for axes that do not exist or are both traced and diagonal.
-        TypeError: For axes that are no integers; when called, for inputs or outputs that are not single arrays.
+        TypeError: For axes that are no integers; when called, for inputs or outputs that are not
+            single arrays.
 
     Example:
         >>> nngp_fn = empirical_nngp_fn(lambda params, x: x @ params)
         >>> nngp_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    trace_axes, diagonal_axes = _axes("trace_axes", trace_axes), _axes("diagonal_axes", diagonal_axes)
+    trace_axes, diagonal_axes = (
+        _axes("trace_axes", trace_axes),
+        _axes("diagonal_axes", diagonal_axes),
+    )
 
     def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function, params, x1, x2 = canonical(_bound(f, kwargs), params, x1, x2)
@@ -200,8 +219,8 @@ def empirical_kernel_fn(
         implementation: See `empirical_ntk_fn`.
 
     Returns:
-        A function of `x1`, `x2`, `get` and `params`: `"nngp"` or `"ntk"` gives an array, a tuple of them a namedtuple
-        in that order, None both.
+        A function of `x1`, `x2`, `get` and `params`: `"nngp"` or `"ntk"` gives an array, a tuple of
+        them a namedtuple in that order, None both.
 
     Raises:
         ValueError: When called, for another `get`.
@@ -237,7 +256,8 @@ def empirical_ntk_vp_fn(
         **kwargs: Keyword arguments of `f`.
 
     Returns:
-        A function of an array of the shape of `f(params, x2)`, with values of that of `f(params, x1)`.
+        A function of an array of the shape of `f(params, x2)`, with values of that of `f(params,
+        x1)`.
 
     Example:
         >>> product = empirical_ntk_vp_fn(lambda params, x: x @ params, jnp.eye(2), None, jnp.ones((2, 1)))
@@ -278,8 +298,8 @@ def monte_carlo_kernel_fn(
         implementation: See `empirical_ntk_fn`.
 
     Returns:
-        A function of `x1`, `x2` (None for `x1`) and `get`: `"nngp"` or `"ntk"` gives an array, a tuple of them a
-        namedtuple in that order, None both.
+        A function of `x1`, `x2` (None for `x1`) and `get`: `"nngp"` or `"ntk"` gives an array, a
+        tuple of them a namedtuple in that order, None both.
 
     Raises:
         ValueError: If a number of samples is below 1.
@@ -322,7 +342,9 @@ def monte_carlo_kernel_fn(
 def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Partial:
     """The function with its keyword arguments; arrays among them stay arguments of the compiled code."""
     if kwargs.get("rng") is not None:
-        raise ValueError("got rng, expected a deterministic f(params, x): switch random layers such as dropout off.")
+        raise ValueError(
+            "got rng, expected a deterministic f(params, x): switch random layers such as dropout off."
+        )
     arrays = {name: value for name, value in kwargs.items() if isinstance(value, ArrayLike)}
     static = {name: value for name, value in kwargs.items() if name not in arrays}
     if not static:
@@ -366,7 +388,9 @@ def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
 
 def _check_vmap_axes(vmap_axes: Any) -> None:
     given = vmap_axes if isinstance(vmap_axes, tuple) else (vmap_axes,)
-    if not all(axis is None or (isinstance(axis, (int, np.integer, dict)) and not axis) for axis in given):
+    if not all(
+        axis is None or (isinstance(axis, (int, np.integer, dict)) and not axis) for axis in given
+    ):
         raise ValueError(
             f"vmap_axes is {vmap_axes!r}, expected None or 0: examples are the first axis of inputs and outputs; move "
             "it there, lambda params, x: jnp.moveaxis(f(params, x), axis, 0)."
@@ -380,18 +404,26 @@ def _axes(name: str, axes: Any) -> tuple[int, ...]:
     except TypeError:  # several
         with contextlib.suppress(TypeError):
             return tuple(map(operator.index, axes))
-    raise TypeError(f"{name} got {axes!r}, expected an axis of the outputs or several: -1, (1, 2), or () for none.")
+    raise TypeError(
+        f"{name} got {axes!r}, expected an axis of the outputs or several: -1, (1, 2), or () for none."
+    )
 
 
-def _canonical(trace_axes: tuple[int, ...], diagonal_axes: tuple[int, ...], ndim: int) -> tuple[set[int], set[int]]:
+def _canonical(
+    trace_axes: tuple[int, ...], diagonal_axes: tuple[int, ...], ndim: int
+) -> tuple[set[int], set[int]]:
     both = []
     for name, axes in (("trace_axes", trace_axes), ("diagonal_axes", diagonal_axes)):
         if any(not -ndim <= axis < ndim for axis in axes):
-            raise ValueError(f"{name} is {axes}, expected axes of outputs of {ndim} dimensions, batch included.")
+            raise ValueError(
+                f"{name} is {axes}, expected axes of outputs of {ndim} dimensions, batch included."
+            )
         both.append({axis % ndim for axis in axes})
     traced, diagonal = both
     if traced & diagonal:
-        raise ValueError(f"axes {sorted(traced & diagonal)} are in trace_axes and in diagonal_axes, expected in one.")
+        raise ValueError(
+            f"axes {sorted(traced & diagonal)} are in trace_axes and in diagonal_axes, expected in one."
+        )
     return traced, diagonal
 
 
@@ -399,7 +431,9 @@ def _letters(ndim: int, traced: set[int], diagonal: set[int]) -> tuple[str, str,
     """Subscripts of einsum for the outputs at x1, those at x2, and the kernel."""
     own = "abcdefghijkl"[:ndim]
     other = "".join(c if i in traced | diagonal else c.upper() for i, c in enumerate(own))
-    pairs = ["" if i in traced else c if i in diagonal else c + c.upper() for i, c in enumerate(own)]
+    pairs = [
+        "" if i in traced else c if i in diagonal else c + c.upper() for i, c in enumerate(own)
+    ]
     return own, other, "".join(pairs)
 
 
@@ -411,5 +445,7 @@ def _names(get: Get) -> tuple[str, ...]:
     several = isinstance(get, (tuple, list))
     names = ("nngp", "ntk") if get is None else tuple(get) if several else (get,)
     if not all(isinstance(name, str) for name in names) or names not in RECORDS:
-        raise ValueError(f"get is {get!r}, expected 'nngp', 'ntk', a tuple of them, or None for both.")
+        raise ValueError(
+            f"get is {get!r}, expected 'nngp', 'ntk', a tuple of them, or None for both."
+        )
     return names

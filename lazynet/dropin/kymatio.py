@@ -21,13 +21,14 @@ _FRONTENDS = (None, "jax", "numpy", "sklearn")
 class Scattering2D:
     """`S(x)`: `scattering2d(x, filter_bank(shape, J, L, pi="kymatio"))`, behind kymatio's interface.
 
-    Replace `from kymatio.jax import Scattering2D` (or `kymatio.numpy`, `kymatio.sklearn`) by
-    `from lazynet import Scattering2D`; kymatio itself is not needed. Differences: NumPy arrays give NumPy
-    arrays and JAX arrays (also traced ones) give JAX arrays, whatever the module it replaces; wrong arguments raise
-    `ValueError` or `TypeError`; `max_order=0` gives order 0 alone; float64 needs `jax_enable_x64`.
+    Replace `from kymatio.jax import Scattering2D` (or `kymatio.numpy`, `kymatio.sklearn`) by `from
+    lazynet import Scattering2D`; kymatio itself is not needed. Differences: NumPy arrays give NumPy
+    arrays and JAX arrays (also traced ones) give JAX arrays, whatever the module it replaces; wrong
+    arguments raise `ValueError` or `TypeError`; `max_order=0` gives order 0 alone; float64 needs
+    `jax_enable_x64`.
 
-    It is a scikit-learn transformer too: `fit` learns nothing, `transform` (alias `predict`) maps rows of H W pixels
-    to rows of coefficients.
+    It is a scikit-learn transformer too: `fit` learns nothing, `transform` (alias `predict`) maps
+    rows of H W pixels to rows of coefficients.
 
     Args:
         J: Log2 of the averaging scale.
@@ -37,7 +38,8 @@ class Scattering2D:
         pre_pad: The caller passes images that already have the padded size.
         backend: Accepted for compatibility and ignored: there is one, JAX.
         out_type: "array", or "list" for a list of dictionaries with `coef`, `j`, `n` and `theta`.
-        frontend: None for the type of the input, "jax" or "numpy" to fix the type of the output, "sklearn" as "numpy".
+        frontend: None for the type of the input, "jax" or "numpy" to fix the type of the output,
+            "sklearn" as "numpy".
 
     Raises:
         ValueError: If the size, J, L, max_order, out_type or frontend is not possible.
@@ -65,11 +67,18 @@ class Scattering2D:
         if out_type not in ("array", "list"):
             raise ValueError(f"out_type must be 'array' or 'list', got {out_type!r}")
         if frontend not in _FRONTENDS:
-            raise ValueError(f"frontend must be one of {_FRONTENDS}, got {frontend!r}: the computation is JAX's")
+            raise ValueError(
+                f"frontend must be one of {_FRONTENDS}, got {frontend!r}: the computation is JAX's"
+            )
         check_max_order(max_order)
         filters = filter_bank(shape, J, L, padding="given" if pre_pad else "reflect", pi="kymatio")
         self.J, self.shape, self.L, self.max_order = J, shape, L, max_order
-        self.pre_pad, self.backend, self.out_type, self.frontend = pre_pad, backend, out_type, frontend
+        self.pre_pad, self.backend, self.out_type, self.frontend = (
+            pre_pad,
+            backend,
+            out_type,
+            frontend,
+        )
         self.filters = filters
 
     def __call__(self, x: ArrayLike) -> Any:
@@ -84,7 +93,9 @@ class Scattering2D:
             TypeError: If x is not a float32 or float64 array.
         """
         coefficients = scattering2d(x, self.filters, max_order=self.max_order)
-        if self.frontend in ("numpy", "sklearn") or (self.frontend is None and isinstance(x, np.ndarray)):
+        if self.frontend in ("numpy", "sklearn") or (
+            self.frontend is None and isinstance(x, np.ndarray)
+        ):
             coefficients = np.asarray(coefficients)
         return coefficients if self.out_type == "array" else self._as_list(coefficients)
 
@@ -122,7 +133,10 @@ class Scattering2D:
         """Rows of pixels (one image or several channels each) to rows of coefficients."""
         rows = np.asarray(x)
         height, width = (
-            (side + sum(margin) for side, margin in zip(self.shape, self.filters.margins, strict=True))
+            (
+                side + sum(margin)
+                for side, margin in zip(self.shape, self.filters.margins, strict=True)
+            )
             if self.pre_pad
             else self.shape
         )
@@ -132,7 +146,9 @@ class Scattering2D:
                 f"transform got rows of shape {rows.shape}, expected [n, {pixels}] (or a multiple of {pixels} for "
                 f"several channels): one image of {height} x {width} pixels, or its channels, a row."
             )
-        coefficients = scattering2d(rows.reshape(-1, height, width), self.filters, max_order=self.max_order)
+        coefficients = scattering2d(
+            rows.reshape(-1, height, width), self.filters, max_order=self.max_order
+        )
         return np.asarray(coefficients).reshape(
             len(rows), math.prod(rows.shape[1:]) // pixels * math.prod(coefficients.shape[1:])
         )
@@ -151,7 +167,9 @@ class Scattering2D:
         """Changes arguments of the constructor and rebuilds the filters; what is refused changes nothing."""
         unknown = sorted(set(params) - set(self.get_params()))
         if unknown:
-            raise ValueError(f"set_params got {unknown[0]!r}, expected one of {', '.join(self.get_params())}.")
+            raise ValueError(
+                f"set_params got {unknown[0]!r}, expected one of {', '.join(self.get_params())}."
+            )
         vars(self).update(vars(type(self)(**{**self.get_params(), **params})))
         return self
 

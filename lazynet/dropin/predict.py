@@ -1,16 +1,18 @@
 """The predictors of neural-tangents, by name and convention, over `lazynet.dynamics`.
 
-A script that uses `neural_tangents.predict` runs after changing the import. Its conventions differ from the rest of
-lazynet: the square loss is half the mean over examples *and outputs*, `t` counts steps of size `learning_rate`, and
-`diag_reg` is relative to the mean of the kernel's diagonal. Differences from neural-tangents: targets are `[n, k]`,
-computations are float64 on the host (predictors cannot be traced by `jax.jit`), singular kernels have their limits
-where neural-tangents gives NaN, and a momentum state cannot be passed in to resume. Nothing is cached between calls
-of an ensemble: ask for all times at once. On the training set itself (`x_test=None`, `k_test_train=None`) it gives what
-it gives at the same points as test points, `K (K + r I)^{-1} y` at infinite time; neural-tangents returns y with
-variance 0 whatever the ridge.
+A script that uses `neural_tangents.predict` runs after changing the import. Its conventions differ
+from the rest of lazynet: the square loss is half the mean over examples *and outputs*, `t` counts
+steps of size `learning_rate`, and `diag_reg` is relative to the mean of the kernel's diagonal.
+Differences from neural-tangents: targets are `[n, k]`, computations are float64 on the host
+(predictors cannot be traced by `jax.jit`), singular kernels have their limits where neural-tangents
+gives NaN, and a momentum state cannot be passed in to resume. Nothing is cached between calls of an
+ensemble: ask for all times at once. On the training set itself (`x_test=None`, `k_test_train=None`)
+it gives what it gives at the same points as test points, `K (K + r I)^{-1} y` at infinite time;
+neural-tangents returns y with variance 0 whatever the ridge.
 
-Directions that the rounding of a kernel drowns are left out at infinite time unless the ridge lifts them, see
-`lazynet.linalg`: kernels keep the dtype in which they were computed, and `tolerance` overrides it.
+Directions that the rounding of a kernel drowns are left out at infinite time unless the ridge lifts
+them, see `lazynet.linalg`: kernels keep the dtype in which they were computed, and `tolerance`
+overrides it.
 """
 
 from __future__ import annotations
@@ -73,18 +75,20 @@ def gradient_descent_mse(
     """Outputs of gradient flow on the loss `1/(2 n k) sum |f - y|^2`: `df/dt = -Theta (f - y) learning_rate / (n k)`.
 
     Args:
-        k_train_train: Kernel of the training inputs, `[n, n]`, or `[n, n, k, k]` with `trace_axes=()`.
+        k_train_train: Kernel of the training inputs, `[n, n]`, or `[n, n, k, k]` with
+            `trace_axes=()`.
         y_train: Training targets.
         learning_rate: Size of a step: time is `learning_rate * t`.
         diag_reg: Ridge added to the kernel.
-        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal entry.
+        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal
+            entry.
         trace_axes: `(-1,)` if the kernel lacks the axes of the outputs, `()` if it has them.
-        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero at infinite time; None for the
-            rounding of the kernel.
+        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero at infinite time;
+            None for the rounding of the kernel.
 
     Returns:
-        `predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None)`: training outputs, test outputs if
-        `fx_train_0` is None, or both; axes of t come first; t=None is infinity.
+        `predict_fn(t=None, fx_train_0=0.0, fx_test_0=None, k_test_train=None)`: training outputs,
+        test outputs if `fx_train_0` is None, or both; axes of t come first; t=None is infinity.
 
     Raises:
         ValueError: If shapes do not fit or the kernel is no kernel.
@@ -94,7 +98,9 @@ def gradient_descent_mse(
         >>> predict_fn(t=None, fx_test_0=0.0, k_test_train=jnp.ones((1, 2)))[1].tolist()
         [[2.0]]
     """
-    guards.concrete("gradient_descent_mse", k_train_train, y_train, learning_rate, diag_reg, tolerance)
+    guards.concrete(
+        "gradient_descent_mse", k_train_train, y_train, learning_rate, diag_reg, tolerance
+    )
     kernel, y = _checked("k_train_train", k_train_train, y_train, trace_axes)
     unit = guards.rate(learning_rate) / y.shape[1]
     ridge = _ridge(kernel, diag_reg, diag_reg_absolute_scale)
@@ -111,19 +117,21 @@ def gradient_descent(
 ) -> Callable[..., Any]:
     """Outputs of gradient flow on any loss: `df/dt = -Theta grad_f loss(f, y) learning_rate`, or of its heavy ball.
 
-    With momentum m the outputs obey `f'' = -Theta grad_f loss - (1 - m)/sqrt(learning_rate) f'`, and `t` counts steps
-    of size `sqrt(learning_rate)`.
+    With momentum m the outputs obey `f'' = -Theta grad_f loss - (1 - m)/sqrt(learning_rate) f'`,
+    and `t` counts steps of size `sqrt(learning_rate)`.
 
     Args:
         loss: Scalar `loss(f, y)`, normalized as it is to be descended.
-        k_train_train: Kernel of the training inputs, `[n, n]`, or `[n, n, k, k]` with `trace_axes=()`.
+        k_train_train: Kernel of the training inputs, `[n, n]`, or `[n, n, k, k]` with
+            `trace_axes=()`.
         y_train: Training targets.
         learning_rate: Size of a step.
         momentum: Heavy-ball momentum in [0, 1), or None for plain gradient flow.
         trace_axes: `(-1,)` if the kernel lacks the axes of the outputs, `()` if it has them.
 
     Returns:
-        `predict_fn(t, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None)`, as from `gradient_descent_mse`.
+        `predict_fn(t, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None)`, as from
+        `gradient_descent_mse`.
 
     Raises:
         ValueError: If shapes do not fit, the kernel is no kernel, or t is None.
@@ -136,7 +144,9 @@ def gradient_descent(
     """
     guards.concrete("gradient_descent", k_train_train, y_train, learning_rate, momentum)
     if not callable(loss):
-        raise TypeError(f"loss got a {type(loss).__name__}, expected a function loss(f, y): pass it as first argument.")
+        raise TypeError(
+            f"loss got a {type(loss).__name__}, expected a function loss(f, y): pass it as first argument."
+        )
     kernel, y = _checked("k_train_train", k_train_train, y_train, trace_axes)
     rate = guards.rate(learning_rate)
     if momentum is None:
@@ -165,16 +175,18 @@ def gradient_descent_mse_ensemble(
         y_train: Training targets.
         learning_rate: Size of a step: time is `learning_rate * t`.
         diag_reg: Ridge added to the kernels in the dynamics.
-        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal entry.
+        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal
+            entry.
         trace_axes: Must be `(-1,)`: outputs of infinitely wide networks decouple.
-        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero at infinite time; None for the
-            rounding of the kernel.
+        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero at infinite time;
+            None for the rounding of the kernel.
         **kernel_fn_train_train_kwargs: Passed to `kernel_fn` in every call.
 
     Returns:
-        `predict_fn(t=None, x_test=None, get=None, compute_cov=False)`: the mean, or `Gaussian(mean, covariance)`, for
-        get "nngp" (only the last layer trained) or "ntk" (all layers), a namedtuple of them for a tuple, both for
-        None; axes of t come first; x_test=None is the training set.
+        `predict_fn(t=None, x_test=None, get=None, compute_cov=False)`: the mean, or `Gaussian(mean,
+        covariance)`, for get "nngp" (only the last layer trained) or "ntk" (all layers), a
+        namedtuple of them for a tuple, both for None; axes of t come first; x_test=None is the
+        training set.
 
     Raises:
         ValueError: If shapes do not fit, `get` is unknown, or a kernel is no kernel.
@@ -188,7 +200,9 @@ def gradient_descent_mse_ensemble(
         >>> predict_fn(x_test=jnp.eye(2), get="ntk").ravel().tolist()
         [1.0, 1.0]
     """
-    guards.concrete("gradient_descent_mse_ensemble", x_train, y_train, learning_rate, diag_reg, tolerance)
+    guards.concrete(
+        "gradient_descent_mse_ensemble", x_train, y_train, learning_rate, diag_reg, tolerance
+    )
     if not callable(kernel_fn):
         raise TypeError(
             f"kernel_fn got a {type(kernel_fn).__name__}, expected a function kernel_fn(x1, x2, get): pass the third "
@@ -208,8 +222,15 @@ def gradient_descent_mse_ensemble(
         cross, prior = (train, train) if compute_cov else (train, None)
         if x_test is not None:
             cross = kernel_fn(x_test, x_train, kinds, **kernel_fn_train_train_kwargs)
-            prior = kernel_fn(x_test, None, "nngp", **kernel_fn_train_train_kwargs) if compute_cov else None
-        return _collected({name: _ensemble(name, train, cross, prior, y, clock, regularize) for name in names}, get)
+            prior = (
+                kernel_fn(x_test, None, "nngp", **kernel_fn_train_train_kwargs)
+                if compute_cov
+                else None
+            )
+        return _collected(
+            {name: _ensemble(name, train, cross, prior, y, clock, regularize) for name in names},
+            get,
+        )
 
     return predict_fn
 
@@ -226,17 +247,22 @@ def gp_inference(
     """Gaussian-process inference `mean = K_tx (K_xx + r I)^{-1} y`, and training for infinite time.
 
     Args:
-        k_train_train: Kernels of the training inputs: an object with attributes `nngp` and `ntk`, or an array for one.
+        k_train_train: Kernels of the training inputs: an object with attributes `nngp` and `ntk`,
+            or an array for one.
         y_train: Training targets.
         diag_reg: Ridge r added to the kernel.
-        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal entry.
-        trace_axes: `(-1,)` if the kernels lack the axes of the outputs, `()` if they have them: then only means.
-        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero; None for the rounding of the kernel.
+        diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal
+            entry.
+        trace_axes: `(-1,)` if the kernels lack the axes of the outputs, `()` if they have them:
+            then only means.
+        tolerance: Size below which an eigenvalue of kernel + ridge counts as zero; None for the
+            rounding of the kernel.
 
     Returns:
-        `predict_fn(get=None, k_test_train=None, k_test_test=None)` for get "nngp" (the Bayesian posterior), "ntk" (an
-        ensemble trained for infinite time), "ntkgp" (the posterior with the NTK as covariance), or a tuple: the mean
-        or, given `k_test_test`, `Gaussian(mean, covariance)`; k_test_train=None is the training set.
+        `predict_fn(get=None, k_test_train=None, k_test_test=None)` for get "nngp" (the Bayesian
+        posterior), "ntk" (an ensemble trained for infinite time), "ntkgp" (the posterior with the
+        NTK as covariance), or a tuple: the mean or, given `k_test_test`, `Gaussian(mean,
+        covariance)`; k_test_train=None is the training set.
 
     Raises:
         ValueError: If shapes do not fit, `get` is unknown, a kernel is missing or is no kernel.
@@ -260,14 +286,20 @@ def gp_inference(
         if prior is not None:
             _check_covariance(names, kernel, k_train_train, cross)
         return _collected(
-            {name: _ensemble(name, k_train_train, cross, prior, y, clock, regularize) for name in names}, get
+            {
+                name: _ensemble(name, k_train_train, cross, prior, y, clock, regularize)
+                for name in names
+            },
+            get,
         )
 
     return predict_fn
 
 
 def max_learning_rate(
-    ntk_train_train: Float[ArrayLike, "n1 n2 ..."], y_train_size: int | None = None, momentum: float | int = 0.0
+    ntk_train_train: Float[ArrayLike, "n1 n2 ..."],
+    y_train_size: int | None = None,
+    momentum: float | int = 0.0,
 ) -> float:
     """Largest stable learning rate on `1/(2 n k) sum |f - y|^2`: `2 (1 + m) n k / lambda_max(Theta)`.
 
@@ -277,7 +309,8 @@ def max_learning_rate(
         momentum: Heavy-ball momentum m in [0, 1).
 
     Raises:
-        ValueError: If the kernel is not symmetric with a positive eigenvalue, or the momentum is out of range.
+        ValueError: If the kernel is not symmetric with a positive eigenvalue, or the momentum is
+            out of range.
 
     Example:
         >>> max_learning_rate(jnp.eye(2), y_train_size=6)
@@ -289,7 +322,9 @@ def max_learning_rate(
         len(kernel_matrix(ntk_train_train)),
     )
     if y_train_size is not None:
-        size = guards.count("y_train_size", y_train_size, fix="it is y_train.size, examples times outputs")
+        size = guards.count(
+            "y_train_size", y_train_size, fix="it is y_train.size, examples times outputs"
+        )
     return dynamics.max_learning_rate(ntk_train_train, momentum=momentum) * size / n
 
 
@@ -332,16 +367,26 @@ def _ensemble(name, train, cross, prior, y, clock, regularize):
     (time, restore), (trained, drawn) = clock, ROLES[name]
     kernel = _member("k_train_train", train, trained)
     ridge = _ridge(kernel, *regularize[:2])
-    eigen, rows = _regularized(kernel, ridge, regularize[2]), _member("k_test_train", cross, trained)
+    eigen, rows = (
+        _regularized(kernel, ridge, regularize[2]),
+        _member("k_test_train", cross, trained),
+    )
     targets = np.asarray(y, np.float64)
     if prior is None:
         return _like(
-            restore(dynamics.kernel_outputs(rows, dynamics.solve_flow(eigen, targets, time=time).coefficients)), y
+            restore(
+                dynamics.kernel_outputs(
+                    rows, dynamics.solve_flow(eigen, targets, time=time).coefficients
+                )
+            ),
+            y,
         )
     columns, prior = _member("k_test_train", cross, drawn), _member("k_test_test", prior, drawn)
     start = kernel if trained == drawn else _member("k_train_train", train, drawn)
     noise = ridge if trained == drawn else 0.0
-    law = ensemble_law(eigen, start, targets, time, Gram(nngp=columns, ntk=rows), prior, ridge=noise)
+    law = ensemble_law(
+        eigen, start, targets, time, Gram(nngp=columns, ntk=rows), prior, ridge=noise
+    )
     return Gaussian(*(_like(restore(each), y) for each in law))
 
 
@@ -349,7 +394,9 @@ def _times(t, unit):
     """Increasing distinct times, and a function that puts results at these times into the shape of t."""
     steps = np.asarray(guards.numbers("t", np.inf if t is None else t), np.float64)
     if not steps.size:
-        raise ValueError(f"t of shape {steps.shape}, expected at least one time, or None for infinity.")
+        raise ValueError(
+            f"t of shape {steps.shape}, expected at least one time, or None for infinity."
+        )
     distinct, position = np.unique(steps, return_inverse=True)
     position = position.reshape(steps.shape)
     return distinct * unit, lambda results: results[position]
@@ -361,7 +408,9 @@ def _ridge(kernel, diag_reg, absolute):
     if absolute:
         return ridge
     matrix = kernel_matrix(kernel)
-    check_symmetric(matrix)  # a kernel with NaN would make the ridge NaN, and the message speak of that
+    check_symmetric(
+        matrix
+    )  # a kernel with NaN would make the ridge NaN, and the message speak of that
     return ridge * float(np.mean(np.diagonal(matrix), dtype=np.float64))
 
 
@@ -385,7 +434,11 @@ def _member(name, kernels, *kinds):
 
 def _names(get, known):
     names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
-    if not isinstance(names, (tuple, list)) or not names or not all(name in known for name in names):
+    if (
+        not isinstance(names, (tuple, list))
+        or not names
+        or not all(name in known for name in names)
+    ):
         raise ValueError(f"get = {get!r}, expected one of {known}, or a tuple of them.")
     return tuple(names)
 
@@ -423,7 +476,9 @@ def _checked(name, kernel, y, trace_axes):
 def _checked_targets(y):
     y = guards.numbers("y_train", y)
     if y.ndim != 2 or not y.size:
-        raise ValueError(f"y_train has shape {y.shape}, expected targets [n, k]: write y_train[:, None] for k = 1.")
+        raise ValueError(
+            f"y_train has shape {y.shape}, expected targets [n, k]: write y_train[:, None] for k = 1."
+        )
     return y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.result_type(float))
 
 

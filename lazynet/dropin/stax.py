@@ -1,10 +1,11 @@
 """neural-tangents' `stax` by name and argument order, over lazynet's layers.
 
-A network is the unpackable triple `init_fn(key, input_shape) -> (output_shape, params)`, `apply_fn(params, x)` and
-`kernel_fn(x1, x2=None, get=None)`, and scripts written for neural-tangents run after changing the import. What is
-different: images are channels last, batches come first, `do_stabilize` has no effect (kernels are scaled exactly),
-and what has no infinite-width limit raises an error where neural-tangents warns. The lazynet model of a triple is its
-attribute `model`.
+A network is the unpackable triple `init_fn(key, input_shape) -> (output_shape, params)`,
+`apply_fn(params, x)` and `kernel_fn(x1, x2=None, get=None)`, and scripts written for
+neural-tangents run after changing the import. What is different: images are channels last, batches
+come first, `do_stabilize` has no effect (kernels are scaled exactly), and what has no
+infinite-width limit raises an error where neural-tangents warns. The lazynet model of a triple is
+its attribute `model`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ Shape = Sequence[int]
 _layer: Callable[..., Model] = model.layer
 
 
-# Classes of this module, not made anew at each call: pickle finds them, and jax takes two of the same for one.
+# Classes of this module, not made anew at each call: pickle finds them, and jax takes two of the
+# same for one.
 NngpNtk = collections.namedtuple("NngpNtk", ("nngp", "ntk"))
 NtkNngp = collections.namedtuple("NtkNngp", ("ntk", "nngp"))
 Nngp = collections.namedtuple("Nngp", ("nngp",))
@@ -107,14 +109,21 @@ def parallel(*layers: Any) -> Triple:
     paths = [model.child_path(i, branch) for i, branch in enumerate(branches)]
 
     def init(key, xs):
-        drawn = [b.init(jax.random.fold_in(key, i), x) for i, (b, x) in enumerate(zip(branches, xs, strict=True))]
+        drawn = [
+            b.init(jax.random.fold_in(key, i), x)
+            for i, (b, x) in enumerate(zip(branches, xs, strict=True))
+        ]
         return {path: own for path, own in zip(paths, drawn, strict=True) if own}
 
     def apply(params, xs):
-        return tuple(b.apply(params.get(path, {}), x) for path, b, x in zip(paths, branches, xs, strict=True))
+        return tuple(
+            b.apply(params.get(path, {}), x) for path, b, x in zip(paths, branches, xs, strict=True)
+        )
 
     def kernel(ks):
-        return tuple(model.propagate(b, k, path) for path, b, k in zip(paths, branches, ks, strict=True))
+        return tuple(
+            model.propagate(b, k, path) for path, b, k in zip(paths, branches, ks, strict=True)
+        )
 
     return Triple(_layer("parallel", apply, init=init, kernel=kernel))
 
@@ -144,7 +153,9 @@ def FanInSum() -> Triple:
 def FanInConcat(axis: int = -1) -> Triple:
     """Features of all branches side by side."""
     _only("FanInConcat", "branches are joined along channels", axis=(axis, -1))
-    return Triple(_layer("FanInConcat", lambda params, xs: jnp.concatenate(xs, axis=-1), kernel=concat_rule))
+    return Triple(
+        _layer("FanInConcat", lambda params, xs: jnp.concatenate(xs, axis=-1), kernel=concat_rule)
+    )
 
 
 def Identity() -> Triple:
@@ -185,7 +196,11 @@ def Conv(
         )
     size = _pair("Conv", "filter_shape", filter_shape)
     steps = (1, 1) if strides is None else _pair("Conv", "strides", strides)
-    return Triple(layers.Conv(out_chan, size, steps, padding, W_std, b_std, parameterization=parameterization, s=s))
+    return Triple(
+        layers.Conv(
+            out_chan, size, steps, padding, W_std, b_std, parameterization=parameterization, s=s
+        )
+    )
 
 
 def AvgPool(
@@ -235,7 +250,9 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Triple:
     return Triple(layers.Flatten())
 
 
-def LayerNorm(axis: int | Shape = -1, eps: float = 1e-12, batch_axis: int = 0, channel_axis: int = -1) -> Triple:
+def LayerNorm(
+    axis: int | Shape = -1, eps: float = 1e-12, batch_axis: int = 0, channel_axis: int = -1
+) -> Triple:
     """Normalization over channels."""
     axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     fix = "it normalizes over channels; for all axes of an image put Flatten() before it"
@@ -303,11 +320,14 @@ def Rbf(gamma: float = 1.0) -> Triple:
     return Triple(activations.Rbf(gamma))
 
 
-def ElementwiseNumerical(fn: Callable[[Any], Any], deg: int, df: Callable[[Any], Any] | None = None) -> Triple:
+def ElementwiseNumerical(
+    fn: Callable[[Any], Any], deg: int, df: Callable[[Any], Any] | None = None
+) -> Triple:
     """`fn(x)` with its kernel by quadrature of `deg` nodes an axis, or more where these are not accurate.
 
     Derivatives are automatic: `df` is not needed. Where no number of nodes is enough (kinks, which
-    `lazynet.elementwise` takes by name, or growth like that of exp), `kernel_fn` raises an error; under jit it is NaN.
+    `lazynet.elementwise` takes by name, or growth like that of exp), `kernel_fn` raises an error;
+    under jit it is NaN.
     """
     return Triple(activations.elementwise(fn, degree=deg))
 
@@ -324,10 +344,14 @@ def Elementwise(
 
     def apply(params, x):
         if fn is None:
-            raise ValueError("Elementwise got no fn, so the finite network cannot be evaluated: pass fn.")
+            raise ValueError(
+                "Elementwise got no fn, so the finite network cannot be evaluated: pass fn."
+            )
         return fn(x)
 
-    rule = None if nngp_fn is None else activation_rule("Elementwise", _given_dual(nngp_fn, d_nngp_fn))
+    rule = (
+        None if nngp_fn is None else activation_rule("Elementwise", _given_dual(nngp_fn, d_nngp_fn))
+    )
     return Triple(model.layer("Elementwise", apply, record=lambda x, y: (x, x), kernel=rule))
 
 
@@ -349,7 +373,9 @@ def _init_fn(network):
     def init_fn(key, input_shape):
         """Shape of the outputs (-1 for any number of examples) and parameters."""
         batch = input_shape[0]
-        x = jax.ShapeDtypeStruct((1 if batch == -1 else batch, *input_shape[1:]), jnp.zeros(()).dtype)
+        x = jax.ShapeDtypeStruct(
+            (1 if batch == -1 else batch, *input_shape[1:]), jnp.zeros(()).dtype
+        )
         params = network.init(key, x)
         shape = jax.eval_shape(network.apply, params, x).shape
         return (batch, *shape[1:]), params
@@ -358,7 +384,9 @@ def _init_fn(network):
 
 
 def _kernel_fn(network):
-    def kernel_fn(x1: ArrayLike, x2: ArrayLike | None = None, get: str | Sequence[str] | None = None) -> Any:
+    def kernel_fn(
+        x1: ArrayLike, x2: ArrayLike | None = None, get: str | Sequence[str] | None = None
+    ) -> Any:
         """Kernels "nngp" and "ntk": a string gives an array, a tuple a named tuple in that order, None both."""
         names = _names(get)
         gram = analytic_kernel(network, x1, x2)
@@ -375,14 +403,22 @@ def _names(get) -> tuple[str, ...]:
     if get is None:
         return ()
     if not isinstance(get, (str, tuple, list)) or not all(isinstance(name, str) for name in get):
-        raise TypeError(f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None.")
+        raise TypeError(
+            f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None."
+        )
     names = tuple(name.lower() for name in ([get] if isinstance(get, str) else get))
     if names in KERNELS:
         return names
     covariances = {"cov1", "cov2"} & set(names)
     own = f"{sorted(covariances)[0]} is the diagonal of kernel_fn(x{sorted(covariances)[0][-1]}, None, 'nngp')"
-    fix = own if covariances else "is_gaussian, shapes and masks of neural-tangents' Kernel have no counterpart"
-    raise ValueError(f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None: {fix}.")
+    fix = (
+        own
+        if covariances
+        else "is_gaussian, shapes and masks of neural-tangents' Kernel have no counterpart"
+    )
+    raise ValueError(
+        f"kernel_fn got get={get!r}, expected 'nngp', 'ntk', a tuple of them or None: {fix}."
+    )
 
 
 def _models(triples, where):
@@ -408,7 +444,9 @@ def _pair(name, argument, shape: Any) -> Pair:
             "inputs [n, w, c] a height of one, x[:, None]."
         )
     if not is_list or len(shape) != 2:
-        raise ValueError(f"stax.{name} got {argument}={shape!r}, expected (height, width): images are [n, h, w, c].")
+        raise ValueError(
+            f"stax.{name} got {argument}={shape!r}, expected (height, width): images are [n, h, w, c]."
+        )
     height, width = shape
     pair: Any = (height, width)
     return pair

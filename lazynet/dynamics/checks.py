@@ -5,13 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 from lazynet import guards
-from lazynet.linalg import Eigen, check_digits, checked_ridge, checked_tolerance, kernel_matrix, psd_eigh, ridge_eigh
+from lazynet.linalg import (
+    Eigen,
+    check_digits,
+    checked_ridge,
+    checked_tolerance,
+    kernel_matrix,
+    psd_eigh,
+    ridge_eigh,
+)
 
 
 def targets(data):
     """The targets of training examples."""
     if not hasattr(data, "y"):
-        raise TypeError(f"data got a {type(data).__name__}, expected examples with targets: pass Data(x, y).")
+        raise TypeError(
+            f"data got a {type(data).__name__}, expected examples with targets: pass Data(x, y)."
+        )
     return data.y
 
 
@@ -32,7 +42,11 @@ def check_targets(kernel, y, f0, name="y"):
 
 def check_finite_kernel(name, kernel):
     """Refuses a kernel with NaN or infinity, of any number of axes."""
-    guards.finite(name, kernel, "check the inputs of the kernel for NaN, and deep float32 kernels for overflow")
+    guards.finite(
+        name,
+        kernel,
+        "check the inputs of the kernel for NaN, and deep float32 kernels for overflow",
+    )
 
 
 def check_kernel(name, kernel, rows, n, k):
@@ -110,7 +124,9 @@ def check_times(time):
     time = np.atleast_1d(np.asarray(values, np.float64))
     if time.ndim != 1 or not len(time) or not time[0] >= 0 or not (time[1:] > time[:-1]).all():
         found = f"an array of shape {time.shape}" if time.ndim != 1 or time.size > 20 else time
-        raise ValueError(f"time got {found}, expected one axis of increasing times >= 0, of which the last may be inf.")
+        raise ValueError(
+            f"time got {found}, expected one axis of increasing times >= 0, of which the last may be inf."
+        )
     return time
 
 
@@ -119,7 +135,9 @@ def check_steps(save_at):
     step = np.atleast_1d(guards.numbers("save_at", save_at))
     is_whole = np.isfinite(step).all() and (step == np.floor(step)).all()
     if step.ndim != 1 or step.dtype == bool or not is_whole:
-        raise ValueError(f"save_at got {save_at}, expected one axis of increasing integers >= 0, numbers of steps.")
+        raise ValueError(
+            f"save_at got {save_at}, expected one axis of increasing integers >= 0, numbers of steps."
+        )
     return np.asarray(guards.steps(step.astype(int)))
 
 
@@ -129,7 +147,9 @@ def check_batches(batch_size, key, n):
         return n
     size = guards.count("batch_size", batch_size, at_most=n, fix="None takes all training examples")
     if size < n and key is None:
-        raise ValueError(f"batch_size = {size} without key, expected the key that draws the batches.")
+        raise ValueError(
+            f"batch_size = {size} without key, expected the key that draws the batches."
+        )
     return size
 
 
@@ -137,5 +157,7 @@ def check_ridges(ridge):
     """Ridges as one axis of finite numbers >= 0."""
     ridges = np.atleast_1d(guards.numbers("ridge", ridge))
     if ridges.ndim != 1 or not len(ridges):
-        raise ValueError(f"ridge of shape {np.shape(ridge)}, expected one number or one axis of them, not empty.")
+        raise ValueError(
+            f"ridge of shape {np.shape(ridge)}, expected one number or one axis of them, not empty."
+        )
     return np.array([checked_ridge(value) for value in ridges])

@@ -1,8 +1,9 @@
 """Kernel regression where no decomposition fits: conjugate gradient with a pivoted-Cholesky preconditioner.
 
-The kernel is only multiplied with vectors, in float64 by blocks of rows, so that a float32 or memory-mapped kernel is
-never copied. The partial Cholesky factor is computed here and not by matfree, whose version wants the kernel on the
-device and in one dtype; here it reads one row of the kernel for each unit of its rank.
+The kernel is only multiplied with vectors, in float64 by blocks of rows, so that a float32 or
+memory-mapped kernel is never copied. The partial Cholesky factor is computed here and not by
+matfree, whose version wants the kernel on the device and in one dtype; here it reads one row of the
+kernel for each unit of its rank.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class ConjugateGradient(NamedTuple):
         predictions: `f(x) = K(x, X) a` at the inputs wanted.
         coefficients: Dual coefficients `a = (K + ridge I)^{-1} y`.
         iterations: Products with the kernel, those of the preconditioner not counted.
-        residual: `max |y - (K + ridge I) a| / |y|` over the right-hand sides, computed afresh from the solution.
+        residual: `max |y - (K + ridge I) a| / |y|` over the right-hand sides, computed afresh from
+            the solution.
 
     Example:
         >>> ConjugateGradient(np.zeros((1, 1)), np.zeros((2, 1)), 3, 1e-12).iterations
@@ -66,30 +68,33 @@ def conjugate_gradient_regression(
 ) -> ConjugateGradient:
     """Predictions `K(x, X) (K(X, X) + ridge I)^{-1} y` by preconditioned conjugate gradient: memory of K and a bit.
 
-    The same as `kernel_regression` with one ridge, for kernels from some 10,000 examples on. An iteration costs one
-    product with the kernel for all outputs together. The preconditioner `L L' + (ridge + e) I`, L the pivoted Cholesky
-    factor of K of the given rank and e the mean of the diagonal of `K - L L'`, takes the large eigenvalues out of the
-    way: with e in it, a ridge far below the bulk of the spectrum costs no further iterations.
+    The same as `kernel_regression` with one ridge, for kernels from some 10,000 examples on. An
+    iteration costs one product with the kernel for all outputs together. The preconditioner `L L' +
+    (ridge + e) I`, L the pivoted Cholesky factor of K of the given rank and e the mean of the
+    diagonal of `K - L L'`, takes the large eigenvalues out of the way: with e in it, a ridge far
+    below the bulk of the spectrum costs no further iterations.
 
     Args:
-        kernel: Kernel of the training inputs as an array, also memory-mapped, `[n, n]` or `[n, n, k, k]`, in any
-            floating-point dtype; or a symmetric product `v -> K v`, such as that of `ntk_vector_product`.
+        kernel: Kernel of the training inputs as an array, also memory-mapped, `[n, n]` or `[n, n,
+            k, k]`, in any floating-point dtype; or a symmetric product `v -> K v`, such as that of
+            `ntk_vector_product`.
         data: Training examples; only the targets are used.
         cross: Kernel between the inputs wanted and the training inputs, or the product with it.
-        ridge: Absolute ridge >= 0; with 0, a kernel that is singular up to rounding does not converge.
-        rank: Rank of the preconditioner, 0 for none: it holds 16 rank n bytes and reads as many rows of the kernel. Of
-            a product, every row costs one product.
+        ridge: Absolute ridge >= 0; with 0, a kernel that is singular up to rounding does not
+            converge.
+        rank: Rank of the preconditioner, 0 for none: it holds 16 rank n bytes and reads as many
+            rows of the kernel. Of a product, every row costs one product.
         rtol: Residual at which to stop, relative to the norm of the targets, output by output.
         max_iterations: Products with the kernel after which to give up.
-        diagonal: Diagonal of K where that is a product: `[n]` if it acts on columns `[n, c]` of any number (outputs
-            decouple), `[n, k]` if it acts on outputs `[n, k]`.
+        diagonal: Diagonal of K where that is a product: `[n]` if it acts on columns `[n, c]` of any
+            number (outputs decouple), `[n, k]` if it acts on outputs `[n, k]`.
 
     Returns:
         Predictions, dual coefficients, iterations and residual.
 
     Raises:
-        ValueError: If shapes do not fit, the kernel is not symmetric or not finite, a number is out of range, or a
-            product has no diagonal.
+        ValueError: If shapes do not fit, the kernel is not symmetric or not finite, a number is out
+            of range, or a product has no diagonal.
         RuntimeError: If the residual does not reach `rtol`, naming the one that it reached.
 
     Example:
@@ -119,7 +124,9 @@ def conjugate_gradient_regression(
             "rtol."
         )
     coefficients = solution.reshape(y.shape)
-    return ConjugateGradient(_predictions(cross, coefficients, y.shape), coefficients, iterations, residual)
+    return ConjugateGradient(
+        _predictions(cross, coefficients, y.shape), coefficients, iterations, residual
+    )
 
 
 def _system(kernel, y, ridge, diagonal):
@@ -139,10 +146,14 @@ def _system(kernel, y, ridge, diagonal):
     entries = array.diagonal() if array.ndim == 2 else np.einsum("iiaa->ia", array).ravel()
 
     def row(i):
-        return np.asarray(kernel_matrix(array[i // outputs : i // outputs + 1])[i % outputs], np.float64)
+        return np.asarray(
+            kernel_matrix(array[i // outputs : i // outputs + 1])[i % outputs], np.float64
+        )
 
     columns = y if array.ndim == 2 else y.reshape(-1, 1)
-    return _System(lambda v: blocked_product(array, v), row, np.asarray(entries, np.float64), ridge), columns
+    return _System(
+        lambda v: blocked_product(array, v), row, np.asarray(entries, np.float64), ridge
+    ), columns
 
 
 def _system_of_product(product, y, ridge, diagonal):
@@ -200,7 +211,9 @@ def _solve(system: _System, precondition, y, rtol, max_iterations):
     solution, iterations, residual = np.zeros_like(y), 0, y.copy()
     reached = np.inf
     while iterations < max_iterations:
-        step, used = _iterate(system, precondition, residual, rtol / 2 * size, max_iterations - iterations)
+        step, used = _iterate(
+            system, precondition, residual, rtol / 2 * size, max_iterations - iterations
+        )
         solution, iterations = solution + step, iterations + used
         residual = y - system.product(solution) - system.ridge * solution
         before, reached = reached, float((np.linalg.norm(residual, axis=0) / size).max())

@@ -34,28 +34,29 @@ def solve_descent(
 ) -> Solution:
     """Outputs and dual coefficients of gradient descent: `v <- m v + grad_f L(f); a <- a - lr v; f = f0 + Theta a`.
 
-    For full batches on `mse` each eigenmode of the kernel is an affine map of (a, v), raised to the number of steps by
-    repeated squaring. With minibatches or another loss the steps are simulated on the host; one costs the rows of the
-    kernel in its batch, and the kernel is not copied.
+    For full batches on `mse` each eigenmode of the kernel is an affine map of (a, v), raised to the
+    number of steps by repeated squaring. With minibatches or another loss the steps are simulated
+    on the host; one costs the rows of the kernel in its batch, and the kernel is not copied.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for full batches on `mse` also its
-            `linalg.psd_eigh`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for full batches on `mse`
+            also its `linalg.psd_eigh`.
         y: Training targets, `[n, k]`.
         learning_rate: Step size lr > 0.
         momentum: Heavy-ball momentum m in [0, 1).
         save_at: Increasing numbers of steps >= 0.
         loss: Loss averaged over examples, those of the batch in a step with a minibatch.
         batch_size: Examples per step; None for full batch.
-        key: Draws the batches as `train` does: epoch e is the permutation of `fold_in(key, e)`, its incomplete last
-            batch is dropped.
+        key: Draws the batches as `train` does: epoch e is the permutation of `fold_in(key, e)`, its
+            incomplete last batch is dropped.
         f0: Training outputs at step 0, `[n, k]`; zero if left out.
-        tolerance: Size below which an eigenvalue counts as zero for full batches on `mse`; None for zero itself, as
-            finitely many steps amplify no rounding.
+        tolerance: Size below which an eigenvalue counts as zero for full batches on `mse`; None for
+            zero itself, as finitely many steps amplify no rounding.
 
     Raises:
-        ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of range, minibatches
-            have no key, targets are none of the loss, or the kernel is no kernel.
+        ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of
+            range, minibatches have no key, targets are none of the loss, or the kernel is no
+            kernel.
         TypeError: If an argument is no array of real numbers, or traced.
 
     Example:
@@ -100,7 +101,9 @@ def _batches(key, n, batch_size):
     epoch = 0
     while True:
         order = (
-            np.arange(n) if batch_size == n else np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n))
+            np.arange(n)
+            if batch_size == n
+            else np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n))
         )
         for start in range(0, n - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
@@ -114,7 +117,11 @@ def _outputs(rows, coefficients, f0):
 
 def _slope(loss, outputs, y):
     """`grad_f L(f)`; that of `mse` in float64 also where x64 is off."""
-    return (outputs - y) / len(y) if loss is mse else np.asarray(_gradient(loss, outputs, y), np.float64)
+    return (
+        (outputs - y) / len(y)
+        if loss is mse
+        else np.asarray(_gradient(loss, outputs, y), np.float64)
+    )
 
 
 @functools.partial(PerFunction, static_argnums=(0,))
@@ -139,7 +146,11 @@ def _change_per_step(values, n, learning_rate, momentum):
     """`M - I` of the affine map M of (a, v, 1) that one step is, per mode."""
     rate, zero = values / n, np.zeros_like(values)
     velocity = np.stack([rate, zero + momentum, zero - 1 / n], axis=-1)
-    rows = [-learning_rate * velocity, velocity - np.array([0.0, 1.0, 0.0]), np.stack([zero] * 3, axis=-1)]
+    rows = [
+        -learning_rate * velocity,
+        velocity - np.array([0.0, 1.0, 0.0]),
+        np.stack([zero] * 3, axis=-1),
+    ]
     return np.stack(rows, axis=-2)
 
 

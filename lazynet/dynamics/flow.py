@@ -30,7 +30,8 @@ class Solution(NamedTuple):
 
     Attributes:
         outputs: Training outputs f(t, X).
-        coefficients: Dual coefficients a(t), which `kernel_outputs` turns into outputs on further inputs.
+        coefficients: Dual coefficients a(t), which `kernel_outputs` turns into outputs on further
+            inputs.
 
     Example:
         >>> Solution(outputs=np.zeros((4, 2, 1)), coefficients=np.zeros((4, 2, 1))).outputs.shape
@@ -54,27 +55,31 @@ def solve_flow(
 ) -> Solution:
     """Outputs and dual coefficients of the kernel gradient flow: `f = f0 + Theta a`, `da/dt = -grad_f L(f)`.
 
-    For `mse` in closed form, mode by mode: `a = (t/n) phi(lambda t/n) (y - f0)` with `phi(z) = (1 - exp(-z))/z`.
-    A null direction (phi = 1) moves at a constant rate: invisible on the training set, it matters to a `cross` kernel
-    computed with rounding. At infinite time null directions are left out, as the pseudo-inverse does.
+    For `mse` in closed form, mode by mode: `a = (t/n) phi(lambda t/n) (y - f0)` with `phi(z) = (1 -
+    exp(-z))/z`. A null direction (phi = 1) moves at a constant rate: invisible on the training set,
+    it matters to a `cross` kernel computed with rounding. At infinite time null directions are left
+    out, as the pseudo-inverse does.
 
-    Other losses are integrated by an explicit eighth-order Runge-Kutta method, in float32 when x64 is off. Its cost
-    grows like `lambda_max(Theta) t / n`, and hardly with the precision asked for.
+    Other losses are integrated by an explicit eighth-order Runge-Kutta method, in float32 when x64
+    is off. Its cost grows like `lambda_max(Theta) t / n`, and hardly with the precision asked for.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for `mse` also its `linalg.psd_eigh`.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`; for `mse` also its
+            `linalg.psd_eigh`.
         y: Training targets, `[n, k]`.
         time: Increasing times >= 0; the last may be infinite for `mse` without friction.
         loss: Loss averaged over examples.
         f0: Training outputs at time 0, `[n, k]`; zero if left out.
-        friction: gamma > 0 replaces the flow by that of the heavy ball, `a'' = -grad_f L - gamma a'`, `a'(0) = 0`.
-        rtol: Relative error allowed in a step of the integration, at least 1e-5 in float32; closed forms ignore it.
-        tolerance: Size below which an eigenvalue counts as zero, in closed forms; None for the rounding of the kernel
-            at infinite time, and nothing before.
+        friction: gamma > 0 replaces the flow by that of the heavy ball, `a'' = -grad_f L - gamma
+            a'`, `a'(0) = 0`.
+        rtol: Relative error allowed in a step of the integration, at least 1e-5 in float32; closed
+            forms ignore it.
+        tolerance: Size below which an eigenvalue counts as zero, in closed forms; None for the
+            rounding of the kernel at infinite time, and nothing before.
 
     Raises:
-        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, a number is out of range, or
-            targets are none of the loss.
+        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, a number
+            is out of range, or targets are none of the loss.
         TypeError: If an argument is no array of real numbers, or traced.
         RuntimeError: If the integration needs more than a million steps.
 
@@ -104,7 +109,8 @@ def kernel_outputs(
     """Outputs `f(x) = f0(x) + Theta(x, X) a` of dual coefficients, in float64.
 
     Args:
-        kernel: Kernel between the inputs wanted and the training inputs, `[m, n]` or `[m, n, k, k]`.
+        kernel: Kernel between the inputs wanted and the training inputs, `[m, n]` or `[m, n, k,
+            k]`.
         coefficients: a, with any leading axes, for instance times.
         f0: Outputs at time 0, `[m, k]`; zero if left out.
 
@@ -119,7 +125,9 @@ def kernel_outputs(
     guards.concrete("kernel_outputs", kernel, coefficients, f0)
     a = np.asarray(guards.numbers("coefficients", coefficients), np.float64)
     if a.ndim < 2:
-        raise ValueError(f"coefficients of shape {a.shape}, expected [..., n, k], as solve_flow returns them.")
+        raise ValueError(
+            f"coefficients of shape {a.shape}, expected [..., n, k], as solve_flow returns them."
+        )
     n, k = a.shape[-2:]
     check_kernel("cross", kernel, len(np.atleast_1d(guards.numbers("cross", kernel))), n, k)
     matrix = np.asarray(kernel_matrix(kernel), np.float64)
@@ -142,7 +150,9 @@ def flow_weights(eigen: Eigen, tau):
     tau = np.where(finite, tau[:, None], 0.0)
     with np.errstate(over="ignore"):
         exponent = -eigen.values * tau
-    is_slow = exponent > -1.0  # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow
+    is_slow = (
+        exponent > -1.0
+    )  # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow
     phi = np.where(exponent == 0, 1.0, np.expm1(exponent) / np.where(exponent == 0, 1.0, exponent))
     fast = -np.expm1(exponent) / np.where(is_slow, 1.0, eigen.values)
     return np.where(finite, np.where(is_slow, tau * phi, fast), eigen.inverse_values())

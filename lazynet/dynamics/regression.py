@@ -44,27 +44,29 @@ def kernel_regression(
 ) -> Float[np.ndarray, "*r m k"]:
     """Predictions `f(x) = K(x, X) (K(X, X) + ridge I)^{-1} y`, for one ridge or a sweep from one eigendecomposition.
 
-    With the NTK and ridge 0 this is the infinite-time limit of `gradient_flow` from f0 = 0. One ridge is solved by
-    Cholesky, an axis of ridges by an eigendecomposition, which takes as long as about five single solves; for
-    kernels that leave no room for either there is `conjugate_gradient_regression`.
+    With the NTK and ridge 0 this is the infinite-time limit of `gradient_flow` from f0 = 0. One
+    ridge is solved by Cholesky, an axis of ridges by an eigendecomposition, which takes as long as
+    about five single solves; for kernels that leave no room for either there is
+    `conjugate_gradient_regression`.
 
-    Nothing is left out where the ridge lifts the spectrum above the rounding of the kernel. Without such a ridge,
-    directions below it are: a float32 kernel says nothing about them, and an inverse would amplify its noise.
+    Nothing is left out where the ridge lifts the spectrum above the rounding of the kernel. Without
+    such a ridge, directions below it are: a float32 kernel says nothing about them, and an inverse
+    would amplify its noise.
 
     Args:
         kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`.
         data: Training examples; only the targets are used (center one-hot targets first).
         cross: Kernel between the inputs wanted and the training inputs.
         ridge: Absolute ridges >= 0; 0 gives the pseudo-inverse, the limit of a vanishing ridge.
-        tolerance: Directions with `lambda + ridge` below it are left out; None for the rounding of the kernel in its
-            dtype (`linalg.rank_tolerance`).
+        tolerance: Directions with `lambda + ridge` below it are left out; None for the rounding of
+            the kernel in its dtype (`linalg.rank_tolerance`).
 
     Returns:
         Predictions, with a leading axis if `ridge` has one.
 
     Raises:
-        ValueError: If shapes do not fit, a ridge is negative, the kernel is no kernel, or it has half precision and
-            no ridge that lifts it above its rounding.
+        ValueError: If shapes do not fit, a ridge is negative, the kernel is no kernel, or it has
+            half precision and no ridge that lifts it above its rounding.
         TypeError: If an argument is no array of real numbers, or traced.
 
     Example:
@@ -78,7 +80,9 @@ def kernel_regression(
     check_kernel("cross", cross, len(guards.array("cross", cross)), *y.shape)
     if not np.ndim(ridge) and not isinstance(kernel, Eigen):
         columns = y if np.ndim(kernel) == 2 else y.reshape(-1, 1)
-        solved = solve_psd(kernel_matrix(kernel), columns, ridge=float(ridges[0]), tolerance=tolerance)
+        solved = solve_psd(
+            kernel_matrix(kernel), columns, ridge=float(ridges[0]), tolerance=tolerance
+        )
         return kernel_outputs(cross, solved.reshape(y.shape))
     eigen, ndim = decompose(kernel, len(y), ridges.min(), tolerance)
     weights = np.stack([eigen.inverse_values(value) for value in ridges])
@@ -95,19 +99,22 @@ def leave_one_out(
 ) -> Float[np.ndarray, "*r n k"]:
     """Prediction of each example from all others: `f_i = y_i - [G_ii]^{-1} [G y]_i` with G = (K + ridge I)^{-1}.
 
-    Exact, for the price of one regression: the cheapest honest way to choose a ridge or a depth on training data.
+    Exact, for the price of one regression: the cheapest honest way to choose a ridge or a depth on
+    training data.
 
     Args:
         kernel: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`.
         data: Training examples; only the targets are used.
         ridge: Absolute ridges >= 0, such that K + ridge I is invertible.
-        tolerance: Size below which an eigenvalue of K + ridge I counts as zero; None for the rounding of K.
+        tolerance: Size below which an eigenvalue of K + ridge I counts as zero; None for the
+            rounding of K.
 
     Returns:
         Left-out predictions, with a leading axis if `ridge` has one.
 
     Raises:
-        ValueError: If shapes do not fit, a ridge is negative, K + ridge I is singular, or the kernel is no kernel.
+        ValueError: If shapes do not fit, a ridge is negative, K + ridge I is singular, or the
+            kernel is no kernel.
 
     Example:
         >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [3.0]]))
@@ -129,7 +136,8 @@ class Gaussian(NamedTuple):
 
     Attributes:
         mean: Mean output; a leading axis of times if there is one.
-        covariance: Covariance between inputs, the same for each of the k outputs, which are independent.
+        covariance: Covariance between inputs, the same for each of the k outputs, which are
+            independent.
 
     Example:
         >>> Gaussian(mean=np.zeros((2, 1)), covariance=np.eye(2)).mean.shape
@@ -159,14 +167,15 @@ def nngp_posterior(
         cross: NNGP kernel between the inputs wanted and the training inputs.
         prior: NNGP kernel of the inputs wanted.
         ridge: Variance of the observation noise; 0 gives the pseudo-inverse, its limit.
-        tolerance: Size below which an eigenvalue of K_xx + ridge I counts as zero; None for the rounding of K_xx.
+        tolerance: Size below which an eigenvalue of K_xx + ridge I counts as zero; None for the
+            rounding of K_xx.
 
     Returns:
         Mean `[m, k]` and covariance `[m, m]`; variances that rounding made negative are zero.
 
     Raises:
-        ValueError: If shapes do not fit, the ridge is negative, the kernel is no kernel, or a variance is negative
-            beyond rounding: no process has these kernels.
+        ValueError: If shapes do not fit, the ridge is negative, the kernel is no kernel, or a
+            variance is negative beyond rounding: no process has these kernels.
 
     Example:
         >>> data = Data(x=np.zeros((1, 1)), y=np.array([[2.0]]))
@@ -184,7 +193,8 @@ def nngp_posterior(
     covariance = np.asarray(prior, np.float64) - (rows * weights) @ rows.T
     error = _rounding(eigen.tolerance, cross, prior)
     return Gaussian(
-        (rows * weights) @ (eigen.vectors.T @ y), _with_variances(covariance, rows * weights, error, np.max(prior))
+        (rows * weights) @ (eigen.vectors.T @ y),
+        _with_variances(covariance, rows * weights, error, np.max(prior)),
     )
 
 
@@ -199,9 +209,10 @@ def trained_ensemble(
 ) -> Gaussian:
     """Law of `f(t) = f(0) + Theta_tx A(t) (y - f(0))`: infinitely wide networks trained by gradient flow on `mse`.
 
-    Each network starts at a draw f(0) of the Gaussian process with kernel K = nngp, so the mean is `Theta_tx A y` and
-    the covariance `K_tt - B K_xt - (B K_xt)' + B K_xx B'` with `B = Theta_tx A(t)` and A(t) as in `solve_flow`.
-    Training only the last layer is the case where nngp stands for both kernels.
+    Each network starts at a draw f(0) of the Gaussian process with kernel K = nngp, so the mean is
+    `Theta_tx A y` and the covariance `K_tt - B K_xt - (B K_xt)' + B K_xx B'` with `B = Theta_tx
+    A(t)` and A(t) as in `solve_flow`. Training only the last layer is the case where nngp stands
+    for both kernels.
 
     Args:
         gram: Kernels of the training inputs.
@@ -209,14 +220,15 @@ def trained_ensemble(
         time: Increasing times >= 0; the last may be infinite.
         cross: Kernels between the inputs wanted and the training inputs.
         prior: NNGP kernel of the inputs wanted.
-        tolerance: Size below which an eigenvalue of the tangent kernel counts as zero; None for its rounding.
+        tolerance: Size below which an eigenvalue of the tangent kernel counts as zero; None for its
+            rounding.
 
     Returns:
         Mean `[s, m, k]` and covariance `[s, m, m]`; variances that rounding made negative are zero.
 
     Raises:
-        ValueError: If shapes do not fit, times do not increase, a kernel is no kernel, or a variance is negative
-            beyond rounding: no process has these kernels.
+        ValueError: If shapes do not fit, times do not increase, a kernel is no kernel, or a
+            variance is negative beyond rounding: no process has these kernels.
 
     Example:
         >>> one = Gram(nngp=np.eye(1), ntk=np.eye(1))
@@ -225,7 +237,8 @@ def trained_ensemble(
         >>> ensemble.mean.ravel().tolist(), ensemble.covariance.ravel().tolist()
         ([0.0, 2.0], [1.0, 0.0])
 
-    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
+    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
+    gradient descent.
     """
     guards.concrete("trained_ensemble", gram, targets(data), time, cross, prior, tolerance)
     for name, kernels in {"gram": gram, "cross": cross}.items():
@@ -238,19 +251,30 @@ def trained_ensemble(
 
 
 def ensemble_law(
-    eigen: Eigen, nngp, y, time, cross: Gram, prior: Float[ArrayLike, "m3 m4"], *, ridge: float = 0.0
+    eigen: Eigen,
+    nngp,
+    y,
+    time,
+    cross: Gram,
+    prior: Float[ArrayLike, "m3 m4"],
+    *,
+    ridge: float = 0.0,
 ) -> Gaussian:
     """`trained_ensemble` by the decomposition of the kernel that trains; the ridge is noise of the start f(0)."""
     _check_decoupled("cross.ntk", cross.ntk, (len(np.atleast_1d(cross.nngp)), len(y)))
     check_finite_kernel("cross.ntk", cross.ntk)
     _check_blocks(nngp, cross.nngp, prior, y, "cross.nngp")
-    filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
+    filters = (np.asarray(cross.ntk, np.float64) @ eigen.vectors) * flow_weights(
+        eigen, time / len(y)
+    )[:, None]
     shared = filters @ (eigen.vectors.T @ np.asarray(cross.nngp, np.float64).T)
     start = eigen.vectors.T @ symmetric(nngp) @ eigen.vectors + ridge * np.eye(len(y))
     carried = filters @ start @ filters.swapaxes(1, 2)
     covariance = np.asarray(prior, np.float64) - shared - shared.swapaxes(1, 2) + carried
     error = _rounding(rank_tolerance(nngp), cross.nngp, prior)
-    return Gaussian(filters @ (eigen.vectors.T @ y), _with_variances(covariance, filters, error, np.max(prior)))
+    return Gaussian(
+        filters @ (eigen.vectors.T @ y), _with_variances(covariance, filters, error, np.max(prior))
+    )
 
 
 def _check_gram(name, kernels):
@@ -264,7 +288,9 @@ def _check_gram(name, kernels):
 def _check_blocks(nngp, cross, prior, y, name="cross"):
     """The blocks of one covariance matrix, of training inputs and inputs wanted."""
     if isinstance(nngp, Eigen):
-        raise TypeError("nngp got an eigendecomposition, expected the kernel: pass the matrix itself.")
+        raise TypeError(
+            "nngp got an eigendecomposition, expected the kernel: pass the matrix itself."
+        )
     n, m = len(y), len(np.atleast_1d(guards.numbers(name, cross)))
     _check_decoupled("nngp", nngp, (n, n))
     _check_decoupled(name, cross, (m, n))
@@ -287,15 +313,19 @@ def _check_decoupled(name, kernel, shape):
 def _rounding(tolerance, cross, prior):
     """Rounding of the joint kernel of training inputs and inputs wanted."""
     n_joint = sum(np.shape(cross))
-    parts = (rank_tolerance(part) / np.shape(part)[0] ** 0.5 for part in (np.asarray(cross), np.asarray(prior)))
+    parts = (
+        rank_tolerance(part) / np.shape(part)[0] ** 0.5
+        for part in (np.asarray(cross), np.asarray(prior))
+    )
     return max(tolerance, max(parts) * n_joint**0.5)
 
 
 def _with_variances(covariance, filters, rounding, size):
     """The covariance with variances >= 0, refused where one is negative beyond rounding.
 
-    A variance is `v' J v` with v = (-filters, 1) and J the joint kernel: an error of J of the norm `rounding` changes
-    it by at most `|v|^2 rounding`. Kernels with more rounding than their dtype has get the limit of their eigenvalues.
+    A variance is `v' J v` with v = (-filters, 1) and J the joint kernel: an error of J of the norm
+    `rounding` changes it by at most `|v|^2 rounding`. Kernels with more rounding than their dtype
+    has get the limit of their eigenvalues.
     """
     variances = np.diagonal(covariance, axis1=-2, axis2=-1)
     allowed = np.maximum(rounding * (1 + np.sum(filters**2, axis=-1)), NEGATIVE_LIMIT * size)

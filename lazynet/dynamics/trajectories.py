@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Float, Key, Num
 
 from lazynet import guards
-from lazynet.dynamics.checks import check_finite_kernel, check_kernel, check_steps, check_targets, check_times, targets
+from lazynet.dynamics.checks import (
+    check_finite_kernel,
+    check_kernel,
+    check_steps,
+    check_targets,
+    check_times,
+    targets,
+)
 from lazynet.dynamics.descent import solve_descent
 from lazynet.dynamics.flow import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
@@ -35,16 +42,18 @@ def gradient_flow(
 ) -> Trajectory:
     """Curve of the kernel gradient flow `df/dt = -Theta grad_f L(f)`: training by infinitely small steps.
 
-    This is what a linearized network, or an infinitely wide one, does as the learning rate goes to zero. It draws on
-    the same axis as training: `time = learning_rate * step / (1 - momentum)`.
+    This is what a linearized network, or an infinitely wide one, does as the learning rate goes to
+    zero. It draws on the same axis as training: `time = learning_rate * step / (1 - momentum)`.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh` where there is a
-            closed form: one decomposition then serves several curves and regressions.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`
+            where there is a closed form: one decomposition then serves several curves and
+            regressions.
         data: Training examples; only the targets are used.
         time: Increasing times >= 0; the last may be infinite for `mse`.
         loss: `mse` is solved in closed form, any other loss by integration (see `solve_flow`).
-        f0: Training outputs at time 0, `[n, k]`; zero if left out (a centered or symmetrized model).
+        f0: Training outputs at time 0, `[n, k]`; zero if left out (a centered or symmetrized
+            model).
         cross: Kernel between test and training inputs, `[m, n]` or `[m, n, k, k]`.
         test: Test examples; only the targets are used.
         f0_test: Test outputs at time 0, `[m, k]`; required with `cross` when `f0` is given.
@@ -53,8 +62,8 @@ def gradient_flow(
         tolerance: Size below which an eigenvalue counts as zero, as in `solve_flow`.
 
     Returns:
-        Trajectory with metrics train_loss and train_accuracy, and test_loss and test_accuracy if there is a test
-        set; `step` is -1 throughout.
+        Trajectory with metrics train_loss and train_accuracy, and test_loss and test_accuracy if
+        there is a test set; `step` is -1 throughout.
 
     Raises:
         ValueError: If shapes do not fit, times do not increase, or the kernel is no kernel.
@@ -65,10 +74,14 @@ def gradient_flow(
         >>> curve.metrics["train_loss"].round(6).tolist()  # (1/2) exp(-2 t / n)
         [0.5, 0.067668, 0.0]
     """
-    guards.concrete("gradient_flow", ntk, targets(data), time, f0, cross, test, f0_test, friction, tolerance)
+    guards.concrete(
+        "gradient_flow", ntk, targets(data), time, f0, cross, test, f0_test, friction, tolerance
+    )
     time = check_times(time)
     _check_test(data, f0, cross, test, f0_test, loss)
-    solution = solve_flow(ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol, tolerance=tolerance)
+    solution = solve_flow(
+        ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol, tolerance=tolerance
+    )
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
     return Trajectory(np.full(len(time), -1), time, metrics, None, None)
 
@@ -91,13 +104,15 @@ def gradient_descent(
 ) -> Trajectory:
     """Curve of gradient descent in function space, for full batches on `mse` `f_s - y = (I - lr Theta/n)^s (f_0 - y)`.
 
-    Training of a linearized network by `train`, step for step, also with momentum, with minibatches in the same order,
-    and with other losses. Full batches on `mse` are not simulated: any number of steps costs one eigendecomposition.
-    A learning rate above `max_learning_rate` diverges here as it does in training.
+    Training of a linearized network by `train`, step for step, also with momentum, with minibatches
+    in the same order, and with other losses. Full batches on `mse` are not simulated: any number of
+    steps costs one eigendecomposition. A learning rate above `max_learning_rate` diverges here as
+    it does in training.
 
     Args:
-        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh` where there is a
-            closed form: one decomposition then serves several curves and regressions.
+        ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`
+            where there is a closed form: one decomposition then serves several curves and
+            regressions.
         data: Training examples; only the targets are used.
         learning_rate: Step size lr > 0.
         momentum: Heavy-ball momentum m in [0, 1): `v <- m v + g; w <- w - lr v`.
@@ -115,8 +130,8 @@ def gradient_descent(
         Trajectory as from `gradient_flow`, with `time = learning_rate * step / (1 - momentum)`.
 
     Raises:
-        ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of range, minibatches
-            have no key, or the kernel is no kernel.
+        ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of
+            range, minibatches have no key, or the kernel is no kernel.
 
     Example:
         >>> data = Data(x=np.zeros((2, 1)), y=np.array([[1.0], [-1.0]]))
@@ -124,7 +139,19 @@ def gradient_descent(
         >>> curve.metrics["train_loss"].tolist()  # (1/2) (1 - lr/n)^(2s)
         [0.5, 0.125, 0.03125]
     """
-    values = (ntk, targets(data), learning_rate, momentum, save_at, key, f0, cross, test, f0_test, tolerance)
+    values = (
+        ntk,
+        targets(data),
+        learning_rate,
+        momentum,
+        save_at,
+        key,
+        f0,
+        cross,
+        test,
+        f0_test,
+        tolerance,
+    )
     guards.concrete("gradient_descent", *values)
     step = check_steps(save_at)
     learning_rate = guards.rate(learning_rate)
@@ -151,15 +178,16 @@ def gradient_descent(
 def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | int = 0.0) -> float:
     """Largest stable full-batch learning rate on `mse`: `2 (1 + m) n / lambda_max(Theta)`.
 
-    Training above it diverges when the model is linear, and dies or leaves the lazy regime when it is not.
+    Training above it diverges when the model is linear, and dies or leaves the lazy regime when it
+    is not.
 
     Args:
         ntk: Kernel of the training inputs, `[n, n]` where outputs decouple, or `[n, n, k, k]`.
         momentum: Heavy-ball momentum m in [0, 1).
 
     Raises:
-        ValueError: If the kernel is not square, symmetric and finite, has no positive eigenvalue, or the momentum is
-            out of range.
+        ValueError: If the kernel is not square, symmetric and finite, has no positive eigenvalue,
+            or the momentum is out of range.
 
     Example:
         >>> max_learning_rate(np.diag([4.0, 1.0])), max_learning_rate(np.diag([4.0, 1.0]), momentum=0.5)
@@ -192,7 +220,9 @@ def _check_test(data, f0, cross, test, f0_test, loss):
     n, k = check_targets(None, data.y, None)[0].shape
     y, _ = check_targets(None, targets(test), f0_test, "test.y")
     if y.shape[1] != k:
-        raise ValueError(f"test.y of shape {y.shape}, expected {k} outputs like the training targets.")
+        raise ValueError(
+            f"test.y of shape {y.shape}, expected {k} outputs like the training targets."
+        )
     check_labels(loss, y, "test.y")
     check_kernel("cross", cross, len(y), n, k)
     check_finite_kernel("cross", cross)
@@ -202,10 +232,18 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
     curves = _curves("train", solution.outputs, data.y, loss)
     if test is None:
         return curves
-    return curves | _curves("test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss)
+    return curves | _curves(
+        "test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss
+    )
 
 
 def _curves(name, outputs, y, loss):
-    outputs, y = jnp.asarray(outputs, jnp.result_type(float)), jnp.asarray(y, jnp.result_type(float))
+    outputs, y = (
+        jnp.asarray(outputs, jnp.result_type(float)),
+        jnp.asarray(y, jnp.result_type(float)),
+    )
     measures = {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
-    return {key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64) for key, measure in measures.items()}
+    return {
+        key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)
+        for key, measure in measures.items()
+    }

@@ -13,18 +13,22 @@ from lazynet.typing import Apply, ArrayLike, Params
 
 
 def linearized_weights(
-    apply: Apply, params0: Params, x: Num[ArrayLike, "n *inputs"], coefficients: Float[ArrayLike, "..."]
+    apply: Apply,
+    params0: Params,
+    x: Num[ArrayLike, "n *inputs"],
+    coefficients: Float[ArrayLike, "..."],
 ) -> Params:
     """Weights `w(t) = w0 + J(X)' a(t)` of the linearized network whose outputs are `f0 + Theta a(t)`.
 
-    The closed form of training in the space of weights: gradients of a linear model never leave the span of J(X)'.
-    One backward derivative for each time, whatever the number of steps.
+    The closed form of training in the space of weights: gradients of a linear model never leave the
+    span of J(X)'. One backward derivative for each time, whatever the number of steps.
 
     Args:
         apply: Model h, or a `lazy` function (with params0 = 0), whose displacement u this then is.
         params0: w0, where the tangent is taken.
         x: Training inputs.
-        coefficients: a, from `solve_flow` or `solve_descent` with the full empirical kernel at w0; any leading axes.
+        coefficients: a, from `solve_flow` or `solve_descent` with the full empirical kernel at w0;
+            any leading axes.
 
     Returns:
         Weights with the leading axes of the coefficients, in the dtypes of params0.
@@ -41,15 +45,20 @@ def linearized_weights(
         >>> linearized_weights(linear, jnp.zeros((2, 1)), x, end.coefficients[0]).tolist()
         [[0.5], [0.5]]
 
-    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
+    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
+    gradient descent.
     """
     function = as_partial(apply)
     a = guards.numbers("coefficients", coefficients)
     guards.inputs("x", x)
     if a.ndim == 2:
         return _weights(function, params0, x, jnp.asarray(a))
-    each = [_weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])]
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each)
+    each = [
+        _weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])
+    ]
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each
+    )
 
 
 @PerFunction
@@ -61,4 +70,6 @@ def _weights(function, params0, x, a):
             f"coefficients of shape {a.shape}, expected {outputs.shape}, the shape of the outputs at x: pass the "
             "training inputs."
         )
-    return trees.add_scaled(params0, 1.0, pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0])
+    return trees.add_scaled(
+        params0, 1.0, pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0]
+    )

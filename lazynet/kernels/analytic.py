@@ -45,34 +45,40 @@ def analytic_kernel(
 ) -> Gram:
     """Kernels of the infinitely wide network, `nngp = E[f(x1) f(x2)]` and `ntk = E[<df(x1)/dw, df(x2)/dw>]`.
 
-    Both are per output: outputs of an infinitely wide network are independent and share one kernel. With `x2=None`
-    only the upper triangle is computed and mirrored, and the diagonal comes from the exact k(x, x) formulas.
+    Both are per output: outputs of an infinitely wide network are independent and share one kernel.
+    With `x2=None` only the upper triangle is computed and mirrored, and the diagonal comes from the
+    exact k(x, x) formulas.
 
     Args:
         model: Network of layers with an infinite-width limit.
         x1: Inputs.
         x2: Other inputs; None for `x1` itself.
-        tile: Side of the square tiles computed at a time (any number of inputs will do); None for the fastest one
-            within `memory`. A traced call is one tile.
-        memory: Bytes that the arrays of one tile may take, by the compiler's account of each tile compiled. Beside
-            that, only the result and the inputs are held. Each device computes one tile at a time.
-        store: Folder for the matrices as memory-mapped `.npy` files, where a killed run continues: finished tiles are
-            not computed again. Tiles are spread over the devices of a process, and over processes that share the
-            folder (`jax.distributed`); without a store, each process computes all.
+        tile: Side of the square tiles computed at a time (any number of inputs will do); None for
+            the fastest one within `memory`. A traced call is one tile.
+        memory: Bytes that the arrays of one tile may take, by the compiler's account of each tile
+            compiled. Beside that, only the result and the inputs are held. Each device computes one
+            tile at a time.
+        store: Folder for the matrices as memory-mapped `.npy` files, where a killed run continues:
+            finished tiles are not computed again. Tiles are spread over the devices of a process,
+            and over processes that share the folder (`jax.distributed`); without a store, each
+            process computes all.
         progress: Whether to show a progress bar with the time left.
 
     Returns:
-        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype in which it was computed: float64 where an input is float64
-        and jax has it (`jax_enable_x64`), else float32, also for inputs of half precision, whose rounding would be
-        that of the kernel. On the device if one tile was enough, on the host otherwise; with a store read-only maps
-        of its files, of which `np.array(gram.ntk)` is a copy that may be changed.
+        `Gram(nngp, ntk)`, each `[n1, n2]`, in the dtype in which it was computed: float64 where an
+        input is float64 and jax has it (`jax_enable_x64`), else float32, also for inputs of half
+        precision, whose rounding would be that of the kernel. On the device if one tile was enough,
+        on the host otherwise; with a store read-only maps of its files, of which
+        `np.array(gram.ntk)` is a copy that may be changed.
 
     Raises:
-        ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit (named), a network that
-            ends in an image, a tile that does not fit the memory, a store of another kernel, or a kernel that is not
-            finite (a tile of which is not stored).
-        TypeError: For inputs that are no arrays of floating point, a model that is none, or an option of a wrong type.
-        MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to pass.
+        ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit
+            (named), a network that ends in an image, a tile that does not fit the memory, a store
+            of another kernel, or a kernel that is not finite (a tile of which is not stored).
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an
+            option of a wrong type.
+        MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to
+            pass.
 
     Example:
         >>> import lazynet as ln
@@ -102,7 +108,9 @@ def analytic_kernel(
             gram = jax.block_until_ready(_computed(model, x1, x2))
             _check_known(gram._asdict())
             return gram
-    return _tiled(model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress)
+    return _tiled(
+        model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress
+    )
 
 
 def monte_carlo_kernel(
@@ -123,13 +131,15 @@ def monte_carlo_kernel(
         n_samples: Number of initializations, at least 2.
 
     Returns:
-        The means and their standard errors (sample standard deviation over sqrt `n_samples`), both averaged over
-        the k outputs. The means still carry the bias of finite width, of order 1/width.
+        The means and their standard errors (sample standard deviation over sqrt `n_samples`), both
+        averaged over the k outputs. The means still carry the bias of finite width, of order
+        1/width.
 
     Raises:
-        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape or that are not finite.
-        TypeError: For inputs that are no arrays of floating point, a model that is none, or an `n_samples` that is no
-            integer.
+        ValueError: If `n_samples` is less than 2, or for inputs of a wrong shape or that are not
+            finite.
+        TypeError: For inputs that are no arrays of floating point, a model that is none, or an
+            `n_samples` that is no integer.
 
     Example:
         >>> import lazynet as ln
@@ -152,7 +162,9 @@ def _check_known(matrices):
     for name, values in matrices.items():
         if is_traced(values):
             continue
-        extremes = np.array([values.min(), values.max()])  # which take no memory, and are NaN if one value is
+        extremes = np.array(
+            [values.min(), values.max()]
+        )  # which take no memory, and are NaN if one value is
         if np.isnan(extremes).any():
             raise ValueError(
                 f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
@@ -167,7 +179,9 @@ def _check_known(matrices):
 
 
 def _computed(model, x1, x2):
-    return program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
+    return (
+        program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
+    )
 
 
 def _block(model, x1, x2):
@@ -214,15 +228,17 @@ def _gram(nngp, ntk):
 def _limit(model, x1, x2, lanes=None):
     k = propagate(model, input_kernel(x1, x2, lanes), model.name)
     if not k.vectors:
-        raise ValueError(f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool().")
+        raise ValueError(
+            f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."
+        )
     return k
 
 
 def _mirrored(full, diagonal):
     """The symmetric matrix of an upper triangle and an exact diagonal.
 
-    The diagonal is written, not added: XLA would otherwise fuse all that the entries are made of into the transpose and
-    compute it twice, column by column, which is ten times slower on a CPU.
+    The diagonal is written, not added: XLA would otherwise fuse all that the entries are made of
+    into the transpose and compute it twice, column by column, which is ten times slower on a CPU.
     """
     own = jnp.arange(len(diagonal))
     whole = full.at[own, own].set(diagonal)
@@ -235,14 +251,19 @@ def _tiled(model, x1, x2, side, store, progress):
 
     def compute(device, tile):
         rows, columns = tile
-        one, two = (jax.device_put(_rows(x, part, side), device) for x, part in ((x1, rows), (other, columns)))
+        one, two = (
+            jax.device_put(_rows(x, part, side), device)
+            for x, part in ((x1, rows), (other, columns))
+        )
         return _computed(model, one, None if symmetric and rows == columns else two)._asdict()
 
     shapes = dict.fromkeys(Gram._fields, (len(x1), len(other)))
     identity = {} if store is None else _identity(model, x1, x2, side)
     target = open_store(store, shapes, x1.dtype, len(every), identity)
     mirror = dict.fromkeys(Gram._fields, (1, 0)) if symmetric else None
-    matrices = assemble(compute, every, target, mirror=mirror, progress=progress, check=_check_known)
+    matrices = assemble(
+        compute, every, target, mirror=mirror, progress=progress, check=_check_known
+    )
     _check_known(matrices)  # of tiles found in the store too
     return Gram(**matrices)
 
@@ -272,8 +293,14 @@ def _fitting_side(model, x1, x2, tile, memory, *, stored):
         side = max(1, min(side - 1, side * memory // needed))
         needed = _bytes(model, x1, x2, side, alone=False)
     if needed > memory:
-        way_out = "use smaller inputs" if side == 1 else f"pass a tile of at most {max(1, side * memory // needed)}"
-        raise ValueError(f"a tile of side {side} needs {needed:,} bytes, memory={memory:,}: {way_out}, or allow more.")
+        way_out = (
+            "use smaller inputs"
+            if side == 1
+            else f"pass a tile of at most {max(1, side * memory // needed)}"
+        )
+        raise ValueError(
+            f"a tile of side {side} needs {needed:,} bytes, memory={memory:,}: {way_out}, or allow more."
+        )
     return side
 
 
@@ -283,11 +310,17 @@ def _bytes(model, x1, x2, side, *, alone):
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
     needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
-    return max(needed, _reserved(_block, model, *sets * 2)) if x2 is None and side < len(x1) else needed
+    return (
+        max(needed, _reserved(_block, model, *sets * 2))
+        if x2 is None and side < len(x1)
+        else needed
+    )
 
 
 def _reserved(function, model, *sets):
-    return program(function, model, *sets).reserved(*sets) + sum(x.size * x.dtype.itemsize for x in sets)
+    return program(function, model, *sets).reserved(*sets) + sum(
+        x.size * x.dtype.itemsize for x in sets
+    )
 
 
 def _balanced(n, ndim):
@@ -337,7 +370,9 @@ def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
     converted = {name: x if x.dtype == dtype else _converted(x, dtype) for name, x in sets.items()}
     for name, x in converted.items():
         if x is not sets[name]:
-            guards.finite(name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64")
+            guards.finite(
+                name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64"
+            )
     return list(converted.values())
 
 

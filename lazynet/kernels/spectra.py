@@ -1,13 +1,14 @@
 """Spectra of kernels that are too large to decompose, or even to form: all that is needed is the product `v -> K v`.
 
-A kernel is a symmetric matrix (an array, which may be memory-mapped) or a function of vectors of a given shape, such as
-that of `empirical.ntk_vector_product`. Everything rests on Lanczos' tridiagonalization with full orthogonalization.
-It is matfree's where its compiled loop is fast: for arrays on the device, and for functions that JAX can trace.
-Convolutions are an order of magnitude slower inside a compiled loop on a CPU, and arrays of NumPy would have to be
-copied to the device; for these the same recursion runs on the host in float64, around one product at a time.
+A kernel is a symmetric matrix (an array, which may be memory-mapped) or a function of vectors of a
+given shape, such as that of `empirical.ntk_vector_product`. Everything rests on Lanczos'
+tridiagonalization with full orthogonalization. It is matfree's where its compiled loop is fast: for
+arrays on the device, and for functions that JAX can trace. Convolutions are an order of magnitude
+slower inside a compiled loop on a CPU, and arrays of NumPy would have to be copied to the device;
+for these the same recursion runs on the host in float64, around one product at a time.
 
-Random vectors make the estimates random: each comes with its standard error. For kernels that fit in memory,
-`diagnostics.kernel_spectrum` is exact.
+Random vectors make the estimates random: each comes with its standard error. For kernels that fit
+in memory, `diagnostics.kernel_spectrum` is exact.
 """
 
 from __future__ import annotations
@@ -25,12 +26,26 @@ from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet import guards
-from lazynet.linalg import blocked_product, check_symmetric, kernel_matrix, lanczos, power_of_two, ritz_values
+from lazynet.linalg import (
+    blocked_product,
+    check_symmetric,
+    kernel_matrix,
+    lanczos,
+    power_of_two,
+    ritz_values,
+)
 from lazynet.programs import PerFunction
 from lazynet.trees import as_partial
 from lazynet.typing import Array, ArrayLike, Key
 
-__all__ = ["Estimate", "SpectralDensity", "effective_dimension", "spectral_density", "top_eigenvalues", "trace"]
+__all__ = [
+    "Estimate",
+    "SpectralDensity",
+    "effective_dimension",
+    "spectral_density",
+    "top_eigenvalues",
+    "trace",
+]
 
 KernelLike = Float[ArrayLike, "..."] | Callable[[Any], Any]
 Shape = tuple[int, ...]
@@ -56,8 +71,10 @@ class SpectralDensity(NamedTuple):
     """Distribution of the eigenvalues of a kernel, each with the weight 1/m, m their number.
 
     Attributes:
-        nodes: Ritz values of each random vector: eigenvalues, where the spectrum is sparse, or points between them.
-        weights: Their weights; those of a vector add up to 1, and `sum_i weights f(nodes)` estimates `tr f(K) / m`.
+        nodes: Ritz values of each random vector: eigenvalues, where the spectrum is sparse, or
+            points between them.
+        weights: Their weights; those of a vector add up to 1, and `sum_i weights f(nodes)`
+            estimates `tr f(K) / m`.
         eigenvalues: Evenly spaced in the logarithm, from the smallest positive node to the largest.
         density: Fraction of eigenvalues per decade around `eigenvalues`, smoothed.
 
@@ -73,12 +90,17 @@ class SpectralDensity(NamedTuple):
 
 
 def top_eigenvalues(
-    kernel: KernelLike, count: int, *, key: Key[Array, ""], shape: Shape | None = None, steps: int | None = None
+    kernel: KernelLike,
+    count: int,
+    *,
+    key: Key[Array, ""],
+    shape: Shape | None = None,
+    steps: int | None = None,
 ) -> Float[np.ndarray, " c"]:
     """The largest eigenvalues of K in descending order: the largest Ritz values of one Lanczos iteration.
 
-    They converge from below, the outermost first. A repeated eigenvalue is found once: of a kernel whose outputs
-    decouple, pass the `[n, n]` kernel, not the product on all outputs.
+    They converge from below, the outermost first. A repeated eigenvalue is found once: of a kernel
+    whose outputs decouple, pass the `[n, n]` kernel, not the product on all outputs.
 
     Args:
         kernel: Symmetric K, an array or a product.
@@ -91,7 +113,8 @@ def top_eigenvalues(
         At most `count` values, fewer if K has fewer distinct eigenvalues.
 
     Raises:
-        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a number is below 1.
+        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a
+            number is below 1.
 
     Example:
         >>> top_eigenvalues(np.diag([1.0, 5.0, 3.0]), 2, key=jax.random.key(0)).round(9).tolist()
@@ -105,20 +128,25 @@ def top_eigenvalues(
     return values[::-1][:count]
 
 
-def trace(kernel: KernelLike, *, key: Key[Array, ""], shape: Shape | None = None, probes: int = 30) -> Estimate:
+def trace(
+    kernel: KernelLike, *, key: Key[Array, ""], shape: Shape | None = None, probes: int = 30
+) -> Estimate:
     """Trace `tr K` of a product by Hutch++: exact on a random subspace, `mean g' K g` over signs g in its complement.
 
-    Tangent kernels have a few eigenvalues that carry most of the trace; the subspace takes them out of the variance,
-    which Hutchinson's plain estimator suffers from. The trace of an array is the sum of its diagonal.
+    Tangent kernels have a few eigenvalues that carry most of the trace; the subspace takes them out
+    of the variance, which Hutchinson's plain estimator suffers from. The trace of an array is the
+    sum of its diagonal.
 
     Args:
         kernel: Symmetric K, an array or a product.
         key: Draws the subspace and the signs.
         shape: Shape of the vectors that a product takes.
-        probes: Products with K, at least 6: a third each for the subspace, the trace on it, and the complement.
+        probes: Products with K, at least 6: a third each for the subspace, the trace on it, and the
+            complement.
 
     Raises:
-        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or probes is below 6.
+        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or
+            probes is below 6.
 
     Example:
         >>> round(trace(lambda v: v.sum() * jnp.ones(50), key=jax.random.key(0), shape=(50,)).value, 6)
@@ -131,7 +159,9 @@ def trace(kernel: KernelLike, *, key: Key[Array, ""], shape: Shape | None = None
     if operator.matrix is not None:
         return Estimate(float(np.sum(np.diagonal(operator.matrix), dtype=np.float64)), 0.0)
     for_basis, for_signs = jax.random.split(key)
-    basis, _ = np.linalg.qr(_products(operator, _signs(for_basis, min(probes // 3, operator.size), operator.size)))
+    basis, _ = np.linalg.qr(
+        _products(operator, _signs(for_basis, min(probes // 3, operator.size), operator.size))
+    )
     inside = np.sum(basis * _products(operator, basis))
     signs = _signs(for_signs, probes - 2 * (probes // 3), operator.size)
     outside = signs - basis @ (basis.T @ signs)
@@ -150,9 +180,9 @@ def spectral_density(
 ) -> SpectralDensity:
     """Density of eigenvalues `rho(x) = 1/m sum_i delta(x - lambda_i)` by stochastic Lanczos quadrature.
 
-    Each random vector gives a quadrature rule: its Ritz values, weighted by their squared overlaps with the vector.
-    The density is that of the logarithm to base 10, since tangent kernels span many decades; nodes that are not
-    positive count at the smallest positive one.
+    Each random vector gives a quadrature rule: its Ritz values, weighted by their squared overlaps
+    with the vector. The density is that of the logarithm to base 10, since tangent kernels span
+    many decades; nodes that are not positive count at the smallest positive one.
 
     Args:
         kernel: Symmetric positive semi-definite K, an array or a product.
@@ -164,7 +194,8 @@ def spectral_density(
         points: Number of points of the density.
 
     Raises:
-        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a number is below 1.
+        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a
+            number is below 1.
 
     Example:
         >>> density = spectral_density(np.diag([1.0, 1.0, 100.0, 100.0]), key=jax.random.key(0))
@@ -181,8 +212,12 @@ def spectral_density(
     smallest = nodes[nodes > 1e-15 * nodes.max()].min(initial=nodes.max())
     logarithms = np.log10(np.maximum(nodes, smallest))
     grid = np.linspace(logarithms.min() - 3 * width, logarithms.max() + 3 * width, points)
-    bumps = np.exp(-(((grid[:, None, None] - logarithms) / width) ** 2) / 2) / (np.sqrt(2 * np.pi) * width)
-    return SpectralDensity(nodes, weights, 10**grid, np.einsum("gps,ps->g", bumps, weights) / len(weights))
+    bumps = np.exp(-(((grid[:, None, None] - logarithms) / width) ** 2) / 2) / (
+        np.sqrt(2 * np.pi) * width
+    )
+    return SpectralDensity(
+        nodes, weights, 10**grid, np.einsum("gps,ps->g", bumps, weights) / len(weights)
+    )
 
 
 def effective_dimension(
@@ -196,9 +231,10 @@ def effective_dimension(
 ) -> Estimate:
     """Effective dimension `tr K (K + ridge I)^{-1}`: how many directions a kernel regression with this ridge fits.
 
-    By stochastic Lanczos quadrature; one run serves all ridges. Its Gauss rule is an upper bound, the Gauss-Radau rule
-    with a node at zero a lower one: the value is between them, and half their distance is added to the standard error.
-    The smaller the ridge beside the largest eigenvalue, the more steps it takes until that is negligible.
+    By stochastic Lanczos quadrature; one run serves all ridges. Its Gauss rule is an upper bound,
+    the Gauss-Radau rule with a node at zero a lower one: the value is between them, and half their
+    distance is added to the standard error. The smaller the ridge beside the largest eigenvalue,
+    the more steps it takes until that is negligible.
 
     Args:
         kernel: Symmetric positive semi-definite K, an array or a product.
@@ -212,8 +248,8 @@ def effective_dimension(
         The value, and its standard error over keys plus the bound of the error of the quadrature.
 
     Raises:
-        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a number is out of
-            range.
+        ValueError: If the kernel is not square, symmetric and finite, a product has no shape, or a
+            number is out of range.
 
     Example:
         >>> value, error = effective_dimension(np.diag([9.0, 9.0, 0.0]), 1.0, key=jax.random.key(0))
@@ -226,15 +262,24 @@ def effective_dimension(
     probes = guards.count("probes", probes, at_least=2)
     ridges = guards.numbers("ridge", ridge)
     if not ridges.size:
-        raise ValueError(f"ridge of shape {ridges.shape}, expected one number or an axis of them, not empty.")
+        raise ValueError(
+            f"ridge of shape {ridges.shape}, expected one number or an axis of them, not empty."
+        )
     for value in ridges.ravel():
-        guards.number("ridge", value, above=0, fix="without one the effective dimension is the rank")
+        guards.number(
+            "ridge", value, above=0, fix="without one the effective dimension is the rank"
+        )
     ridges = np.asarray(ridges, np.float64)
     operator = _operator(kernel, shape)
     bounds = []
     for signs in _signs(key, probes, operator.size).T:
         rule = _tridiagonal(operator, signs, steps)
-        bounds.append([_fitted(ritz_values(*each), ridges) for each in (rule, _with_node_at_zero(operator, *rule))])
+        bounds.append(
+            [
+                _fitted(ritz_values(*each), ridges)
+                for each in (rule, _with_node_at_zero(operator, *rule))
+            ]
+        )
     upper, lower = operator.size * np.swapaxes(bounds, 0, 1)
     value, error = _mean((upper + lower) / 2, ridges.shape)
     gap = np.abs(upper - lower).mean(axis=0).reshape(ridges.shape) / 2
@@ -250,8 +295,8 @@ def _fitted(rule, ridges):
 def _with_node_at_zero(operator, diagonal, beside):
     """Lanczos' matrix with its last entry such that zero, or what is below all Ritz values, is an eigenvalue.
 
-    `a + b^2 e' (T - a)^{-1} e`, T the matrix without its last row and column, b the entry beside. A recursion that has
-    exhausted its space is exact as it is.
+    `a + b^2 e' (T - a)^{-1} e`, T the matrix without its last row and column, b the entry beside. A
+    recursion that has exhausted its space is exact as it is.
     """
     values, _ = ritz_values(diagonal, beside)
     if len(values) < len(diagonal) or len(values) == operator.size:
@@ -262,14 +307,17 @@ def _with_node_at_zero(operator, diagonal, beside):
         scale = power_of_two(np.abs(diagonal).max())
         inner, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:-1] / scale, beside[:-1] / scale)
         lowest = min(0.0, 2 * inner[0]) - np.finfo(np.float64).eps
-        node[-1] = scale * (lowest + (beside[-1] / scale) ** 2 * np.sum(vectors[-1] ** 2 / (inner - lowest)))
+        node[-1] = scale * (
+            lowest + (beside[-1] / scale) ** 2 * np.sum(vectors[-1] ** 2 / (inner - lowest))
+        )
     return node, beside
 
 
 class _Operator(NamedTuple):
     """A symmetric matrix of the given size, as a product of flat float64 vectors on the host.
 
-    `compiled` is a product of flat vectors for matfree's compiled loop, None where that does not work or is slow.
+    `compiled` is a product of flat vectors for matfree's compiled loop, None where that does not
+    work or is slow.
     """
 
     size: int
@@ -285,7 +333,9 @@ def _operator(kernel, shape) -> _Operator:
     matrix = kernel_matrix(kernel)
     check_symmetric(matrix)
     compiled = Partial(_times, jnp.asarray(matrix)) if isinstance(kernel, jax.Array) else None
-    return _Operator(len(matrix), lambda v: blocked_product(matrix, v[:, None])[:, 0], compiled, matrix)
+    return _Operator(
+        len(matrix), lambda v: blocked_product(matrix, v[:, None])[:, 0], compiled, matrix
+    )
 
 
 def _operator_of_product(kernel, shape) -> _Operator:
@@ -293,7 +343,9 @@ def _operator_of_product(kernel, shape) -> _Operator:
         raise ValueError(
             "kernel is a product without shape, expected that of the vectors it takes, for instance (n, k)."
         )
-    shape = tuple(guards.count("shape", size) for size in ([shape] if isinstance(shape, int) else shape))
+    shape = tuple(
+        guards.count("shape", size) for size in ([shape] if isinstance(shape, int) else shape)
+    )
 
     def product(v):
         image = kernel(jnp.asarray(v.reshape(shape), jnp.result_type(float)))
@@ -344,7 +396,9 @@ def _tridiagonal(operator: _Operator, start, steps):
     if operator.compiled is None:
         return lanczos(operator.product, start, steps)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts = _matfree_tridiagonal(operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps)
+        parts = _matfree_tridiagonal(
+            operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps
+        )
     diagonal, beside, scale = (np.asarray(part, np.float64) for part in parts)
     return diagonal * scale, beside * scale
 
@@ -373,7 +427,9 @@ def _quadratures(operator: _Operator, key, steps, probes):
 
 
 def _signs(key, count, size):
-    return np.asarray(guards.numbers("key", jax.random.rademacher(key, (size, count), jnp.int8)), np.float64)
+    return np.asarray(
+        guards.numbers("key", jax.random.rademacher(key, (size, count), jnp.int8)), np.float64
+    )
 
 
 def _products(operator: _Operator, columns):

@@ -1,20 +1,21 @@
 """Dense linear algebra of kernel matrices: always float64, with rank and sign decided in one place.
 
-The condition number of a neural kernel easily exceeds 1e7, more than float32 resolves. Eigenvalues and solves are
-therefore computed in float64 whatever the kernel's dtype: on the accelerator, if there is one and x64 is enabled, else
-by NumPy on the host, whose LAPACK is faster on a CPU than that of `jax.numpy` (eigenvalues alone several times).
-Results are NumPy arrays on the host.
+The condition number of a neural kernel easily exceeds 1e7, more than float32 resolves. Eigenvalues
+and solves are therefore computed in float64 whatever the kernel's dtype: on the accelerator, if
+there is one and x64 is enabled, else by NumPy on the host, whose LAPACK is faster on a CPU than
+that of `jax.numpy` (eigenvalues alone several times). Results are NumPy arrays on the host.
 
-Kernels too large for a decomposition are read in blocks of rows (`blocked_product`, `check_symmetric`): they may be
-float32 or memory-mapped, and are never copied as a whole.
+Kernels too large for a decomposition are read in blocks of rows (`blocked_product`,
+`check_symmetric`): they may be float32 or memory-mapped, and are never copied as a whole.
 
 Two tolerances:
 
-- rank: eigenvalues below the rounding that the kernel has (`rank_tolerance`), and which no ridge lifts above it, are
-  noise around zero: inverses leave them out. Every solver takes another tolerance as an argument;
-- sign: eigenvalues down to `-NEGATIVE_LIMIT` times the largest one are rounding noise of the kernel computation and
-  are moved to zero, which gives the nearest positive semi-definite matrix, unless a ridge lifts them. A more negative
-  one means that the matrix is no kernel.
+- rank: eigenvalues below the rounding that the kernel has (`rank_tolerance`), and which no ridge
+  lifts above it, are noise around zero: inverses leave them out. Every solver takes another
+  tolerance as an argument;
+- sign: eigenvalues down to `-NEGATIVE_LIMIT` times the largest one are rounding noise of the kernel
+  computation and are moved to zero, which gives the nearest positive semi-definite matrix, unless a
+  ridge lifts them. A more negative one means that the matrix is no kernel.
 """
 
 from __future__ import annotations
@@ -81,12 +82,14 @@ class Eigen(NamedTuple):
     def shifted(self, ridge: float | int) -> Eigen:
         """The decomposition of `A + ridge I`, none of whose eigenvalues is in doubt if the ridge reaches the tolerance.
 
-        A ridge of twice the most negative eigenvalue makes A definite as it is; below that, A stands for the nearest
-        positive semi-definite matrix.
+        A ridge of twice the most negative eigenvalue makes A definite as it is; below that, A
+        stands for the nearest positive semi-definite matrix.
         """
         lifts_all = ridge >= -2 * self.values[0]
         values = self.values if lifts_all else np.maximum(self.values, 0.0)
-        return Eigen(values + ridge, self.vectors, 0.0 if ridge >= self.tolerance else self.tolerance)
+        return Eigen(
+            values + ridge, self.vectors, 0.0 if ridge >= self.tolerance else self.tolerance
+        )
 
     def inverse_values(self, ridge: float | int = 0.0) -> Float[np.ndarray, " m"]:
         """`1 / (lambda + ridge)`, and 0 in null directions: the eigenvalues of the pseudo-inverse."""
@@ -98,8 +101,9 @@ class Eigen(NamedTuple):
 def rank_tolerance(matrix: Float[ArrayLike, "m1 m2"], smallest: float | int = 0.0) -> float:
     """Rounding of a kernel, `max(4 eps max|K| sqrt(m), -2 lambda_min)`, with eps of the dtype it was computed in.
 
-    A symmetric matrix of independent errors of size s has the norm `2 s sqrt(m)`: entries are taken to have lost two
-    units in the last place. Where a kernel has lost more, a negative eigenvalue says so.
+    A symmetric matrix of independent errors of size s has the norm `2 s sqrt(m)`: entries are taken
+    to have lost two units in the last place. Where a kernel has lost more, a negative eigenvalue
+    says so.
 
     Args:
         matrix: Symmetric K, in the dtype in which it was computed; integers are exact to float64.
@@ -149,7 +153,8 @@ def symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> Float[np.ndarray, "m m"]:
         matrix: A, of any floating-point dtype.
 
     Raises:
-        ValueError: If A is not square, not finite, or its largest asymmetry exceeds `ASYMMETRY_LIMIT * max |A|`.
+        ValueError: If A is not square, not finite, or its largest asymmetry exceeds
+            `ASYMMETRY_LIMIT * max |A|`.
 
     Example:
         >>> symmetric(np.array([[1.0, 2.0], [2.0, 5.0]])).tolist()
@@ -167,7 +172,8 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
         matrix: A, of any floating-point dtype, also memory-mapped.
 
     Raises:
-        ValueError: If A is not square, not finite, or its largest asymmetry exceeds `ASYMMETRY_LIMIT * max |A|`.
+        ValueError: If A is not square, not finite, or its largest asymmetry exceeds
+            `ASYMMETRY_LIMIT * max |A|`.
 
     Example:
         >>> check_symmetric(np.eye(2))
@@ -215,7 +221,8 @@ def blocked_product(
     """`A V` in float64 for a kernel A of any dtype, converted one block of rows at a time.
 
     Args:
-        kernel: A as a matrix `[n1, n2]`, or the full empirical kernel `[n1, n2, k, k]`; may be memory-mapped.
+        kernel: A as a matrix `[n1, n2]`, or the full empirical kernel `[n1, n2, k, k]`; may be
+            memory-mapped.
         columns: V, with `n2` or `n2 k` rows.
 
     Raises:
@@ -236,7 +243,9 @@ def blocked_product(
         )
     blocks = row_blocks(len(array), array.size // max(len(array), 1))
     none = np.empty((0, *columns.shape[1:]))
-    return np.concatenate([none, *(np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks)])
+    return np.concatenate(
+        [none, *(np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks)]
+    )
 
 
 def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
@@ -246,7 +255,8 @@ def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = N
 
     Args:
         matrix: Symmetric A, of any floating-point dtype.
-        tolerance: Size below which an eigenvalue counts as zero; None for the rounding of A (`rank_tolerance`).
+        tolerance: Size below which an eigenvalue counts as zero; None for the rounding of A
+            (`rank_tolerance`).
 
     Raises:
         ValueError: If A is not square, finite and symmetric, or the tolerance is negative.
@@ -268,15 +278,17 @@ def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = N
 def psd_eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
     """`eigh` of a positive semi-definite matrix: slightly negative eigenvalues are moved to zero.
 
-    The result is the decomposition of the nearest positive semi-definite matrix, so that no mode of a kernel flow
-    grows because of rounding. Eigenvectors are kept: a null direction still moves, at the constant rate of its limit.
+    The result is the decomposition of the nearest positive semi-definite matrix, so that no mode of
+    a kernel flow grows because of rounding. Eigenvectors are kept: a null direction still moves, at
+    the constant rate of its limit.
 
     Args:
         matrix: Symmetric A, of any floating-point dtype.
         tolerance: Size below which an eigenvalue counts as zero; None for the rounding of A.
 
     Raises:
-        ValueError: If A is not square, finite and symmetric, or `lambda_min < -NEGATIVE_LIMIT * lambda_max`.
+        ValueError: If A is not square, finite and symmetric, or `lambda_min < -NEGATIVE_LIMIT *
+            lambda_max`.
 
     Example:
         >>> psd_eigh(np.diag([1.0, -1e-9])).values.tolist()
@@ -287,17 +299,21 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None
     return eigen._replace(values=np.maximum(eigen.values, 0.0))
 
 
-def ridge_eigh(matrix: Float[ArrayLike, "m1 m2"], ridge: float | int, *, tolerance: float | int | None = None) -> Eigen:
+def ridge_eigh(
+    matrix: Float[ArrayLike, "m1 m2"], ridge: float | int, *, tolerance: float | int | None = None
+) -> Eigen:
     """`eigh` for inverses of `A + r I` with `r >= ridge`: negative eigenvalues stay, for a large ridge to lift.
 
     Args:
         matrix: Symmetric A, of any floating-point dtype.
         ridge: The smallest ridge with which `inverse_values` will be asked for.
-        tolerance: Size below which an eigenvalue of `A + r I` counts as zero; None for the rounding of A.
+        tolerance: Size below which an eigenvalue of `A + r I` counts as zero; None for the rounding
+            of A.
 
     Raises:
-        ValueError: If A is not square, finite and symmetric, is not positive semi-definite and no ridge lifts it, or
-            has half precision and digits too few for the ridge; if the ridge is negative.
+        ValueError: If A is not square, finite and symmetric, is not positive semi-definite and no
+            ridge lifts it, or has half precision and digits too few for the ridge; if the ridge is
+            negative.
 
     Example:
         >>> ridge_eigh(np.diag([1.0, -1e-9]), 1.0).inverse_values(1.0).round(6).tolist()
@@ -316,7 +332,8 @@ def check_digits(matrix: Float[ArrayLike, "m1 m2"], eigen: Eigen, ridge: float |
     """Refuses to leave out directions of a kernel in half precision: its rounding is a good part of the kernel.
 
     Raises:
-        ValueError: If the matrix is bfloat16 or float16, and an eigenvalue with the ridge is below the tolerance.
+        ValueError: If the matrix is bfloat16 or float16, and an eigenvalue with the ridge is below
+            the tolerance.
 
     Example:
         >>> check_digits(np.eye(2, dtype=np.float16), eigh(np.eye(2, dtype=np.float16)), 0.0)
@@ -354,7 +371,9 @@ def largest_eigenvalue(matrix: Float[ArrayLike, "m1 m2"]) -> float:
         3.0
     """
     array = symmetric(matrix)
-    values = jnp.linalg.eigvalsh(jnp.asarray(array)) if _on_accelerator() else np.linalg.eigvalsh(array)
+    values = (
+        jnp.linalg.eigvalsh(jnp.asarray(array)) if _on_accelerator() else np.linalg.eigvalsh(array)
+    )
     return float(values[-1])
 
 
@@ -367,19 +386,21 @@ def solve_psd(
 ) -> Float[np.ndarray, "m ..."]:
     """`(A + ridge I)^{-1} b` in float64: by Cholesky where no eigenvalue is in doubt, else as `ridge_eigh` inverts it.
 
-    Two Cholesky factors take about a fifth of the time of an eigendecomposition, which serves every ridge. The first
-    one proves what `Eigen.inverse_values` asks of the eigenvalues: that a ridge above the tolerance is twice the most
-    negative one, or that a smaller ridge lifts all of them above the tolerance.
+    Two Cholesky factors take about a fifth of the time of an eigendecomposition, which serves every
+    ridge. The first one proves what `Eigen.inverse_values` asks of the eigenvalues: that a ridge
+    above the tolerance is twice the most negative one, or that a smaller ridge lifts all of them
+    above the tolerance.
 
     Args:
         matrix: Symmetric positive semi-definite A.
         rhs: b, one or several right-hand sides.
         ridge: Added to the diagonal, >= 0, in the units of A.
-        tolerance: Size below which an eigenvalue of `A + ridge I` counts as zero; None for the rounding of A.
+        tolerance: Size below which an eigenvalue of `A + ridge I` counts as zero; None for the
+            rounding of A.
 
     Raises:
-        ValueError: If A is not square, finite, symmetric and positive semi-definite, the ridge is negative, or b does
-            not fit or is not finite.
+        ValueError: If A is not square, finite, symmetric and positive semi-definite, the ridge is
+            negative, or b does not fit or is not finite.
 
     Example:
         >>> solve_psd(np.array([[2.0, 0.0], [0.0, 4.0]]), np.array([2.0, 2.0]), ridge=0.0).round(12).tolist()
@@ -391,7 +412,9 @@ def solve_psd(
     array = symmetric(matrix)
     columns = np.asarray(guards.numbers("rhs", rhs), np.float64)
     if columns.ndim == 0 or len(columns) != len(array):
-        raise ValueError(f"rhs of shape {columns.shape}, expected {len(array)} rows like the matrix.")
+        raise ValueError(
+            f"rhs of shape {columns.shape}, expected {len(array)} rows like the matrix."
+        )
     guards.finite("rhs", columns)
     rounding = checked_tolerance(tolerance, matrix)
     if _factor(array, ridge / 2 if ridge >= rounding else ridge - rounding) is not None:
@@ -405,7 +428,9 @@ def _factor(array, shift):
     shifted = array.copy()
     shifted[np.diag_indices_from(shifted)] += shift
     try:
-        return scipy.linalg.cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)[0]
+        return scipy.linalg.cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)[
+            0
+        ]
     except scipy.linalg.LinAlgError:
         return None
 
@@ -417,10 +442,14 @@ def checked_ridge(ridge: float | int, name: str = "ridge") -> float:
         >>> checked_ridge(1)
         1.0
     """
-    return guards.number(name, ridge, at_least=0, fix="it is added to the diagonal, in the units of the kernel")
+    return guards.number(
+        name, ridge, at_least=0, fix="it is added to the diagonal, in the units of the kernel"
+    )
 
 
-def checked_tolerance(tolerance: float | int | None, matrix: ArrayLike, smallest: float | int = 0.0) -> float:
+def checked_tolerance(
+    tolerance: float | int | None, matrix: ArrayLike, smallest: float | int = 0.0
+) -> float:
     """A tolerance as a float, the rounding of the matrix where it is None.
 
     Example:
@@ -429,7 +458,9 @@ def checked_tolerance(tolerance: float | int | None, matrix: ArrayLike, smallest
     """
     if tolerance is None:
         return rank_tolerance(matrix, smallest)
-    return guards.number("tolerance", tolerance, at_least=0, fix="None takes the rounding of the kernel")
+    return guards.number(
+        "tolerance", tolerance, at_least=0, fix="None takes the rounding of the kernel"
+    )
 
 
 def _on_accelerator() -> bool:
@@ -439,4 +470,8 @@ def _on_accelerator() -> bool:
 def _epsilon(matrix) -> float:
     """Machine epsilon of the dtype in which the matrix was computed, float64 for integers."""
     dtype = matrix.dtype
-    return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else float(np.finfo(np.float64).eps)
+    return (
+        float(jnp.finfo(dtype).eps)
+        if jnp.issubdtype(dtype, jnp.floating)
+        else float(np.finfo(np.float64).eps)
+    )

@@ -14,8 +14,9 @@ def lanczos(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lanczos' tridiagonal matrix `Q' A Q` on the Krylov space of a vector, by one product `v -> A v` a step.
 
-    On the host in float64, orthogonalized twice against all vectors before. Products are scaled by a power of two
-    close to the first one, which changes no digit: squares of entries beyond 1e154 would overflow.
+    On the host in float64, orthogonalized twice against all vectors before. Products are scaled by
+    a power of two close to the first one, which changes no digit: squares of entries beyond 1e154
+    would overflow.
 
     Args:
         product: `v -> A v`, for symmetric A.
@@ -60,7 +61,9 @@ def power_of_two(size: float) -> float:
     return float(np.ldexp(1.0, min(int(np.frexp(size)[1]), 1023))) if is_number else 1.0
 
 
-def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r"]) -> tuple[np.ndarray, np.ndarray]:
+def ritz_values(
+    diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r"]
+) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues of Lanczos' matrix in ascending order, and their squared overlaps with its first vector.
 
     What comes after the recursion has exhausted the space that it can reach is left out.
@@ -74,9 +77,15 @@ def ritz_values(diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " r
         ([1.0, 3.0], [0.5, 0.5])
     """
     if not np.isfinite(diagonal[0]):
-        raise ValueError("kernel times a vector is not finite: check the parameters and the inputs.")
+        raise ValueError(
+            "kernel times a vector is not finite: check the parameters and the inputs."
+        )
     scale = power_of_two(np.abs(diagonal[np.isfinite(diagonal)]).max())
-    going_on = np.isfinite(beside) & (np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale)
+    going_on = np.isfinite(beside) & (
+        np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale
+    )
     length = len(beside) if going_on.all() else int(going_on.argmin())
-    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal[: length + 1] / scale, beside[:length] / scale)
+    values, vectors = scipy.linalg.eigh_tridiagonal(
+        diagonal[: length + 1] / scale, beside[:length] / scale
+    )
     return values * scale, vectors[0] ** 2

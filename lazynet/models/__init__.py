@@ -1,5 +1,6 @@
 """Networks: `Model(init, apply, trace, kernel, name)`, layers, activations, first weights, and those of other people.
 
-`model` says what a network is and how layers combine, `layers` and `activations` what they are made of, `initializers`
-draws other first weights, `zoo` holds whole networks, `foreign` those written in flax or neural-tangents.
+`model` says what a network is and how layers combine, `layers` and `activations` what they are made
+of, `initializers` draws other first weights, `zoo` holds whole networks, `foreign` those written in
+flax or neural-tangents.
 """

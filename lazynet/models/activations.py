@@ -1,6 +1,7 @@
 """Nonlinearities with their infinite-width limit, and `elementwise` for any other function.
 
-The arguments mean what they mean in neural-tangents: `a`, `b`, `c` scale the output, the input and shift.
+The arguments mean what they mean in neural-tangents: `a`, `b`, `c` scale the output, the input and
+shift.
 """
 
 from __future__ import annotations
@@ -123,7 +124,11 @@ def Sigmoid_like() -> Model:
         >>> float(Sigmoid_like().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.5
     """
-    return _elementwise("Sigmoid_like", lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5, erf_dual(0.5, SIGMOID_SCALE, 0.5))
+    return _elementwise(
+        "Sigmoid_like",
+        lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5,
+        erf_dual(0.5, SIGMOID_SCALE, 0.5),
+    )
 
 
 @recipe
@@ -186,7 +191,9 @@ def Rbf(gamma: Scale = 1.0) -> Model:
     """
     gamma = guards.number("gamma", gamma, at_least=0)
     return _elementwise(
-        "Rbf", lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4), rbf_dual(gamma)
+        "Rbf",
+        lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4),
+        rbf_dual(gamma),
     )
 
 
@@ -254,23 +261,27 @@ def Elu(alpha: Scale = 1.0) -> Model:
 
 
 @recipe
-def elementwise(fn: Callable[[Array], Array], *, kinks: Sequence[float | int] = (), degree: int | None = None) -> Model:
+def elementwise(
+    fn: Callable[[Array], Array], *, kinks: Sequence[float | int] = (), degree: int | None = None
+) -> Model:
     """Any function applied entry by entry `phi(x) = fn(x)`; its kernel is a quadrature that says how good it is.
 
-    The number of nodes grows until `E[phi^2]` and `E[phi'^2]` are right to 1e-9 (4e-6 in single precision) for the
-    variances that occur. Where they never are, because of a kink that is not named, of growth like that of exp, or of a
-    step that is narrow beside the standard deviation (below about 1/13 of it), `analytic_kernel` raises an error; under
-    jit, where nothing can be raised, kernels are NaN.
+    The number of nodes grows until `E[phi^2]` and `E[phi'^2]` are right to 1e-9 (4e-6 in single
+    precision) for the variances that occur. Where they never are, because of a kink that is not
+    named, of growth like that of exp, or of a step that is narrow beside the standard deviation
+    (below about 1/13 of it), `analytic_kernel` raises an error; under jit, where nothing can be
+    raised, kernels are NaN.
 
     Args:
         fn: Function of each entry. It may use hyperparameters that are being differentiated.
-        kinks: Where fn or its derivative jumps, for instance (-1, 1) for `jax.nn.hard_tanh`: sums are cut there, which
-            costs more.
+        kinks: Where fn or its derivative jumps, for instance (-1, 1) for `jax.nn.hard_tanh`: sums
+            are cut there, which costs more.
         degree: The least number of nodes per axis (per piece); None to begin with few.
 
     Raises:
         TypeError: If `fn` is not callable, or a kink is no number.
-        ValueError: If `degree` is not positive or a kink is not finite; for kernels, if fn is NaN somewhere.
+        ValueError: If `degree` is not positive or a kink is not finite; for kernels, if fn is NaN
+            somewhere.
 
     Example:
         >>> import lazynet as ln
@@ -280,11 +291,15 @@ def elementwise(fn: Callable[[Array], Array], *, kinks: Sequence[float | int] = 
         (0.5161, 0.6827)
     """
     if not callable(fn):
-        raise TypeError(f"elementwise got fn={fn!r}, expected a function of an array, for instance jnp.tanh.")
+        raise TypeError(
+            f"elementwise got fn={fn!r}, expected a function of an array, for instance jnp.tanh."
+        )
     if degree is not None:
         degree = max(2, guards.count("elementwise degree", degree, fix="None finds it"))
     kinks = sorted(guards.number(f"elementwise kinks[{i}]", kink) for i, kink in enumerate(kinks))
-    rule = activation_rule("elementwise", piecewise_dual(fn, kinks, degree) if kinks else quadrature_dual(fn, degree))
+    rule = activation_rule(
+        "elementwise", piecewise_dual(fn, kinks, degree) if kinks else quadrature_dual(fn, degree)
+    )
 
     def kernel(k):
         _check_values(fn)

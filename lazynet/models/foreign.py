@@ -24,32 +24,36 @@ __all__ = ["from_flax", "from_neural_tangents"]
 def from_flax(module: Any, **call: Any) -> Model:
     """The finite-width model `h(w, x) = module(x)` of a flax module: linen, or nnx through a factory.
 
-    Everything that takes a function `apply(params, x)` then works on a network you already have: `linearize`,
-    `lazy`, `empirical_ntk`, `is_lazy`. `params` is a plain nested dictionary in the dtype of `x`: the `"params"`
-    collection of linen, `nnx.to_pure_dict(nnx.state(module, nnx.Param))` of nnx. There is no infinite-width rule.
+    Everything that takes a function `apply(params, x)` then works on a network you already have:
+    `linearize`, `lazy`, `empirical_ntk`, `is_lazy`. `params` is a plain nested dictionary in the
+    dtype of `x`: the `"params"` collection of linen, `nnx.to_pure_dict(nnx.state(module,
+    nnx.Param))` of nnx. There is no infinite-width rule.
 
     Args:
         module: One of
 
-            - a linen module, `MLP(features=64)`, or one with its variables, `MLP(64).bind(variables)`, of which
-              `init(None, x)` returns the weights;
-            - a factory of nnx modules, called as `module(rngs=nnx.Rngs(key))`: `lambda rngs: MLP(64, rngs=rngs)` or
-              `functools.partial(MLP, 64)`, so that `init` draws new weights for every key;
-            - an nnx module that exists already, for instance a trained one. It holds one set of weights, which
-              `init(None, x)` returns; with a key, `init` raises instead of returning the same weights again.
-        **call: Keyword arguments of every call of the module, for instance `train=False`. State besides the parameters
-            (statistics of BatchNorm, generators of Dropout) stays as it is: that of the variables or of the module that
-            is given, else that of a new module.
+            - a linen module, `MLP(features=64)`, or one with its variables,
+              `MLP(64).bind(variables)`, of which `init(None, x)` returns the weights;
+            - a factory of nnx modules, called as `module(rngs=nnx.Rngs(key))`: `lambda rngs:
+              MLP(64, rngs=rngs)` or `functools.partial(MLP, 64)`, so that `init` draws new weights
+              for every key;
+            - an nnx module that exists already, for instance a trained one. It holds one set of
+              weights, which `init(None, x)` returns; with a key, `init` raises instead of returning
+              the same weights again.
+        **call: Keyword arguments of every call of the module, for instance `train=False`. State
+            besides the parameters (statistics of BatchNorm, generators of Dropout) stays as it is:
+            that of the variables or of the module that is given, else that of a new module.
 
     Returns:
-        A model. Its `trace` records input and output of every linen Dense, DenseGeneral, Conv and ConvTranspose
-        (path `name#1` for the second call of a shared layer); for nnx, which has no hook for it in all supported
-        versions, it records nothing.
+        A model. Its `trace` records input and output of every linen Dense, DenseGeneral, Conv and
+        ConvTranspose (path `name#1` for the second call of a shared layer); for nnx, which has no
+        hook for it in all supported versions, it records nothing.
 
     Raises:
         TypeError: If `module` is none of the above.
-        ValueError: If the module changes state besides its parameters (BatchNorm in training) or draws random numbers
-            in a call (Dropout in training): where layers of nnx say so at once, else in `init`, which sees the shapes.
+        ValueError: If the module changes state besides its parameters (BatchNorm in training) or
+            draws random numbers in a call (Dropout in training): where layers of nnx say so at
+            once, else in `init`, which sees the shapes.
 
     Example:
         >>> from flax import linen, nnx
@@ -75,12 +79,13 @@ def from_flax(module: Any, **call: Any) -> Model:
 def from_neural_tangents(triple: Any) -> Model:
     """The finite-width model of `(init_fn, apply_fn, kernel_fn)`, as every layer of neural-tangents' stax returns it.
 
-    Parameters keep their structure (lists and tuples) and get the dtype of `x`. `kernel_fn` is a closed function of
-    inputs, not a rule that could be composed with other layers, so the model has no `kernel`: call `kernel_fn(x1, x2)`
-    itself, or write the network with `lazynet.stax`.
+    Parameters keep their structure (lists and tuples) and get the dtype of `x`. `kernel_fn` is a
+    closed function of inputs, not a rule that could be composed with other layers, so the model has
+    no `kernel`: call `kernel_fn(x1, x2)` itself, or write the network with `lazynet.stax`.
 
     Args:
-        triple: `init_fn(key, input_shape) -> (output_shape, params)`, `apply_fn(params, x)` and `kernel_fn`.
+        triple: `init_fn(key, input_shape) -> (output_shape, params)`, `apply_fn(params, x)` and
+            `kernel_fn`.
 
     Raises:
         TypeError: If it is not three values that begin with two functions.
@@ -93,7 +98,12 @@ def from_neural_tangents(triple: Any) -> Model:
         >>> model.apply(model.init(jax.random.key(0), x), x).shape
         (4, 2)
     """
-    if not (isinstance(triple, tuple) and len(triple) == 3 and callable(triple[0]) and callable(triple[1])):
+    if not (
+        isinstance(triple, tuple)
+        and len(triple) == 3
+        and callable(triple[0])
+        and callable(triple[1])
+    ):
         raise TypeError(
             f"from_neural_tangents got {triple!r}, expected the triple (init_fn, apply_fn, kernel_fn), "
             "for instance stax.serial(...) with its call."
@@ -141,7 +151,9 @@ class _LinenPickler(pickle.Pickler):
             return NotImplemented if name is obj else (found, (name,))
         own = [field for field in dataclasses.fields(obj) if field.init and field.name != "parent"]
         values = {
-            field.name: getattr(obj, field.name) for field in own if getattr(obj, field.name) is not field.default
+            field.name: getattr(obj, field.name)
+            for field in own
+            if getattr(obj, field.name) is not field.default
         }
         return functools.partial(type(obj), parent=None, **values), ()
 
@@ -197,12 +209,13 @@ def _linen_functions(source: _Linen, held: Any, call: dict[str, Any]):
 
     def apply(params, x):
         with _linen_refusals(name), _foreign_terms():
-            return module.apply({"params": params, **constants(x.shape[1:], jnp.dtype(x.dtype))}, x, **call)
+            fixed = constants(x.shape[1:], jnp.dtype(x.dtype))
+            return module.apply({"params": params, **fixed}, x, **call)
 
     def init(key, x):
+        variables = held
         if held is not None:
             _check_no_key(name, key)
-            variables = held
         else:
             with _foreign_terms():
                 variables = module.init(key, jnp.zeros((1, *x.shape[1:]), x.dtype), **call)
@@ -217,11 +230,15 @@ def _linen_functions(source: _Linen, held: Any, call: dict[str, Any]):
         return outputs
 
     def trace(params, x):
-        fixed = constants(x.shape[1:], jnp.dtype(x.dtype))  # before records, which are not of its example of zeros
+        # Before records are taken, which must not be those of the example of zeros.
+        fixed = constants(x.shape[1:], jnp.dtype(x.dtype))
         with _foreign_terms(), linen.intercept_methods(record):
             outputs, sown = module.apply({"params": params, **fixed}, x, mutable=["trace"], **call)
         calls: Any = traverse_util.flatten_dict(sown.get("trace", {}))
-        return outputs, {_path(keys[:-1], i): entry for keys, own in calls.items() for i, entry in enumerate(own)}
+        records = {}
+        for keys, entries in calls.items():
+            records |= {_path(keys[:-1], i): entry for i, entry in enumerate(entries)}
+        return outputs, records
 
     return init, apply, trace
 
@@ -249,7 +266,9 @@ def _nnx_functions(source: Any, call: dict[str, Any]):
 
     def called(params, x):
         """The outputs, and where the call changed state besides the parameters."""
-        fresh = jax.tree.map(lambda value: value, constants)  # what the call changes is lost with it
+        fresh = jax.tree.map(
+            lambda value: value, constants
+        )  # what the call changes is lost with it
         module = nnx.merge(graphdef, nnx.State(params), fresh)
         before = _values(nnx.split(module, nnx.Param, ...)[2])
         with _foreign_terms():
@@ -307,8 +326,12 @@ def _check_factory(factory: Any, linen_module: type) -> None:
     if not callable(factory):
         raise TypeError(f"from_flax got {factory!r}, {expected}.")
     if isinstance(factory, type) and issubclass(factory, linen_module):
-        raise TypeError(f"from_flax got the class {factory.__name__}, {expected}: call it, {factory.__name__}(...).")
-    signature = inspect.signature(functools.partial(factory.__init__, None) if isinstance(factory, type) else factory)
+        raise TypeError(
+            f"from_flax got the class {factory.__name__}, {expected}: call it, {factory.__name__}(...)."
+        )
+    signature = inspect.signature(
+        functools.partial(factory.__init__, None) if isinstance(factory, type) else factory
+    )
     try:
         signature.bind(rngs=None)
     except TypeError as error:
@@ -322,7 +345,9 @@ def _check_made(module: Any) -> None:
     from flax import nnx
 
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"from_flax called the factory and got {type(module).__name__}, expected an nnx.Module.")
+        raise TypeError(
+            f"from_flax called the factory and got {type(module).__name__}, expected an nnx.Module."
+        )
 
 
 def _values(state: Any) -> dict[str, Any]:
@@ -345,13 +370,20 @@ def _is_training(module: Any) -> bool:
     from flax import nnx
 
     switches = ("deterministic", "use_running_average")
-    return any(getattr(node, name, None) is False for _, node in nnx.iter_graph(module) for name in switches)
+    return any(
+        getattr(node, name, None) is False
+        for _, node in nnx.iter_graph(module)
+        for name in switches
+    )
 
 
 def _check_state(name: str, state: Any) -> None:
     from flax import nnx
 
-    kinds = {"/".join(map(str, path)): getattr(leaf, "type", type(leaf)) for path, leaf in nnx.to_flat_state(state)}
+    kinds = {
+        "/".join(map(str, path)): getattr(leaf, "type", type(leaf))
+        for path, leaf in nnx.to_flat_state(state)
+    }
     random = [path for path, kind in kinds.items() if issubclass(kind, nnx.RngState)]
     if random:
         raise ValueError(
@@ -380,7 +412,9 @@ def _astype(params: Params, x: Any) -> Params:
     """Parameters in the dtype of `x`; as they were drawn where `x` is made of integers (tokens)."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return params
-    return jax.tree.map(lambda w: w.astype(x.dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w, params)
+    return jax.tree.map(
+        lambda w: w.astype(x.dtype) if jnp.issubdtype(w.dtype, jnp.floating) else w, params
+    )
 
 
 def _path(names: tuple[str, ...], i: int) -> str:

@@ -20,10 +20,10 @@ __all__ = ["xavier_normal"]
 def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
     """The same network with weights drawn from `N(0, 2 gain^2 / (n_in + n_out))` and zero biases.
 
-    `n_in` and `n_out` are the fan-in and the fan-out: channels times the entries of the filter. The weights themselves
-    have this variance and layers compute `W x + b`, as most training codes do: make the model with
-    `parameterization="standard"`. In the NTK parameterization the layers multiply by W_std / sqrt(n_in) once more, and
-    these draws would belong to no known network.
+    `n_in` and `n_out` are the fan-in and the fan-out: channels times the entries of the filter. The
+    weights themselves have this variance and layers compute `W x + b`, as most training codes do:
+    make the model with `parameterization="standard"`. In the NTK parameterization the layers
+    multiply by W_std / sqrt(n_in) once more, and these draws would belong to no known network.
 
     Args:
         model: Network of Dense and Conv layers in the standard parameterization, for instance
@@ -31,10 +31,12 @@ def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
         gain: Factor of all standard deviations.
 
     Returns:
-        The model with another `init` and no infinite-width rule: the rules of its layers are those of W_std.
+        The model with another `init` and no infinite-width rule: the rules of its layers are those
+        of W_std.
 
     Raises:
-        ValueError: If the gain is not positive; when drawn, if a layer has parameters other than W and b.
+        ValueError: If the gain is not positive; when drawn, if a layer has parameters other than W
+            and b.
 
     Example:
         >>> import lazynet as ln
@@ -49,7 +51,10 @@ def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
 
     def init(key: Any, x: Any) -> Params:
         shapes, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, key, x))
-        leaves = [_drawn(jax.random.fold_in(key, i), path, shape, gain) for i, (path, shape) in enumerate(shapes)]
+        leaves = [
+            _drawn(jax.random.fold_in(key, i), path, shape, gain)
+            for i, (path, shape) in enumerate(shapes)
+        ]
         return tree.unflatten(leaves)
 
     return model._replace(init=init, kernel=None)

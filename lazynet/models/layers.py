@@ -1,10 +1,11 @@
 """Linear and pooling layers. Nonlinearities are in `activations.py`.
 
-Parameterizations, with fan-in `n` (kernel entries times input channels) and neural-tangents' meaning of `s`:
+Parameterizations, with fan-in `n` (kernel entries times input channels) and neural-tangents'
+meaning of `s`:
 
 - `"ntk"`: `z = W_std / sqrt(n) W x + b_std b`, all of W and b drawn from N(0, 1).
-- `"standard"`: `z = W x / sqrt(s_in) + b`, W drawn from N(0, W_std^2 s_in / n) and b from N(0, b_std^2); the layer
-  has `s_out` times as many features, and its width is `s` times a base width.
+- `"standard"`: `z = W x / sqrt(s_in) + b`, W drawn from N(0, W_std^2 s_in / n) and b from N(0,
+  b_std^2); the layer has `s_out` times as many features, and its width is `s` times a base width.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lazynet import guards
-from lazynet.covariance.rules import conv_rule, dense_rule, flatten_rule, global_pool_rule, layer_norm_rule, pool_rule
+from lazynet.covariance.rules import (
+    conv_rule,
+    dense_rule,
+    flatten_rule,
+    global_pool_rule,
+    layer_norm_rule,
+    pool_rule,
+)
 from lazynet.covariance.windows import Window
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
@@ -58,13 +66,15 @@ def Dense(
 
     Args:
         features: Number of outputs (times `s[1]` in the standard parameterization).
-        W_std: Standard deviation of the rescaled weights; sqrt 2 keeps variances through ReLU layers.
+        W_std: Standard deviation of the rescaled weights; sqrt 2 keeps variances through ReLU
+            layers.
         b_std: Standard deviation of the biases; None for a layer without biases.
         parameterization: `"ntk"` or `"standard"`, see the module docstring.
         s: Width factors of input and output; only with `parameterization="standard"`.
 
     Raises:
-        ValueError: For a bad width, parameterization or `s`; on inputs that are not `[n, features]`.
+        ValueError: For a bad width, parameterization or `s`; on inputs that are not `[n,
+            features]`.
         TypeError: On integer inputs.
 
     Example:
@@ -89,7 +99,14 @@ def Dense(
         return _add_bias(z, params, b_std, scheme)
 
     kernel = dense_rule(features, W_std, b_std, scheme)
-    return layer("Dense", apply, init=init, record=_preactivation, kernel=kernel, rows=lambda x: x[:, None, :])
+    return layer(
+        "Dense",
+        apply,
+        init=init,
+        record=_preactivation,
+        kernel=kernel,
+        rows=lambda x: x[:, None, :],
+    )
 
 
 @recipe
@@ -117,7 +134,8 @@ def Conv(
         s: Width factors of input and output; only with `parameterization="standard"`.
 
     Raises:
-        ValueError: For a bad width, padding, parameterization or `s`; on inputs that are not `[n, h, w, c]`.
+        ValueError: For a bad width, padding, parameterization or `s`; on inputs that are not `[n,
+            h, w, c]`.
         TypeError: On integer inputs.
 
     Example:
@@ -131,7 +149,10 @@ def Conv(
     features, scheme = _check_affine("Conv", features, parameterization, s)
     W_std, b_std = _check_scales("Conv", W_std, b_std)
     _check_padding("Conv", padding)
-    kernel_size, strides = _pair("Conv", "kernel_size", kernel_size), _pair("Conv", "strides", strides)
+    kernel_size, strides = (
+        _pair("Conv", "kernel_size", kernel_size),
+        _pair("Conv", "strides", strides),
+    )
 
     def fan_in(channels):
         return math.prod(kernel_size) * channels
@@ -139,19 +160,31 @@ def Conv(
     def init(key, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
-        return _draw(key, (*kernel_size, x.shape[-1], features), fan_in(x.shape[-1]), x.dtype, W_std, b_std, scheme)
+        return _draw(
+            key,
+            (*kernel_size, x.shape[-1], features),
+            fan_in(x.shape[-1]),
+            x.dtype,
+            W_std,
+            b_std,
+            scheme,
+        )
 
     def apply(params, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         _check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
-        z = lax.conv_general_dilated(image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        z = lax.conv_general_dilated(
+            image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         z = _probed(z, params)
         return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):
-        return _windows(x, kernel_size, strides, padding, fill=0.0).reshape(x.shape[0], -1, fan_in(x.shape[-1]))
+        return _windows(x, kernel_size, strides, padding, fill=0.0).reshape(
+            x.shape[0], -1, fan_in(x.shape[-1])
+        )
 
     kernel = conv_rule(features, Window(kernel_size, strides, padding), W_std, b_std, scheme)
     return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel, rows=rows)
@@ -191,7 +224,9 @@ def SumPool(window: Pair, strides: Pair | None = None, padding: Padding = "VALID
 
 
 @recipe
-def MaxPool(window: Pair, strides: Pair | None = None, padding: Literal["SAME", "VALID"] = "VALID") -> Model:
+def MaxPool(
+    window: Pair, strides: Pair | None = None, padding: Literal["SAME", "VALID"] = "VALID"
+) -> Model:
     """Maximum over windows `y_p = max_d x_{p+d}`. It has no infinite-width limit in closed form.
 
     Args:
@@ -250,8 +285,8 @@ def GlobalSumPool() -> Model:
 def Flatten() -> Model:
     """All positions and channels as one vector, from `[n, h, w, c]` to `[n, h w c]`.
 
-    A head on Flatten needs covariances at equal positions only, which makes its kernels about 600 times cheaper than
-    those of a pooled head, and blind to translations.
+    A head on Flatten needs covariances at equal positions only, which makes its kernels about 600
+    times cheaper than those of a pooled head, and blind to translations.
 
     Example:
         >>> Flatten().apply({}, jnp.ones((2, 4, 4, 3))).shape
@@ -294,7 +329,9 @@ def Identity() -> Model:
     return layer("Identity", lambda params, x: x, kernel=lambda k: k)
 
 
-def pad_image(x: Array, window: Pair, strides: Pair, padding: Padding) -> tuple[Array, Sequence[Pair]]:
+def pad_image(
+    x: Array, window: Pair, strides: Pair, padding: Padding
+) -> tuple[Array, Sequence[Pair]]:
     """The image and the zero padding left to do: periodic images are wrapped here, the others are returned as they are.
 
     Example:
@@ -349,7 +386,10 @@ def _pool(name, window, strides, padding, divisor):
 
     def apply(params, x):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
-        return functools.reduce(jnp.add, _window_entries(x, window, strides, padding, fill=0.0)) / divisor
+        return (
+            functools.reduce(jnp.add, _window_entries(x, window, strides, padding, fill=0.0))
+            / divisor
+        )
 
     return layer(name, apply, kernel=pool_rule(name, Window(window, strides, padding), divisor))
 
@@ -375,14 +415,19 @@ def _window_entries(x, window, strides, padding, fill):
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
     offsets = product(range(window[0]), range(window[1]))
     rows, columns = strides
-    return [image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns] for i, j in offsets]
+    return [
+        image[:, i : i + rows * (h - 1) + 1 : rows, j : j + columns * (w - 1) + 1 : columns]
+        for i, j in offsets
+    ]
 
 
 def _check_affine(name, features, parameterization, s):
     """The number of features of the layer and, for the standard parameterization, its width factors."""
     features = guards.count(f"{name} features", features)
     if parameterization not in ("ntk", "standard"):
-        raise ValueError(f"{name} got parameterization={parameterization!r}, expected 'ntk' or 'standard'.")
+        raise ValueError(
+            f"{name} got parameterization={parameterization!r}, expected 'ntk' or 'standard'."
+        )
     s = _pair(name, "s", s)
     if parameterization == "ntk" and s != (1, 1):
         raise ValueError(
@@ -424,9 +469,13 @@ def _pair(name, argument, value) -> Pair:
 
 def _check_rank(name, x, rank, expected, fix):
     if len(x.shape) != rank:
-        raise ValueError(f"{name} got an input of shape {tuple(x.shape)}, expected {expected}: {fix}.")
+        raise ValueError(
+            f"{name} got an input of shape {tuple(x.shape)}, expected {expected}: {fix}."
+        )
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} got {x.dtype} inputs, expected floating point: use x.astype(float) / 255 for images.")
+        raise TypeError(
+            f"{name} got {x.dtype} inputs, expected floating point: use x.astype(float) / 255 for images."
+        )
 
 
 def _check_channels(name, x, expected):

@@ -1,8 +1,8 @@
 """A network is a `Model`: five pure functions of the same architecture, and combinators that make models of models.
 
-There is no layer class: a layer is a model, and a network is a layer made of layers. Parameters are nested
-dictionaries whose keys are positions and names (`{"0_Dense": {"W": ..., "b": ...}, "2_Dense": ...}`); the same
-names, joined by slashes, are the paths of `Model.trace`.
+There is no layer class: a layer is a model, and a network is a layer made of layers. Parameters are
+nested dictionaries whose keys are positions and names (`{"0_Dense": {"W": ..., "b": ...},
+"2_Dense": ...}`); the same names, joined by slashes, are the paths of `Model.trace`.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ class Model(NamedTuple):
     """An architecture: how to draw its weights, evaluate it, look inside it and take its infinite-width limit.
 
     Attributes:
-        init: `init(key, x) -> params`; `x` is an example batch or its `jax.ShapeDtypeStruct` (only shape and dtype
-            are used, and the parameters get the dtype of `x`).
+        init: `init(key, x) -> params`; `x` is an example batch or its `jax.ShapeDtypeStruct` (only
+            shape and dtype are used, and the parameters get the dtype of `x`).
         apply: `apply(params, x) -> outputs`, pure, batch first, channels last.
-        trace: `trace(params, x) -> (outputs, {path: (layer input, pre-activation)})`. Dense and Conv record their
-            input and their output; an activation records its input twice; MaxPool records its input and the
-            window entries `[n, h, w, window, c]` over which it takes the maximum.
-        kernel: The infinite-width rule, from the covariances of the layer's input to those of its output; None for a
-            layer that has no such limit.
+        trace: `trace(params, x) -> (outputs, {path: (layer input, pre-activation)})`. Dense and
+            Conv record their input and their output; an activation records its input twice; MaxPool
+            records its input and the window entries `[n, h, w, window, c]` over which it takes the
+            maximum.
+        kernel: The infinite-width rule, from the covariances of the layer's input to those of its
+            output; None for a layer that has no such limit.
         name: Name of the layer in paths and messages.
 
     Example:
@@ -81,7 +82,8 @@ class Structure(NamedTuple):
         trace: `Model.trace` of the same model.
         rows: For the path of each such layer, the function from its input `[n, ...]` to the rows
             `[n, positions, fan_in]` that its weights multiply.
-        independent: Whether every layer has an infinite-width rule, hence treats the examples of a batch one by one.
+        independent: Whether every layer has an infinite-width rule, hence treats the examples of a
+            batch one by one.
 
     Example:
         >>> import lazynet as ln
@@ -121,11 +123,14 @@ def layer(
         name: Name in paths and messages.
         apply: `apply(params, x) -> outputs`.
         init: `init(key, x) -> params`; None for a layer without parameters.
-        record: `record(x, outputs) -> (layer input, pre-activation)`; None for a layer that `trace` passes over.
-        kernel: Infinite-width rule, None if there is none, or if `apply` mixes the examples of a batch.
-        rows: For a layer `z = m (rows(x) W) + b` the function of `Structure`. Its apply must then add the entry
-            `"probe"` of its parameters, if there is one, to `rows(x) W`, and take biases `[n, features]` of each
-            example; derivatives by the probe are those by W for one example at a time.
+        record: `record(x, outputs) -> (layer input, pre-activation)`; None for a layer that `trace`
+            passes over.
+        kernel: Infinite-width rule, None if there is none, or if `apply` mixes the examples of a
+            batch.
+        rows: For a layer `z = m (rows(x) W) + b` the function of `Structure`. Its apply must then
+            add the entry `"probe"` of its parameters, if there is one, to `rows(x) W`, and take
+            biases `[n, features]` of each example; derivatives by the probe are those by W for one
+            example at a time.
 
     Raises:
         TypeError: If something other than the name cannot be called.
@@ -145,7 +150,9 @@ def layer(
         return outputs, {} if record is None else {"": record(x, outputs)}
 
     if rows is not None:
-        apply = functools.partial(apply)  # an object of its own, since one function may serve layers of different rows
+        apply = functools.partial(
+            apply
+        )  # an object of its own, since one function may serve layers of different rows
         vars(apply)["structure"] = Structure(trace, {"": rows}, kernel is not None)
     return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
 
@@ -154,15 +161,16 @@ def layer(
 def serial(*layers: Model, name: str = "serial") -> Model:
     """Composition `h = h_L o ... o h_1`.
 
-    Shapes come from `jax.eval_shape` and layer i draws with `fold_in(key, i)`: appending a layer does not change the
-    weights of the earlier ones.
+    Shapes come from `jax.eval_shape` and layer i draws with `fold_in(key, i)`: appending a layer
+    does not change the weights of the earlier ones.
 
     Args:
         *layers: Models applied from left to right.
         name: Name in paths and messages.
 
     Raises:
-        TypeError: If something that is not a `Model` is passed, for instance a layer constructor without its call.
+        TypeError: If something that is not a `Model` is passed, for instance a layer constructor
+            without its call.
 
     Example:
         >>> import lazynet as ln
@@ -195,7 +203,10 @@ def serial(*layers: Model, name: str = "serial") -> Model:
         return x, inside
 
     def kernel(k):
-        return through([functools.partial(propagate, m, path=child_path(i, m)) for i, m in enumerate(layers)], k)
+        return through(
+            [functools.partial(propagate, m, path=child_path(i, m)) for i, m in enumerate(layers)],
+            k,
+        )
 
     _attach(apply, trace, {child_path(i, member): member for i, member in enumerate(layers)})
     return Model(init, apply, trace, kernel, name)
@@ -205,8 +216,9 @@ def serial(*layers: Model, name: str = "serial") -> Model:
 def parallel(*branches: Model, name: str = "parallel") -> Model:
     """Sum of branches `h(x) = h_1(x) + ... + h_B(x)`, each with its own weights.
 
-    In the infinite-width limit the covariances of independent branches add, which needs every branch to end in a
-    fresh Dense or Conv; at most one may be a shortcut that passes a Gaussian pre-activation through.
+    In the infinite-width limit the covariances of independent branches add, which needs every
+    branch to end in a fresh Dense or Conv; at most one may be a shortcut that passes a Gaussian
+    pre-activation through.
 
     Args:
         *branches: Models of the same output shape.
@@ -214,7 +226,8 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
 
     Raises:
         TypeError: If something that is not a `Model` is passed.
-        ValueError: When evaluated, if the output shapes differ; in the limit, if branches are dependent.
+        ValueError: When evaluated, if the output shapes differ; in the limit, if branches are
+            dependent.
 
     Example:
         >>> import lazynet as ln
@@ -227,11 +240,16 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
     paths = [child_path(i, branch) for i, branch in enumerate(branches)]
 
     def init(key, x):
-        drawn = {p: b.init(jax.random.fold_in(key, i), x) for i, (p, b) in enumerate(zip(paths, branches, strict=True))}
+        drawn = {
+            p: b.init(jax.random.fold_in(key, i), x)
+            for i, (p, b) in enumerate(zip(paths, branches, strict=True))
+        }
         return {path: own for path, own in drawn.items() if own}
 
     def apply(params, x):
-        return _sum([b.apply(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)], paths)
+        return _sum(
+            [b.apply(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)], paths
+        )
 
     def trace(params, x):
         traced = [b.trace(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)]
@@ -242,7 +260,9 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
 
     def kernel(k):
         start = k.replace(fresh=False)
-        return Kernel.sum_independent([propagate(b, start, p) for p, b in zip(paths, branches, strict=True)], paths)
+        return Kernel.sum_independent(
+            [propagate(b, start, p) for p, b in zip(paths, branches, strict=True)], paths
+        )
 
     _attach(apply, trace, dict(zip(paths, branches, strict=True)))
     return Model(init, apply, trace, kernel, name)
@@ -294,8 +314,9 @@ def repeat(block: Model, n: int) -> Model:
 def symmetrize(model: Model) -> Model:
     """Doubling trick `h(w1, w2; x) = (h(w1; x) - h(w2; x)) / sqrt 2`, with w1 = w2 at initialization.
 
-    The output is exactly zero at initialization while the tangent kernel is that of `model`; the second-order term
-    of the expansion cancels too, which is why output gap and kernel change then decay like 1/alpha^2.
+    The output is exactly zero at initialization while the tangent kernel is that of `model`; the
+    second-order term of the expansion cancels too, which is why output gap and kernel change then
+    decay like 1/alpha^2.
 
     Args:
         model: The model to double.
@@ -335,9 +356,9 @@ def symmetrize(model: Model) -> Model:
 def freeze(model: Model) -> Model:
     """The same function with weights that are not trained: `dh/dw = 0`, `Theta' = (prod of W_std^2 phi') Theta`.
 
-    What came before a frozen layer is still trained through it. With all but the last layer frozen, the tangent
-    kernel is the NNGP kernel (of the last layer's inputs); with the first k layers frozen, features are learned, to
-    first order, in the later ones only.
+    What came before a frozen layer is still trained through it. With all but the last layer frozen,
+    the tangent kernel is the NNGP kernel (of the last layer's inputs); with the first k layers
+    frozen, features are learned, to first order, in the later ones only.
 
     Args:
         model: A layer or a network.
@@ -349,7 +370,8 @@ def freeze(model: Model) -> Model:
         >>> bool(jnp.array_equal(gram.ntk, gram.nngp))
         True
 
-    Source: Arora et al. (2020), "Harnessing the power of infinitely wide deep nets on small-data tasks", section 3.
+    Source: Arora et al. (2020), "Harnessing the power of infinitely wide deep nets on small-data
+    tasks", section 3.
     """
     _check_models((model,), "freeze")
 

@@ -8,7 +8,15 @@ from functools import partial
 
 from lazynet import guards
 from lazynet.models.activations import Relu
-from lazynet.models.layers import AvgPool, Conv, Dense, Flatten, GlobalAvgPool, MaxPool, Parameterization
+from lazynet.models.layers import (
+    AvgPool,
+    Conv,
+    Dense,
+    Flatten,
+    GlobalAvgPool,
+    MaxPool,
+    Parameterization,
+)
 from lazynet.models.model import Model, residual, serial
 
 __all__ = ["cnn", "cntk", "mlp", "myrtle", "resnet18", "two_layer", "vgg11", "wide_resnet"]
@@ -17,7 +25,9 @@ SQRT2 = math.sqrt(2.0)
 MYRTLE_CONVOLUTIONS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
 
 
-def two_layer(width: int, outputs: int = 1, *, activation: Model | None = None, b_std: float | None = None) -> Model:
+def two_layer(
+    width: int, outputs: int = 1, *, activation: Model | None = None, b_std: float | None = None
+) -> Model:
     """Two-layer network `f(x) = sum_j a_j phi(b_j . x)`, the smallest model that is lazy or not.
 
     Args:
@@ -98,7 +108,9 @@ def cnn(
     _check_widths("cnn", widths)
     strides = [1] * len(widths) if strides is None else list(strides)
     if len(strides) != len(widths):
-        raise ValueError(f"cnn got {len(strides)} strides for {len(widths)} widths, expected one each.")
+        raise ValueError(
+            f"cnn got {len(strides)} strides for {len(widths)} widths, expected one each."
+        )
     convolutions = [
         layer
         for width, stride in zip(widths, strides, strict=True)
@@ -124,7 +136,8 @@ def vgg11(
         activation: Layer after each convolution; Relu by default.
         W_std: Standard deviation of all rescaled weights.
         b_std: Standard deviation of all biases; None for none.
-        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
+        parameterization: Of all layers; "standard" for weights as other training codes have them
+            (`xavier_normal`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -133,7 +146,8 @@ def vgg11(
         >>> params["0_Conv"]["W"].shape
         (3, 3, 3, 4)
 
-    Source: Simonyan and Zisserman (2015), configuration A, without its hidden fully connected layers.
+    Source: Simonyan and Zisserman (2015), configuration A, without its hidden fully connected
+    layers.
     """
     activation = Relu() if activation is None else activation
     width = guards.number("vgg11 width", width, above=0)
@@ -143,13 +157,22 @@ def vgg11(
             layers.append(MaxPool((2, 2), (2, 2)))
         else:
             features = max(1, round(width * channels))
-            convolution = Conv(features, (3, 3), (1, 1), "SAME", W_std, b_std, parameterization=parameterization)
+            convolution = Conv(
+                features, (3, 3), (1, 1), "SAME", W_std, b_std, parameterization=parameterization
+            )
             layers += [convolution, activation]
     head = Dense(outputs, W_std, b_std, parameterization=parameterization)
     return serial(*layers, Flatten(), head, name="vgg11")
 
 
-def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, b_std: float | None = None) -> Model:
+def cntk(
+    depth: int,
+    outputs: int = 1,
+    *,
+    width: int = 64,
+    pooled: bool = True,
+    b_std: float | None = None,
+) -> Model:
     """Convolutional network of the CNTK: `depth - 1` times [Conv 3x3 SAME, ReLU], a global average or Flatten, Dense.
 
     All layers are trained (the reference fixes the first and the last one in its pooled variant).
@@ -173,11 +196,19 @@ def cntk(depth: int, outputs: int = 1, *, width: int = 64, pooled: bool = True, 
     Source: Arora et al. (2019), section 4.
     """
     depth = guards.count("cntk depth", depth, at_least=2, fix="one convolution and the linear head")
-    body = [layer for _ in range(depth - 1) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
-    return serial(*body, GlobalAvgPool() if pooled else Flatten(), Dense(outputs, SQRT2, b_std), name="cntk")
+    body = [
+        layer
+        for _ in range(depth - 1)
+        for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())
+    ]
+    return serial(
+        *body, GlobalAvgPool() if pooled else Flatten(), Dense(outputs, SQRT2, b_std), name="cntk"
+    )
 
 
-def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float | None = None) -> Model:
+def myrtle(
+    depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float | None = None
+) -> Model:
     """Myrtle network: three stages of [Conv 3x3 SAME, ReLU], 2x2 average pools between them, a global one at the end.
 
     Args:
@@ -202,12 +233,21 @@ def myrtle(depth: int = 5, outputs: int = 10, *, width: int = 64, b_std: float |
     layers = []
     for stage, count in enumerate(MYRTLE_CONVOLUTIONS[depth]):
         layers += [] if stage == 0 else [AvgPool((2, 2), (2, 2))]
-        layers += [layer for _ in range(count) for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())]
+        layers += [
+            layer
+            for _ in range(count)
+            for layer in (Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std), Relu())
+        ]
     return serial(*layers, GlobalAvgPool(), Dense(outputs, SQRT2, b_std), name="myrtle")
 
 
 def wide_resnet(
-    blocks: int = 2, outputs: int = 10, *, width: int = 4, W_std: float = 1.0, b_std: float | None = None
+    blocks: int = 2,
+    outputs: int = 10,
+    *,
+    width: int = 4,
+    W_std: float = 1.0,
+    b_std: float | None = None,
 ) -> Model:
     """Wide residual network: three groups of pre-activation blocks with strides 1, 2, 2, without normalization.
 
@@ -225,9 +265,13 @@ def wide_resnet(
         >>> params["0_Conv"]["W"].shape
         (3, 3, 3, 16)
 
-    Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape changes.
+    Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape
+    changes.
     """
-    blocks, width = guards.count("wide_resnet blocks", blocks), guards.count("wide_resnet width", width)
+    blocks, width = (
+        guards.count("wide_resnet blocks", blocks),
+        guards.count("wide_resnet width", width),
+    )
     convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std)
     layers = [convolution(16)]
     for channels, stride in ((16, 1), (32, 2), (64, 2)):
@@ -251,7 +295,8 @@ def resnet18(
         width: Factor of all channel numbers (64 to 512).
         W_std: Standard deviation of all rescaled weights.
         b_std: Standard deviation of all biases; None for none.
-        parameterization: Of all layers; "standard" for weights as other training codes have them (`xavier_normal`).
+        parameterization: Of all layers; "standard" for weights as other training codes have them
+            (`xavier_normal`).
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -264,10 +309,14 @@ def resnet18(
     """
     width = guards.number("resnet18 width", width, above=0)
     channels = [max(1, round(width * features)) for features in (64, 128, 256, 512)]
-    convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std, parameterization=parameterization)
+    convolution = partial(
+        Conv, padding="SAME", W_std=W_std, b_std=b_std, parameterization=parameterization
+    )
     layers = [convolution(channels[0])]
     for group, features in enumerate(channels):
-        layers.append(_block(convolution, features, 1 if group == 0 else 2, None if group == 0 else (1, 1)))
+        layers.append(
+            _block(convolution, features, 1 if group == 0 else 2, None if group == 0 else (1, 1))
+        )
         layers.append(_block(convolution, features, 1, None))
     head = Dense(outputs, W_std, b_std, parameterization=parameterization)
     return serial(*layers, GlobalAvgPool(), head, name="resnet18")
@@ -275,11 +324,17 @@ def resnet18(
 
 def _check_widths(name, widths):
     if isinstance(widths, (str, bytes)) or not hasattr(widths, "__len__"):
-        raise TypeError(f"{name} got widths={widths!r}, expected the width of each layer, for instance (64, 64).")
+        raise TypeError(
+            f"{name} got widths={widths!r}, expected the width of each layer, for instance (64, 64)."
+        )
 
 
-def _block(convolution: Callable[..., Model], features: int, stride: int, shortcut: tuple[int, int] | None) -> Model:
+def _block(
+    convolution: Callable[..., Model], features: int, stride: int, shortcut: tuple[int, int] | None
+) -> Model:
     """Pre-activation block; `shortcut` is the size of the convolution beside it, None for the identity."""
     strides = (stride, stride)
     body = [Relu(), convolution(features, strides=strides), Relu(), convolution(features)]
-    return residual(*body, shortcut=None if shortcut is None else convolution(features, shortcut, strides))
+    return residual(
+        *body, shortcut=None if shortcut is None else convolution(features, shortcut, strides)
+    )

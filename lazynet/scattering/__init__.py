@@ -1,10 +1,16 @@
 """Scattering transforms of images (2D only): jitted, differentiable, with closed-form filters.
 
-Start with `filter_bank` and `scattering2d`; `lazynet.Scattering2D` is the same transform behind kymatio's interface.
+Start with `filter_bank` and `scattering2d`; `lazynet.Scattering2D` is the same transform behind
+kymatio's interface.
 """
 
 from lazynet.scattering.filters import Filters, filter_bank
-from lazynet.scattering.frame import LittlewoodPaley, frame_bounds, lipschitz_bound, littlewood_paley
+from lazynet.scattering.frame import (
+    LittlewoodPaley,
+    frame_bounds,
+    lipschitz_bound,
+    littlewood_paley,
+)
 from lazynet.scattering.moments import scattering_moments
 from lazynet.scattering.multiresolution import (
     cascade_aliasing,
@@ -14,7 +20,13 @@ from lazynet.scattering.multiresolution import (
     undecimated_coefficients,
 )
 from lazynet.scattering.rototranslation import rototranslation_scattering
-from lazynet.scattering.transform import Path, scattering2d, scattering2d_nhwc, scattering_paths, wavelet_coefficients
+from lazynet.scattering.transform import (
+    Path,
+    scattering2d,
+    scattering2d_nhwc,
+    scattering_paths,
+    wavelet_coefficients,
+)
 from lazynet.scattering.wavelets import angles, gabor, morlet
 
 __all__ = [
@@ -48,4 +60,6 @@ def __getattr__(name: str):
         import lazynet
 
         return lazynet.Scattering2D
-    raise AttributeError(f"module 'lazynet.scattering' has no attribute {name!r}; see dir(lazynet.scattering)")
+    raise AttributeError(
+        f"module 'lazynet.scattering' has no attribute {name!r}; see dir(lazynet.scattering)"
+    )

@@ -14,7 +14,15 @@ import numpy as np
 from lazynet import guards
 from lazynet.scattering.levels import at_level, averaging, layer
 from lazynet.scattering.norms import layer_bounds
-from lazynet.scattering.wavelets import KYMATIO_PI, Wavelet, angles, frequencies, gabor, lowpass, morlet
+from lazynet.scattering.wavelets import (
+    KYMATIO_PI,
+    Wavelet,
+    angles,
+    frequencies,
+    gabor,
+    lowpass,
+    morlet,
+)
 
 __all__ = ["Filters", "filter_bank"]
 
@@ -37,14 +45,17 @@ _WAVELETS = {"morlet": morlet, "gabor": gabor}
 class Filters:
     """A filter bank of a fixed image size: arrays that `jit`, `grad` and `device_put` see, and static numbers.
 
-    P x Q is the padded size; level r is the resolution after decimation by 2^r, with the DFT grid P/2^r x Q/2^r.
+    P x Q is the padded size; level r is the resolution after decimation by 2^r, with the DFT grid
+    P/2^r x Q/2^r.
 
     Attributes:
-        psi: `psi[r][j]`: Fourier transforms `[L, P/2^r, Q/2^r]` of the wavelets of scale j that act at level r (all j
-            at level 0, j > r at the others). Real, or complex with centered sampling.
-        phi: The low-pass along each axis at level 0, `[P]` and `[Q]`: `phi_J(w0, w1) = phi[0](w0) phi[1](w1)`.
-        average: `average[r]`: matrices A `[h, P/2^r]`, A' `[w, Q/2^r]` such that A U A'^T is U averaged, decimated and
-            cropped to the image.
+        psi: `psi[r][j]`: Fourier transforms `[L, P/2^r, Q/2^r]` of the wavelets of scale j that act
+            at level r (all j at level 0, j > r at the others). Real, or complex with centered
+            sampling.
+        phi: The low-pass along each axis at level 0, `[P]` and `[Q]`: `phi_J(w0, w1) = phi[0](w0)
+            phi[1](w1)`.
+        average: `average[r]`: matrices A `[h, P/2^r]`, A' `[w, Q/2^r]` such that A U A'^T is U
+            averaged, decimated and cropped to the image.
         shape: Image size (H, W).
         J: Log2 of the scale of the average.
         L: Number of angles on the half circle.
@@ -52,8 +63,9 @@ class Filters:
         padding: How the margins are filled; "given" if the caller passes padded images.
         sampling: Position of the samples, "kymatio" or "centered".
         pool: "lowpass" or "mean".
-        band: `band[j]`: the last level whose grid holds every frequency of psi_j, up to 1e-12 of its maximum: the
-            transform takes psi_j to be zero elsewhere (0 with centered sampling, whose phases need the full grid).
+        band: `band[j]`: the last level whose grid holds every frequency of psi_j, up to 1e-12 of
+            its maximum: the transform takes psi_j to be zero elsewhere (0 with centered sampling,
+            whose phases need the full grid).
     """
 
     psi: tuple[dict[int, Any], ...]
@@ -83,31 +95,38 @@ def filter_bank(
 ) -> Filters:
     """The wavelets `psi_{j,theta}(u) = 2^(-2j) psi(R_theta^(-1) u / 2^j)`, j < J, and the low-pass `phi_J`.
 
-    Built from closed forms in Fourier, in float64; no image is needed. The arrays are stored in float64 if x64 is on
-    and in float32 otherwise, and `scattering2d` casts them to the dtype of the image.
+    Built from closed forms in Fourier, in float64; no image is needed. The arrays are stored in
+    float64 if x64 is on and in float32 otherwise, and `scattering2d` casts them to the dtype of the
+    image.
 
     Args:
         shape: Image size (H, W); 2^J may not exceed either.
         J: Log2 of the averaging scale, at least 1; the output has H // 2^J x W // 2^J samples.
         L: Number of angles on the half circle; see `angles` for their values.
-        wavelet: "morlet" (mean zero), "gabor", or a function `wavelet(w0, w1, j, theta) -> [L, P, Q]` that returns
-            Fourier transforms at the frequencies w0 `[P, 1]`, w1 `[1, Q]` (radians per pixel) for angles theta `[L]`.
-        sampling: "kymatio" puts the samples at pixels 0, 2^J, 2 2^J, ... of the padded image. "centered" puts them in
-            the middle of each block of 2^J pixels, by a half-sample phase at every decimation: with reflect or
-            symmetric padding and even L, rotating the image by 90 degrees then rotates maps and angles exactly.
-        normalize: "frame" divides every filter by the square root of the largest upper frame bound of the layers,
-            decimation included: on the periodic grid 2^J ||Sx - Sy|| <= ||x - y|| then holds for all images. None
-            keeps the filters, whose constant `lipschitz_bound` gives. The exact bound takes eigenvalues of
-            4^J x 4^J matrices: seconds for J <= 4, minutes beyond.
-        padding: "reflect" (the border pixel is not repeated), "symmetric" (it is), "periodic" (no margin, and shifts
-            by 2^J commute exactly with the transform), or "given" (the caller passes images of the padded size).
-        pool: "lowpass" averages with phi_J; "mean" averages over the whole image and gives 1 x 1 maps: the estimator
-            of scattering moments.
-        pi: "exact", or "kymatio" to multiply every filter by pi / 3.1415 as kymatio's normalization does.
+        wavelet: "morlet" (mean zero), "gabor", or a function `wavelet(w0, w1, j, theta) -> [L, P,
+            Q]` that returns Fourier transforms at the frequencies w0 `[P, 1]`, w1 `[1, Q]` (radians
+            per pixel) for angles theta `[L]`.
+        sampling: "kymatio" puts the samples at pixels 0, 2^J, 2 2^J, ... of the padded image.
+            "centered" puts them in the middle of each block of 2^J pixels, by a half-sample phase
+            at every decimation: with reflect or symmetric padding and even L, rotating the image by
+            90 degrees then rotates maps and angles exactly.
+        normalize: "frame" divides every filter by the square root of the largest upper frame bound
+            of the layers, decimation included: on the periodic grid 2^J ||Sx - Sy|| <= ||x - y||
+            then holds for all images. None keeps the filters, whose constant `lipschitz_bound`
+            gives. The exact bound takes eigenvalues of 4^J x 4^J matrices: seconds for J <= 4,
+            minutes beyond.
+        padding: "reflect" (the border pixel is not repeated), "symmetric" (it is), "periodic" (no
+            margin, and shifts by 2^J commute exactly with the transform), or "given" (the caller
+            passes images of the padded size).
+        pool: "lowpass" averages with phi_J; "mean" averages over the whole image and gives 1 x 1
+            maps: the estimator of scattering moments.
+        pi: "exact", or "kymatio" to multiply every filter by pi / 3.1415 as kymatio's normalization
+            does.
 
     Raises:
-        ValueError: If J or L is below 1, 2^J exceeds the image, an option is unknown, a periodic image is not a
-            multiple of 2^J or a centered one has an odd side, or a custom wavelet returns the wrong shape.
+        ValueError: If J or L is below 1, 2^J exceeds the image, an option is unknown, a periodic
+            image is not a multiple of 2^J or a centered one has an odd side, or a custom wavelet
+            returns the wrong shape.
 
     Example:
         >>> filters = filter_bank((28, 28), 2)
@@ -123,7 +142,10 @@ def filter_bank(
     gain = math.pi / KYMATIO_PI if pi == "kymatio" else 1.0
     phi = [math.sqrt(gain) * lowpass(frequencies(size), J) for size in padded]
     waves = [gain * wave for wave in _waves(wavelet, padded, J, L)]
-    psi = [{j: at_level(waves[j], r, j, sampling) for j in range(r + 1 if r else 0, J)} for r in range(J)]
+    psi = [
+        {j: at_level(waves[j], r, j, sampling) for j in range(r + 1 if r else 0, J)}
+        for r in range(J)
+    ]
     if normalize == "frame":
         psi, phi = _normalized(psi, phi, J, sampling)
     rows, columns = (
@@ -141,7 +163,9 @@ def _in_default_precision(array: np.ndarray) -> np.ndarray:
     return array.astype(jax.dtypes.canonicalize_dtype(array.dtype))
 
 
-def _check_size(shape: Sequence[int], J: int, L: int, padding: str, sampling: str) -> tuple[int, int]:
+def _check_size(
+    shape: Sequence[int], J: int, L: int, padding: str, sampling: str
+) -> tuple[int, int]:
     if isinstance(shape, (str, bytes)) or not hasattr(shape, "__len__") or len(shape) != 2:
         raise ValueError(f"shape must be two positive integers (H, W), got {shape!r}")
     shape = [guards.count(f"shape[{axis}]", side) for axis, side in enumerate(shape)]
@@ -153,7 +177,9 @@ def _check_size(shape: Sequence[int], J: int, L: int, padding: str, sampling: st
             f"use J <= {int(math.log2(min(shape)))} or larger images"
         )
     if padding == "periodic" and any(size % 2**J for size in shape):
-        raise ValueError(f"padding='periodic' needs sides that are multiples of 2^J = {2**J}, got {tuple(shape)}")
+        raise ValueError(
+            f"padding='periodic' needs sides that are multiples of 2^J = {2**J}, got {tuple(shape)}"
+        )
     if sampling == "centered" and any(size % 2 for size in shape):
         raise ValueError(
             f"sampling='centered' needs even sides, got {tuple(shape)}: an odd side cannot be padded equally on both "
@@ -180,12 +206,16 @@ def _waves(wavelet: str | Wavelet, padded: tuple[int, ...], J: int, L: int) -> l
     """The wavelets of every scale on the full grid, `[L, P, Q]` each."""
     evaluate = _WAVELETS.get(wavelet) if isinstance(wavelet, str) else wavelet
     if evaluate is None:
-        raise ValueError(f"wavelet must be 'morlet', 'gabor' or a function of (w0, w1, j, theta), got {wavelet!r}")
+        raise ValueError(
+            f"wavelet must be 'morlet', 'gabor' or a function of (w0, w1, j, theta), got {wavelet!r}"
+        )
     w0, w1 = frequencies(padded[0])[:, None], frequencies(padded[1])[None, :]
     waves = [np.asarray(evaluate(w0, w1, j, angles(L))) for j in range(J)]
     for j, wave in enumerate(waves):
         if wave.shape != (L, *padded):
-            raise ValueError(f"the wavelet of scale {j} has shape {wave.shape}; expected [L, P, Q] = {(L, *padded)}")
+            raise ValueError(
+                f"the wavelet of scale {j} has shape {wave.shape}; expected [L, P, Q] = {(L, *padded)}"
+            )
     return waves
 
 
@@ -201,5 +231,9 @@ def _band(wave: np.ndarray, j: int) -> int:
 
 def _normalized(psi: list[dict[int, np.ndarray]], phi: list[np.ndarray], J: int, sampling: str):
     """The filters divided by the square root of the largest upper frame bound of the layers."""
-    scale = max(layer_bounds(layer(psi[r], tuple(phi), r, J, sampling))[1] for r in range(J)) ** -0.5
-    return [{j: scale * w for j, w in level.items()} for level in psi], [math.sqrt(scale) * axis for axis in phi]
+    scale = (
+        max(layer_bounds(layer(psi[r], tuple(phi), r, J, sampling))[1] for r in range(J)) ** -0.5
+    )
+    return [{j: scale * w for j, w in level.items()} for level in psi], [
+        math.sqrt(scale) * axis for axis in phi
+    ]

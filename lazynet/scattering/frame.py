@@ -33,8 +33,9 @@ class LittlewoodPaley(NamedTuple):
 def littlewood_paley(filters: Filters) -> LittlewoodPaley:
     """`A(w) = |phi(w)|^2 + 1/2 sum_{j,theta} (|psi_{j,theta}(w)|^2 + |psi_{j,theta}(-w)|^2)`.
 
-    A = 1 everywhere would make the undecimated wavelet transform of a real image an isometry. For Morlet wavelets A
-    stays below 1.05 and falls to 0.3 at |w| = pi: the finest details are partly lost.
+    A = 1 everywhere would make the undecimated wavelet transform of a real image an isometry. For
+    Morlet wavelets A stays below 1.05 and falls to 0.3 at |w| = pi: the finest details are partly
+    lost.
 
     Example:
         >>> from lazynet.scattering import filter_bank
@@ -55,9 +56,10 @@ def littlewood_paley(filters: Filters) -> LittlewoodPaley:
 def frame_bounds(filters: Filters) -> list[tuple[float, float]]:
     """For each level r, the extremes of `||W_r x||^2 / ||x||^2` over real periodic maps x at that level.
 
-    W_r x collects the average of x and its wavelet coefficients, each decimated by s along both axes and multiplied
-    by s: level 0 is the first layer of the transform, level r >= 1 the second layer on moduli of scale r. The
-    decimation counts: it aliases, and raises the upper bound above the maximum of the Littlewood-Paley sum.
+    W_r x collects the average of x and its wavelet coefficients, each decimated by s along both
+    axes and multiplied by s: level 0 is the first layer of the transform, level r >= 1 the second
+    layer on moduli of scale r. The decimation counts: it aliases, and raises the upper bound above
+    the maximum of the Littlewood-Paley sum.
 
     Example:
         >>> from lazynet.scattering import filter_bank
@@ -65,7 +67,9 @@ def frame_bounds(filters: Filters) -> list[tuple[float, float]]:
         [1.047, 1.004]
     """
     return [
-        layer_bounds(layer(_host(filters.psi[r]), _host(filters.phi), r, filters.J, filters.sampling))
+        layer_bounds(
+            layer(_host(filters.psi[r]), _host(filters.phi), r, filters.J, filters.sampling)
+        )
         for r in range(filters.J)
     ]
 
@@ -73,10 +77,10 @@ def frame_bounds(filters: Filters) -> list[tuple[float, float]]:
 def lipschitz_bound(filters: Filters, max_order: int = 2) -> float:
     """A constant C such that `2^J ||Sx - Sy|| <= C ||x - y||` for all images on the periodic grid.
 
-    C^2 = B_0 max(1, max_r B_r max(1, max_r b_r)), with B_r the upper frame bound of level r (r >= 1 in the inner
-    maximum includes level 0, whose maps of scale 0 feed the second layer) and b_r that of the average alone. The
-    modulus does not expand distances. Images that are padded by reflection: multiply by the norm of the padding,
-    at most 2 for margins up to the image's side.
+    C^2 = B_0 max(1, max_r B_r max(1, max_r b_r)), with B_r the upper frame bound of level r (r >= 1
+    in the inner maximum includes level 0, whose maps of scale 0 feed the second layer) and b_r that
+    of the average alone. The modulus does not expand distances. Images that are padded by
+    reflection: multiply by the norm of the padding, at most 2 for margins up to the image's side.
 
     Args:
         filters: A bank with pool="lowpass".

@@ -21,7 +21,8 @@ def crop(spectrum: np.ndarray, level: int, axis: int) -> np.ndarray:
 def _half_sample(n: int, step: int, sampling: str) -> np.ndarray:
     """Phases `e^(i w (step-1)/2)`: decimation then samples the middle of each block of step samples.
 
-    The Nyquist bin stands for both signs of its frequency, hence its cosine, which is 0 for the even steps here.
+    The Nyquist bin stands for both signs of its frequency, hence its cosine, which is 0 for the
+    even steps here.
     """
     if sampling == "kymatio" or step == 1:
         return np.ones(n)
@@ -37,15 +38,26 @@ def at_level(wave: np.ndarray, level: int, j: int, sampling: str) -> np.ndarray:
     return wave * phase0[:, None] * phase1
 
 
-def layer(psi: dict[int, np.ndarray], phi: tuple[np.ndarray, ...], level: int, J: int, sampling: str) -> Layer:
+def layer(
+    psi: dict[int, np.ndarray], phi: tuple[np.ndarray, ...], level: int, J: int, sampling: str
+) -> Layer:
     """All the filters that act on maps of a level, with their decimations: low-pass first."""
-    low0, low1 = (crop(axis, level, 0) * _half_sample(axis.size >> level, 2 ** (J - level), sampling) for axis in phi)
+    low0, low1 = (
+        crop(axis, level, 0) * _half_sample(axis.size >> level, 2 ** (J - level), sampling)
+        for axis in phi
+    )
     low = (np.outer(low0, low1)[None], 2 ** (J - level))
     return [low, *((wave, 2 ** (j - level)) for j, wave in psi.items())]
 
 
 def averaging(
-    phi: np.ndarray, level: int, J: int, size: int, margin: tuple[int, int], sampling: str, pool: str
+    phi: np.ndarray,
+    level: int,
+    J: int,
+    size: int,
+    margin: tuple[int, int],
+    sampling: str,
+    pool: str,
 ) -> np.ndarray:
     """The matrix from one axis of a map at a level to the output samples inside the image."""
     spectrum = crop(phi, level, 0)

@@ -16,8 +16,8 @@ def scattering_moments(
 ) -> Float[Array, "*batch K"]:
     """Spatial means estimating `E|X * psi_1|` and `E||X * psi_1| * psi_2|` of a stationary X (order 0: `E X`).
 
-    A handful of numbers that describe a texture; differentiable, so that images with given moments can be found by
-    gradient descent.
+    A handful of numbers that describe a texture; differentiable, so that images with given moments
+    can be found by gradient descent.
 
     Args:
         x: Images of the bank's size, float32 or float64.

@@ -29,7 +29,9 @@ __all__ = [
 HAAR = (math.sqrt(0.5), math.sqrt(0.5))
 """Low-pass of the Haar wavelet."""
 
-DAUBECHIES = tuple((a + b * math.sqrt(3)) / (4 * math.sqrt(2)) for a, b in ((1, 1), (3, 1), (3, -1), (1, -1)))
+DAUBECHIES = tuple(
+    (a + b * math.sqrt(3)) / (4 * math.sqrt(2)) for a, b in ((1, 1), (3, 1), (3, -1), (1, -1))
+)
 """Low-pass of the Daubechies wavelet with two vanishing moments."""
 
 
@@ -38,8 +40,9 @@ def fast_wavelet_transform(
 ) -> tuple[Float[Array, "*batch h w"], list[Float[Array, "*batch 3 p q"]]]:
     """The cascade `a_{j+1} = D_2(a_j * h h)`, `d_{j+1} = D_2(a_j * {h g, g h, g g})` on the periodic grid.
 
-    g[m] = (-1)^m h[n-1-m] is the conjugate mirror of h. With an orthogonal h the transform is an isometry that costs
-    O(H W) operations. (Morlet banks have no such cascade: see `cascade_aliasing`.)
+    g[m] = (-1)^m h[n-1-m] is the conjugate mirror of h. With an orthogonal h the transform is an
+    isometry that costs O(H W) operations. (Morlet banks have no such cascade: see
+    `cascade_aliasing`.)
 
     Args:
         x: Images whose sides are multiples of 2^levels.
@@ -47,7 +50,8 @@ def fast_wavelet_transform(
         lowpass: Coefficients h of the filter, of unit norm and orthogonal to their even shifts.
 
     Returns:
-        The approximation [..., H/2^levels, W/2^levels] and the details of each level, finest first: [..., 3, h, w].
+        The approximation [..., H/2^levels, W/2^levels] and the details of each level, finest first:
+        [..., 3, h, w].
 
     Raises:
         ValueError: If a side is not a multiple of 2^levels.
@@ -61,18 +65,24 @@ def fast_wavelet_transform(
     check_floating(x)
     _check_lowpass(lowpass)
     if x.ndim < 2 or 0 in x.shape[-2:] or any(side % 2**levels for side in x.shape[-2:]):
-        raise ValueError(f"x got shape {tuple(x.shape)}, expected sides that are multiples of 2^levels = {2**levels}")
+        raise ValueError(
+            f"x got shape {tuple(x.shape)}, expected sides that are multiples of 2^levels = {2**levels}"
+        )
     guards.finite("x", x)
     approximation, details = jnp.asarray(x), []
     for _ in range(levels):
         rows = _split(approximation, lowpass, -2)
-        (approximation, vertical), (horizontal, diagonal) = (_split(half, lowpass, -1) for half in rows)
+        (approximation, vertical), (horizontal, diagonal) = (
+            _split(half, lowpass, -1) for half in rows
+        )
         details.append(jnp.stack([vertical, horizontal, diagonal], axis=-3))
     return approximation, details
 
 
 def fast_wavelet_inverse(
-    approximation: Float[Array, "*batch h w"], details: list[Array], lowpass: tuple[float, ...] = DAUBECHIES
+    approximation: Float[Array, "*batch h w"],
+    details: list[Array],
+    lowpass: tuple[float, ...] = DAUBECHIES,
 ) -> Float[Array, "*batch H W"]:
     """The image with these coefficients: `x = W^T W x`, since an orthogonal W is inverted by its transpose.
 
@@ -90,15 +100,18 @@ def fast_wavelet_inverse(
     *batch, height, width = approximation.shape
     scale = 2 ** len(details)
     image = jax.ShapeDtypeStruct((*batch, height * scale, width * scale), approximation.dtype)
-    transpose = jax.linear_transpose(lambda x: fast_wavelet_transform(x, len(details), lowpass), image)
+    transpose = jax.linear_transpose(
+        lambda x: fast_wavelet_transform(x, len(details), lowpass), image
+    )
     return transpose((approximation, details))[0]
 
 
 def cascade_aliasing(oversampling: int) -> float:
     """`exp(-(LOWPASS_WIDTH pi 2^oversampling)^2 / 2)`: the low-pass at the Nyquist frequency of its own samples.
 
-    It is what a pyramid of Gaussians would alias at every step if it kept 2^oversampling times more samples along
-    each axis than one for each 2^j pixels, and why `scattering2d` filters the full-resolution image instead.
+    It is what a pyramid of Gaussians would alias at every step if it kept 2^oversampling times more
+    samples along each axis than one for each 2^j pixels, and why `scattering2d` filters the
+    full-resolution image instead.
 
     Example:
         >>> [f"{cascade_aliasing(s):.2g}" for s in range(3)]
@@ -142,7 +155,8 @@ def dual_frame_inverse(
 ) -> Float[Array, "*batch P Q"]:
     """The real image `Re F^-1[(conj(phi) low + sum conj(psi) waves) / A]`, A the Littlewood-Paley sum.
 
-    The inverse of `undecimated_coefficients`, and the least-squares image if the coefficients are those of none.
+    The inverse of `undecimated_coefficients`, and the least-squares image if the coefficients are
+    those of none.
 
     Args:
         low: From `undecimated_coefficients`.
@@ -159,7 +173,9 @@ def dual_frame_inverse(
     energy = jnp.square(jnp.abs(psi)).sum((0, 1))
     mirrored = jnp.roll(jnp.flip(energy), (1, 1), (0, 1))
     total = jnp.square(jnp.abs(phi)) + 0.5 * (energy + mirrored)
-    summed = _times(jnp.fft.fft2(low), jnp.conj(phi)) + _times(jnp.fft.fft2(waves), jnp.conj(psi)).sum((-4, -3))
+    summed = _times(jnp.fft.fft2(low), jnp.conj(phi)) + _times(
+        jnp.fft.fft2(waves), jnp.conj(psi)
+    ).sum((-4, -3))
     # The real part adds the conjugate wavelets; division by the even function A commutes with it.
     return jnp.fft.ifft2(_times(summed, (1 / total).astype(waves.dtype))).real
 
@@ -170,7 +186,9 @@ def _check_lowpass(lowpass):
         return
     h = np.asarray([guards.number(f"lowpass[{i}]", value) for i, value in enumerate(lowpass)])
     if len(h) < 2 or len(h) % 2:
-        raise ValueError(f"lowpass got {len(h)} coefficients, expected an even number: for instance HAAR.")
+        raise ValueError(
+            f"lowpass got {len(h)} coefficients, expected an even number: for instance HAAR."
+        )
     shifts = [h[: len(h) - m] @ h[m:] - (m == 0) for m in range(0, len(h), 2)]
     if np.abs(shifts).max() > 1e-3:
         raise ValueError(

@@ -14,13 +14,15 @@ Layer = list[tuple[np.ndarray, int]]
 def layer_bounds(layer: Layer) -> tuple[float, float]:
     """Extreme values A, B of `sum_f ||s_f D_{s_f}(f * x)||^2 / ||x||^2` over real images x on the periodic grid.
 
-    D_s keeps every s-th sample along each axis; the factor s makes up for the smaller number of samples. Decimation
-    by s couples the frequencies that differ by multiples of P/s, so the operator splits into one block for each
-    frequency of the coarsest output grid, whose eigenvalues are computed exactly (power iteration underestimates
-    them). A real image sees each wavelet together with its conjugate, with weight one half each.
+    D_s keeps every s-th sample along each axis; the factor s makes up for the smaller number of
+    samples. Decimation by s couples the frequencies that differ by multiples of P/s, so the
+    operator splits into one block for each frequency of the coarsest output grid, whose eigenvalues
+    are computed exactly (power iteration underestimates them). A real image sees each wavelet
+    together with its conjugate, with weight one half each.
 
     Args:
-        layer: Pairs (filters `[t, P, Q]` in Fourier, decimation); the largest decimation is a multiple of the others.
+        layer: Pairs (filters `[t, P, Q]` in Fourier, decimation); the largest decimation is a
+            multiple of the others.
 
     Example:
         >>> layer_bounds([(np.full((1, 4, 4), 2.0), 1)])

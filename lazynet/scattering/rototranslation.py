@@ -11,7 +11,14 @@ from jaxtyping import Complex, Float, Shaped
 
 from lazynet import guards
 from lazynet.scattering.filters import Filters
-from lazynet.scattering.transform import average_maps, check_images, filter_maps, map_planes, modulus, pad_plane
+from lazynet.scattering.transform import (
+    average_maps,
+    check_images,
+    filter_maps,
+    map_planes,
+    modulus,
+    pad_plane,
+)
 from lazynet.scattering.wavelets import frequencies, lowpass, morlet_1d
 from lazynet.typing import Array, ArrayLike
 
@@ -21,8 +28,8 @@ __all__ = ["angular_filters", "rototranslation_scattering"]
 def angular_filters(L: int, scales: int = 2) -> Complex[np.ndarray, "k n n"]:
     """Circulant matrices `C_k[t, t'] = psi_k(t - t')` on the circle of n = 2 L angles: scales of Morlet, then phi.
 
-    psi_k is the one-dimensional Morlet wavelet of width 0.8 2^k steps of pi / L, phi the Gaussian of width
-    0.4 2^scales steps.
+    psi_k is the one-dimensional Morlet wavelet of width 0.8 2^k steps of pi / L, phi the Gaussian
+    of width 0.4 2^scales steps.
 
     Example:
         >>> angular_filters(4).shape
@@ -36,25 +43,30 @@ def angular_filters(L: int, scales: int = 2) -> Complex[np.ndarray, "k n n"]:
 
 
 def rototranslation_scattering(
-    x: Shaped[ArrayLike, "*batch H W"], filters: Filters, *, angular_scales: int = 2, chunk: int | None = None
+    x: Shaped[ArrayLike, "*batch H W"],
+    filters: Filters,
+    *,
+    angular_scales: int = 2,
+    chunk: int | None = None,
 ) -> Float[Array, "*batch K h w"]:
     """Averages over positions and angles of Y1 and `Y2 = |sum_t' (Y1(., t') * psi_{j2, d+t'})(u) psi_k(t - t')|`.
 
-    `Y1(u, t) = |x * psi_{j1, t}|(u)` is a function on the group of translations and rotations; the second wavelet
-    turns along with the angle t' of the first (which covers the whole circle: the wavelet of an angle plus pi is the
-    conjugate), so coefficients depend on the relative angle d only. Averaging a plain scattering transform over
-    angles is invariant too, but cannot tell whether two orientations occur in the same places; this transform can.
+    `Y1(u, t) = |x * psi_{j1, t}|(u)` is a function on the group of translations and rotations; the
+    second wavelet turns along with the angle t' of the first (which covers the whole circle: the
+    wavelet of an angle plus pi is the conjugate), so coefficients depend on the relative angle d
+    only. Averaging a plain scattering transform over angles is invariant too, but cannot tell
+    whether two orientations occur in the same places; this transform can.
 
     Args:
         x: Images of the bank's size, float32 or float64.
-        filters: From `filter_bank`; with sampling="centered" and pool="mean" the coefficients of an image turned by 90
-            degrees are exactly the same.
+        filters: From `filter_bank`; with sampling="centered" and pool="mean" the coefficients of an
+            image turned by 90 degrees are exactly the same.
         angular_scales: Number of scales of the wavelets along angles; 2^angular_scales at most 2 L.
         chunk: As for `scattering2d`.
 
     Returns:
-        1 + J + (J (J-1) / 2) L (angular_scales + 1) coefficients: order 0; order 1 by scale; order 2 nested as
-        (j1, j2, d, k), k = angular_scales being the low-pass along angles.
+        1 + J + (J (J-1) / 2) L (angular_scales + 1) coefficients: order 0; order 1 by scale; order
+        2 nested as (j1, j2, d, k), k = angular_scales being the low-pass along angles.
 
     Raises:
         ValueError: If x has another spatial size, or there are too many angular scales.
@@ -66,7 +78,8 @@ def rototranslation_scattering(
         >>> rototranslation_scattering(jnp.ones((16, 16)), filter_bank((16, 16), 2, 4)).shape
         (15, 4, 4)
 
-    Source: Sifre and Mallat, "Rotation, scaling and deformation invariant scattering for texture discrimination", 2013.
+    Source: Sifre and Mallat, "Rotation, scaling and deformation invariant scattering for texture
+    discrimination", 2013.
     """
     check_images(x, filters)
     guards.count(

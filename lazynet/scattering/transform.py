@@ -18,7 +18,9 @@ from lazynet.typing import Array, ArrayLike
 __all__ = ["Path", "scattering2d", "scattering2d_nhwc", "scattering_paths", "wavelet_coefficients"]
 
 _ACCELERATOR_BYTES = 2**31  # temporaries of one chunk of images on an accelerator
-_SMALL_GRID = 64**2  # frequencies up to which adding quarters is faster on a CPU than a strided mean
+_SMALL_GRID = (
+    64**2
+)  # frequencies up to which adding quarters is faster on a CPU than a strided mean
 
 
 class Path(NamedTuple):
@@ -48,29 +50,40 @@ def scattering_paths(J: int, L: int = 8, max_order: int = 2) -> tuple[Path, ...]
     J, L = guards.count("J", J), guards.count("L", L)
     check_max_order(max_order)
     first = [Path(1, (j,), (t,)) for j in range(J) for t in range(L)]
-    second = [Path(2, (*p.j, j), (*p.theta, t)) for p in first for j in range(p.j[0] + 1, J) for t in range(L)]
+    second = [
+        Path(2, (*p.j, j), (*p.theta, t))
+        for p in first
+        for j in range(p.j[0] + 1, J)
+        for t in range(L)
+    ]
     return (Path(0, (), ()), *(first if max_order > 0 else []), *(second if max_order > 1 else []))
 
 
 def scattering2d(
-    x: Shaped[ArrayLike, "*batch H W"], filters: Filters, *, max_order: int = 2, chunk: int | None = None
+    x: Shaped[ArrayLike, "*batch H W"],
+    filters: Filters,
+    *,
+    max_order: int = 2,
+    chunk: int | None = None,
 ) -> Float[Array, "*batch K h w"]:
     """`S x = [x * phi, |x * psi_1| * phi, ||x * psi_1| * psi_2| * phi]` decimated by 2^J, on [..., H, W].
 
-    Stable to translations below 2^J pixels and to small deformations, without learning. Channels are batch axes: every
-    image plane is transformed by itself. Differentiable with finite gradients everywhere (zero and constant images
-    included); works under `jit`, `grad`, `jvp` and `vmap`, and is jitted by itself. Dtype of the output: that of x.
+    Stable to translations below 2^J pixels and to small deformations, without learning. Channels
+    are batch axes: every image plane is transformed by itself. Differentiable with finite gradients
+    everywhere (zero and constant images included); works under `jit`, `grad`, `jvp` and `vmap`, and
+    is jitted by itself. Dtype of the output: that of x.
 
     Args:
-        x: Images of the bank's size, float32 or float64; any number of batch axes, possibly of length 0.
+        x: Images of the bank's size, float32 or float64; any number of batch axes, possibly of
+            length 0.
         filters: From `filter_bank`. Its arrays may be traced, so filters can be learned.
         max_order: 0, 1 or 2.
-        chunk: Planes transformed at a time. None: one on a CPU, where the working set then stays in cache, and as many
-            as fit 2 GiB of temporaries elsewhere.
+        chunk: Planes transformed at a time. None: one on a CPU, where the working set then stays in
+            cache, and as many as fit 2 GiB of temporaries elsewhere.
 
     Returns:
-        K coefficients in the order of `scattering_paths(J, L, max_order)`; h = H // 2^J and w = W // 2^J (1 x 1 with
-        pool="mean").
+        K coefficients in the order of `scattering_paths(J, L, max_order)`; h = H // 2^J and w = W
+        // 2^J (1 x 1 with pool="mean").
 
     Raises:
         ValueError: If x has another spatial size, or max_order is not 0, 1 or 2.
@@ -91,7 +104,11 @@ def scattering2d(
 
 
 def scattering2d_nhwc(
-    x: Shaped[ArrayLike, "*batch H W C"], filters: Filters, *, max_order: int = 2, chunk: int | None = None
+    x: Shaped[ArrayLike, "*batch H W C"],
+    filters: Filters,
+    *,
+    max_order: int = 2,
+    chunk: int | None = None,
 ) -> Float[Array, "*batch h w CK"]:
     """`scattering2d` for channels-last images, [..., H, W, C] -> [..., h, w, C K], the layout of networks.
 
@@ -111,7 +128,9 @@ def scattering2d_nhwc(
     """
     check_floating(x)
     if x.ndim < 3:
-        raise ValueError(f"x has shape {x.shape}, expected channels last, [..., H, W, C]: write x[..., None]")
+        raise ValueError(
+            f"x has shape {x.shape}, expected channels last, [..., H, W, C]: write x[..., None]"
+        )
     planes = jnp.moveaxis(jnp.asarray(x), -1, -3)
     coefficients = scattering2d(planes, filters, max_order=max_order, chunk=chunk)
     *batch, channels, paths, height, width = coefficients.shape
@@ -123,8 +142,8 @@ def wavelet_coefficients(
 ) -> tuple[Complex[Array, "*batch L P Q"], ...]:
     """The complex coefficients `x * psi_{j,theta}` decimated by 2^j, one array [..., L, P/2^j, Q/2^j] per scale j.
 
-    Their moduli are the first layer of `scattering2d`; their phases are what a modulus throws away. Maps cover the
-    padded image.
+    Their moduli are the first layer of `scattering2d`; their phases are what a modulus throws away.
+    Maps cover the padded image.
 
     Args:
         x: Images of the bank's size, float32 or float64.
@@ -155,8 +174,15 @@ def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
     x, filters = jnp.asarray(x), _cast(filters, x.dtype)
     *batch, height, width = x.shape
     planes = x.reshape(-1, height, width)
-    chunk, each = chunk or _default_chunk(filters, x.dtype.itemsize), partial(transform, filters=filters)
-    many = jax.vmap(each)(planes) if len(planes) <= chunk else jax.lax.map(each, planes, batch_size=chunk)
+    chunk, each = (
+        chunk or _default_chunk(filters, x.dtype.itemsize),
+        partial(transform, filters=filters),
+    )
+    many = (
+        jax.vmap(each)(planes)
+        if len(planes) <= chunk
+        else jax.lax.map(each, planes, batch_size=chunk)
+    )
     return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), many)
 
 
@@ -168,8 +194,8 @@ def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
 def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
     """All coefficients [K, h, w] of one image plane, scale by scale.
 
-    The first-order maps of scale j and the second-order maps whose second wavelet has scale j live on the same grid:
-    they share one inverse FFT, one modulus and one average.
+    The first-order maps of scale j and the second-order maps whose second wavelet has scale j live
+    on the same grid: they share one inverse FFT, one modulus and one average.
     """
     x = pad_plane(x, filters)
     zeroth, first, second = average_maps(x, filters.average[0])[None], [], []
@@ -184,10 +210,14 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
         maps = modulus(jnp.fft.ifft2(jnp.concatenate(filtered)))
         averages = average_maps(maps, filters.average[j])
         first.append(averages[: filters.L])
-        second.append(averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:]))
+        second.append(
+            averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:])
+        )
         if max_order > 1 and j < filters.J - 1:
             moduli.append(jnp.fft.fft2(maps[: filters.L]))
-    return jnp.concatenate([zeroth, *first, *(_by_first_wavelet(second, j1) for j1 in range(len(moduli)))])
+    return jnp.concatenate(
+        [zeroth, *first, *(_by_first_wavelet(second, j1) for j1 in range(len(moduli)))]
+    )
 
 
 def _by_first_wavelet(second: list[Array], j1: int) -> Array:
@@ -207,8 +237,8 @@ def pad_plane(x: Array, filters: Filters) -> Array:
 def modulus(z: Array) -> Array:
     """`|z|`, with derivative zero at zero and `Re(conj(u) dz)` elsewhere, u = z / |z|.
 
-    u comes from z divided by its largest part first: for maps of size 1e-15 the squares in |z| would leave the range of
-    single precision, and second derivatives with them.
+    u comes from z divided by its largest part first: for maps of size 1e-15 the squares in |z|
+    would leave the range of single precision, and second derivatives with them.
     """
     return jnp.abs(z)
 
@@ -228,18 +258,24 @@ def _modulus_jvp(primals, tangents):
 def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
     """Fourier transform of maps [..., 1, P, Q] of a level convolved with psi_j and decimated: [..., L, P', Q'].
 
-    Decimation is the mean over the frequencies that alias to the same one. Those outside the band of psi_j do not
-    contribute and are cropped first.
+    Decimation is the mean over the frequencies that alias to the same one. Those outside the band
+    of psi_j do not contribute and are cropped first.
     """
     wave, step = filters.psi[level][j], 2 ** (j - level)
     wave = wave.reshape((1,) * (spectrum.ndim - wave.ndim) + wave.shape)
     levels = filters.band[j] - level
     if levels > 0:
-        spectrum, wave, step = _crop(spectrum, levels), _crop(wave, levels) / 4**levels, step >> levels
+        spectrum, wave, step = (
+            _crop(spectrum, levels),
+            _crop(wave, levels) / 4**levels,
+            step >> levels,
+        )
     if jnp.iscomplexobj(wave):
         return _alias(spectrum * wave, step)
     if 1 < step <= 4 and wave.shape[-1] * wave.shape[-2] <= _SMALL_GRID:
-        return jax.lax.complex(*(_alias_by_quarters(part, wave, step) for part in (spectrum.real, spectrum.imag)))
+        return jax.lax.complex(
+            *(_alias_by_quarters(part, wave, step) for part in (spectrum.real, spectrum.imag))
+        )
     return _alias(jax.lax.complex(spectrum.real * wave, spectrum.imag * wave), step)
 
 
@@ -248,7 +284,9 @@ def _crop(spectrum: Array, levels: int) -> Array:
     for axis in (-2, -1):
         n = spectrum.shape[axis] >> levels
         low = jax.lax.slice_in_dim(spectrum, 0, (n + 1) // 2, axis=axis)
-        high = jax.lax.slice_in_dim(spectrum, spectrum.shape[axis] - n // 2, spectrum.shape[axis], axis=axis)
+        high = jax.lax.slice_in_dim(
+            spectrum, spectrum.shape[axis] - n // 2, spectrum.shape[axis], axis=axis
+        )
         spectrum = jnp.concatenate([low, high], axis)
     return spectrum
 
@@ -274,13 +312,19 @@ def _add(parts: list[Array]) -> Array:
 def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
     """`A u A'^T` at full precision: the averaged, decimated and cropped map."""
     rows, columns = matrices
-    narrow = jnp.matmul(u.reshape(-1, u.shape[-1]), columns.T, precision="highest")  # one product for all maps
-    return jnp.einsum("hp,...pw->...hw", rows, narrow.reshape(*u.shape[:-1], -1), precision="highest")
+    narrow = jnp.matmul(
+        u.reshape(-1, u.shape[-1]), columns.T, precision="highest"
+    )  # one product for all maps
+    return jnp.einsum(
+        "hp,...pw->...hw", rows, narrow.reshape(*u.shape[:-1], -1), precision="highest"
+    )
 
 
 def _cast(filters: Filters, dtype) -> Filters:
     complex_dtype = np.result_type(dtype, np.complex64)
-    return jax.tree.map(lambda a: jnp.asarray(a, complex_dtype if jnp.iscomplexobj(a) else dtype), filters)
+    return jax.tree.map(
+        lambda a: jnp.asarray(a, complex_dtype if jnp.iscomplexobj(a) else dtype), filters
+    )
 
 
 def _default_chunk(filters: Filters, itemsize: int) -> int:
@@ -298,10 +342,14 @@ def check_max_order(max_order: int) -> None:
 def check_images(x: ArrayLike, filters: Filters) -> None:
     """Refuses images that do not fit the bank or are not finite, with the remedy."""
     if not isinstance(filters, Filters):
-        raise TypeError(f"filters got {type(filters).__name__}, expected Filters: make them by filter_bank(shape, J).")
+        raise TypeError(
+            f"filters got {type(filters).__name__}, expected Filters: make them by filter_bank(shape, J)."
+        )
     check_floating(x)
     margins = filters.margins if filters.padding == "given" else ((0, 0), (0, 0))
-    expected = tuple(size + sum(margin) for size, margin in zip(filters.shape, margins, strict=True))
+    expected = tuple(
+        size + sum(margin) for size, margin in zip(filters.shape, margins, strict=True)
+    )
     if x.ndim < 2 or tuple(x.shape[-2:]) != expected:
         raise ValueError(
             f"x got shape {x.shape}, expected that of filters for images [..., {expected[0]}, {expected[1]}]"

@@ -1,8 +1,8 @@
 """Morlet and Gabor wavelets in closed form on the DFT grid: lattice sums of Gaussians, evaluated in float64.
 
-A wavelet sampled on the integer grid has the Fourier transform `sum_m psi(omega + 2 pi m)`, m in Z^2 (Poisson), and
-so is known without sampling it in space: no spatial tiling and no FFT. Frequencies are in radians per pixel of the
-full-resolution image.
+A wavelet sampled on the integer grid has the Fourier transform `sum_m psi(omega + 2 pi m)`, m in
+Z^2 (Poisson), and so is known without sampling it in space: no spatial tiling and no FFT.
+Frequencies are in radians per pixel of the full-resolution image.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ wavelets of scale j and angles `theta [L]`; real or complex."""
 def angles(L: int) -> Float[np.ndarray, " L"]:
     """Angles `theta_t = (ceil(L/2) - 1 - t) pi / L`, t = 0 .. L-1, in radians, as kymatio orders them.
 
-    They cover a half circle: the wavelet of angle theta + pi is the conjugate of the one of angle theta, and has the
-    same modulus on real images.
+    They cover a half circle: the wavelet of angle theta + pi is the conjugate of the one of angle
+    theta, and has the same modulus on real images.
 
     Example:
         >>> np.round(angles(4) / np.pi, 2).tolist()
@@ -79,8 +79,9 @@ def frequencies(n: int) -> Float[np.ndarray, " n"]:
 def gabor(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[np.ndarray, "L P Q"]:
     """Gabor wavelets `G(omega) = sum_m exp(-|D R_theta^T (omega + 2 pi m - xi_j e_theta)|^2 / 2)`, m in Z^2.
 
-    D = diag(sigma_j, sigma_j L / SLANT) with sigma_j = WIDTH 2^j, and xi_j = CENTER_FREQUENCY / 2^j. Their mean is
-    small but not zero, so averages of their moduli depend on the image's mean; `morlet` repairs that.
+    D = diag(sigma_j, sigma_j L / SLANT) with sigma_j = WIDTH 2^j, and xi_j = CENTER_FREQUENCY /
+    2^j. Their mean is small but not zero, so averages of their moduli depend on the image's mean;
+    `morlet` repairs that.
 
     Args:
         w0: Frequencies along rows, `[P, 1]`, in [-pi, pi].
@@ -118,7 +119,12 @@ def morlet(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[n
     if w0.flat[0] == 0 and w1.flat[0] == 0:  # a DFT grid has the origin
         return wave - wave[:, :1, :1] / envelope[:, :1, :1] * envelope
     zero = np.zeros((1, 1))
-    return wave - _lattice_sum(zero, zero, j, theta, xi) / _lattice_sum(zero, zero, j, theta, 0.0) * envelope
+    return (
+        wave
+        - _lattice_sum(zero, zero, j, theta, xi)
+        / _lattice_sum(zero, zero, j, theta, 0.0)
+        * envelope
+    )
 
 
 def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
@@ -131,7 +137,8 @@ def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
     sigma, xi = WIDTH * 2**j, CENTER_FREQUENCY / 2**j
     at = np.append(w, 0.0)
     wave, envelope = (
-        np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0) for center in (xi, 0.0)
+        np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0)
+        for center in (xi, 0.0)
     )
     return (wave - wave[-1] / envelope[-1] * envelope)[:-1]
 
@@ -149,7 +156,9 @@ def lowpass(w: Shaped[np.ndarray, " n"], J: int) -> Float[np.ndarray, " n"]:
     return np.exp(-0.5 * (sigma * _periods(w, 0.0, _CUTOFF / sigma)) ** 2).sum(0)
 
 
-def _lattice_sum(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray, xi: float) -> np.ndarray:
+def _lattice_sum(
+    w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray, xi: float
+) -> np.ndarray:
     """`sum_m exp(-|D R_theta^T (omega + 2 pi m - xi e_theta)|^2 / 2)` at every (theta, w0, w1)."""
     along = WIDTH * 2**j
     across = along * len(theta) / SLANT
@@ -164,7 +173,9 @@ def _lattice_sum(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray, xi: 
     return np.stack(list(sums.values()))
 
 
-def _one_lattice_sum(w0: np.ndarray, w1: np.ndarray, along: float, across: float, angle: float, xi: float):
+def _one_lattice_sum(
+    w0: np.ndarray, w1: np.ndarray, along: float, across: float, angle: float, xi: float
+):
     cos, sin = math.cos(angle), math.sin(angle)
     u = _periods(w0, xi * cos, _CUTOFF * math.hypot(cos / along, sin / across))
     v = _periods(w1, xi * sin, _CUTOFF * math.hypot(sin / along, cos / across))

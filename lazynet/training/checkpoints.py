@@ -1,7 +1,8 @@
 """Checkpoints of arrays that are sharded over processes, by orbax, each process writing its own part.
 
-Orbax has checksums for its index but not for large arrays, of which it loads a flipped bit without a word. A finished
-checkpoint therefore holds a file of the digests of all others, written last: one without it is not complete.
+Orbax has checksums for its index but not for large arrays, of which it loads a flipped bit without
+a word. A finished checkpoint therefore holds a file of the digests of all others, written last: one
+without it is not complete.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ DIGESTS = "SHA256SUMS"
 def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2) -> None:
     """Writes the state of training to `folder/<step>`, which appears complete or not at all, and waits for the disk.
 
-    All processes call it together, with a folder that all of them see. Arrays of a single host need no orbax: an
-    `.npz` file of the leaves does.
+    All processes call it together, with a folder that all of them see. Arrays of a single host need
+    no orbax: an `.npz` file of the leaves does.
 
     Args:
         folder: Holds one folder for each of the newest steps.
@@ -56,7 +57,9 @@ def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2)
         _delete(manager, set(manager.all_steps()) - set(complete))
         manager.save(
             int(state.step),
-            args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)),
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave(arrays), progress=ocp.args.JsonSave(progress)
+            ),
         )
         manager.wait_until_finished()
         _finish(Path(folder, str(int(state.step))))
@@ -68,13 +71,14 @@ def load_sharded(folder: str | os.PathLike, example: TrainState) -> TrainState:
 
     Args:
         folder: Where `save_sharded` wrote.
-        example: A state of the same training, such as its start: gives structure, shapes, types and shardings, which
-            may differ from those of the writer.
+        example: A state of the same training, such as its start: gives structure, shapes, types and
+            shardings, which may differ from those of the writer.
 
     Raises:
         ImportError: If orbax-checkpoint is not installed.
         FileNotFoundError: If the folder holds no complete checkpoint.
-        ValueError: If one of its files is not what was written, whose name and the step to go on from are told.
+        ValueError: If one of its files is not what was written, whose name and the step to go on
+            from are told.
 
     Example:
         >>> load_sharded("checkpoints", TrainState(0, 0.0, {}, ()))  # doctest: +SKIP
@@ -82,17 +86,23 @@ def load_sharded(folder: str | os.PathLike, example: TrainState) -> TrainState:
     ocp = _orbax()
     folder = given_path("folder", folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{str(folder)!r} does not exist, expected a folder written by save_sharded.")
+        raise FileNotFoundError(
+            f"{str(folder)!r} does not exist, expected a folder written by save_sharded."
+        )
     with _manager(ocp, folder) as manager:
         complete = _complete(manager, folder)
         if not complete:
-            raise FileNotFoundError(f"{str(folder)!r} holds no complete checkpoint: start training without one.")
+            raise FileNotFoundError(
+                f"{str(folder)!r} holds no complete checkpoint: start training without one."
+            )
         *earlier, step = complete
         _check(Path(folder, str(step)), earlier)
         arrays = {"params": example.params, "opt_state": example.opt_state}
         stored = manager.restore(
             step,
-            args=ocp.args.Composite(arrays=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()),
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()
+            ),
         )
     arrays, progress = stored["arrays"], stored["progress"]
     time = float.fromhex(progress["time"])
@@ -129,7 +139,9 @@ def _finish(place: Path) -> None:
 
     if jax.process_index() == 0:
         files = sorted(path for path in place.rglob("*") if path.is_file())
-        text = "\n".join(f"{_digest(path)}  {path.relative_to(place).as_posix()}" for path in files).encode()
+        text = "\n".join(
+            f"{_digest(path)}  {path.relative_to(place).as_posix()}" for path in files
+        ).encode()
         temporary = place / f"{DIGESTS}.partial"
         with naming(place / DIGESTS), open(temporary, "wb") as file:
             file.write(text + b"\n" + _sha256(text))
@@ -143,8 +155,14 @@ def _check(place: Path, earlier: list[int]) -> None:
     """Reads all files of a checkpoint once more than loading does."""
     damaged = _damaged(place)
     if damaged is not None:
-        way_out = f"go on from step {earlier[-1]}, the one before" if earlier else "start training without one"
-        raise ValueError(f"{str(damaged)!r} is damaged, cut off or missing: delete {str(place)!r} to {way_out}.")
+        way_out = (
+            f"go on from step {earlier[-1]}, the one before"
+            if earlier
+            else "start training without one"
+        )
+        raise ValueError(
+            f"{str(damaged)!r} is damaged, cut off or missing: delete {str(place)!r} to {way_out}."
+        )
 
 
 def _damaged(place: Path) -> Path | None:

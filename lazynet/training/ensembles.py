@@ -64,13 +64,15 @@ def train_ensemble(
 ) -> EnsembleCurve:
     """Trains networks from r initializations, `train` for each of them, by one vectorized step.
 
-    By default the linearized network of every initialization. As the width grows, the moments of their outputs tend
-    to those of `dynamics.trained_ensemble`, initial outputs and their covariance included. Convolutional networks
-    are faster by a loop over `train` on a CPU: vectorized over weights, their convolutions are grouped ones.
+    By default the linearized network of every initialization. As the width grows, the moments of
+    their outputs tend to those of `dynamics.trained_ensemble`, initial outputs and their covariance
+    included. Convolutional networks are faster by a loop over `train` on a CPU: vectorized over
+    weights, their convolutions are grouped ones.
 
     Args:
         apply: Model h.
-        params: Initializations along a leading axis of the leaves: `jax.vmap(model.init, (0, None))(keys, x)`.
+        params: Initializations along a leading axis of the leaves: `jax.vmap(model.init, (0,
+            None))(keys, x)`.
         data: Training examples.
         optimizer: From `sgd(momentum)`.
         key: Network i draws its batches by `jax.random.split(key, r)[i]`, in the order of `train`.
@@ -78,13 +80,14 @@ def train_ensemble(
         learning_rate: Step size.
         x: Inputs at which to record outputs.
         loss: Loss averaged over examples.
-        transform: What to train, a function of `(apply, params0)`: `linearize`, `center`, `partial(lazy, alpha=10.0)`,
-            or `lambda apply, params0: apply` for the network itself.
+        transform: What to train, a function of `(apply, params0)`: `linearize`, `center`,
+            `partial(lazy, alpha=10.0)`, or `lambda apply, params0: apply` for the network itself.
         batch_size: Examples per step; None for full batch.
 
     Raises:
-        ValueError: If the batch size is out of range, steps do not increase, the rate is negative, the leaves of params
-            do not share a leading axis, data are inconsistent or not finite, or targets of another kind than the loss.
+        ValueError: If the batch size is out of range, steps do not increase, the rate is negative,
+            the leaves of params do not share a leading axis, data are inconsistent or not finite,
+            or targets of another kind than the loss.
         TypeError: For numbers, data or weights of a wrong type.
 
     Example:
@@ -95,11 +98,14 @@ def train_ensemble(
         >>> train_ensemble(lambda w, x: x @ w, starts, data, sgd(), **settings).outputs[..., 0, 0].tolist()
         [[0.0, 2.0], [0.5, 1.5]]
 
-    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under gradient descent.
+    Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
+    gradient descent.
     """
     steps, n = guards.steps(save_at), len(data.x)
     every = "None takes all examples"
-    batch_size = n if batch_size is None else guards.count("batch_size", batch_size, at_most=n, fix=every)
+    batch_size = (
+        n if batch_size is None else guards.count("batch_size", batch_size, at_most=n, fix=every)
+    )
     learning_rate = _rate(optimizer, learning_rate)
     check_data(data)
     check_labels(loss, data.y, "data.y")
@@ -118,7 +124,9 @@ def train_ensemble(
             epoch, batch = divmod(step, n // batch_size)
             if batch == 0 or order is None:
                 order = _orders(keys, epoch, n) if batch_size < n else jnp.zeros((members, 0), int)
-            trained, state = _step(*static, function, params, trained, state, data, order, batch, learning_rate)
+            trained, state = _step(
+                *static, function, params, trained, state, data, order, batch, learning_rate
+            )
             step += 1
         outputs.append(np.asarray(_outputs(transform, function, params, trained, x)))
     time = learning_rate * np.asarray(steps) / (1 - optimizer.momentum)
@@ -128,8 +136,9 @@ def train_ensemble(
 def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
     """Mean and covariance over the r networks of an ensemble: `1/k sum_a Cov(f_a(x_i), f_a(x_j))`.
 
-    Outputs of wide networks are independent with the same covariance, so that it is averaged over them. The standard
-    error of the mean is the root of `covariance / r`, that of a covariance of a Gaussian about `sqrt(2 / (r k))` of it.
+    Outputs of wide networks are independent with the same covariance, so that it is averaged over
+    them. The standard error of the mean is the root of `covariance / r`, that of a covariance of a
+    Gaussian about `sqrt(2 / (r k))` of it.
 
     Args:
         outputs: Outputs of at least 2 networks, with any leading axes such as times.
@@ -146,11 +155,15 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
     """
     values = np.asarray(guards.numbers("outputs", outputs), np.float64)
     if values.ndim < 3 or not values.size:
-        raise ValueError(f"outputs of shape {values.shape}, expected [..., networks, examples, k], none of them empty.")
+        raise ValueError(
+            f"outputs of shape {values.shape}, expected [..., networks, examples, k], none of them empty."
+        )
     guards.finite("outputs", values, "leave out the networks that diverged")
     members, outputs_each = values.shape[-3], values.shape[-1]
     if members < 2:
-        raise ValueError(f"outputs of {members} network, expected at least 2: a covariance needs a difference.")
+        raise ValueError(
+            f"outputs of {members} network, expected at least 2: a covariance needs a difference."
+        )
     mean = values.mean(axis=-3)
     centered = values - mean[..., None, :, :]
     covariance = np.einsum("...rik,...rjk->...ij", centered, centered, optimize=True)
@@ -158,10 +171,25 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
 
 
 @functools.partial(PerFunction, by=(0, 1, 2, 4), static_argnums=(0, 1, 2, 3))
-def _step(transform, loss, optimizer, batch_size, apply, params0, params, state, data, orders, batch, learning_rate):
+def _step(
+    transform,
+    loss,
+    optimizer,
+    batch_size,
+    apply,
+    params0,
+    params,
+    state,
+    data,
+    orders,
+    batch,
+    learning_rate,
+):
     def step_one(params0, params, state, order):
         goal = objective(transform(apply, params0), loss)
-        rows = lax.dynamic_slice(order, (batch * batch_size,), (batch_size,)) if order.size else None
+        rows = (
+            lax.dynamic_slice(order, (batch * batch_size,), (batch_size,)) if order.size else None
+        )
         examples = data if rows is None else Data(data.x[rows], data.y[rows])
         updates, after = optimizer.update(jax.grad(goal.value)(params, examples), state, params)
         return trees.add_scaled(params, learning_rate, updates), after
@@ -185,7 +213,9 @@ def _rate(optimizer, learning_rate):
             f"optimizer got {optimizer!r}, expected sgd(momentum): train takes others, one network at a time."
         )
     if callable(learning_rate):
-        raise TypeError(f"learning_rate got {learning_rate!r}, expected a number: train takes functions of the step.")
+        raise TypeError(
+            f"learning_rate got {learning_rate!r}, expected a number: train takes functions of the step."
+        )
     return step_sizes(optimizer, learning_rate)(0)
 
 
@@ -209,5 +239,7 @@ def _members(params):
             f"params has leaves with leading axes {sorted(sizes)}, expected one axis of initializations for all: "
             "jax.vmap(model.init, (0, None))(keys, x)."
         )
-    guards.finite("params", params, "training starts from finite weights, look where these were made")
+    guards.finite(
+        "params", params, "training starts from finite weights, look where these were made"
+    )
     return sizes.pop()

@@ -1,8 +1,9 @@
 """Training: a host loop over one compiled step, with records at chosen steps.
 
-The loop stays on the host because a convolution inside `lax.scan` is 11 to 100 times slower on CPU. The objective
-(with its initialization and alpha) and the learning rate are arguments of the step, so a sweep over them compiles
-once; make the optimizer and the augmentation once as well, or use `sgd`, which compares by value.
+The loop stays on the host because a convolution inside `lax.scan` is 11 to 100 times slower on CPU.
+The objective (with its initialization and alpha) and the learning rate are arguments of the step,
+so a sweep over them compiles once; make the optimizer and the augmentation once as well, or use
+`sgd`, which compares by value.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from lazynet.records import Data, Trajectory
 from lazynet.training.optimizers import SGD, Schedule, UnitRate, check_optimizer, sgd, step_sizes
 from lazynet.training.resume import TrainState, check_curve, check_names, check_state
 from lazynet.training.sharding import first_shards, place, replicated
-from lazynet.training.step import Augment, Plan, Source, advance, check_plan, epoch_order, placed_data
+from lazynet.training.step import (
+    Augment,
+    Plan,
+    Source,
+    advance,
+    check_plan,
+    epoch_order,
+    placed_data,
+)
 from lazynet.typing import Array, Params
 
 __all__ = ["SGD", "TrainState", "evaluate", "log_spaced", "sgd", "snapshots", "train"]
@@ -64,38 +73,47 @@ def train(
 ) -> Trajectory:
     """Training curve of `w <- w + learning_rate * update(grad R(w))`, recorded at the steps `save_at`.
 
-    Metrics are `train_loss`, `train_accuracy`, and with `test` also `test_loss`, `test_accuracy`, on whole data sets
-    and without the objective's weight. Training stops at the first recorded non-finite train loss, which is a result
-    (`diverged_at`) and not an exception.
+    Metrics are `train_loss`, `train_accuracy`, and with `test` also `test_loss`, `test_accuracy`,
+    on whole data sets and without the objective's weight. Training stops at the first recorded
+    non-finite train loss, which is a result (`diverged_at`) and not an exception.
 
     Args:
         objective: From `objective(apply, loss)`.
         params: Start; None for a lazy function, whose displacement u starts at zero.
         data: Training set.
-        optimizer: `sgd(...)`; any optax transformation, with a learning rate of its own; or `unit_rate(...)` of one.
-        key: Draws the batches: epoch e is the permutation of `fold_in(key, e)`, its incomplete last batch is dropped.
-        save_at: Strictly increasing steps to record, 0 included if wanted; the last one ends the training.
-        learning_rate: A number, or a function of the step (an optax schedule): finite and >= 0. None for an optax
-            transformation, whose own rate nothing multiplies; the `time` of its curve is the number of steps.
+        optimizer: `sgd(...)`; any optax transformation, with a learning rate of its own; or
+            `unit_rate(...)` of one.
+        key: Draws the batches: epoch e is the permutation of `fold_in(key, e)`, its incomplete last
+            batch is dropped.
+        save_at: Strictly increasing steps to record, 0 included if wanted; the last one ends the
+            training.
+        learning_rate: A number, or a function of the step (an optax schedule): finite and >= 0.
+            None for an optax transformation, whose own rate nothing multiplies; the `time` of its
+            curve is the number of steps.
         batch_size: Examples per step; None for full batch.
-        microbatches: Parts of a batch whose gradients are averaged one after the other, for less memory.
-        augment: `augment(key, x) -> x`, applied to every batch and to no evaluation; its key is a function of `key`
-            and the step. For instance `datasets.crop_and_flip`.
-        sharding: From `data_parallel()`: divides every batch over devices and processes. Each device holds all
-            examples, or its part of a full batch; what is returned is on this process's first device.
+        microbatches: Parts of a batch whose gradients are averaged one after the other, for less
+            memory.
+        augment: `augment(key, x) -> x`, applied to every batch and to no evaluation; its key is a
+            function of `key` and the step. For instance `datasets.crop_and_flip`.
+        sharding: From `data_parallel()`: divides every batch over devices and processes. Each
+            device holds all examples, or its part of a full batch; what is returned is on this
+            process's first device.
         test: Test set.
-        measure: `measure(params) -> {name: number}`, recorded next to the losses, the same names every time.
-        on_save: Called with the state and the curve so far after every record, for progress bars and checkpoints.
-        resume: The last pair that `on_save` got: goes on from there, bit-identically. A training that had diverged has
-            ended: its curve is returned.
+        measure: `measure(params) -> {name: number}`, recorded next to the losses, the same names
+            every time.
+        on_save: Called with the state and the curve so far after every record, for progress bars
+            and checkpoints.
+        resume: The last pair that `on_save` got: goes on from there, bit-identically. A training
+            that had diverged has ended: its curve is returned.
 
     Returns:
         The curve, with the final parameters in `params`.
 
     Raises:
-        ValueError: For inconsistent data, batch size, steps, rates or targets; if a batch does not divide evenly over
-            microbatches and devices; if `params` is the initialization of a lazy function; if the optimizer is not
-            covariant and the function is lazy; if `resume` is of another training; if a measure takes a name of ours.
+        ValueError: For inconsistent data, batch size, steps, rates or targets; if a batch does not
+            divide evenly over microbatches and devices; if `params` is the initialization of a lazy
+            function; if the optimizer is not covariant and the function is lazy; if `resume` is of
+            another training; if a measure takes a name of ours.
         TypeError: For numbers, data or weights of a wrong type.
 
     Example:
@@ -112,7 +130,9 @@ def train(
     if resume is not None and _pair(resume)[1].diverged_at is not None:
         return resume[1]._replace(params=resume[0].params)
     plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
-    run = _prepared(plan, objective, params, data, learning_rate, None if resume is None else resume[0])
+    run = _prepared(
+        plan, objective, params, data, learning_rate, None if resume is None else resume[0]
+    )
     parts = {"train": data} | ({} if test is None else {"test": test})
     for name, part in parts.items():
         _check_part(objective, run.state.params, part, name)
@@ -165,7 +185,12 @@ def snapshots(
 
 
 def evaluate(
-    objective: Objective, params: Params, data: Data, *, batch_size: int = CHUNK, sharding: NamedSharding | None = None
+    objective: Objective,
+    params: Params,
+    data: Data,
+    *,
+    batch_size: int = CHUNK,
+    sharding: NamedSharding | None = None,
 ) -> dict[str, float]:
     """Mean loss and accuracy on a whole data set, `{"loss": ..., "accuracy": ...}`, evaluated in chunks.
 
@@ -177,8 +202,8 @@ def evaluate(
         sharding: From `data_parallel()`: divides the chunks over devices.
 
     Raises:
-        ValueError: For inconsistent data, targets of another kind than the loss is made for, a batch size below 1, or
-            if `params` is the initialization of a lazy function.
+        ValueError: For inconsistent data, targets of another kind than the loss is made for, a
+            batch size below 1, or if `params` is the initialization of a lazy function.
         TypeError: For data or a batch size of a wrong type.
 
     Example:
@@ -199,7 +224,8 @@ def log_spaced(n_steps: int, n_points: int) -> list[int]:
 
     Args:
         n_steps: Last step.
-        n_points: At most this many records, the last of them `n_steps`: one is that alone, two begin at 0.
+        n_points: At most this many records, the last of them `n_steps`: one is that alone, two
+            begin at 0.
 
     Raises:
         ValueError: If `n_steps` is negative, or `n_points` is below 1.
@@ -233,7 +259,9 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Ru
     check_data(data)
     n, every = len(data.x), "None takes all examples"
     whole = plan.batch_size is None
-    plan = plan._replace(batch_size=n if whole else guards.count("batch_size", plan.batch_size, at_most=n, fix=every))
+    plan = plan._replace(
+        batch_size=n if whole else guards.count("batch_size", plan.batch_size, at_most=n, fix=every)
+    )
     check_plan(plan)
     check_labels(objective.loss, data.y, "data.y")
     check_optimizer(objective, plan.optimizer)
@@ -241,7 +269,9 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Ru
         state = _start(objective, params, plan.optimizer)
     else:
         lazy_function = lazy_part(objective.apply)
-        state = check_state(resume, params if lazy_function is None else lazy_function.args[1], plan.optimizer)
+        state = check_state(
+            resume, params if lazy_function is None else lazy_function.args[1], plan.optimizer
+        )
     return _Run(plan, objective, state, placed_data(plan, data), rate)
 
 
@@ -264,16 +294,27 @@ def _start(objective, params, optimizer):
 def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
     plan, objective, state, data, learning_rate = run
     everywhere = None if plan.sharding is None else replicated(plan.sharding)
-    draws = None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
-    step, time, params, opt_state = state.step, state.time, *_copied((state.params, state.opt_state))
+    draws = (
+        None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
+    )
+    step, time, params, opt_state = (
+        state.step,
+        state.time,
+        *_copied((state.params, state.opt_state)),
+    )
     objective, params, opt_state = place((objective, params, opt_state), everywhere)
-    damping, per_epoch = 1 - getattr(plan.optimizer, "momentum", 0.0), len(data.x) // plan.batch_size
+    damping, per_epoch = (
+        1 - getattr(plan.optimizer, "momentum", 0.0),
+        len(data.x) // plan.batch_size,
+    )
     epoch, source = None, Source(data, None, draws)
     for last in steps:
         while step < last:
             if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
                 epoch = step // per_epoch
-                source = source._replace(order=epoch_order(plan, jax.random.fold_in(key, epoch), len(data.x)))
+                source = source._replace(
+                    order=epoch_order(plan, jax.random.fold_in(key, epoch), len(data.x))
+                )
             rate = learning_rate(step)
             params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
             step, time = step + 1, time + rate / damping
@@ -287,7 +328,9 @@ def _evaluated(objective, params, data, batch_size, sharding):
     for start in range(0, n, batch_size):
         chunk = Data(data.x[start : start + batch_size], data.y[start : start + batch_size])
         even = sharding is not None and len(chunk.x) % sharding.mesh.size == 0
-        values = _loss_and_accuracy(objective, params, place(chunk, sharding if even else everywhere))
+        values = _loss_and_accuracy(
+            objective, params, place(chunk, sharding if even else everywhere)
+        )
         totals += len(chunk.x) / n * np.asarray(values, np.float64)
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 
@@ -320,10 +363,18 @@ def _measured(measure, params):
         raise TypeError(f"measure returned {values!r}, expected a dictionary of numbers by name.")
     taken = sorted(OWN_NAMES & set(values))
     if taken:
-        raise ValueError(f"measure returned {taken}, expected other names than those of training: rename them.")
+        raise ValueError(
+            f"measure returned {taken}, expected other names than those of training: rename them."
+        )
     for name, value in values.items():
-        if not isinstance(name, str) or np.size(value) != 1 or np.asarray(value).dtype.kind in "cOSU":
-            raise TypeError(f"measure returned {value!r} as {name!r}, expected one number by a name: split arrays up.")
+        if (
+            not isinstance(name, str)
+            or np.size(value) != 1
+            or np.asarray(value).dtype.kind in "cOSU"
+        ):
+            raise TypeError(
+                f"measure returned {value!r} as {name!r}, expected one number by a name: split arrays up."
+            )
     return {name: float(np.asarray(value).item()) for name, value in values.items()}
 
 
@@ -342,14 +393,18 @@ def _check_part(objective, params, data, name):
     if name == "test":
         check_data(data, name)
         check_labels(objective.loss, data.y, f"{name}.y")
-    chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)), data)
+    chunk = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)), data
+    )
     _loss_and_accuracy.eval_shape(objective, params, chunk)
 
 
 def _pair(resume):
     kinds = tuple(map(type, resume)) if isinstance(resume, tuple) else type(resume)
     if kinds != (TrainState, Trajectory):
-        raise TypeError(f"resume got {kinds}, expected the pair (TrainState, Trajectory) that on_save got.")
+        raise TypeError(
+            f"resume got {kinds}, expected the pair (TrainState, Trajectory) that on_save got."
+        )
     return resume
 
 
@@ -377,7 +432,11 @@ def _columns(rows):
 
 def _rows(curve):
     return [
-        {"step": int(step), "time": float(time), **{name: float(values[i]) for name, values in curve.metrics.items()}}
+        {
+            "step": int(step),
+            "time": float(time),
+            **{name: float(values[i]) for name, values in curve.metrics.items()},
+        }
         for i, (step, time) in enumerate(zip(curve.step, curve.time, strict=True))
     ]
 

@@ -1,7 +1,8 @@
 """Optimizers that commute with u = alpha (w - w0), the test of those that do not, and learning rates.
 
-The learning rate belongs to training where the optimizer is ours (`sgd`, of unit rate): one compiled step serves all
-rates. A transformation of optax carries its own and is multiplied by nothing; `unit_rate` makes it one of ours.
+The learning rate belongs to training where the optimizer is ours (`sgd`, of unit rate): one
+compiled step serves all rates. A transformation of optax carries its own and is multiplied by
+nothing; `unit_rate` makes it one of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +21,16 @@ from lazynet.lazy import lazy_part
 from lazynet.losses import Objective
 from lazynet.typing import Array, Params
 
-__all__ = ["SGD", "Schedule", "UnitRate", "check_optimizer", "inverse_epoch_decay", "sgd", "step_sizes", "unit_rate"]
+__all__ = [
+    "SGD",
+    "Schedule",
+    "UnitRate",
+    "check_optimizer",
+    "inverse_epoch_decay",
+    "sgd",
+    "step_sizes",
+    "unit_rate",
+]
 
 Schedule = float | int | Array | Callable[[int], Any]
 """A learning rate, or a function of the step that gives it."""
@@ -52,8 +62,8 @@ class SGD:
 def sgd(momentum: float = 0.0, nesterov: bool = False) -> SGD:
     """Optimizer `v <- momentum v + g, w <- w - learning_rate v`; `train` supplies the learning rate.
 
-    It is covariant under u = alpha (w - w0): the same steps in u and in w give the same function, which is what makes
-    an alpha sweep a sweep of one thing only.
+    It is covariant under u = alpha (w - w0): the same steps in u and in w give the same function,
+    which is what makes an alpha sweep a sweep of one thing only.
 
     Args:
         momentum: In [0, 1).
@@ -86,9 +96,10 @@ class UnitRate(NamedTuple):
 def unit_rate(transformation: optax.GradientTransformation) -> UnitRate:
     """The optimizer `w <- w + learning_rate * update(g)`, for an optax transformation made with a learning rate of one.
 
-    An optax transformation carries its own learning rate, so `train` multiplies its updates by nothing. This one leaves
-    the rate to the argument `learning_rate` of `train`: a number or a schedule, an argument of the compiled step, which
-    a sweep over rates then compiles once. Its learning rates add up to the `time` of the curve.
+    An optax transformation carries its own learning rate, so `train` multiplies its updates by
+    nothing. This one leaves the rate to the argument `learning_rate` of `train`: a number or a
+    schedule, an argument of the compiled step, which a sweep over rates then compiles once. Its
+    learning rates add up to the `time` of the curve.
 
     Args:
         transformation: Such as `optax.adam(1.0)`; a rate of its own would multiply that of `train`.
@@ -114,7 +125,8 @@ def step_sizes(optimizer: Any, learning_rate: Schedule | None) -> Callable[[int]
 
     Raises:
         TypeError: If the optimizer has no init and update, or the rate is no real number.
-        ValueError: If the learning rate is missing, given twice, negative or not finite; of a schedule once called.
+        ValueError: If the learning rate is missing, given twice, negative or not finite; of a
+            schedule once called.
 
     Example:
         >>> step_sizes(sgd(), 0.5)(3), step_sizes(optax.adam(1e-2), None)(3)
@@ -126,14 +138,18 @@ def step_sizes(optimizer: Any, learning_rate: Schedule | None) -> Callable[[int]
     """
     _check_transformation(optimizer)
     if not isinstance(optimizer, (SGD, UnitRate)):
-        if learning_rate is not None and (callable(learning_rate) or np.ndim(learning_rate) or learning_rate != 1):
+        if learning_rate is not None and (
+            callable(learning_rate) or np.ndim(learning_rate) or learning_rate != 1
+        ):
             raise ValueError(
                 f"learning_rate got {learning_rate}, expected None (or 1): an optax optimizer carries its own rate, "
                 "which this one would multiply: leave one out, or pass ln.unit_rate(optax.adam(1.0))."
             )
         return _Constant(1.0)
     if learning_rate is None:
-        raise ValueError("learning_rate is missing, expected a number or a function of the step: sgd has none itself.")
+        raise ValueError(
+            "learning_rate is missing, expected a number or a function of the step: sgd has none itself."
+        )
     if callable(learning_rate):
         return _Checked(learning_rate)
     return _Constant(guards.number("learning_rate", learning_rate, at_least=0))
@@ -157,7 +173,9 @@ class _Checked:
         return guards.number(f"learning_rate({step})", self.schedule(step), at_least=0)
 
 
-def inverse_epoch_decay(learning_rate: float, steps_per_epoch: int, *, decay: float = 1 / 3) -> Callable[[int], float]:
+def inverse_epoch_decay(
+    learning_rate: float, steps_per_epoch: int, *, decay: float = 1 / 3
+) -> Callable[[int], float]:
     """Learning rate `lr(epoch) = lr0 / (1 + decay * epoch)`, constant within an epoch, as a function of the step.
 
     Args:
@@ -166,7 +184,8 @@ def inverse_epoch_decay(learning_rate: float, steps_per_epoch: int, *, decay: fl
         decay: Per epoch; after 1/decay epochs the rate is half of lr0.
 
     Raises:
-        ValueError: If the rate is not positive, there is less than one step per epoch, or the decay is negative.
+        ValueError: If the rate is not positive, there is less than one step per epoch, or the decay
+            is negative.
         TypeError: If the number of steps is no integer.
 
     Example:
@@ -191,7 +210,9 @@ class _InverseEpochDecay:
         return self.learning_rate / (1 + self.decay * (step // self.steps_per_epoch))
 
 
-def check_optimizer(objective: Objective, optimizer: SGD | UnitRate | optax.GradientTransformation) -> None:
+def check_optimizer(
+    objective: Objective, optimizer: SGD | UnitRate | optax.GradientTransformation
+) -> None:
     """Refuses optimizers of a lazy function whose updates do not scale with the gradient or depend on the weights.
 
     Only the others commute with u = alpha (w - w0).
@@ -211,13 +232,17 @@ def check_optimizer(objective: Objective, optimizer: SGD | UnitRate | optax.Grad
     def updates(params, factor):
         state, seen = optimizer.init(params), []
         for g in grads:
-            update, state = optimizer.update(jax.tree.map(lambda leaf: factor * leaf, g), state, params)
+            update, state = optimizer.update(
+                jax.tree.map(lambda leaf: factor * leaf, g), state, params
+            )
             seen.append(jax.tree.map(lambda leaf: leaf / factor, update))
         return seen
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         reference = updates(params, 1.0)
-        ignores_weights = _close(reference, updates(jax.tree.map(lambda p: 5.0 * p + 1.0, params), 1.0))
+        ignores_weights = _close(
+            reference, updates(jax.tree.map(lambda p: 5.0 * p + 1.0, params), 1.0)
+        )
         scales = all(_close(reference, updates(params, factor)) for factor in (1e-3, 1e3))
     if ignores_weights and scales:
         return

@@ -20,7 +20,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         step: Number of steps done.
-        time: Cumulated learning rate over (1 - momentum); the number of steps for optax with a rate of its own.
+        time: Cumulated learning rate over (1 - momentum); the number of steps for optax with a rate
+            of its own.
         params: Weights, or the displacement u of a lazy function.
         opt_state: State of the optimizer.
 
@@ -53,7 +54,9 @@ def check_state(state: Any, start: Params | None, optimizer: Any) -> TrainState:
         3
     """
     if not isinstance(state, TrainState):
-        raise TypeError(f"resume got a {type(state).__name__}, expected the TrainState that on_save got.")
+        raise TypeError(
+            f"resume got a {type(state).__name__}, expected the TrainState that on_save got."
+        )
     step = guards.count("resume.step", state.step, at_least=0)
     time = guards.number("resume.time", state.time, at_least=0)
     guards.weights("resume.params", state.params)
@@ -66,7 +69,9 @@ def check_state(state: Any, start: Params | None, optimizer: Any) -> TrainState:
                     "params: resume in the precision of the training."
                 )
     guards.finite("resume.params", state.params, "resume from a record before training diverged")
-    guards.finite("resume.opt_state", state.opt_state, "resume from a record before training diverged")
+    guards.finite(
+        "resume.opt_state", state.opt_state, "resume from a record before training diverged"
+    )
     expected = jax.eval_shape(optimizer.init, state.params)
     if _form(state.opt_state) != _form(expected):
         raise ValueError(
@@ -88,9 +93,15 @@ def check_curve(state: TrainState, curve: Trajectory) -> None:
     columns = {"step": curve.step, "time": curve.time, **curve.metrics}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) != 1 or 0 in lengths.values():
-        raise ValueError(f"resume has a curve with columns of lengths {lengths}, expected one length >= 1 for all.")
+        raise ValueError(
+            f"resume has a curve with columns of lengths {lengths}, expected one length >= 1 for all."
+        )
     end, now = (int(curve.step[-1]), float(curve.time[-1])), (state.step, float(state.time))
-    if end[0] != now[0] or not np.isclose(end[1], now[1], rtol=1e-6, atol=0) or np.any(np.diff(curve.step) <= 0):
+    if (
+        end[0] != now[0]
+        or not np.isclose(end[1], now[1], rtol=1e-6, atol=0)
+        or np.any(np.diff(curve.step) <= 0)
+    ):
         raise ValueError(
             f"resume has a curve that ends at step {end[0]} and time {end[1]:g}, and a state at step {now[0]} and time "
             f"{now[1]:g}, expected the same: pass the last pair that on_save got."
@@ -108,7 +119,9 @@ def check_names(curve: Trajectory, names: set[str]) -> None:
     """
     found = set(curve.metrics)
     if found != names:
-        lacking, given_up = (", ".join(map(repr, sorted(some))) or "none" for some in (names - found, found - names))
+        lacking, given_up = (
+            ", ".join(map(repr, sorted(some))) or "none" for some in (names - found, found - names)
+        )
         raise ValueError(
             f"resume has a curve without the metrics asked for ({lacking}), or with others ({given_up}), expected the "
             "same: pass test= and measure= of the training that is resumed."
@@ -116,7 +129,10 @@ def check_names(curve: Trajectory, names: set[str]) -> None:
 
 
 def _leaves(tree):
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
 
 
 def _form(tree):

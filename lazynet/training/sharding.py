@@ -17,11 +17,12 @@ __all__ = ["data_parallel", "first_shards", "place", "replicated"]
 def data_parallel(devices: Sequence[Any] | None = None) -> NamedSharding:
     """The sharding of n examples over D devices, n/D on each: the argument `sharding` of `train` and `evaluate`.
 
-    Each device differentiates its part of every batch and the gradients are averaged, `g = 1/D sum_d g_d`, so that a
-    training curve is that of one device up to rounding. With several processes, call `jax.distributed.initialize`
-    first (with a `heartbeat_timeout_seconds`, so that a lost process ends the others) and run the same program with
-    the same data in each. `on_save` runs in every process: only `jax.process_index() == 0` should write files, and all
-    processes should resume from the same one.
+    Each device differentiates its part of every batch and the gradients are averaged, `g = 1/D
+    sum_d g_d`, so that a training curve is that of one device up to rounding. With several
+    processes, call `jax.distributed.initialize` first (with a `heartbeat_timeout_seconds`, so that
+    a lost process ends the others) and run the same program with the same data in each. `on_save`
+    runs in every process: only `jax.process_index() == 0` should write files, and all processes
+    should resume from the same one.
 
     Args:
         devices: Which devices; by default all of them, of all processes.
@@ -35,7 +36,9 @@ def data_parallel(devices: Sequence[Any] | None = None) -> NamedSharding:
     """
     chosen = jax.devices() if devices is None else list(devices)
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
-        raise ValueError(f"data_parallel got devices={chosen}, expected at least one of jax.devices(): None uses all.")
+        raise ValueError(
+            f"data_parallel got devices={chosen}, expected at least one of jax.devices(): None uses all."
+        )
     return NamedSharding(Mesh(np.asarray(chosen), ("examples",)), PartitionSpec("examples"))
 
 

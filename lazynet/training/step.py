@@ -75,7 +75,9 @@ def check_plan(plan: Plan) -> None:
         >>> check_plan(Plan(None, 64, 2, None, None))
     """
     if plan.sharding is not None and not isinstance(plan.sharding, NamedSharding):
-        raise TypeError(f"sharding got {plan.sharding!r}, expected what data_parallel() returned, or None.")
+        raise TypeError(
+            f"sharding got {plan.sharding!r}, expected what data_parallel() returned, or None."
+        )
     devices = 1 if plan.sharding is None else plan.sharding.mesh.size
     guards.count("microbatches", plan.microbatches)
     if plan.batch_size % (plan.microbatches * devices):
@@ -84,7 +86,9 @@ def check_plan(plan: Plan) -> None:
             f"device{'s' * (devices > 1)}, expected a multiple of microbatches * devices = "
             f"{plan.microbatches * devices}: change batch_size, or leave examples out of a full batch."
         )
-    if plan.augment is not None and not (callable(plan.augment) and isinstance(plan.augment, Hashable)):
+    if plan.augment is not None and not (
+        callable(plan.augment) and isinstance(plan.augment, Hashable)
+    ):
         raise TypeError(
             f"augment got {plan.augment!r}, expected a function of (key, x) that can be hashed, such as crop_and_flip."
         )
@@ -99,7 +103,9 @@ def placed_data(plan: Plan, data: Data) -> Data:
     """
     data = Data(jnp.asarray(data.x), jnp.asarray(data.y)) if plan.sharding is None else data
     divided = plan.batch_size == len(data.x) and plan.microbatches == 1
-    return place(data, plan.sharding if divided or plan.sharding is None else replicated(plan.sharding))
+    return place(
+        data, plan.sharding if divided or plan.sharding is None else replicated(plan.sharding)
+    )
 
 
 def epoch_order(plan: Plan, key: Any, n: int) -> Array | None:
@@ -129,8 +135,8 @@ def advance(
 ) -> tuple[Params, Any]:
     """Parameters and optimizer state after `w <- w + rate * update(grad R(w))`; the given ones are consumed.
 
-    With m microbatches the gradient is `1/m sum_i grad R_i`, accumulated over m calls of one compiled function,
-    because a convolution inside `lax.scan` is slow on a CPU.
+    With m microbatches the gradient is `1/m sum_i grad R_i`, accumulated over m calls of one
+    compiled function, because a convolution inside `lax.scan` is slow on a CPU.
 
     Example:
         >>> from lazynet import mse, objective, sgd
@@ -144,18 +150,24 @@ def advance(
         return _step(plan, objective, params, opt_state, source, start, step, rate)
     size, total = plan.batch_size // plan.microbatches, trees.zeros_like(params)
     for i in range(plan.microbatches):
-        total = _accumulate(plan, objective, params, total, source, start + i * size, step * plan.microbatches + i)
+        total = _accumulate(
+            plan, objective, params, total, source, start + i * size, step * plan.microbatches + i
+        )
     return _update(plan, params, opt_state, total, rate)
 
 
 @functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(2, 3))
 def _step(plan, objective, params, opt_state, source, start, draw, rate):
-    return _updated(plan, params, opt_state, _gradient(plan, objective, params, source, start, draw), rate)
+    return _updated(
+        plan, params, opt_state, _gradient(plan, objective, params, source, start, draw), rate
+    )
 
 
 @functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(3,))
 def _accumulate(plan, objective, params, total, source, start, draw):
-    return _everywhere(plan, trees.add(total, _gradient(plan, objective, params, source, start, draw)))
+    return _everywhere(
+        plan, trees.add(total, _gradient(plan, objective, params, source, start, draw))
+    )
 
 
 @functools.partial(PerFunction, static_argnums=(0,), donate_argnums=(1, 2))
@@ -171,7 +183,9 @@ def _permutation(key, n):
 def _gradient(plan, objective, params, source, start, draw):
     data, order, key = source
     if order is not None:
-        rows = _divided(plan, lax.dynamic_slice(order, (start,), (plan.batch_size // plan.microbatches,)))
+        rows = _divided(
+            plan, lax.dynamic_slice(order, (start,), (plan.batch_size // plan.microbatches,))
+        )
         data = _divided(plan, Data(data.x[rows], data.y[rows]))
     if plan.augment is not None:
         data = _divided(plan, data._replace(x=plan.augment(jax.random.fold_in(key, draw), data.x)))
@@ -188,4 +202,8 @@ def _divided(plan, tree):
 
 
 def _everywhere(plan, tree):
-    return tree if plan.sharding is None else lax.with_sharding_constraint(tree, replicated(plan.sharding))
+    return (
+        tree
+        if plan.sharding is None
+        else lax.with_sharding_constraint(tree, replicated(plan.sharding))
+    )

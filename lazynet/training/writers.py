@@ -2,9 +2,10 @@
 
     train(..., on_save=functools.partial(write_csv, "metrics.csv"))
 
-The rows of a file are those of the curve, which has all rows from the start. So a run that was killed and resumed from
-a checkpoint older than its file repeats none, and half a row that the kill left is replaced. A file whose rows are not
-those of the curve is damaged or belongs to another run, and is refused as it is. Only process 0 writes.
+The rows of a file are those of the curve, which has all rows from the start. So a run that was
+killed and resumed from a checkpoint older than its file repeats none, and half a row that the kill
+left is replaced. A file whose rows are not those of the curve is damaged or belongs to another run,
+and is refused as it is. Only process 0 writes.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def write_csv(path: str | os.PathLike, state: TrainState, curve: Trajectory) -> 
         curve: The curve so far.
 
     Raises:
-        ValueError: If the file has other columns or other rows, hence is damaged or belongs to another run; if a metric
-            has not one number for each step, or a name that has no place in a header.
+        ValueError: If the file has other columns or other rows, hence is damaged or belongs to
+            another run; if a metric has not one number for each step, or a name that has no place
+            in a header.
 
     Example:
         >>> import tempfile, numpy as np
@@ -67,8 +69,8 @@ def write_jsonl(path: str | os.PathLike, state: TrainState, curve: Trajectory) -
         curve: The curve so far.
 
     Raises:
-        ValueError: If the file has other rows, hence is damaged or belongs to another run; if a metric has not one
-            number for each step.
+        ValueError: If the file has other rows, hence is damaged or belongs to another run; if a
+            metric has not one number for each step.
 
     Example:
         >>> import tempfile, numpy as np
@@ -98,7 +100,9 @@ def tensorboard(folder: str | os.PathLike) -> Callable[[TrainState, Trajectory],
     try:
         import tensorboardX  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise ImportError("tensorboard needs the package tensorboardX: pip install tensorboardX.") from error
+        raise ImportError(
+            "tensorboard needs the package tensorboardX: pip install tensorboardX."
+        ) from error
     folder = os.fspath(given_path("folder", folder))
     writers: list[Any] = []
 
@@ -132,11 +136,16 @@ class _Form(NamedTuple):
 
 
 def _json_line(row: Row) -> str:
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in row.items()})
+    return json.dumps(
+        {name: value if math.isfinite(value) else None for name, value in row.items()}
+    )
 
 
 def _json_row(line: str, columns: list[str]) -> Row:
-    return {name: math.nan if value is None else float(value) for name, value in json.loads(line).items()}
+    return {
+        name: math.nan if value is None else float(value)
+        for name, value in json.loads(line).items()
+    }
 
 
 def _csv_row(line: str, columns: list[str]) -> Row:
@@ -155,7 +164,9 @@ _JSON = _Form(header=lambda names: [], line=_json_line, columns=lambda line: Non
 def _append(path: Path, curve: Trajectory, form: _Form) -> None:
     rows, names = _rows(curve), ["step", "time", *curve.metrics]
     if form is _CSV and any(set(name) & set(',"\r\n') for name in names):
-        raise ValueError(f"metrics are called {names[2:]}, expected names without commas, quotes and line ends.")
+        raise ValueError(
+            f"metrics are called {names[2:]}, expected names without commas, quotes and line ends."
+        )
     if jax.process_index() != 0:
         return
     with open(path, "a+b") as file:
@@ -191,7 +202,9 @@ def _merged(path: Path, old: bytes, rows: list[Row], names: list[str], form: _Fo
     for i, line in enumerate(lines[len(header) :]):
         found = _parsed(line, columns, form)
         expected = form.line(rows[i]) if i < len(rows) else "a later row of the run"
-        agrees = _agree(found, rows[i]) if i < len(rows) else found is not None and found["step"] >= last
+        agrees = (
+            _agree(found, rows[i]) if i < len(rows) else found is not None and found["step"] >= last
+        )
         if found is None or not agrees:
             raise ValueError(
                 f"{str(path)!r} has {line[:80]!r} in line {i + len(header) + 1}, expected {expected!r}: it is damaged "
@@ -210,7 +223,9 @@ def _complete_lines(path: Path, old: bytes) -> list[str]:
             f"{str(path)!r} is no UTF-8 ({error}), expected a file of metrics: choose another file."
         ) from error
     if not lines:
-        raise ValueError(f"{str(path)!r} begins with {old[:80]!r}, expected a file of metrics: choose another file.")
+        raise ValueError(
+            f"{str(path)!r} begins with {old[:80]!r}, expected a file of metrics: choose another file."
+        )
     return lines
 
 
@@ -225,7 +240,11 @@ def _parsed(line: str, columns: list[str], form: _Form) -> Row | None:
 
 def _agree(found: Row | None, row: Row) -> bool:
     """Equal steps, and equal numbers up to another order of summation; JSON does not tell what is not finite."""
-    return found is not None and found["step"] == row["step"] and all(_close(found[name], row[name]) for name in row)
+    return (
+        found is not None
+        and found["step"] == row["step"]
+        and all(_close(found[name], row[name]) for name in row)
+    )
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -234,14 +253,22 @@ def _close(a: Any, b: Any) -> bool:
 
 def _rows(curve: Trajectory) -> list[Row]:
     if not isinstance(curve, Trajectory):
-        raise TypeError(f"curve got {type(curve).__name__}, expected the Trajectory that train passes to on_save.")
+        raise TypeError(
+            f"curve got {type(curve).__name__}, expected the Trajectory that train passes to on_save."
+        )
     columns = {"step": curve.step, "time": curve.time} | curve.metrics
     if len(columns) < 2 + len(curve.metrics) or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"metrics are called {list(curve.metrics)}, expected text other than 'step' and 'time'.")
+        raise ValueError(
+            f"metrics are called {list(curve.metrics)}, expected text other than 'step' and 'time'."
+        )
     n = np.size(curve.step)
     for name, values in columns.items():
-        if guards.real(name, values if isinstance(values, jax.Array) else np.asarray(values)).shape != (n,):
-            raise ValueError(f"{name} has shape {np.shape(values)}, expected ({n},): one number for each step.")
+        if guards.real(
+            name, values if isinstance(values, jax.Array) else np.asarray(values)
+        ).shape != (n,):
+            raise ValueError(
+                f"{name} has shape {np.shape(values)}, expected ({n},): one number for each step."
+            )
     lists = {name: np.asarray(values).astype(float).tolist() for name, values in columns.items()}
     lists["step"] = [int(step) for step in np.asarray(curve.step)]
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]

@@ -14,7 +14,14 @@ from experiments.facts import summarize
 from lazynet import dynamics
 
 pytestmark = pytest.mark.extended
-CONFIG = plane.Config(widths=(4, 8), alphas=(0.1, 1.0, 10.0, 100.0, math.inf), seeds=2, n_train=20, n_test=30, steps=40)
+CONFIG = plane.Config(
+    widths=(4, 8),
+    alphas=(0.1, 1.0, 10.0, 100.0, math.inf),
+    seeds=2,
+    n_train=20,
+    n_test=30,
+    steps=40,
+)
 
 
 def test_linearized_networks_follow_the_exact_descent_of_their_empirical_kernels():
@@ -23,7 +30,9 @@ def test_linearized_networks_follow_the_exact_descent_of_their_empirical_kernels
     model = plane.build(CONFIG, 8)
     for key, found in zip(jax.random.split(jax.random.key(0), 2), outputs, strict=True):
         params = model.init(key, train.x)
-        ntk, cross = (ln.empirical_ntk(model.apply, params, *x) for x in ((train.x,), (test.x, train.x)))
+        ntk, cross = (
+            ln.empirical_ntk(model.apply, params, *x) for x in ((train.x,), (test.x, train.x))
+        )
         settings = dict(learning_rate=0.05, momentum=CONFIG.momentum, save_at=[CONFIG.steps])
         solution = dynamics.solve_descent(ntk, train.y, **settings)
         np.testing.assert_allclose(
@@ -47,6 +56,8 @@ def test_a_run_computes_a_cell_once(tmp_path, monkeypatch):
     from rich.console import Console
 
     first = plane.run(CONFIG, tmp_path, Console(quiet=True))
-    monkeypatch.setattr(plane, "train_cell", lambda *cell: pytest.fail(f"{cell[-2:]} is computed again"))
+    monkeypatch.setattr(
+        plane, "train_cell", lambda *cell: pytest.fail(f"{cell[-2:]} is computed again")
+    )
     assert plane.run(CONFIG, tmp_path, Console(quiet=True)) == first
     assert (tmp_path / "figures" / "alpha_width_plane.png").stat().st_size > 10_000

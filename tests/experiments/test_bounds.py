@@ -34,8 +34,12 @@ def test_every_number_of_every_configuration_has_bounds_and_every_field_a_meanin
             for field, hint in hints.items():
                 inner, found = bounds.unwrap(hint)
                 entries = typing.get_args(inner) if typing.get_origin(inner) is tuple else (hint,)
-                assert found or inner not in (int, float) and typing.get_origin(inner) is not tuple, (kind, field)
-                assert all(bounds.unwrap(e)[1] or bounds.unwrap(e)[0] not in (int, float) for e in entries)
+                assert (
+                    found or inner not in (int, float) and typing.get_origin(inner) is not tuple
+                ), (kind, field)
+                assert all(
+                    bounds.unwrap(e)[1] or bounds.unwrap(e)[0] not in (int, float) for e in entries
+                )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -49,10 +53,20 @@ def _bad(annotation):
     kind, found = bounds.unwrap(annotation)
     if typing.get_origin(kind) is tuple:
         entry = typing.get_args(kind)[0]
-        return [f"{word}," for word in _bad(entry)] + ["1,abc"] + ([""] if found and found[0].at_least else [])
+        return (
+            [f"{word}," for word in _bad(entry)]
+            + ["1,abc"]
+            + ([""] if found and found[0].at_least else [])
+        )
     if kind is int:
         return ["-1", "2.5", "nan", str(2**70)]
-    return ["nan", "-inf", "x"] if kind is float else ["?"] if typing.get_origin(kind) is typing.Literal else []
+    return (
+        ["nan", "-inf", "x"]
+        if kind is float
+        else ["?"]
+        if typing.get_origin(kind) is typing.Literal
+        else []
+    )
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -62,17 +76,26 @@ def test_impossible_values_of_every_field_are_refused_by_its_name(name):
         for word in _bad(annotation):
             with pytest.raises((ValueError, TypeError)) as said:
                 preset(presets, "smoke", [f"{path}={word}"])
-            assert path.split(".")[-1] in str(said.value) and "\n" not in str(said.value), (path, word)
+            assert path.split(".")[-1] in str(said.value) and "\n" not in str(said.value), (
+                path,
+                word,
+            )
 
 
 @pytest.mark.parametrize(
     ("items", "words"),
     [
-        (["train.batch_size=1000", "data.n_train=100"], "train.batch_size got 1000, expected an integer from 1 to 100"),
+        (
+            ["train.batch_size=1000", "data.n_train=100"],
+            "train.batch_size got 1000, expected an integer from 1 to 100",
+        ),
         (["alphas=1,1"], "alphas got .1.0, 1.0., expected at least 1, all different"),
         (["alphas=1,1.0000001"], "differ in their first six digits"),
         (["data.n_train=1700", "data.n_test=98"], "together at most the 1797 digits"),
-        (["data.name=cifar10", "data.root=/nowhere"], "data.root got /nowhere, expected the folder of CIFAR-10"),
+        (
+            ["data.name=cifar10", "data.root=/nowhere"],
+            "data.root got /nowhere, expected the folder of CIFAR-10",
+        ),
         (["data.name=cifar10", "data.n_train=50001"], "data.n_train got 50001"),
         (["network.name=cnn"], "needs images"),
         (["train.momentum=1"], "train.momentum got 1.0, expected a finite number >= 0 and < 1"),
@@ -89,7 +112,10 @@ def test_a_list_may_end_with_a_comma_and_may_have_one_value():
     assert preset(lazy_vs_standard.PRESETS, "smoke", ["alphas=1,"]).alphas == (1.0,)
     assert preset(lazy_vs_standard.PRESETS, "smoke", ["alphas=inf"]).alphas == (math.inf,)
     config = preset(MODULES["kernel_small_data"].PRESETS, "smoke", ["tables.names="])
-    assert config.tables.names == () and preset(lazy_vs_standard.PRESETS, "smoke", ["data.root=None"]).data.root is None
+    assert (
+        config.tables.names == ()
+        and preset(lazy_vs_standard.PRESETS, "smoke", ["data.root=None"]).data.root is None
+    )
 
 
 def test_every_sound_scale_is_accepted_by_the_alpha_sweep():
@@ -101,5 +127,12 @@ def test_a_sweep_over_a_bad_value_is_refused_before_the_first_run(tmp_path):
     from experiments.sweep import grid
 
     with pytest.raises(ValueError, match="train.epochs got 0"):
-        grid("lazy_vs_standard", lazy_vs_standard.PRESETS, "smoke", ["train.epochs=1,0"], (), Path(tmp_path))
+        grid(
+            "lazy_vs_standard",
+            lazy_vs_standard.PRESETS,
+            "smoke",
+            ["train.epochs=1,0"],
+            (),
+            Path(tmp_path),
+        )
     assert not list(tmp_path.iterdir())

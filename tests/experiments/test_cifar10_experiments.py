@@ -20,9 +20,21 @@ from experiments.cifar10_linearized import cells as table_cells
 from lazynet.models.initializers import xavier_normal
 
 QUIET = Console(quiet=True)
-SHORT = ["data.n_train=40", "data.n_test=40", "train.batch_size=20", "train.epochs=2", "train.records=1"]
+SHORT = [
+    "data.n_train=40",
+    "data.n_test=40",
+    "train.batch_size=20",
+    "train.epochs=2",
+    "train.records=1",
+]
 SWEEP = [*SHORT, "alphas=1e5,inf"]
-TABLE = [*SHORT, "kernel.n_train=20", "kernel.n_test=20", "patches.filters=8", "patches.patches=100"]
+TABLE = [
+    *SHORT,
+    "kernel.n_train=20",
+    "kernel.n_test=20",
+    "patches.filters=8",
+    "patches.patches=100",
+]
 
 
 def _config(experiment, overrides, *more):
@@ -42,7 +54,12 @@ def _failures(summary):
 def _one_convolution(width, gain):
     """Stands for VGG-11, which takes ten times longer to compile; the slow tests have the real one."""
     settings = dict(b_std=0.0, parameterization="standard")
-    layers = ln.Conv(4, (3, 3), padding="SAME", **settings), ln.Relu(), ln.MaxPool((4, 4), (4, 4)), ln.Flatten()
+    layers = (
+        ln.Conv(4, (3, 3), padding="SAME", **settings),
+        ln.Relu(),
+        ln.MaxPool((4, 4), (4, 4)),
+        ln.Flatten(),
+    )
     return xavier_normal(ln.serial(*layers, ln.Dense(10, **settings)), gain)
 
 
@@ -93,7 +110,12 @@ def test_an_interrupted_sweep_trains_only_what_is_missing(swept):
 def test_the_largest_alpha_is_the_linearized_model_and_its_facts_hold(swept):
     folder, summary, _ = swept
     assert not _failures(summary) and "passed/agreement/alpha=100000" in summary
-    assert summary["stability/alpha=inf"] == summary["pool_stability/alpha=inf"] == summary["agreement/alpha=inf"] == 1
+    assert (
+        summary["stability/alpha=inf"]
+        == summary["pool_stability/alpha=inf"]
+        == summary["agreement/alpha=inf"]
+        == 1
+    )
     assert summary["param_drift/alpha=inf"] == 0 < summary["param_drift/alpha=100000"] < 1e-3
     assert not [value for value in summary.values() if isinstance(value, dict)]
     assert (folder / "figures" / "accuracy_against_alpha.png").exists() and not summary["diverged"]
@@ -112,13 +134,20 @@ def _single(out, alpha, console=QUIET):
 
 
 @pytest.mark.extended
-def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(swept, tmp_path, monkeypatch):
+def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(
+    swept, tmp_path, monkeypatch
+):
     folders = [_single(tmp_path / "runs", alpha) for alpha in ("1e5", "inf")]
-    assert [path.name for f in folders for path in (f / "cells").iterdir()] == ["alpha-100000.npz", "alpha-inf.npz"]
+    assert [path.name for f in folders for path in (f / "cells").iterdir()] == [
+        "alpha-100000.npz",
+        "alpha-inf.npz",
+    ]
     assert "agreement/alpha=100000" not in store.read_json(folders[0] / "summary.json")
     # Where an earlier version finished a run, its cells have the names of then.
     (folders[1] / "cells" / "alpha-inf.npz").rename(folders[1] / "cells" / "alpha=inf.npz")
-    monkeypatch.setattr(cli, "console", Console(record=True, width=200, file=open("/dev/null", "w")))
+    monkeypatch.setattr(
+        cli, "console", Console(record=True, width=200, file=open("/dev/null", "w"))
+    )
     cli.compare(tuple(folders), tmp_path / "figures" / "epochs.png")
     assert "max-pool" in cli.console.export_text()
     written = {path.name for path in (tmp_path / "figures").iterdir()}
@@ -127,7 +156,9 @@ def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(swep
     assert together.keys() == swept[1].keys() and not _failures(together)
     for name, value in swept[1].items():
         if not name.startswith(("seconds", "diverged")):
-            assert together[name] == (pytest.approx(value, rel=1e-6) if isinstance(value, float) else value), name
+            assert together[name] == (
+                pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+            ), name
     with pytest.raises(ValueError, match="alphas of all runs got"):
         cifar10_alpha_sweep.collect(compare.load(folders) * 2, tmp_path / "twice.png", QUIET)
 
@@ -147,7 +178,10 @@ def test_the_full_preset_is_the_paper_s_training_at_an_eighth_of_its_width():
 @pytest.mark.extended
 def test_one_run_trains_the_tangent_model_in_float32_and_large_alphas_in_float64(swept):
     _, summary, _ = swept
-    assert summary["precision/alpha=inf"] == "float32" and summary["precision/alpha=100000"] == "float64"
+    assert (
+        summary["precision/alpha=inf"] == "float32"
+        and summary["precision/alpha=100000"] == "float64"
+    )
 
 
 def test_weights_of_both_precisions_are_one_draw():
@@ -161,7 +195,8 @@ def test_weights_of_both_precisions_are_one_draw():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "expected"), [(1.0, "float32"), (1e4, "float32"), (1e5, "float64"), (math.inf, "float32")]
+    ("alpha", "expected"),
+    [(1.0, "float32"), (1e4, "float32"), (1e5, "float64"), (math.inf, "float32")],
 )
 def test_the_precision_follows_from_alpha(alpha, expected):
     assert sweep_cells.precision_of(cifar10_alpha_sweep.PRESETS["laptop"], alpha) == expected
@@ -170,7 +205,9 @@ def test_the_precision_follows_from_alpha(alpha, expected):
 def test_a_step_on_lazynets_square_loss_is_a_step_on_the_mean_over_examples_and_outputs():
     f, y = (jax.random.normal(jax.random.key(i), (7, 10)) for i in (0, 1))
     reference = jax.grad(lambda f: jnp.mean((f - y) ** 2))(f)
-    np.testing.assert_allclose(vgg.learning_rate("mse", 0.7) * jax.grad(ln.mse)(f, y), 0.7 * reference, rtol=1e-12)
+    np.testing.assert_allclose(
+        vgg.learning_rate("mse", 0.7) * jax.grad(ln.mse)(f, y), 0.7 * reference, rtol=1e-12
+    )
     assert vgg.learning_rate("mse", 1.0) == 0.2 and vgg.learning_rate("cross_entropy", 0.7) == 0.7
 
 
@@ -192,9 +229,14 @@ def test_a_learning_rate_that_is_too_large_is_recorded_as_divergence(tmp_path):
 
 @pytest.mark.slow
 def test_cross_entropy_and_augmentation_are_options(tmp_path):
-    config = _config(cifar10_alpha_sweep, SWEEP, "alphas=1", "train.loss=cross_entropy", "train.augment=true")
+    config = _config(
+        cifar10_alpha_sweep, SWEEP, "alphas=1", "train.loss=cross_entropy", "train.augment=true"
+    )
     summary = cifar10_alpha_sweep.run(config, tmp_path, QUIET)
-    assert math.isfinite(summary["train_loss/alpha=1"]) and summary["learning_rate"] == config.train.eta0
+    assert (
+        math.isfinite(summary["train_loss/alpha=1"])
+        and summary["learning_rate"] == config.train.eta0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +262,13 @@ def test_one_table_holds_networks_features_and_a_kernel_with_their_sizes_and_tim
     networks = [f"{kind}/width=0.0625" for kind in ("standard", "gated", "linearized")]
     assert summary["rows"] == [*networks, "scattering", "patches", "kernel"]
     for row in summary["rows"]:
-        assert 0 <= summary[f"test_accuracy/{row}"] <= 1 and 0 <= summary[f"train_accuracy/{row}"] <= 1
-        assert summary[f"n/{row}"] == (20 if row == "kernel" else 40) and summary[f"seconds/{row}"] >= 0
+        assert (
+            0 <= summary[f"test_accuracy/{row}"] <= 1 and 0 <= summary[f"train_accuracy/{row}"] <= 1
+        )
+        assert (
+            summary[f"n/{row}"] == (20 if row == "kernel" else 40)
+            and summary[f"seconds/{row}"] >= 0
+        )
     assert not [value for value in summary.values() if isinstance(value, dict)]
     assert (folder / "figures" / "accuracy_against_width.png").exists()
     printed = _text(cifar10_linearized, summary)
@@ -237,7 +284,9 @@ def test_prior_features_beat_a_narrow_linearized_network(tabled):
 def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_flip():
     model, x = ln.zoo.mlp((6,), 3), jax.random.normal(jax.random.key(0), (5, 4))
     problem = vgg.Problem(model, model.init(jax.random.key(1), x), ln.Data(x, x), ln.Data(x, x))
-    functions = [table_cells.function(kind, problem) for kind in ("standard", "gated", "linearized")]
+    functions = [
+        table_cells.function(kind, problem) for kind in ("standard", "gated", "linearized")
+    ]
     zero = jax.tree.map(jnp.zeros_like, problem.params0)
     u = model.init(jax.random.key(2), x)
     tangents = [jax.jvp(lambda v, f=f: f(v, x), (zero,), (u,)) for f in functions]
@@ -254,7 +303,11 @@ def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_f
         (cifar10_alpha_sweep, ["alphas=1,1"], "alphas got .*all different"),
         (cifar10_alpha_sweep, ["alphas=1e7", "precision=float32"], "lose their digits"),
         (cifar10_linearized, ["widths=0"], r"widths\[0\] got 0.0, expected a finite number > 0"),
-        (cifar10_linearized, ["kernel.n_train=1000"], "kernel.n_train got 1000, expected an integer from 0 to"),
+        (
+            cifar10_linearized,
+            ["kernel.n_train=1000"],
+            "kernel.n_train got 1000, expected an integer from 0 to",
+        ),
         (cifar10_linearized, ["ridges=1,0.1,0.01"], "in increasing order"),
     ],
 )
@@ -265,7 +318,9 @@ def test_configurations_that_cannot_run_are_refused(tmp_path, experiment, overri
 
 def test_the_facts_about_features_are_claimed_of_enough_photographs_only():
     summary = {
-        f"{name}/alpha={a}": 0.5 for name in ("train_accuracy", "test_accuracy", "gated_accuracy") for a in (1, "inf")
+        f"{name}/alpha={a}": 0.5
+        for name in ("train_accuracy", "test_accuracy", "gated_accuracy")
+        for a in (1, "inf")
     }
     named = {
         preset: {fact.name for fact in cifar10_alpha_sweep.checked_facts(config, summary)}

@@ -18,7 +18,14 @@ from experiments.fields import fields_of, written
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = cli.experiment_names()
-SUMMARY = {"slope/a": -1.0, "expected/a": -1.0, "tolerance/a": 0.1, "passed/a": True, "b": None, "c,d": 'x"y'}
+SUMMARY = {
+    "slope/a": -1.0,
+    "expected/a": -1.0,
+    "tolerance/a": 0.1,
+    "passed/a": True,
+    "b": None,
+    "c,d": 'x"y',
+}
 
 
 @pytest.fixture
@@ -48,14 +55,17 @@ def _computes(monkeypatch, result):
         return result
 
     monkeypatch.setattr(trajectories_2d, "run", run)
-    monkeypatch.setattr(trajectories_2d, "show", lambda summary, console: console.print("the table"))
+    monkeypatch.setattr(
+        trajectories_2d, "show", lambda summary, console: console.print("the table")
+    )
 
 
 def _run(monkeypatch, out, *words) -> int:
     return _main(monkeypatch, "run", "trajectories_2d", "--preset", "smoke", "--out", out, *words)
 
 
-# What is printed --------------------------------------------------------------------------------------------------
+# What is printed
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_list_has_the_title_the_presets_and_the_times_of_every_experiment(monkeypatch, capsys):
@@ -76,8 +86,12 @@ def test_the_list_has_the_title_the_presets_and_the_times_of_every_experiment(mo
 def test_every_experiment_says_how_long_its_smoke_and_laptop_presets_take(name):
     module = cli._experiment(name)
     times = cli.expected_times(name, module.__doc__)
-    assert {"smoke", "laptop"} & {key.split("/")[0] for key in module.PRESETS} <= {key.split("/")[0] for key in times}
-    assert all(re.search("second|minute|hour", times[key]) for key in times if key in ("smoke", "laptop"))
+    assert {"smoke", "laptop"} & {key.split("/")[0] for key in module.PRESETS} <= {
+        key.split("/")[0] for key in times
+    }
+    assert all(
+        re.search("second|minute|hour", times[key]) for key in times if key in ("smoke", "laptop")
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,11 @@ def test_a_run_prints_its_table_and_where_its_files_are(monkeypatch, capsys, tmp
     assert _run(monkeypatch, tmp_path) == 0
     (folder,) = tmp_path.iterdir()
     printed = capsys.readouterr().out
-    assert "computing" in printed and "the table" in printed and str(folder / "summary.json") in printed
+    assert (
+        "computing" in printed
+        and "the table" in printed
+        and str(folder / "summary.json") in printed
+    )
     assert _run(monkeypatch, tmp_path) == 0
     assert "has been run before" in capsys.readouterr().out
 
@@ -114,10 +132,14 @@ def test_shown_as_csv_every_number_of_the_summary_is_a_row(monkeypatch, capsys, 
     assert _main(monkeypatch, "show", next(tmp_path.iterdir()), "--csv") == 0
     rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
     assert rows[0] == ["key", "value"]
-    assert dict(rows[1:]) == {name: "" if value is None else str(value) for name, value in SUMMARY.items()}
+    assert dict(rows[1:]) == {
+        name: "" if value is None else str(value) for name, value in SUMMARY.items()
+    }
 
 
-def test_showing_a_run_prints_its_table_and_paths_and_opens_nothing(monkeypatch, capsys, tmp_path, wide):
+def test_showing_a_run_prints_its_table_and_paths_and_opens_nothing(
+    monkeypatch, capsys, tmp_path, wide
+):
     _computes(monkeypatch, SUMMARY)
     _run(monkeypatch, tmp_path)
     (folder,) = tmp_path.iterdir()
@@ -135,12 +157,17 @@ def test_showing_a_run_prints_its_table_and_paths_and_opens_nothing(monkeypatch,
 
 
 @pytest.mark.parametrize("command", ["run", "sweep"])
-def test_the_help_of_an_experiment_lists_its_fields_with_meaning_type_and_value(command, monkeypatch, capsys, wide):
+def test_the_help_of_an_experiment_lists_its_fields_with_meaning_type_and_value(
+    command, monkeypatch, capsys, wide
+):
     assert _main(monkeypatch, command, "lazy_vs_standard", "--preset", "smoke", "--help") == 0
     printed = capsys.readouterr().out
     for path, _, value, meaning in fields_of(lazy_vs_standard.PRESETS["smoke"]):
         assert f"{path}={written(value)}" in printed and meaning in printed
-    assert "alphas=1,10,100,inf" in printed and "number > 0, or inf; at least 1, all different" in printed
+    assert (
+        "alphas=1,10,100,inf" in printed
+        and "number > 0, or inf; at least 1, all different" in printed
+    )
     assert "--quiet" in printed or command == "sweep"
 
 
@@ -151,14 +178,18 @@ def test_what_the_help_shows_as_values_is_what_set_takes():
 
 
 def _compared(monkeypatch, tmp_path, *words) -> int:
-    monkeypatch.setattr(trajectories_2d, "run", lambda *arguments: {"loss/tau=1": 1.0, "loss/tau=2": 2.0})
+    monkeypatch.setattr(
+        trajectories_2d, "run", lambda *arguments: {"loss/tau=1": 1.0, "loss/tau=2": 2.0}
+    )
     for seed in (1, 2):
         cli.run("trajectories_2d", "smoke", (f"seed={seed}",), tmp_path / "runs", True)
     return _main(monkeypatch, "compare", *sorted((tmp_path / "runs").iterdir()), *words)
 
 
 @pytest.mark.parametrize("out", ["deep/figure.pdf", "plain", "folder/"])
-def test_runs_are_compared_into_the_file_or_folder_that_out_names(out, monkeypatch, capsys, tmp_path, wide):
+def test_runs_are_compared_into_the_file_or_folder_that_out_names(
+    out, monkeypatch, capsys, tmp_path, wide
+):
     (tmp_path / "folder").mkdir()
     assert _compared(monkeypatch, tmp_path, "--out", tmp_path / out) == 0
     path = tmp_path / (out if out != "folder/" else "folder/compare.png")
@@ -170,11 +201,17 @@ def test_a_tilde_is_the_home_folder_also_behind_an_equals_sign(monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     _computes(monkeypatch, SUMMARY)
     assert _main(monkeypatch, "run", "trajectories_2d", "--preset", "smoke", "--out=~/x") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["home"] and len(list((tmp_path / "home/x").iterdir())) == 1
-    assert _compared(monkeypatch, tmp_path, "--out=~/figure.png") == 0 and (tmp_path / "home/figure.png").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["home"] and len(
+        list((tmp_path / "home/x").iterdir())
+    ) == 1
+    assert (
+        _compared(monkeypatch, tmp_path, "--out=~/figure.png") == 0
+        and (tmp_path / "home/figure.png").exists()
+    )
 
 
-# Exit statuses ----------------------------------------------------------------------------------------------------
+# Exit statuses
+# ----------------------------------------------------------------------------------------------------
 
 
 def _said(capsys) -> str:
@@ -195,7 +232,10 @@ def _said(capsys) -> str:
         (["compare"], "compare got 0 run(s), expected at least two"),
         (["show", __file__], "not the folder of a finished run"),
         (["sweep", "trajectories_2d"], "expected each field once"),
-        (["run", "trajectories_2d", "--set", "taus=1,abc"], "--set taus=1,abc: 'abc' is not a float"),
+        (
+            ["run", "trajectories_2d", "--set", "taus=1,abc"],
+            "--set taus=1,abc: 'abc' is not a float",
+        ),
         (["run", "trajectories_2d", "--set", "steps=0"], "steps got 0, expected an integer >= 1"),
         (["sweep", "trajectories_2d", "--over", "steps=1,0"], "steps got 0"),
         (["sweep", "trajectories_2d", "--over", "seeds"], "expected field=value1,value2"),
@@ -217,7 +257,11 @@ def test_words_that_are_no_command_have_status_two(words, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
-        (OSError(28, "No space left on device", "cell.npz"), 1, "No space left on device: 'cell.npz'"),
+        (
+            OSError(28, "No space left on device", "cell.npz"),
+            1,
+            "No space left on device: 'cell.npz'",
+        ),
         (MemoryError("a tile of side 64 does not fit"), 1, "a tile of side 64 does not fit"),
         (store.Damaged("cell.npz is damaged"), 1, "cell.npz is damaged"),
         (ValueError("alphas=(), expected one"), 2, "alphas=(), expected one"),
@@ -238,7 +282,9 @@ def test_a_run_that_fails_is_one_line_and_leaves_no_mark_of_an_end(
     assert _run(monkeypatch, tmp_path) == 0
 
 
-def test_a_run_whose_facts_do_not_hold_is_shown_and_has_status_one(monkeypatch, capsys, tmp_path, wide):
+def test_a_run_whose_facts_do_not_hold_is_shown_and_has_status_one(
+    monkeypatch, capsys, tmp_path, wide
+):
     _computes(monkeypatch, SUMMARY | {"passed/e": False})
     for _ in range(2):
         assert _run(monkeypatch, tmp_path) == 1
@@ -247,7 +293,9 @@ def test_a_run_whose_facts_do_not_hold_is_shown_and_has_status_one(monkeypatch, 
     assert _main(monkeypatch, "show", next(tmp_path.iterdir())) == 0
 
 
-def test_a_run_folder_that_another_process_computes_in_has_status_one(monkeypatch, capsys, tmp_path, wide):
+def test_a_run_folder_that_another_process_computes_in_has_status_one(
+    monkeypatch, capsys, tmp_path, wide
+):
     _computes(monkeypatch, SUMMARY)
     config = trajectories_2d.PRESETS["smoke"]
     with store.alone(store.run_folder("trajectories_2d", config, tmp_path)):

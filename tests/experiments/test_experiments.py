@@ -22,7 +22,14 @@ from experiments import lazy_vs_standard, store
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-TINY = ["data.n_train=100", "data.n_test=100", "network.widths=8", "seeds=1", "alphas=1,10,100,inf", "train.epochs=4"]
+TINY = [
+    "data.n_train=100",
+    "data.n_test=100",
+    "network.widths=8",
+    "seeds=1",
+    "alphas=1,10,100,inf",
+    "train.epochs=4",
+]
 
 
 def _command(*words, out):
@@ -31,7 +38,12 @@ def _command(*words, out):
 
 def _run(*words, out=None):
     return subprocess.run(
-        _command(*words, out=out), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+        _command(*words, out=out),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -74,7 +86,10 @@ def test_a_finished_run_is_shown_and_not_computed_again(smoke):
     folder, _ = smoke
     before = (folder / "summary.json").stat().st_mtime_ns
     again = _run("run", "lazy_vs_standard", "--preset", "smoke", out=folder.parent)
-    assert "has been run before" in again.stdout and (folder / "summary.json").stat().st_mtime_ns == before
+    assert (
+        "has been run before" in again.stdout
+        and (folder / "summary.json").stat().st_mtime_ns == before
+    )
     assert "acc. %" in _run("show", str(folder)).stdout
 
 
@@ -84,7 +99,10 @@ def test_a_run_killed_in_the_middle_resumes_bit_identically(tmp_path):
     whole = _run(*words, out=tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     process = subprocess.Popen(
-        _command(*words, out=tmp_path / "killed"), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
+        _command(*words, out=tmp_path / "killed"),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("*/cells/*.npz")) and time.monotonic() < deadline:
@@ -118,7 +136,9 @@ def test_training_resumed_from_a_checkpoint_file_is_bit_identical(tmp_path):
     whole = ln.train(goal, None, data, optimizer, on_save=on_save, **settings)
     zeros = ln.trees.zeros_like(params0)
     example = ln.TrainState(0, 0.0, zeros, optimizer.init(zeros))
-    resumed = ln.train(goal, None, data, optimizer, resume=store.load_checkpoint(path, example), **settings)
+    resumed = ln.train(
+        goal, None, data, optimizer, resume=store.load_checkpoint(path, example), **settings
+    )
     np.testing.assert_array_equal(whole.metrics["train_loss"], resumed.metrics["train_loss"])
     np.testing.assert_array_equal(whole.params["0_Dense"]["W"], resumed.params["0_Dense"]["W"])
 
@@ -137,12 +157,16 @@ def test_variants_of_the_experiment_run(tmp_path, extra, expected):
     done = _run("run", "lazy_vs_standard", *_sets([*TINY, "train.epochs=2", *extra]), out=tmp_path)
     assert done.returncode == 0, done.stderr
     summary = store.read_json(next(tmp_path.iterdir()) / "summary.json")
-    assert all(np.isfinite(value) for name, value in summary.items() if name.startswith("test_accuracy/"))
+    assert all(
+        np.isfinite(value) for name, value in summary.items() if name.startswith("test_accuracy/")
+    )
 
 
 @pytest.mark.extended
 def test_a_sweep_too_short_for_a_slope_has_no_rate_figure_and_no_error(tmp_path):
-    done = _run("run", "lazy_vs_standard", *_sets([*TINY, "train.epochs=2", "alphas=1,inf"]), out=tmp_path)
+    done = _run(
+        "run", "lazy_vs_standard", *_sets([*TINY, "train.epochs=2", "alphas=1,inf"]), out=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     folder = next(tmp_path.iterdir())
     assert store.read_json(folder / "summary.json")["slope/param_drift"] is None
@@ -152,7 +176,9 @@ def test_a_sweep_too_short_for_a_slope_has_no_rate_figure_and_no_error(tmp_path)
 def test_every_configuration_has_its_own_folder(tmp_path):
     base = lazy_vs_standard.PRESETS["smoke"]
     other = dataclasses.replace(base, seeds=2)
-    folders = {store.open_run("lazy_vs_standard", config, tmp_path) for config in (base, other, base)}
+    folders = {
+        store.open_run("lazy_vs_standard", config, tmp_path) for config in (base, other, base)
+    }
     assert len(folders) == 2
 
 
@@ -174,8 +200,16 @@ def test_overrides_are_parsed_by_the_type_of_their_field():
         "network.widths=16,16,16",
     ]
     config = configuration.preset(presets, "laptop", items)
-    assert config.alphas == (1.0, 10.0, math.inf) and config.train.epochs == 7 and config.train.lr_fraction == 0.2
-    assert config.center is False and config.data.root == "/data" and config.network.widths == (16, 16, 16)
+    assert (
+        config.alphas == (1.0, 10.0, math.inf)
+        and config.train.epochs == 7
+        and config.train.lr_fraction == 0.2
+    )
+    assert (
+        config.center is False
+        and config.data.root == "/data"
+        and config.network.widths == (16, 16, 16)
+    )
 
 
 def test_a_preset_has_a_variant_for_each_data_set():

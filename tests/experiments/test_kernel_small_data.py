@@ -25,7 +25,9 @@ SMOKE = dataclasses.replace(
 @pytest.mark.extended
 def test_every_method_classifies_iris_and_every_kernel_digits(finished):
     summary, _ = finished
-    accuracies = [value for key, value in summary.items() if key.startswith("test_accuracy/table=iris")]
+    accuracies = [
+        value for key, value in summary.items() if key.startswith("test_accuracy/table=iris")
+    ]
     assert len(accuracies) == 4 and min(accuracies) > 0.9
     curves = {key: value for key, value in summary.items() if key.startswith("accuracy/kernel=")}
     assert len(curves) == 8 and min(curves.values()) > 50
@@ -50,7 +52,9 @@ def test_finished_cells_are_not_computed_again(finished, monkeypatch):
     assert experiment.run(SMOKE, folder, CONSOLE) == summary
 
 
-@pytest.mark.parametrize("method", [extended(name) if name == "ntk" else name for name in tables.METHODS])
+@pytest.mark.parametrize(
+    "method", [extended(name) if name == "ntk" else name for name in tables.METHODS]
+)
 def test_settings_are_chosen_without_the_labels_of_the_outer_fold(method, monkeypatch):
     """With the labels of one outer fold exchanged, the setting chosen for it stays the same."""
     from sklearn.model_selection import StratifiedKFold
@@ -65,7 +69,12 @@ def test_settings_are_chosen_without_the_labels_of_the_outer_fold(method, monkey
     scores = []
     for these in (labels, exchanged):
         folds = list(tables._inner_folds(SMOKE, train, these))
-        scores.append([[one.score(*fold) for fold in folds] for one in tables._candidates(SMOKE, method, x, these)])
+        scores.append(
+            [
+                [one.score(*fold) for fold in folds]
+                for one in tables._candidates(SMOKE, method, x, these)
+            ]
+        )
     np.testing.assert_array_equal(*scores)
     assert all(set(part) <= set(train) for fold in folds for part in fold)
 
@@ -112,6 +121,8 @@ def test_the_ridge_of_a_regression_comes_from_the_training_images_alone():
     ],
 )
 def test_configurations_that_cannot_run_are_refused(part, change, words, tmp_path):
-    config = dataclasses.replace(SMOKE, **{part: dataclasses.replace(getattr(SMOKE, part), **change)})
+    config = dataclasses.replace(
+        SMOKE, **{part: dataclasses.replace(getattr(SMOKE, part), **change)}
+    )
     with pytest.raises(ValueError, match=words):
         experiment.run(config, tmp_path, CONSOLE)

@@ -27,14 +27,22 @@ def _slopes(tmp_path, activation, doubled=False, epochs=20):
     return [summary[f"slope/{name}"] for name in RATES]
 
 
-@pytest.mark.parametrize("activation", [extended("erf"), pytest.param("gelu", marks=pytest.mark.slow)])
-def test_with_a_smooth_activation_drift_gap_and_kernel_change_fall_like_one_over_alpha(tmp_path, activation):
+@pytest.mark.parametrize(
+    "activation", [extended("erf"), pytest.param("gelu", marks=pytest.mark.slow)]
+)
+def test_with_a_smooth_activation_drift_gap_and_kernel_change_fall_like_one_over_alpha(
+    tmp_path, activation
+):
     drift, gap, ntk = _slopes(tmp_path, activation)
     assert abs(drift + 1) < 0.05 and abs(gap + 1) < 0.1 and abs(ntk + 1) < 0.1
 
 
-@pytest.mark.parametrize("activation", [extended("erf"), pytest.param("gelu", marks=pytest.mark.slow)])
-def test_the_doubling_trick_makes_gap_and_kernel_change_fall_like_one_over_alpha_squared(tmp_path, activation):
+@pytest.mark.parametrize(
+    "activation", [extended("erf"), pytest.param("gelu", marks=pytest.mark.slow)]
+)
+def test_the_doubling_trick_makes_gap_and_kernel_change_fall_like_one_over_alpha_squared(
+    tmp_path, activation
+):
     drift, gap, ntk = _slopes(tmp_path, activation, doubled=True)
     assert abs(drift + 1) < 0.05 and abs(gap + 2) < 0.1 and abs(ntk + 2) < 0.1
 

@@ -46,7 +46,10 @@ def test_the_difference_between_both_velocities_falls_like_the_step(tiny, loss):
     model, params, data, x = tiny
     goal = ln.objective(model.apply, loss)
     predicted = experiment.predicted_velocity(goal, params, data, x)
-    errors = [jnp.abs(experiment.stepped_velocity(goal, params, data, x, h) - predicted).max() for h in (1e-2, 1e-3)]
+    errors = [
+        jnp.abs(experiment.stepped_velocity(goal, params, data, x, h) - predicted).max()
+        for h in (1e-2, 1e-3)
+    ]
     np.testing.assert_allclose(errors[0] / errors[1], 10, rtol=0.05)
 
 
@@ -69,17 +72,27 @@ def test_every_fact_of_the_smoke_run_holds_and_the_controls_are_among_them(finis
 @pytest.mark.extended
 def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
     _, folder = finished
-    setting = experiment._setting(SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse")))
-    last = max((folder / "states" / "loss=mse").iterdir(), key=lambda path: int(path.stem.split("=")[1]))
+    setting = experiment._setting(
+        SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse"))
+    )
+    last = max(
+        (folder / "states" / "loss=mse").iterdir(), key=lambda path: int(path.stem.split("=")[1])
+    )
     u = experiment._load_state(setting, last, ln.sgd(SMOKE.train.momentum))[0].params
     weights = jax.tree.map(jnp.add, setting.params0, u)
-    rows = [jax.jacrev(lambda w, x=x: setting.model.apply(w, x[None])[0])(weights) for x in setting.train.x[:4]]
-    flat = [jnp.concatenate([leaf.reshape(10, -1) for leaf in jax.tree.leaves(row)], axis=1) for row in rows]
+    rows = [
+        jax.jacrev(lambda w, x=x: setting.model.apply(w, x[None])[0])(weights)
+        for x in setting.train.x[:4]
+    ]
+    flat = [
+        jnp.concatenate([leaf.reshape(10, -1) for leaf in jax.tree.leaves(row)], axis=1)
+        for row in rows
+    ]
     jacobian = jnp.stack(flat)
     expected = jnp.einsum("iap,jap->ij", jacobian, jacobian) / 10
-    stored = experiment.store.load_arrays(experiment.store.part(folder / "cells" / f"loss=mse,{last.stem}.npz"))[
-        "kernel"
-    ][:4, :4]
+    stored = experiment.store.load_arrays(
+        experiment.store.part(folder / "cells" / f"loss=mse,{last.stem}.npz")
+    )["kernel"][:4, :4]
     np.testing.assert_allclose(stored, expected, rtol=1e-4)
 
 
@@ -108,11 +121,14 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(finished, tmp_p
     stopped = tmp_path / "loss=mse"
     stopped.mkdir()
     (stopped / "step=4.npz").write_bytes(whole["step=4.npz"].read_bytes())
-    setting = experiment._setting(SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse")))
+    setting = experiment._setting(
+        SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse"))
+    )
     experiment._train(SMOKE, setting, stopped, CONSOLE)
     assert not (stopped / "step=1.npz").exists()
     expected, resumed = (
-        experiment.store.load_arrays(path) for path in (whole["step=400.npz"], stopped / "step=400.npz")
+        experiment.store.load_arrays(path)
+        for path in (whole["step=400.npz"], stopped / "step=400.npz")
     )
     for name, values in expected.items():
         np.testing.assert_array_equal(values, resumed[name], err_msg=name)
@@ -127,7 +143,11 @@ def test_a_ridge_is_chosen_on_one_half_of_the_test_examples_for_the_other():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"losses": ()}, "losses"), ({"fractions": (0.1,)}, "fractions"), ({"fractions": (0.1, 0.01)}, "fractions")],
+    [
+        ({"losses": ()}, "losses"),
+        ({"fractions": (0.1,)}, "fractions"),
+        ({"fractions": (0.1, 0.01)}, "fractions"),
+    ],
 )
 def test_configurations_that_cannot_run_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):

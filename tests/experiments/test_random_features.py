@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.random_features import PatchConfig, draw_filters, leave_one_out_ridge, patch_features
+from experiments.random_features import (
+    PatchConfig,
+    draw_filters,
+    leave_one_out_ridge,
+    patch_features,
+)
 from lazynet import datasets, dynamics
 from lazynet.records import Data
 
@@ -18,7 +23,9 @@ def _stripes(n, seed):
     wave = 0.5 + 0.3 * np.sin(np.arange(16) * 1.5 + phases[:, None])
     images = np.where(labels[:, None, None], wave[:, :, None], wave[:, None, :])
     noise = 0.05 * rng.standard_normal((n, 16, 16))
-    return Data((images + noise)[..., None].astype(np.float32), datasets.one_hot(labels, 2, np.float32))
+    return Data(
+        (images + noise)[..., None].astype(np.float32), datasets.one_hot(labels, 2, np.float32)
+    )
 
 
 def test_features_of_a_patch_are_its_thresholded_responses_averaged_over_quadrants():
@@ -32,7 +39,9 @@ def test_features_of_a_patch_are_its_thresholded_responses_averaged_over_quadran
             q = (patch - patch.mean()) / np.sqrt(patch.var() + SMALL.normalization)
             responses[i, j] = np.einsum("abc,abcf->f", q, filters.kernel) - filters.offset
     sides = np.concatenate([np.maximum(0, responses - 0.25), np.maximum(0, -responses - 0.25)], -1)
-    expected = [[part.mean((0, 1)) for part in np.split(row, [4], 1)] for row in np.split(sides, [3], 0)]
+    expected = [
+        [part.mean((0, 1)) for part in np.split(row, [4], 1)] for row in np.split(sides, [3], 0)
+    ]
     assert found.shape == (7, 2, 2, 10) and patch_features(SMALL, filters, images).shape == (7, 40)
     np.testing.assert_allclose(found[3], expected, rtol=1e-4, atol=1e-5)
 
@@ -41,7 +50,9 @@ def test_filters_are_unit_rows_on_whitened_patches():
     config = PatchConfig(size=2, filters=20, patches=4000, whitening=1e-9, normalization=1e-9)
     images = np.random.default_rng(0).random((50, 12, 12, 1))
     filters = draw_filters(config, images)
-    patches = np.lib.stride_tricks.sliding_window_view(images[..., 0], (2, 2), (1, 2)).reshape(-1, 4)
+    patches = np.lib.stride_tricks.sliding_window_view(images[..., 0], (2, 2), (1, 2)).reshape(
+        -1, 4
+    )
     q = (patches - patches.mean(1, keepdims=True)) / patches.std(1, keepdims=True)
     responses = q @ filters.kernel.reshape(4, 20) - filters.offset
     np.testing.assert_allclose(responses.mean(0), 0, atol=0.05)
@@ -69,6 +80,11 @@ def test_the_leave_one_out_ridge_is_that_of_the_dual_regression():
     left_out = dynamics.leave_one_out(x @ x.T, centered, ridge=absolute)
     hits = [np.mean(f.argmax(1) == train.y.argmax(1)) for f in left_out]
     best = int(np.argmax(hits))
-    outputs = dynamics.kernel_regression(x @ x.T, centered, cross=x_test @ x.T, ridge=float(absolute[best]))
+    outputs = dynamics.kernel_regression(
+        x @ x.T, centered, cross=x_test @ x.T, ridge=float(absolute[best])
+    )
     assert found["ridge"] == ridges[best] and found["at_edge"] == (best in (0, 3))
-    assert found["test_accuracy"] == np.mean(outputs.argmax(1) == test.y.argmax(1)) and len(set(hits)) > 1
+    assert (
+        found["test_accuracy"] == np.mean(outputs.argmax(1) == test.y.argmax(1))
+        and len(set(hits)) > 1
+    )

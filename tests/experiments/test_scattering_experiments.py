@@ -46,13 +46,18 @@ def test_every_fact_about_scattering_holds_in_the_smoke_run(tmp_path):
 def test_a_deformation_by_whole_pixels_is_a_permutation_of_them():
     x = np.random.default_rng(0).standard_normal((6, 6))
     matrix = measures.deformation_matrix((np.full((6, 6), 2.0), np.full((6, 6), -1.0)))
-    np.testing.assert_allclose((matrix @ x.ravel()).reshape(6, 6), np.roll(x, (2, -1), (0, 1)), atol=1e-13)
+    np.testing.assert_allclose(
+        (matrix @ x.ravel()).reshape(6, 6), np.roll(x, (2, -1), (0, 1)), atol=1e-13
+    )
 
 
 @pytest.mark.extended
 def test_the_commutator_norm_is_the_largest_singular_value_of_the_dense_commutator():
     size, J, epsilon = 8, 2, 0.2
-    deform, spectra = measures.deformation_matrix(measures.displacement(size, epsilon)), measures._spectra(size, J)
+    deform, spectra = (
+        measures.deformation_matrix(measures.displacement(size, epsilon)),
+        measures._spectra(size, J),
+    )
     columns = jax.vmap(lambda x: measures._commutator(deform, spectra, x).ravel())(np.eye(size**2))
     expected = np.linalg.norm(np.asarray(columns), 2)
     np.testing.assert_allclose(measures.commutator_norm(J, size, epsilon), expected, rtol=1e-4)
@@ -61,7 +66,10 @@ def test_the_commutator_norm_is_the_largest_singular_value_of_the_dense_commutat
 @pytest.mark.extended
 def test_textures_are_synthesized_from_their_moments(tmp_path):
     summary = texture_synthesis.run(texture_synthesis.PRESETS["smoke"], tmp_path, QUIET)
-    assert not _failures(summary) and summary["error/strokes"] < 1e-2 * summary["error_of_noise/strokes"]
+    assert (
+        not _failures(summary)
+        and summary["error/strokes"] < 1e-2 * summary["error_of_noise/strokes"]
+    )
     assert (tmp_path / "figures" / "texture_synthesis.png").exists()
 
 
@@ -86,9 +94,22 @@ def finished(tmp_path_factory):
 @pytest.mark.extended
 def test_one_table_holds_prior_features_kernels_and_training(finished):
     folder, summary = finished
-    expected = ["pixels/ridge", "pixels/ntk", "ridge", "logistic", "rbf", "ntk", "mlp/alpha=0.1", "mlp/alpha=inf"]
+    expected = [
+        "pixels/ridge",
+        "pixels/ntk",
+        "ridge",
+        "logistic",
+        "rbf",
+        "ntk",
+        "mlp/alpha=0.1",
+        "mlp/alpha=inf",
+    ]
     assert summary["heads"] == expected and summary["sizes"] == ["20", "60"]
-    assert summary["accuracy/ridge/n=60"] > 0.6 and "accuracy/rbf/n=60" not in summary and summary["left_out"]
+    assert (
+        summary["accuracy/ridge/n=60"] > 0.6
+        and "accuracy/rbf/n=60" not in summary
+        and summary["left_out"]
+    )
     assert {"accuracy_std/ntk/n=20", "seconds/ntk/n=20", "ridge/ntk/n=20"} <= summary.keys()
     assert not [value for value in summary.values() if isinstance(value, dict)]
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
@@ -103,7 +124,11 @@ def test_a_run_goes_on_from_its_stored_features_and_cells(finished):
     folder, summary = finished
     lost = folder / "cells" / "n-20_draw-1_rbf.json"
     before = store.read_json(lost)
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.suffix in (".npz", ".json")}
+    kept = {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.suffix in (".npz", ".json")
+    }
     lost.unlink()
     again = scattering_cifar10.run(_tiny(), folder, QUIET)
     changed = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
@@ -122,11 +147,15 @@ def test_principal_components_keep_the_inner_products_of_the_training_set(proble
     train, _ = datasets.digits(40, 200)
     centered = train.x - train.x.mean(0)
     expected = centered @ centered.T
-    np.testing.assert_allclose(problem.train.x @ problem.train.x.T, 40 * expected / np.trace(expected), atol=1e-5)
+    np.testing.assert_allclose(
+        problem.train.x @ problem.train.x.T, 40 * expected / np.trace(expected), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["ridge", "rbf", extended("ntk")])
-def test_the_ridge_of_a_kernel_is_the_one_that_refitting_without_each_example_prefers(problem, name):
+def test_the_ridge_of_a_kernel_is_the_one_that_refitting_without_each_example_prefers(
+    problem, name
+):
     config = dataclasses.replace(_tiny(), ridges=(1e-3, 0.1, 3.0))
     kernel, _ = (np.asarray(part, np.float64) for part in heads.KERNELS[name](config, problem))
     y = np.asarray(problem.train.y, np.float64)

@@ -24,7 +24,9 @@ def photographs():
 def natural(size, count=8):
     """Gray crops of two photographs, mean removed."""
     starts = np.linspace((0, 0), (106 - size, 160 - size), count // 2).astype(int)
-    crops = np.stack([photo[r : r + size, c : c + size] for photo in photographs() for r, c in starts])
+    crops = np.stack(
+        [photo[r : r + size, c : c + size] for photo in photographs() for r, c in starts]
+    )
     return crops - crops.mean((1, 2), keepdims=True)
 
 
@@ -50,7 +52,9 @@ def norm(x, axes):
 def shifted(x, offset):
     """x(u - offset) on the periodic grid, by its Fourier series: offsets need not be whole pixels."""
     w = 2 * np.pi * np.fft.fftfreq(x.shape[-1])
-    return np.fft.ifft2(np.fft.fft2(x) * np.exp(-1j * (w[:, None] * offset[0] + w * offset[1]))).real
+    return np.fft.ifft2(
+        np.fft.fft2(x) * np.exp(-1j * (w[:, None] * offset[0] + w * offset[1]))
+    ).real
 
 
 @pytest.mark.parametrize("sampling", ["kymatio", "centered"])
@@ -81,7 +85,9 @@ def deformed(x, epsilon):
     u, v = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
     amplitude = epsilon * size / (2 * np.pi)
     tau = amplitude * np.sin(2 * np.pi * v / size), amplitude * np.sin(2 * np.pi * u / size)
-    return np.stack([map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x])
+    return np.stack(
+        [map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x]
+    )
 
 
 @pytest.mark.parametrize(("J", "low", "high"), [(2, 1.2, 1.9), extended(3, 0.8, 1.3)])
@@ -90,7 +96,10 @@ def test_small_deformations_change_the_coefficients_linearly_in_their_gradient(J
     reference = scatter(x, filters)
     slopes = np.array(
         [
-            2**J * norm(scatter(deformed(x, e), filters) - reference, (1, 2, 3)) / norm(x, (1, 2)) / e
+            2**J
+            * norm(scatter(deformed(x, e), filters) - reference, (1, 2, 3))
+            / norm(x, (1, 2))
+            / e
             for e in (0.025, 0.05, 0.1)
         ]
     )
@@ -105,22 +114,30 @@ def test_dilating_a_high_frequency_moves_its_fourier_modulus_but_not_its_scatter
     fourier, scattering = [], []
     for frequency in (0.3, 0.6, 1.2, 1.8, 2.4):
         x, y = (
-            np.exp(-(u[:, None] ** 2 + u**2) * s**2 / (2 * 8**2)) * np.cos(frequency * s * u)[:, None] for s in (1, 1.1)
+            np.exp(-(u[:, None] ** 2 + u**2) * s**2 / (2 * 8**2))
+            * np.cos(frequency * s * u)[:, None]
+            for s in (1, 1.1)
         )
         modulus = [abs(np.fft.fft2(z)) / size for z in (x, y)]
         fourier.append(norm(modulus[0] - modulus[1], (0, 1)) / norm(x, (0, 1)))
-        scattering.append(2**J * norm(scatter(x, filters) - scatter(y, filters), (0, 1, 2)) / norm(x, (0, 1)))
+        scattering.append(
+            2**J * norm(scatter(x, filters) - scatter(y, filters), (0, 1, 2)) / norm(x, (0, 1))
+        )
     assert np.all(np.diff(fourier) > 0) and fourier[-1] > 4 * fourier[0]
     assert max(scattering) < 1.5 * min(scattering) and max(scattering) < 0.3
 
 
-@pytest.mark.parametrize(("J", "measured"), [(2, (0.642, 0.199, 0.0096)), (3, (0.433, 0.339, 0.0366))])
+@pytest.mark.parametrize(
+    ("J", "measured"), [(2, (0.642, 0.199, 0.0096)), (3, (0.433, 0.339, 0.0366))]
+)
 def test_energy_falls_with_the_order_and_adds_up_to_nearly_all_of_it(J, measured):
     x = windowed(32)
     coefficients = scatter(x, bank(32, J))
     order = np.array([path.order for path in scattering_paths(J)])
     energy = [
-        (4**J * np.square(coefficients[:, order == m]).sum((1, 2, 3)) / np.square(x).sum((1, 2))).mean()
+        (
+            4**J * np.square(coefficients[:, order == m]).sum((1, 2, 3)) / np.square(x).sum((1, 2))
+        ).mean()
         for m in range(3)
     ]
     assert 0.75 < sum(energy) < 1.0 and energy[2] < energy[1]
@@ -156,9 +173,16 @@ def test_no_pair_of_images_moves_apart_by_more_than_the_lipschitz_bound():
 @pytest.mark.parametrize("J", [2, 3])
 def test_pairs_of_natural_images_come_closer_and_noise_comes_much_closer(J):
     filters = bank(32, J)
-    for x, low, high in [(natural(32), 0.5, 1.0), (np.random.default_rng(0).standard_normal((8, 32, 32)), 0.1, 0.3)]:
+    for x, low, high in [
+        (natural(32), 0.5, 1.0),
+        (np.random.default_rng(0).standard_normal((8, 32, 32)), 0.1, 0.3),
+    ]:
         coefficients = scatter(x, filters)
-        ratio = 2**J * norm(coefficients[1:] - coefficients[:-1], (1, 2, 3)) / norm(x[1:] - x[:-1], (1, 2))
+        ratio = (
+            2**J
+            * norm(coefficients[1:] - coefficients[:-1], (1, 2, 3))
+            / norm(x[1:] - x[:-1], (1, 2))
+        )
         assert low < ratio.max() < high
 
 
@@ -172,7 +196,10 @@ def turned(coefficients, J, L, steps, max_order=2):
 
 ROTATIONS = [(28, 2, "reflect"), (30, 2, "symmetric"), (32, 2, "reflect")]
 DEEPER = [(28, 3, "symmetric"), (30, 3, "reflect"), (32, 3, "symmetric")]
-OTHERS = [(size, J, "symmetric" if padding == "reflect" else "reflect") for size, J, padding in (*ROTATIONS, *DEEPER)]
+OTHERS = [
+    (size, J, "symmetric" if padding == "reflect" else "reflect")
+    for size, J, padding in (*ROTATIONS, *DEEPER)
+]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +210,9 @@ OTHERS = [(size, J, "symmetric" if padding == "reflect" else "reflect") for size
         *(pytest.param(*case, marks=pytest.mark.slow) for case in OTHERS),
     ],
 )
-def test_rotating_by_90_degrees_rotates_maps_and_angles_exactly_with_centered_sampling(size, J, padding):
+def test_rotating_by_90_degrees_rotates_maps_and_angles_exactly_with_centered_sampling(
+    size, J, padding
+):
     filters = filter_bank((size, size), J, sampling="centered", padding=padding)
     x = natural(size)[1] + 0.5
     got = np.asarray(scattering2d(np.rot90(x).copy(), filters))
@@ -222,7 +251,8 @@ def test_rotating_by_one_step_of_the_angles_permutes_the_spatial_means():
         for u in (x, rotate(x, 22.5, reshape=False, order=5))
     )
     errors = [
-        np.linalg.norm((turned(means, J, 8, steps, 1) - turned_means)[1:]) / np.linalg.norm(means[1:])
+        np.linalg.norm((turned(means, J, 8, steps, 1) - turned_means)[1:])
+        / np.linalg.norm(means[1:])
         for steps in (-1, 0, 1)
     ]
     assert errors[0] < 0.03 and min(errors[1:]) > 0.1

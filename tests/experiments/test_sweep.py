@@ -25,7 +25,9 @@ def test_a_grid_has_every_combination_with_a_folder_of_its_own(tmp_path):
     assert [point.overrides for point in points] == [
         ("decay_to=60", f"points={n}", f"decay_from={k}") for n in (2048, 4096) for k in (8, 10)
     ]
-    assert len({point.folder for point in points}) == 4 and not any(point.finished for point in points)
+    assert len({point.folder for point in points}) == 4 and not any(
+        point.finished for point in points
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,10 @@ def test_a_sweep_runs_what_is_missing_and_its_runs_can_be_compared(tmp_path, mon
     assert (points[0].folder / "DONE").stat().st_mtime_ns == done and points[1].finished
     runs = compare.load([point.folder for point in points])
     assert compare.differences(runs) == ["points=2048", "points=4096"]
-    assert compare.draw(runs, tmp_path / "compare.png") and (tmp_path / "compare.png").stat().st_size > 5_000
+    assert (
+        compare.draw(runs, tmp_path / "compare.png")
+        and (tmp_path / "compare.png").stat().st_size > 5_000
+    )
     compare.show(runs, CONSOLE)
     assert "points=4096" in CONSOLE.file.getvalue()
     with pytest.raises(ValueError, match="at least two"):
@@ -74,7 +79,9 @@ def test_commands_are_printed_for_unfinished_runs_only(tmp_path):
 
 
 def test_a_failed_run_is_reported_after_the_others_ran(tmp_path):
-    ok = sweep.Point(("a=1",), tmp_path / "ok", [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"])
+    ok = sweep.Point(
+        ("a=1",), tmp_path / "ok", [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"]
+    )
     bad = sweep.Point(("a=2",), tmp_path / "bad", [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(ValueError, match="1 of 2 runs failed"):
         sweep.run_points([bad, ok], CONSOLE)
@@ -82,7 +89,13 @@ def test_a_failed_run_is_reported_after_the_others_ran(tmp_path):
 
 
 def test_entries_of_a_summary_become_curves():
-    summary = {"loss/tau=0.1": 1.0, "loss/tau=1": 2.0, "loss/m=2/scaling=inv": 3.0, "loss/m=4/scaling=inv": 4.0, "x": 1}
+    summary = {
+        "loss/tau=0.1": 1.0,
+        "loss/tau=1": 2.0,
+        "loss/m=2/scaling=inv": 3.0,
+        "loss/m=4/scaling=inv": 4.0,
+        "x": 1,
+    }
     assert compare.series(json.loads(json.dumps(summary))) == {
         "loss against tau": {0.1: 1.0, 1.0: 2.0},
         "loss/scaling=inv against m": {2.0: 3.0, 4.0: 4.0},

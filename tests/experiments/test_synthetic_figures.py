@@ -10,15 +10,33 @@ import pytest
 from rich.console import Console
 
 import lazynet as ln
-from experiments import population_sgd, students, test_loss_vs_scale, test_loss_vs_width, trajectories_2d
-from experiments.students import Student, Weights, descend, doubled, gradients, measure, on_sphere, outputs, relu_net
+from experiments import (
+    population_sgd,
+    students,
+    test_loss_vs_scale,
+    test_loss_vs_width,
+    trajectories_2d,
+)
+from experiments.students import (
+    Student,
+    Weights,
+    descend,
+    doubled,
+    gradients,
+    measure,
+    on_sphere,
+    outputs,
+    relu_net,
+)
 
 CONSOLE = Console(file=io.StringIO())
 
 
 def _case(scales=(0.5, 4.0), d=5, m=6, n=20, dtype=jnp.float64, offset=0.0):
     keys = jax.random.split(jax.random.key(0), 5)
-    start = Weights(jax.random.normal(keys[0], (m, d), dtype), jax.random.normal(keys[1], (m,), dtype))
+    start = Weights(
+        jax.random.normal(keys[0], (m, d), dtype), jax.random.normal(keys[1], (m,), dtype)
+    )
     alpha = jnp.asarray(scales, dtype)
     u = Weights(*(jax.random.normal(keys[2], (len(scales), *leaf.shape), dtype) for leaf in start))
     x, y = on_sphere(keys[3], n, d, dtype), jax.random.normal(keys[4], (1, n), dtype)
@@ -36,7 +54,9 @@ def test_outputs_are_those_of_the_scaled_and_centered_network(offset):
     student, u, x, _ = _case(offset=offset)
     for s, alpha in enumerate(student.alpha):
         own = jax.tree.map(lambda leaf, s=s: leaf[s], u)
-        expected = ln.lazy(_apply, student.start, alpha)(own, x.T)[:, 0] + offset * alpha * relu_net(student.start, x)
+        expected = ln.lazy(_apply, student.start, alpha)(own, x.T)[
+            :, 0
+        ] + offset * alpha * relu_net(student.start, x)
         np.testing.assert_allclose(outputs(student, u, x)[s], expected, rtol=1e-10, atol=1e-12)
 
 
@@ -46,7 +66,9 @@ def test_outputs_in_single_precision_are_exact_at_every_scale(alpha):
     student, u, x, _ = _case((alpha,))
     single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (student, u, x))
     exact = outputs(*jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), single))
-    np.testing.assert_allclose(outputs(*single), exact, rtol=2e-5, atol=2e-6 * float(jnp.max(jnp.abs(exact))))
+    np.testing.assert_allclose(
+        outputs(*single), exact, rtol=2e-5, atol=2e-6 * float(jnp.max(jnp.abs(exact)))
+    )
 
 
 @pytest.mark.extended
@@ -109,7 +131,9 @@ SMALL = {
         taus=(0.1, 1.0, 2.0), trials=2, d=10, n=40, width=6, steps=60, looks=3
     ),
     test_loss_vs_width: test_loss_vs_width.Config(widths=(2, 64), trials=2, d=100, n=60, steps=60),
-    population_sgd: population_sgd.Config(taus=(0.1, 1.0), trials=2, d=10, width=6, batch_size=20, steps=60, last=20),
+    population_sgd: population_sgd.Config(
+        taus=(0.1, 1.0), trials=2, d=10, width=6, batch_size=20, steps=60, last=20
+    ),
 }
 
 

@@ -38,7 +38,9 @@ def test_the_figure_is_drawn_and_both_kernels_are_in_the_table(finished):
     assert (folder / "figures" / "spectrum.png").stat().st_size > 10_000
     console = Console(file=io.StringIO(), width=200)
     experiment.show(summary, console)
-    assert all(words in console.file.getvalue() for words in ("photographs", "random", "effective rank"))
+    assert all(
+        words in console.file.getvalue() for words in ("photographs", "random", "effective rank")
+    )
 
 
 @pytest.mark.slow
@@ -49,7 +51,9 @@ def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_killed_after_the_kernels_reads_them_from_their_stores(finished, tmp_path, monkeypatch):
+def test_a_run_killed_after_the_kernels_reads_them_from_their_stores(
+    finished, tmp_path, monkeypatch
+):
     """With all tiles stored no features are computed, and the spectrum is the same."""
     import shutil
 
@@ -67,12 +71,16 @@ def test_eigenvalues_and_label_energies_are_those_of_the_library(kernel):
     values, energy = experiment.decompose(kernel, y.reshape(-1, 1))
     np.testing.assert_allclose(values, spectrum.values, rtol=1e-12)
     np.testing.assert_allclose(energy[:, 0], np.cumsum(spectrum.label_energy), rtol=1e-10)
-    np.testing.assert_allclose(experiment.effective_rank(kernel), spectrum.effective_rank, rtol=1e-12)
+    np.testing.assert_allclose(
+        experiment.effective_rank(kernel), spectrum.effective_rank, rtol=1e-12
+    )
 
 
 def test_the_centered_kernel_does_not_see_outputs_that_are_constant(kernel):
     constant = np.einsum("ij,ab->ijab", np.ones((4, 4)), np.diag([1.0, 2.0, 3.0]))
-    np.testing.assert_allclose(experiment.centered(kernel + constant), experiment.centered(kernel), atol=1e-12)
+    np.testing.assert_allclose(
+        experiment.centered(kernel + constant), experiment.centered(kernel), atol=1e-12
+    )
     np.testing.assert_allclose(experiment.centered(kernel).sum(axis=0), 0, atol=1e-12)
 
 
@@ -104,7 +112,9 @@ def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_de
     x = experiment.load_images(SMOKE)["photographs"].x[:2, :8, :8].astype(np.float64)
     kernels = []
     for gain in (1.0, 1.5):
-        body = [part for _ in range(2) for part in (ln.Conv(3, (3, 3), (1, 1), "SAME", gain), ln.Relu())]
+        body = [
+            part for _ in range(2) for part in (ln.Conv(3, (3, 3), (1, 1), "SAME", gain), ln.Relu())
+        ]
         model = ln.serial(*body, ln.MaxPool((2, 2), (2, 2)), ln.Flatten(), ln.Dense(2, gain))
         params = model.init(jax.random.key(0), x)
         kernels.append(np.asarray(empirical.empirical_ntk(model.apply, params, x)))
@@ -112,7 +122,8 @@ def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_de
 
 
 @pytest.mark.parametrize(
-    ("change", "words"), [({"n": 5}, "n got 5"), ({"shuffles": 1}, "shuffles got 1"), ({"width": 0.0}, "width got 0.0")]
+    ("change", "words"),
+    [({"n": 5}, "n got 5"), ({"shuffles": 1}, "shuffles got 1"), ({"width": 0.0}, "width got 0.0")],
 )
 def test_configurations_that_cannot_run_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):

@@ -28,23 +28,35 @@ REQUIRED = {
     ],
     "circle_kernel": [*(f"gamma/k={k}" for k in range(7)), "slope/eigenvalue_decay"],
     "kappa_width": [
-        f"slope/kappa/{scale}/{init}" for scale in ("inv_sqrt", "inv", "one") for init in ("iid", "doubled")
+        f"slope/kappa/{scale}/{init}"
+        for scale in ("inv_sqrt", "inv", "one")
+        for init in ("iid", "doubled")
     ],
     "width_convergence": [f"slope/ntk_error/depth={depth}" for depth in (1, 2, 3)],
     "uniform_bound": ["error_over_bound/width=100", "error_over_bound/alpha=0.01"],
     "crossover": ["slope/drift/centered", "crossover/centered/width=64"],
-    "mean_field": ["slope/fluctuation/step=300", "slope/ntk_change/mean_field", "slope/ntk_change/ntk"],
+    "mean_field": [
+        "slope/fluctuation/step=300",
+        "slope/ntk_change/mean_field",
+        "slope/ntk_change/ntk",
+    ],
 }
 
 
 @pytest.mark.parametrize(
-    "name", [*extended_but(QUICK, "circle_kernel"), *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
+    "name",
+    [
+        *extended_but(QUICK, "circle_kernel"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
+    ],
 )
 def test_every_fact_of_the_smoke_run_holds(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
     console = Console(file=io.StringIO(), width=140)
     summary = module.run(module.PRESETS["smoke"], tmp_path, console)
-    failed = {key: value for key, value in summary.items() if key.startswith("passed/") and not value}
+    failed = {
+        key: value for key, value in summary.items() if key.startswith("passed/") and not value
+    }
     assert not failed, summary
     assert set(REQUIRED[name]) <= set(summary)
     assert not [value for value in summary.values() if isinstance(value, dict | list)]
@@ -88,10 +100,16 @@ def test_a_fact_that_cannot_fail_is_refused():
         ("width_convergence", {"networks": 10}, "networks got 10"),
     ],
 )
-def test_a_configuration_without_a_slope_is_refused_before_anything_is_computed(name, change, message, tmp_path):
+def test_a_configuration_without_a_slope_is_refused_before_anything_is_computed(
+    name, change, message, tmp_path
+):
     module = importlib.import_module(f"experiments.{name}")
     with pytest.raises(ValueError, match=message):
-        module.run(dataclasses.replace(module.PRESETS["smoke"], **change), tmp_path, Console(file=io.StringIO()))
+        module.run(
+            dataclasses.replace(module.PRESETS["smoke"], **change),
+            tmp_path,
+            Console(file=io.StringIO()),
+        )
 
 
 def test_the_slope_of_a_power_law_is_that_of_the_mean_over_seeds():
@@ -103,7 +121,10 @@ def test_the_slope_of_a_power_law_is_that_of_the_mean_over_seeds():
 
 
 def test_a_summary_is_flat_and_names_each_fact_once():
-    rate, bound = facts.close("slope/drift/centered", -1.0, -1, 0.1), facts.within("ratio", math.nan, at_most=1)
+    rate, bound = (
+        facts.close("slope/drift/centered", -1.0, -1, 0.1),
+        facts.within("ratio", math.nan, at_most=1),
+    )
     assert facts.summarize([rate, bound]) == {
         "slope/drift/centered": -1.0,
         "expected/drift/centered": -1.0,
@@ -119,14 +140,20 @@ def test_a_summary_is_flat_and_names_each_fact_once():
 
 def test_the_table_marks_what_does_not_hold():
     console = Console(file=io.StringIO(), width=100)
-    facts.show(facts.summarize([facts.close("a", 1, 1, 0.1), facts.close("b", 2, 1, 0.1)]), console, "title")
+    facts.show(
+        facts.summarize([facts.close("a", 1, 1, 0.1), facts.close("b", 2, 1, 0.1)]),
+        console,
+        "title",
+    )
     printed = console.file.getvalue()
     assert "NO" in printed and "1 of 2 facts hold" in printed
 
 
 def test_the_integrator_is_of_fourth_order():
     def error(steps):
-        end, _ = flows.integrate(lambda s: -s, jnp.ones(()), step=1 / steps, steps=steps, observe=lambda s: s)
+        end, _ = flows.integrate(
+            lambda s: -s, jnp.ones(()), step=1 / steps, steps=steps, observe=lambda s: s
+        )
         return abs(float(end) - math.exp(-1))
 
     assert 14 < error(8) / error(16) < 18
@@ -135,7 +162,10 @@ def test_the_integrator_is_of_fourth_order():
 @pytest.mark.extended
 def test_the_integrated_linearized_flow_is_the_kernel_flow_in_closed_form():
     model = ln.serial(ln.Dense(16), ln.elementwise(jnp.tanh), ln.Dense(1))
-    x, y = jax.random.normal(jax.random.key(0), (5, 3)), jax.random.normal(jax.random.key(1), (5, 1))
+    x, y = (
+        jax.random.normal(jax.random.key(0), (5, 3)),
+        jax.random.normal(jax.random.key(1), (5, 1)),
+    )
     params0 = model.init(jax.random.key(2), x)
     tangent = ln.lazy(model.apply, params0, math.inf)
 
@@ -157,7 +187,9 @@ def test_the_norms_that_all_scales_share_give_the_kappa_of_the_diagnostics():
     measured = kappa_width.measure_one(config, model, width, key)
     for name, scale in kappa_width.SCALES.items():
         alpha = scale(width) * width**0.5
-        expected = ln.diagnostics.kappa(model.apply, params0, data, alpha=alpha, key=jax.random.key(1))
+        expected = ln.diagnostics.kappa(
+            model.apply, params0, data, alpha=alpha, key=jax.random.key(1)
+        )
         np.testing.assert_allclose(measured[f"kappa/{name}"], expected, rtol=0.1)
 
 

@@ -33,14 +33,17 @@ ARRAYS = {"loss": np.arange(10.0), "steps": np.arange(3), "ok": np.array(True)}
 VALUES = {"accuracy": 0.5, "name": "a", "counts": [1, 2], "none": None}
 
 
-# Full disks -------------------------------------------------------------------------------------------------------
+# Full disks
+# -------------------------------------------------------------------------------------------------------
 
 
 def _on_a_full_disk(limit, task, *arguments) -> str:
     ours, theirs = CONTEXT.Pipe()
     process = start(faults_worker.on_a_full_disk, task, limit, theirs, *arguments)
     process.join(300)
-    assert process.exitcode == 0 and ours.poll(), "the task did not fail by an error of the operating system"
+    assert process.exitcode == 0 and ours.poll(), (
+        "the task did not fail by an error of the operating system"
+    )
     return ours.recv()
 
 
@@ -59,7 +62,9 @@ def trained(server, tmp_path_factory):
 
 
 @pytest.mark.parametrize("limit", [200, 2000, pytest.param(5000, marks=pytest.mark.slow)])
-def test_an_experiment_on_a_full_disk_names_the_file_and_ends_once_there_is_room(limit, tmp_path, trained):
+def test_an_experiment_on_a_full_disk_names_the_file_and_ends_once_there_is_room(
+    limit, tmp_path, trained
+):
     said = _on_a_full_disk(limit, faults_worker.training, tmp_path)
     assert str(tmp_path) in said and ("File too large" in said or "cannot be written" in said)
     for path in tmp_path.rglob("*.npz"):
@@ -71,7 +76,9 @@ def test_an_experiment_on_a_full_disk_names_the_file_and_ends_once_there_is_room
     assert training_result(tmp_path) == trained[1]
 
 
-def test_a_kernel_on_a_full_disk_fails_before_the_first_tile_and_ends_once_there_is_room(server, tmp_path):
+def test_a_kernel_on_a_full_disk_fails_before_the_first_tile_and_ends_once_there_is_room(
+    server, tmp_path
+):
     said = _on_a_full_disk(4000, faults_worker.tiles, tmp_path)
     assert said == f"[Errno 27] File too large: '{tmp_path / 'store' / 'nngp.npy'}'"
     assert not list(tmp_path.iterdir())
@@ -98,7 +105,9 @@ def test_an_archive_that_does_not_fit_the_disk_is_kept_and_unpacked_once_there_i
     faults_processes.serve()
     said = _on_a_full_disk(20_000, download.unpack, file, tmp_path, "data")
     assert said == f"[Errno 27] File too large: '{tmp_path / 'data'}'"
-    assert [path.name for path in tmp_path.iterdir()] == ["received.part"] and file.read_bytes() == kept
+    assert [path.name for path in tmp_path.iterdir()] == [
+        "received.part"
+    ] and file.read_bytes() == kept
     download.unpack(file, tmp_path, "data")
     assert {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()} == content
 
@@ -121,12 +130,17 @@ cp -r "$PLACE/." "$KEPT"
 
 def _can_mount() -> bool:
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/tmp"]
-    return shutil.which("unshare") is not None and subprocess.run(command, capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(command, capture_output=True).returncode == 0
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["experiment", "kernel"])
-def test_a_small_disk_that_is_really_full_ends_in_an_error_and_with_room_in_the_result(case, tmp_path, trained):
+def test_a_small_disk_that_is_really_full_ends_in_an_error_and_with_room_in_the_result(
+    case, tmp_path, trained
+):
     if not _can_mount():
         pytest.skip("needs the right to mount a small disk in a namespace of its own")
     place, kept = tmp_path / "place", tmp_path / "kept"
@@ -141,7 +155,11 @@ def test_a_small_disk_that_is_really_full_ends_in_an_error_and_with_room_in_the_
     }
     shell = ["unshare", "-rm", "bash", "-c", IN_A_SMALL_DISK, "-", str(place), size, str(ROOT)]
     done = subprocess.run(
-        [*shell, sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+        [*shell, sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.stdout.split() == ["status", "1", "status", "0"], done.stderr
     assert f"[Errno 28] No space left on device: '{place}" in done.stderr
@@ -151,14 +169,18 @@ def test_a_small_disk_that_is_really_full_ends_in_an_error_and_with_room_in_the_
         assert training_result(kept) == trained[1]
 
 
-# Folders that cannot be written -----------------------------------------------------------------------------------
+# Folders that cannot be written
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["/proc/nothing", "file"])
 def test_an_output_folder_that_cannot_be_written_is_refused_before_computing(place, tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / place
-    for opening in (lambda: store.alone(out / "run").__enter__(), lambda: store.open_run("x", Empty(), out)):
+    for opening in (
+        lambda: store.alone(out / "run").__enter__(),
+        lambda: store.open_run("x", Empty(), out),
+    ):
         with pytest.raises(ValueError, match=rf"output folder {out}/.* cannot be written .*--out"):
             opening()
 
@@ -168,7 +190,8 @@ class Empty:
     """A configuration without fields."""
 
 
-# Damaged files ----------------------------------------------------------------------------------------------------
+# Damaged files
+# ----------------------------------------------------------------------------------------------------
 
 
 def _flipped(raw: bytes, bit: int) -> bytes:
@@ -179,7 +202,8 @@ def _flipped(raw: bytes, bit: int) -> bytes:
 
 def _same(a, b) -> bool:
     return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() and a[k].shape == b[k].shape for k in a
+        a[k].dtype == b[k].dtype and a[k].tobytes() == b[k].tobytes() and a[k].shape == b[k].shape
+        for k in a
     )
 
 
@@ -218,7 +242,8 @@ def test_no_flipped_bit_and_no_missing_end_of_a_stored_file_goes_unnoticed(kind,
 
 
 @pytest.mark.parametrize(
-    ("stored", "value"), [(store.stored_arrays, {"a": np.arange(3)}), (store.stored_json, {"a": [0, 1, 2]})]
+    ("stored", "value"),
+    [(store.stored_arrays, {"a": np.arange(3)}), (store.stored_json, {"a": [0, 1, 2]})],
 )
 def test_a_damaged_part_of_a_run_is_computed_again_and_said_so(stored, value, tmp_path):
     path, calls = tmp_path / "cells" / "part", []
@@ -255,7 +280,9 @@ def test_a_damaged_configuration_is_refused_by_name(tmp_path):
 
 def _state():
     params = {"w": jnp.arange(6.0).reshape(3, 2)}
-    curve = ln.Trajectory(np.array([0, 3]), np.array([0.0, 0.3]), {"train_loss": np.array([1.0, 0.5])}, None, None)
+    curve = ln.Trajectory(
+        np.array([0, 3]), np.array([0.0, 0.3]), {"train_loss": np.array([1.0, 0.5])}, None, None
+    )
     return ln.TrainState(3, 0.3, params, ln.sgd(0.9).init(params)), curve
 
 
@@ -266,7 +293,12 @@ def test_a_damaged_checkpoint_and_one_of_another_training_are_refused_by_name(tm
     with pytest.raises(ValueError, match=r"checkpoint\.npz is not a checkpoint of this training"):
         store.load_checkpoint(path, other)
     raw = path.read_bytes()
-    for damaged in (raw[:-1], raw[: len(raw) // 2], b"", _flipped(raw, 8 * raw.index(state.params["w"].tobytes()))):
+    for damaged in (
+        raw[:-1],
+        raw[: len(raw) // 2],
+        b"",
+        _flipped(raw, 8 * raw.index(state.params["w"].tobytes())),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(store.Damaged, match=r"checkpoint\.npz is damaged"):
             store.load_checkpoint(path, state)
@@ -306,7 +338,8 @@ def test_no_flipped_bit_in_a_store_of_tiles_changes_the_kernel(name, step, tmp_p
     assert refused > 2 and (repaired > 2) == (name != "manifest.json")
 
 
-# Archives and pickles ---------------------------------------------------------------------------------------------
+# Archives and pickles
+# ---------------------------------------------------------------------------------------------
 
 
 def _packed(files: dict[str, bytes], folder="data") -> bytes:
@@ -333,18 +366,24 @@ def _long_header(size: int) -> bytes:
 
 BOMBS = {
     "a member announced as a terabyte": lambda: _announced(2**40),
-    "members that together are too large": lambda: _packed({str(i): bytes(400_000) for i in range(3)}),
+    "members that together are too large": lambda: _packed(
+        {str(i): bytes(400_000) for i in range(3)}
+    ),
     "too many members": lambda: _packed({str(i): b"" for i in range(1001)}),
     "a header that unpacks to too much": lambda: _long_header(2_000_000),
 }
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_an_archive_that_unpacks_to_too_much_is_refused_and_leaves_nothing(bomb, tmp_path, monkeypatch):
+def test_an_archive_that_unpacks_to_too_much_is_refused_and_leaves_nothing(
+    bomb, tmp_path, monkeypatch
+):
     monkeypatch.setattr(download, "MAX_UNPACKED", 10**6)
     file = tmp_path / "bomb.part"
     file.write_bytes(BOMBS[bomb]())
-    with pytest.raises(ValueError, match=r"no archive of data/ .it unpacks to more than 1000000 bytes"):
+    with pytest.raises(
+        ValueError, match=r"no archive of data/ .it unpacks to more than 1000000 bytes"
+    ):
         download.unpack(file, tmp_path, "data")
     assert not list(tmp_path.iterdir())
 
@@ -357,10 +396,14 @@ def test_nothing_is_unpickled_but_by_the_reader_that_runs_no_code():
     files = [*(ROOT / "lazynet").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
     found = {}
     for path in files:
-        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        calls = [
+            node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+        ]
         for call in calls:
             name = ast.unparse(call.func)
-            safe = any(k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in call.keywords)
+            safe = any(
+                k.arg == "allow_pickle" and ast.unparse(k.value) == "False" for k in call.keywords
+            )
             if "pickle." in name or (name.endswith(("np.load", "read_array")) and not safe):
                 found[path.name] = name
     # What a model of flax is made again from is part of a pickle that its user has opened.

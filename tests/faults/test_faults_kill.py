@@ -1,6 +1,7 @@
 """Facts about processes that are killed at random moments: what they computed is not lost, and the result is the same.
 
-A kill counts if it ended the process; a process that was faster has its result compared, and another is started.
+A kill counts if it ended the process; a process that was faster has its result compared, and
+another is started.
 """
 
 from __future__ import annotations
@@ -63,7 +64,10 @@ def _survives(kills, tmp_path, task, *arguments, result, prepare=Path.mkdir):
 def _digests(folder: Path, pattern: str) -> dict[str, str]:
     files = sorted(folder.glob(pattern))
     assert files
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
 
 
 def training_result(folder: Path):
@@ -84,12 +88,21 @@ def _files_of_the_run(folder: Path):
     store.read_json(run / "DONE")
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     made = {"cells/0.npz", "cells/1.npz", "trajectory.npz", "figures/a.png", "figures/b.png"}
-    assert names == made | {"config.json", "env.json", "summary.json", "DONE"} and not store.damages(run)
-    return {name: (run / name).read_bytes() for name in made} | {"summary": store.read_json(run / "summary.json")}
+    assert names == made | {
+        "config.json",
+        "env.json",
+        "summary.json",
+        "DONE",
+    } and not store.damages(run)
+    return {name: (run / name).read_bytes() for name in made} | {
+        "summary": store.read_json(run / "summary.json")
+    }
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_run_killed_at_random_moments_while_it_draws_loses_nothing_and_leaves_nothing(kills, tmp_path):
+def test_a_run_killed_at_random_moments_while_it_draws_loses_nothing_and_leaves_nothing(
+    kills, tmp_path
+):
     _survives(kills, tmp_path, faults_worker.drawn, result=_files_of_the_run)
 
 
@@ -99,7 +112,9 @@ def test_an_experiment_killed_at_random_moments_ends_bit_identically(tmp_path):
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_kernel_killed_at_random_moments_ends_bit_identically_and_leaves_its_store_only(kills, tmp_path):
+def test_a_kernel_killed_at_random_moments_ends_bit_identically_and_leaves_its_store_only(
+    kills, tmp_path
+):
     def result(folder):
         assert [path.name for path in folder.iterdir()] == ["store"]
         return _digests(folder, "store/*")
@@ -127,7 +142,13 @@ def served():
 def test_a_download_killed_at_random_moments_is_continued(kills, tmp_path, served):
     server, archive, _ = served
     server.asked.clear()
-    _survives(kills, tmp_path, faults_worker.download, archive, result=lambda folder: _digests(folder, f"{DATA}/*"))
+    _survives(
+        kills,
+        tmp_path,
+        faults_worker.download,
+        archive,
+        result=lambda folder: _digests(folder, f"{DATA}/*"),
+    )
     assert [asked for asked in server.asked if asked], "no download was continued"
 
 
@@ -141,7 +162,11 @@ def test_an_unpacking_killed_at_random_moments_is_all_or_nothing(kills, tmp_path
         (folder / f"{Path(archive.url).name}.part").write_bytes(body)
 
     def result(folder):
-        assert {path.name for path in folder.iterdir()} <= {DATA, ".lock", f"{Path(archive.url).name}.part"}
+        assert {path.name for path in folder.iterdir()} <= {
+            DATA,
+            ".lock",
+            f"{Path(archive.url).name}.part",
+        }
         return _digests(folder, f"{DATA}/*")
 
     _survives(kills, tmp_path, faults_worker.download, archive, result=result, prepare=received)
@@ -155,7 +180,9 @@ def test_a_run_folder_admits_one_process_and_a_killed_one_leaves_it_free(tmp_pat
     while not (folder / "computing").exists():
         assert time.monotonic() < deadline and process.is_alive()
         time.sleep(0.01)
-    with pytest.raises(RunError, match=f"computed by another process .locked by process {process.pid}.*--out"):
+    with pytest.raises(
+        RunError, match=f"computed by another process .locked by process {process.pid}.*--out"
+    ):
         with store.alone(folder):
             raise AssertionError("two processes in one run folder")
     process.kill()

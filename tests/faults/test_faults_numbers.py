@@ -49,7 +49,9 @@ def _params(bad):
 
 def _lazy(bad):
     goal = ln.objective(ln.lazy(MODEL.apply, _params(bad), 2.0), ln.mse)
-    return ln.train(goal, None, _data(), ln.sgd(), key=jax.random.key(0), save_at=[0], learning_rate=0.1)
+    return ln.train(
+        goal, None, _data(), ln.sgd(), key=jax.random.key(0), save_at=[0], learning_rate=0.1
+    )
 
 
 TEST, CURVE = Data(X[:2], Y[:2]), dict(time=[0.0, 1.0])
@@ -57,39 +59,72 @@ CASES = {
     "analytic_kernel, x1": ("x1", lambda bad: kernels.analytic_kernel(MODEL, bad(X))),
     "analytic_kernel, x2": ("x2", lambda bad: kernels.analytic_kernel(MODEL, X, bad(X))),
     "analytic_kernel, stored": ("x1", lambda bad: kernels.analytic_kernel(MODEL, bad(X), tile=2)),
-    "monte_carlo_kernel": ("x1", lambda bad: kernels.monte_carlo_kernel(MODEL, KEY, jnp.asarray(bad(X)), n_samples=2)),
-    "empirical_ntk, x1": ("x1", lambda bad: empirical.empirical_ntk(MODEL.apply, PARAMS, jnp.asarray(bad(X)))),
-    "empirical_ntk, x2": ("x2", lambda bad: empirical.empirical_ntk(MODEL.apply, PARAMS, X, jnp.asarray(bad(X)))),
-    "empirical_nngp": ("x1", lambda bad: empirical.empirical_nngp(MODEL.apply, PARAMS, jnp.asarray(bad(X)))),
-    "kernel_regression, y": ("y", lambda bad: dynamics.kernel_regression(KERNEL, Data(X, bad(Y)), cross=CROSS)),
-    "kernel_regression, cross": ("cross", lambda bad: dynamics.kernel_regression(KERNEL, _data(), cross=bad(CROSS))),
+    "monte_carlo_kernel": (
+        "x1",
+        lambda bad: kernels.monte_carlo_kernel(MODEL, KEY, jnp.asarray(bad(X)), n_samples=2),
+    ),
+    "empirical_ntk, x1": (
+        "x1",
+        lambda bad: empirical.empirical_ntk(MODEL.apply, PARAMS, jnp.asarray(bad(X))),
+    ),
+    "empirical_ntk, x2": (
+        "x2",
+        lambda bad: empirical.empirical_ntk(MODEL.apply, PARAMS, X, jnp.asarray(bad(X))),
+    ),
+    "empirical_nngp": (
+        "x1",
+        lambda bad: empirical.empirical_nngp(MODEL.apply, PARAMS, jnp.asarray(bad(X))),
+    ),
+    "kernel_regression, y": (
+        "y",
+        lambda bad: dynamics.kernel_regression(KERNEL, Data(X, bad(Y)), cross=CROSS),
+    ),
+    "kernel_regression, cross": (
+        "cross",
+        lambda bad: dynamics.kernel_regression(KERNEL, _data(), cross=bad(CROSS)),
+    ),
     "gradient_flow, y": ("y", lambda bad: dynamics.gradient_flow(KERNEL, Data(X, bad(Y)), **CURVE)),
-    "gradient_flow, f0": ("f0", lambda bad: dynamics.gradient_flow(KERNEL, _data(), f0=bad(Y), **CURVE)),
+    "gradient_flow, f0": (
+        "f0",
+        lambda bad: dynamics.gradient_flow(KERNEL, _data(), f0=bad(Y), **CURVE),
+    ),
     "gradient_flow, cross": (
         "cross",
         lambda bad: dynamics.gradient_flow(KERNEL, _data(), cross=bad(CROSS), test=TEST, **CURVE),
     ),
     "gradient_flow, test": (
         r"test\.y",
-        lambda bad: dynamics.gradient_flow(KERNEL, _data(), cross=CROSS, test=Data(X[:2], bad(Y[:2])), **CURVE),
+        lambda bad: dynamics.gradient_flow(
+            KERNEL, _data(), cross=CROSS, test=Data(X[:2], bad(Y[:2])), **CURVE
+        ),
     ),
     "nngp_posterior, cross": (
         "cross",
-        lambda bad: dynamics.nngp_posterior(KERNEL, _data(), cross=bad(CROSS), prior=KERNEL[:2, :2]),
+        lambda bad: dynamics.nngp_posterior(
+            KERNEL, _data(), cross=bad(CROSS), prior=KERNEL[:2, :2]
+        ),
     ),
     "nngp_posterior, prior": (
         "prior",
-        lambda bad: dynamics.nngp_posterior(KERNEL, _data(), cross=CROSS, prior=bad(KERNEL[:2, :2])),
+        lambda bad: dynamics.nngp_posterior(
+            KERNEL, _data(), cross=CROSS, prior=bad(KERNEL[:2, :2])
+        ),
     ),
     "trained_ensemble": (
         r"cross\.nngp",
         lambda bad: dynamics.trained_ensemble(
-            Gram(KERNEL, KERNEL), _data(), time=[1.0], cross=Gram(bad(CROSS), CROSS), prior=KERNEL[:2, :2]
+            Gram(KERNEL, KERNEL),
+            _data(),
+            time=[1.0],
+            cross=Gram(bad(CROSS), CROSS),
+            prior=KERNEL[:2, :2],
         ),
     ),
     "conjugate_gradient_regression": (
         "cross",
-        lambda bad: dynamics.conjugate_gradient_regression(KERNEL, _data(), cross=bad(CROSS), ridge=1.0),
+        lambda bad: dynamics.conjugate_gradient_regression(
+            KERNEL, _data(), cross=bad(CROSS), ridge=1.0
+        ),
     ),
     "predict": ("y", lambda bad: predict.gradient_descent_mse(KERNEL, bad(Y))(1.0)),
     "train, x": (r"data\.x", lambda bad: _train(_data(bad(X)))),
@@ -102,11 +137,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("value", "words"), [(np.nan, "2 NaN and 0 infinite"), (-np.inf, "0 NaN and 2 infinite")])
+@pytest.mark.parametrize(
+    ("value", "words"), [(np.nan, "2 NaN and 0 infinite"), (-np.inf, "0 NaN and 2 infinite")]
+)
 @pytest.mark.parametrize("case", CASES)
 def test_values_that_are_not_finite_are_counted_and_their_array_is_named(case, value, words):
     name, call = CASES[case]
-    with pytest.raises(ValueError, match=rf"^{name} has {words} of \d+ values, first at \[1, 0\]: \w+"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} has {words} of \d+ values, first at \[1, 0\]: \w+"
+    ):
         call(lambda array: _bad(array, value, 2))
 
 
@@ -115,20 +154,37 @@ def test_values_that_are_not_finite_are_counted_and_their_array_is_named(case, v
     "call",
     [
         lambda kernel: dynamics.kernel_regression(kernel, _data(), cross=CROSS),
-        lambda kernel: dynamics.kernel_regression(kernel, _data(), cross=CROSS, ridge=np.array([0.0, 1.0])),
+        lambda kernel: dynamics.kernel_regression(
+            kernel, _data(), cross=CROSS, ridge=np.array([0.0, 1.0])
+        ),
         lambda kernel: dynamics.leave_one_out(kernel, _data(), ridge=1.0),
-        lambda kernel: dynamics.conjugate_gradient_regression(kernel, _data(), cross=CROSS, ridge=1.0),
+        lambda kernel: dynamics.conjugate_gradient_regression(
+            kernel, _data(), cross=CROSS, ridge=1.0
+        ),
         lambda kernel: dynamics.gradient_flow(kernel, _data(), **CURVE),
-        lambda kernel: dynamics.gradient_descent(kernel, _data(), learning_rate=0.1, save_at=[0, 1]),
+        lambda kernel: dynamics.gradient_descent(
+            kernel, _data(), learning_rate=0.1, save_at=[0, 1]
+        ),
         lambda kernel: dynamics.max_learning_rate(kernel),
         lambda kernel: ln.diagnostics.kernel_spectrum(kernel),
     ],
-    ids=["regression", "ridges", "leave one out", "conjugate gradient", "flow", "descent", "rate", "spectrum"],
+    ids=[
+        "regression",
+        "ridges",
+        "leave one out",
+        "conjugate gradient",
+        "flow",
+        "descent",
+        "rate",
+        "spectrum",
+    ],
 )
 def test_a_training_kernel_that_is_not_finite_is_refused_with_the_number_of_entries(call, value):
     kernel = np.array(KERNEL)
     kernel[0, 3] = kernel[3, 0] = value
-    with pytest.raises(ValueError, match="has 2 entries that are not finite.*check the inputs of the kernel"):
+    with pytest.raises(
+        ValueError, match="has 2 entries that are not finite.*check the inputs of the kernel"
+    ):
         call(kernel)
 
 
@@ -168,7 +224,10 @@ except MemoryError as error:
 
 
 @pytest.mark.extended
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits the memory of a process by what Linux tells")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(),
+    reason="limits the memory of a process by what Linux tells",
+)
 @pytest.mark.parametrize(("n", "tile"), [(9000, 9000), (6000, 5000)], ids=["one tile", "several"])
 def test_a_tile_larger_than_the_memory_there_is_names_a_tile_that_fits(n, tile):
     command = [sys.executable, "-c", OUT_OF_MEMORY, str(n), str(tile)]
@@ -179,5 +238,8 @@ def test_a_tile_larger_than_the_memory_there_is_names_a_tile_that_fits(n, tile):
 
 
 def test_other_errors_of_the_compiler_pass_unchanged():
-    with pytest.raises(jax.errors.JaxRuntimeError, match="^INTERNAL: broken$"), tiles.tile_advice(4):
+    with (
+        pytest.raises(jax.errors.JaxRuntimeError, match="^INTERNAL: broken$"),
+        tiles.tile_advice(4),
+    ):
         raise jax.errors.JaxRuntimeError("INTERNAL: broken")

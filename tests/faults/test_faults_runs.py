@@ -29,14 +29,18 @@ def out(monkeypatch, tmp_path):
 
     def run(config, folder, console):
         store.stored_arrays(folder / "cells" / "one.npz", lambda: {"x": np.arange(4.0)})
-        store.save_arrays(folder / "trajectory.npz", store.load_arrays(folder / "cells" / "one.npz"))
+        store.save_arrays(
+            folder / "trajectory.npz", store.load_arrays(folder / "cells" / "one.npz")
+        )
         (folder / "figures").mkdir(exist_ok=True)
         plots.save(plots.plot_kernel(np.eye(2)), folder / "figures" / "kernel.png")
         console.print("0.5 ± 0.1")
         return SUMMARY
 
     monkeypatch.setattr(trajectories_2d, "run", run)
-    monkeypatch.setattr(trajectories_2d, "show", lambda summary, console: console.print("the table"))
+    monkeypatch.setattr(
+        trajectories_2d, "show", lambda summary, console: console.print("the table")
+    )
     monkeypatch.setattr(cli, "_set_precision", lambda config: None)
     return tmp_path
 
@@ -48,10 +52,13 @@ def _run(out) -> Path:
 
 
 def _contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
 
 
-# Damaged files of finished runs -----------------------------------------------------------------------------------
+# Damaged files of finished runs
+# -----------------------------------------------------------------------------------
 
 MADE = ["cells/one.npz", "trajectory.npz", "figures/kernel.png", "summary.json", "env.json"]
 
@@ -66,7 +73,9 @@ def test_a_damaged_file_of_a_finished_run_is_named_and_made_again(name, damage, 
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(raw[: len(raw) // 2] if damage == "cut off" else bytes([raw[0] ^ 1]) + raw[1:])
+        path.write_bytes(
+            raw[: len(raw) // 2] if damage == "cut off" else bytes([raw[0] ^ 1]) + raw[1:]
+        )
     capsys.readouterr()
     if (name, damage) != ("DONE", "missing"):
         with pytest.raises(store.Damaged, match="same `run` command makes it again"):
@@ -85,10 +94,15 @@ def test_a_cell_that_was_exchanged_for_another_sound_one_is_noticed(out, capsys)
     raw = path.read_bytes()
     store.save_arrays(path, {"x": np.zeros(4)})
     _run(out)
-    assert f"{path} is damaged: it is made again now." in capsys.readouterr().err and path.read_bytes() == raw
+    assert (
+        f"{path} is damaged: it is made again now." in capsys.readouterr().err
+        and path.read_bytes() == raw
+    )
 
 
-def test_a_run_that_was_finished_without_digests_opens_and_its_damaged_arrays_are_noticed(out, capsys):
+def test_a_run_that_was_finished_without_digests_opens_and_its_damaged_arrays_are_noticed(
+    out, capsys
+):
     folder = _run(out)
     (folder / "DONE").write_text('{"seconds": 2.5}')
     before = _contents(folder)
@@ -100,7 +114,8 @@ def test_a_run_that_was_finished_without_digests_opens_and_its_damaged_arrays_ar
     assert "trajectory.npz is damaged" in capsys.readouterr().err and not store.damages(folder)
 
 
-# What killed processes leave --------------------------------------------------------------------------------------
+# What killed processes leave
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -109,7 +124,11 @@ def test_what_a_killed_process_left_is_removed_when_the_run_is_opened(finished, 
     if not finished:
         (folder / "DONE").unlink()
     before = _contents(folder).keys()
-    for name in (".lock", "figures/.kernel.png.1.unfinished", "figures/.kernel.png.0123456789ab.unfinished"):
+    for name in (
+        ".lock",
+        "figures/.kernel.png.1.unfinished",
+        "figures/.kernel.png.0123456789ab.unfinished",
+    ):
         (folder / name).write_text("half")
     _run(out)
     assert _contents(folder).keys() | {Path("DONE")} == before | {Path("DONE")}
@@ -138,7 +157,8 @@ def test_a_figure_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-# Resumption -------------------------------------------------------------------------------------------------------
+# Resumption
+# -------------------------------------------------------------------------------------------------------
 
 
 def _trained(path, steps, **settings):
@@ -147,7 +167,9 @@ def _trained(path, steps, **settings):
     start = {"w": jnp.zeros((1, 1))}
     goal = ln.objective(lambda w, x: x @ w["w"], ln.mse)
     common = dict(key=jax.random.key(0), save_at=steps, learning_rate=0.1)
-    return training.checkpointed(path, goal, start, data, ln.sgd(), lambda step: None, **common, **settings)
+    return training.checkpointed(
+        path, goal, start, data, ln.sgd(), lambda step: None, **common, **settings
+    )
 
 
 DRIFT = {"measure": lambda w: {"drift": jnp.abs(w["w"]).sum()}}
@@ -164,12 +186,16 @@ TEST = {"test": ln.Data(np.ones((3, 1)), np.ones((3, 1)))}
         (DRIFT, {"measure": lambda w: {"norm": 1.0}}, "drift is no more recorded"),
     ],
 )
-def test_a_training_that_records_something_else_does_not_go_on(before, after, words, tmp_path, monkeypatch):
+def test_a_training_that_records_something_else_does_not_go_on(
+    before, after, words, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
     path = tmp_path / "checkpoint.npz"
     _trained(path, [0, 2], **before)
     raw = path.read_bytes()
-    with pytest.raises(RunError, match=rf"checkpoint\.npz was written by another training: {words}"):
+    with pytest.raises(
+        RunError, match=rf"checkpoint\.npz was written by another training: {words}"
+    ):
         _trained(path, [0, 2, 4], **after)
     assert path.read_bytes() == raw
 
@@ -186,7 +212,8 @@ def test_a_curve_reloads_with_its_names_in_any_order(tmp_path, monkeypatch):
         np.testing.assert_array_equal(resumed.metrics[name], values)
 
 
-# Output that nobody reads, or that knows few letters --------------------------------------------------------------
+# Output that nobody reads, or that knows few letters
+# --------------------------------------------------------------
 
 PRINTING = """
 import sys
@@ -201,7 +228,10 @@ sys.exit(3 if streams.failed() else 0)
 
 def _printing(**settings):
     process = subprocess.Popen(
-        [sys.executable, "-c", PRINTING], cwd=ROOT, stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **settings}
+        [sys.executable, "-c", PRINTING],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        **{"stdout": subprocess.PIPE, **settings},
     )
     if process.stdout is not None:
         first = process.stdout.readline()
@@ -233,14 +263,29 @@ def test_letters_that_have_no_near_one_are_question_marks():
 @pytest.mark.extended
 @pytest.mark.parametrize("name", ["nonsense", "cuda"])
 def test_a_platform_that_is_not_there_is_one_sentence(name, tmp_path):
-    command = [sys.executable, "-m", "experiments", "run", "circle_kernel", "--preset", "smoke", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "run",
+        "circle_kernel",
+        "--preset",
+        "smoke",
+        "--out",
+        str(tmp_path),
+    ]
     environment = os.environ | {"JAX_PLATFORMS": name}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert f"error: JAX_PLATFORMS={name} gives no device" in done.stderr and not list(tmp_path.iterdir())
+    assert f"error: JAX_PLATFORMS={name} gives no device" in done.stderr and not list(
+        tmp_path.iterdir()
+    )
 
 
-# Interrupts -------------------------------------------------------------------------------------------------------
+# Interrupts
+# -------------------------------------------------------------------------------------------------------
 
 HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
 """A job in the background of a shell ignores interrupts, and hands that on to what it starts."""
@@ -266,7 +311,10 @@ cli.main()
 def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
     for _ in range(times):
         process = subprocess.Popen(
-            [sys.executable, "-c", HEARING + INTERRUPTED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", HEARING + INTERRUPTED],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         try:
             assert process.stdout.readline() == b"computing\n"
@@ -274,7 +322,9 @@ def test_an_interrupted_computation_ends_with_status_130_and_no_crash(times):
             said = process.communicate(timeout=120)[1]
         finally:
             process.kill()
-        assert process.returncode == 130 and said.startswith(b"stopped: ") and said.count(b"\n") == 1
+        assert (
+            process.returncode == 130 and said.startswith(b"stopped: ") and said.count(b"\n") == 1
+        )
 
 
 DROPPED = """
@@ -298,7 +348,11 @@ runpy.run_module("experiments", run_name="__main__", alter_sys=True)
 def test_an_interrupt_in_a_collection_of_garbage_is_not_lost():
     command = [sys.executable, "-c", HEARING + DROPPED]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert done.returncode == 130 and done.stderr.startswith("stopped: ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 130
+        and done.stderr.startswith("stopped: ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_second_interrupt_does_not_wait(monkeypatch):
@@ -328,7 +382,8 @@ def test_cells_that_have_not_begun_are_dropped_when_a_run_is_stopped():
     assert len(begun) < 1000
 
 
-# Names of files ---------------------------------------------------------------------------------------------------
+# Names of files
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_cells_have_names_of_plain_letters_and_those_of_earlier_versions_are_found(tmp_path):

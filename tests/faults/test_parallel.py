@@ -32,7 +32,9 @@ def _start(*words, devices=1):
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [*WORKER, *map(str, words)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @contextlib.contextmanager
@@ -67,7 +69,9 @@ def _assert_equal_to_rounding(result, expected):
 
 
 def _alone(batch_size, microbatches=1):
-    return parallel_worker.as_lists(parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches))
+    return parallel_worker.as_lists(
+        parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches)
+    )
 
 
 @pytest.mark.extended
@@ -76,7 +80,7 @@ def test_virtual_devices_give_the_curve_of_one_device(devices, cases):
     result = _result(_start("devices", *(f"{b},{m}" for b, m in cases), devices=devices))
     assert result["devices"] == devices
     expected = (
-        f"batch_size={devices + 1} does not divide into microbatches=1 over {devices} devices, expected a multiple"
+        f"batch_size={devices + 1} does not divide into microbatches=1 over {devices} devices"
     )
     assert result["refused"].startswith(expected)
     for curve, case in zip(result["curves"], cases, strict=True):
@@ -95,7 +99,9 @@ def test_two_processes_give_the_curve_of_one_device():
 @pytest.mark.extended
 def test_a_sharding_of_one_device_changes_no_bit():
     settings = dict(batch_size=8, save_at=(0, 5))
-    plain, sharded = (parallel_worker.training(s, **settings) for s in (None, data_parallel(jax.devices()[:1])))
+    plain, sharded = (
+        parallel_worker.training(s, **settings) for s in (None, data_parallel(jax.devices()[:1]))
+    )
     np.testing.assert_array_equal(plain.metrics["train_loss"], sharded.metrics["train_loss"])
 
 
@@ -107,7 +113,15 @@ def test_microbatches_give_the_curve_of_the_whole_batch():
     settings = dict(key=jax.random.key(0), save_at=[0, 7], learning_rate=0.5)
     for batch_size in (8, None):
         curves = [
-            ln.train(goal, jax.numpy.ones((5, 1)), data, ln.sgd(0.9), batch_size=batch_size, microbatches=m, **settings)
+            ln.train(
+                goal,
+                jax.numpy.ones((5, 1)),
+                data,
+                ln.sgd(0.9),
+                batch_size=batch_size,
+                microbatches=m,
+                **settings,
+            )
             for m in (1, 4)
         ]
         np.testing.assert_allclose(curves[0].params, curves[1].params, rtol=1e-13)
@@ -115,7 +129,10 @@ def test_microbatches_give_the_curve_of_the_whole_batch():
 
 @pytest.mark.parametrize(("batch_size", "microbatches"), [(16, 3), (15, 2)])
 def test_batches_that_do_not_divide_are_refused(batch_size, microbatches):
-    with pytest.raises(ValueError, match=rf"batch_size={batch_size} does not divide into microbatches={microbatches}"):
+    with pytest.raises(
+        ValueError,
+        match=rf"batch_size={batch_size} does not divide into microbatches={microbatches}",
+    ):
         parallel_worker.training(None, batch_size=batch_size, microbatches=microbatches)
 
 
@@ -131,7 +148,9 @@ def test_a_training_killed_at_random_moments_resumes_bit_identically(tmp_path):
         before = len(list(tmp_path.glob("step=*")))
         process = _start("alone", tmp_path, records)
         try:
-            _wait_until(lambda before=before: len(list(tmp_path.glob("step=*"))) > before, [process])
+            _wait_until(
+                lambda before=before: len(list(tmp_path.glob("step=*"))) > before, [process]
+            )
             time.sleep(moment)
             assert process.poll() is None, "the training ended before it was killed"
         finally:
@@ -163,7 +182,9 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
         pair[1].send_signal(signal.SIGKILL)
         pair[0].communicate(timeout=BOUND)
         assert pair[0].returncode != 0
-    assert not (tmp_path / "step=98,process=0").exists(), "the training ended before the process was killed"
+    assert not (tmp_path / "step=98,process=0").exists(), (
+        "the training ended before the process was killed"
+    )
     with _pair("long", tmp_path) as pair:
         results = [_result(process) for process in pair]
     assert list(tmp_path.glob("resumed at *"))
@@ -172,7 +193,9 @@ def test_a_killed_process_ends_the_other_and_a_restart_resumes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_killed_among_the_tiles_of_a_kernel_ends_the_other_and_a_restart_goes_on(tmp_path):
+def test_a_process_killed_among_the_tiles_of_a_kernel_ends_the_other_and_a_restart_goes_on(
+    tmp_path,
+):
     folder = tmp_path / "store"
 
     def done():

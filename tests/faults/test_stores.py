@@ -29,7 +29,9 @@ def _product(device, tile):
 
 
 def _stored(folder, compute=_product, identity=None):
-    target = tiles.open_store(folder, {"k": (6, 6)}, np.float64, len(EVERY), identity or {"tile": 2})
+    target = tiles.open_store(
+        folder, {"k": (6, 6)}, np.float64, len(EVERY), identity or {"tile": 2}
+    )
     return tiles.assemble(compute, EVERY, target, mirror={"k": (1, 0)})["k"]
 
 
@@ -40,7 +42,9 @@ def test_what_killed_processes_left_is_removed_and_what_has_another_name_stays(t
         (tmp_path / name / "k.npy").write_bytes(bytes(1000))
     for _ in range(2):  # a new store, then one that is there
         (tmp_path / DEAD[0]).mkdir(exist_ok=True)
-        np.testing.assert_array_equal(_stored(tmp_path / "store"), 1.5 * np.outer(range(6), range(6)))
+        np.testing.assert_array_equal(
+            _stored(tmp_path / "store"), 1.5 * np.outer(range(6), range(6))
+        )
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "store"])
 
 
@@ -57,7 +61,9 @@ with unfinished(Path(sys.argv[1])) as made:
 @pytest.mark.skipif(files.fcntl is None, reason="this system has no such locks")
 def test_a_folder_that_a_living_process_is_making_stays_and_that_of_a_killed_one_goes(tmp_path):
     command = [sys.executable, "-c", HOLDING, str(tmp_path / "store")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    )
     name = process.stdout.readline().strip()
     _stored(tmp_path / "store")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", name]
@@ -133,7 +139,8 @@ def test_tiles_that_are_there_are_not_opened_for_writing(tmp_path, monkeypatch):
     assert not _stored(tmp_path / "store").flags.writeable
 
 
-# Paths -----------------------------------------------------------------------------------------------------------
+# Paths
+# -----------------------------------------------------------------------------------------------------------
 
 STATE = TrainState(0, 0.0, {}, ())
 CURVE = ln.Trajectory(np.arange(1), np.zeros(1), {"loss": np.ones(1)}, None, None)
@@ -170,7 +177,9 @@ def test_roots_and_checkpoints_know_the_home_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [3, True, b"store", ["store"], None])
 def test_what_is_no_path_is_refused_by_name(value):
-    with pytest.raises(TypeError, match=r"^out got .*, expected a path: pass a string or a pathlib\.Path\.$"):
+    with pytest.raises(
+        TypeError, match=r"^out got .*, expected a path: pass a string or a pathlib\.Path\.$"
+    ):
         inspect.unwrap(files.given_path)("out", value)
 
 

@@ -32,7 +32,11 @@ def _row(program, cpu_s, wall_s, **more):
 
 
 def _result(*rows, date="2026-01-02"):
-    return {"quick": True, "machine": MACHINE | {"date": date}, "rows": [row._asdict() for row in rows]}
+    return {
+        "quick": True,
+        "machine": MACHINE | {"date": date},
+        "rows": [row._asdict() for row in rows],
+    }
 
 
 def _measured(programs, **more):
@@ -82,7 +86,9 @@ def test_a_program_without_an_answer_is_not_compared():
 
 
 def test_a_peer_that_cannot_be_imported_leaves_its_column_empty_and_says_so():
-    peer = beside(lambda: importlib.import_module("no_such_library"), lambda library: Program(library.run))
+    peer = beside(
+        lambda: importlib.import_module("no_such_library"), lambda library: Program(library.run)
+    )
     row = _measured({"ours": Program(lambda: 1), "peer": peer}, rounds=1)["peer"]
     assert row.cpu_s is None and not row.error and "No module named 'no_such_library'" in row.note
 
@@ -114,21 +120,28 @@ def test_a_torn_last_line_of_rows_is_left_out(tmp_path):
 
 
 def test_ratios_are_per_unit_and_to_the_first_program():
-    page = report.markdown(_result(_row("ours", 2.0, 4.0, entries=10.0), _row("peer", 1.0, 1.0, note="a | b")))
+    page = report.markdown(
+        _result(_row("ours", 2.0, 4.0, entries=10.0), _row("peer", 1.0, 1.0, note="a | b"))
+    )
     lines = [line for line in page.splitlines() if line.startswith("|")][2:]
     assert lines[0] == "| case, per entry | ours | 200 ms | 400 ms | 1.00 | 1.00 | 1 s |  |  |"
     assert lines[1] == "|  | peer | 1 s | 1 s | 5.00 | 2.50 | 1 s |  | a \\| b |"
 
 
 def test_rows_without_times_have_no_ratios():
-    rows = [_row("ours", None, None, error="broken"), _row("peer", 1.0, 1.0), _row("absent", None, None, note="why")]
+    rows = [
+        _row("ours", None, None, error="broken"),
+        _row("peer", 1.0, 1.0),
+        _row("absent", None, None, note="why"),
+    ]
     assert [ratio for _, ratio in report.ratios(rows)] == [(None, None)] * 3
     shown = report.tables(rows)[0]["rows"]
     assert [cells[-1] for cells in shown] == ["FAILED: broken", "", "why"]
 
 
 @pytest.mark.parametrize(
-    "value, shown", [(1234.0, "1,234 s"), (1.5, "1.5 s"), (0.0125, "12.5 ms"), (2e-5, "20 us"), (3e-9, "3 ns")]
+    "value, shown",
+    [(1234.0, "1,234 s"), (1.5, "1.5 s"), (0.0125, "12.5 ms"), (2e-5, "20 us"), (3e-9, "3 ns")],
 )
 def test_times_are_shown_with_a_fitting_unit(value, shown):
     assert report.seconds(value) == shown
@@ -136,7 +149,9 @@ def test_times_are_shown_with_a_fitting_unit(value, shown):
 
 def test_recorded_runs_are_loaded_by_date_and_drawn(tmp_path):
     for date, cost in (("2026-02-01", 3.0), ("2026-01-02", 5.0)):
-        path = history.record(_result(_row("ours", 1.0, 1.0), _row("peer", cost, 1.0), date=date), tmp_path)
+        path = history.record(
+            _result(_row("ours", 1.0, 1.0), _row("peer", cost, 1.0), date=date), tmp_path
+        )
     assert path.name == "2026-01-02-012345678-a-fast-processor-2-cores-jax-0.5.3-quick.json"
     results = history.load(tmp_path)
     (curve,) = history.curves(results).values()
@@ -185,7 +200,9 @@ def _cases(quick):
             yield pytest.param(name, case, id=f"{name}: {case.name}", marks=marks)
 
 
-@pytest.mark.parametrize("name, case", [param for param in _cases(True) if param.values[0] != "devices"])
+@pytest.mark.parametrize(
+    "name, case", [param for param in _cases(True) if param.values[0] != "devices"]
+)
 def test_every_quick_case_can_be_built(name, case):
     programs = case.build()
     assert all(program.run is not None or program.note for program in programs.values())
@@ -221,7 +238,9 @@ def test_the_engine_of_figure_1c_trains_as_autodiff_the_host_loop_and_numpy_do()
 
 @pytest.mark.extended
 def test_the_engine_of_figure_2b_trains_as_one_scale_at_a_time_autodiff_and_numpy_do():
-    config = population_sgd.Config(taus=(0.1, 0.5, 2.0), d=6, width=8, batch_size=10, steps=12, last=4)
+    config = population_sgd.Config(
+        taus=(0.1, 0.5, 2.0), d=6, width=8, batch_size=10, steps=12, last=4
+    )
     expected, *others = _answers(synthetic.fresh_batches(config)).values()
     assert len(others) == 3 and expected.shape == (3,)
     for found in others:

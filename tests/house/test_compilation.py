@@ -22,7 +22,10 @@ MODEL = ln.serial(ln.Dense(32), ln.Erf(), ln.Dense(3))
 
 def _compilations_of_the_step(caplog):
     """How many programs named `_step` were compiled so far in this test."""
-    return sum(bool(re.match(r"Compiling (jit\()?_step\b", record.getMessage())) for record in caplog.records)
+    return sum(
+        bool(re.match(r"Compiling (jit\()?_step\b", record.getMessage()))
+        for record in caplog.records
+    )
 
 
 def _sweep(model, alphas, seeds):
@@ -30,11 +33,24 @@ def _sweep(model, alphas, seeds):
         params0 = model.init(jax.random.key(seed), X)
         for alpha in alphas:
             goal = ln.objective(ln.lazy(model.apply, params0, alpha), ln.mse)
-            ln.train(goal, None, DATA, ln.sgd(0.9), key=KEY, save_at=[2], learning_rate=0.01 * (1 + seed), batch_size=4)
+            ln.train(
+                goal,
+                None,
+                DATA,
+                ln.sgd(0.9),
+                key=KEY,
+                save_at=[2],
+                learning_rate=0.01 * (1 + seed),
+                batch_size=4,
+            )
 
 
-def test_a_sweep_over_finite_alphas_and_initializations_compiles_the_step_once_and_infinity_once_more(caplog):
-    model = ln.serial(ln.Dense(32), ln.Relu(), ln.Dense(3))  # a new function object: nothing is cached yet
+def test_a_sweep_over_finite_alphas_and_initializations_compiles_the_step_once_and_infinity_once_more(
+    caplog,
+):
+    model = ln.serial(
+        ln.Dense(32), ln.Relu(), ln.Dense(3)
+    )  # a new function object: nothing is cached yet
     with caplog.at_level(logging.WARNING), jax.log_compiles(True):
         _sweep(model, (0.1, 1.0, 10.0, 100.0, 1000.0), seeds=(0, 1))
         assert _compilations_of_the_step(caplog) == 1
@@ -68,7 +84,9 @@ def test_transforms_are_pytrees_and_hold_no_constants(transform):
     jaxpr = jax.make_jaxpr(lambda f, w, x: f(w, x))(function, moved, X)
     assert not [c for c in jaxpr.consts if np.asarray(c).nbytes > 1024]
     direct = function(moved, X)
-    np.testing.assert_allclose(jax.jit(lambda f, w, x: f(w, x))(function, moved, X), direct, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        jax.jit(lambda f, w, x: f(w, x))(function, moved, X), direct, rtol=1e-12, atol=1e-12
+    )
 
 
 def _primitives(jaxpr):

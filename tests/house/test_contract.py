@@ -1,9 +1,10 @@
 """What nobody should pass to a public function is refused by name, or what comes back is declared and right.
 
-A row of `ROWS` is a call with valid arguments, of which the arrays and numbers are replaced one by one. The outcome is
-a ValueError or TypeError of lazynet whose message names the argument, or a value: integers, booleans and objects must
-give that of the same numbers in floating point, everything else is a value only where the row declares it, as where NaN
-goes through. A public name without a row stands in `EXEMPT` with the reason.
+A row of `ROWS` is a call with valid arguments, of which the arrays and numbers are replaced one by
+one. The outcome is a ValueError or TypeError of lazynet whose message names the argument, or a
+value: integers, booleans and objects must give that of the same numbers in floating point,
+everything else is a value only where the row declares it, as where NaN goes through. A public name
+without a row stands in `EXEMPT` with the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def square(w, x):
 MODEL = lazynet.serial(lazynet.Dense(3), lazynet.Relu(), lazynet.Dense(2))
 PARAMS = {"0_Dense": {"W": np.ones((3, 3))}, "2_Dense": {"W": np.ones((3, 2))}}
 GOAL = lazynet.objective(linear, lazynet.mse)
-CURVE = Trajectory(np.array([0, 1, 2]), np.array([0.0, 1.0, 2.0]), {"loss": np.array([3.0, 2.0, 1.0])}, None, None)
+CURVE = Trajectory(
+    np.array([0, 1, 2]), np.array([0.0, 1.0, 2.0]), {"loss": np.array([3.0, 2.0, 1.0])}, None, None
+)
 
 
 def archive():
@@ -109,10 +112,12 @@ class Row(NamedTuple):
     """A call and what of it is tried.
 
     Attributes:
-        valid: The arguments of a call that succeeds, made when they are needed; "*" are the positional ones.
-        arrays: The arrays among them, and the kinds of which a value is right: `x: nan integer, y`. A dot takes a
-            field, as in `data.y`.
-        numbers: The numbers and functions with their kind, and what else is right: `steps: count, alpha: positive`.
+        valid: The arguments of a call that succeeds, made when they are needed; "*" are the
+            positional ones.
+        arrays: The arrays among them, and the kinds of which a value is right: `x: nan integer, y`.
+            A dot takes a field, as in `data.y`.
+        numbers: The numbers and functions with their kind, and what else is right: `steps: count,
+            alpha: positive`.
         slow: Whether it compiles for seconds.
         then: What to do with the value, where it is a function.
     """
@@ -132,10 +137,14 @@ ROWS = {
     "layer": Row(lambda: dict(name="a", apply=linear), "", "apply: function"),
     "repeat": Row(lambda: dict(block=lazynet.Relu(), n=2), "", "n: count"),
     "Dense": Row(
-        lambda: dict(features=2, W_std=1.0, b_std=1.0), "", "features: count, W_std: positive, b_std: positive none"
+        lambda: dict(features=2, W_std=1.0, b_std=1.0),
+        "",
+        "features: count, W_std: positive, b_std: positive none",
     ),
     "Conv": Row(
-        lambda: dict(features=2, W_std=1.0, b_std=1.0), "", "features: count, W_std: positive, b_std: positive none"
+        lambda: dict(features=2, W_std=1.0, b_std=1.0),
+        "",
+        "features: count, W_std: positive, b_std: positive none",
     ),
     "LayerNorm": Row(lambda: dict(eps=1e-6), "", "eps: positive"),
     "LeakyRelu": Row(lambda: dict(negative_slope=0.1), "", "negative_slope: number"),
@@ -145,31 +154,59 @@ ROWS = {
     "Cos": Row(lambda: dict(a=1.0, b=1.0, c=0.0), "", "a: number, b: number, c: number"),
     "Elu": Row(lambda: dict(alpha=1.0), "", "alpha: number"),
     "Rbf": Row(lambda: dict(gamma=1.0), "", "gamma: positive"),
-    "elementwise": Row(lambda: dict(fn=jnp.tanh, degree=10), "", "fn: function, degree: count none"),
-    "zoo.cnn": Row(lambda: dict(widths=(2,), outputs=2, W_std=1.0), "", "outputs: count, W_std: positive"),
-    "zoo.cntk": Row(lambda: dict(depth=2, outputs=1, width=2), "", "depth: count, outputs: count, width: count"),
-    "zoo.mlp": Row(lambda: dict(widths=(2,), outputs=1, W_std=1.0), "", "outputs: count, W_std: positive"),
-    "zoo.myrtle": Row(lambda: dict(depth=5, outputs=1, width=2), "", "depth: count, outputs: count, width: count"),
-    "zoo.resnet18": Row(lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"),
+    "elementwise": Row(
+        lambda: dict(fn=jnp.tanh, degree=10), "", "fn: function, degree: count none"
+    ),
+    "zoo.cnn": Row(
+        lambda: dict(widths=(2,), outputs=2, W_std=1.0), "", "outputs: count, W_std: positive"
+    ),
+    "zoo.cntk": Row(
+        lambda: dict(depth=2, outputs=1, width=2), "", "depth: count, outputs: count, width: count"
+    ),
+    "zoo.mlp": Row(
+        lambda: dict(widths=(2,), outputs=1, W_std=1.0), "", "outputs: count, W_std: positive"
+    ),
+    "zoo.myrtle": Row(
+        lambda: dict(depth=5, outputs=1, width=2), "", "depth: count, outputs: count, width: count"
+    ),
+    "zoo.resnet18": Row(
+        lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"
+    ),
     "zoo.two_layer": Row(lambda: dict(width=2, outputs=1), "", "width: count, outputs: count"),
-    "zoo.vgg11": Row(lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"),
-    "zoo.wide_resnet": Row(lambda: dict(blocks=1, outputs=1, width=1), "", "blocks: count, outputs: count"),
+    "zoo.vgg11": Row(
+        lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"
+    ),
+    "zoo.wide_resnet": Row(
+        lambda: dict(blocks=1, outputs=1, width=1), "", "blocks: count, outputs: count"
+    ),
     "initializers.xavier_normal": Row(lambda: dict(model=MODEL, gain=1.0), "", "gain: positive"),
     # -- the alpha axis
     "linearize": Row(lambda: dict(apply=linear, params0=W), "", "apply: function"),
-    "taylor_expand": Row(lambda: dict(apply=linear, params0=W, degree=1), "", "apply: function, degree: count"),
+    "taylor_expand": Row(
+        lambda: dict(apply=linear, params0=W, degree=1), "", "apply: function, degree: count"
+    ),
     "center": Row(lambda: dict(apply=linear, params0=W), "", "apply: function"),
     "scale": Row(lambda: dict(apply=linear, alpha=2.0), "", "apply: function, alpha: positive"),
-    "lazy": Row(lambda: dict(apply=linear, params0=W, alpha=2.0), "", "apply: function, alpha: positive"),
-    "weights": Row(lambda: dict(lazy_apply=lazynet.lazy(linear, W, 2.0), u=W), "", "lazy_apply: function"),
-    "precision.compute_in": Row(lambda: dict(apply=linear, dtype=np.float32), "", "apply: function"),
+    "lazy": Row(
+        lambda: dict(apply=linear, params0=W, alpha=2.0), "", "apply: function, alpha: positive"
+    ),
+    "weights": Row(
+        lambda: dict(lazy_apply=lazynet.lazy(linear, W, 2.0), u=W), "", "lazy_apply: function"
+    ),
+    "precision.compute_in": Row(
+        lambda: dict(apply=linear, dtype=np.float32), "", "apply: function"
+    ),
     # -- losses
     "mse": Row(lambda: dict(outputs=X, targets=X), f"outputs: {ANY}, targets: {ANY}"),
     "cross_entropy": Row(lambda: dict(outputs=Y, targets=Y), f"outputs: {ANY}, targets: {ANY}"),
-    "logistic": Row(lambda: dict(outputs=X[:, :1], targets=np.ones((4, 1))), f"outputs: {ANY}, targets: {ANY}"),
+    "logistic": Row(
+        lambda: dict(outputs=X[:, :1], targets=np.ones((4, 1))), f"outputs: {ANY}, targets: {ANY}"
+    ),
     "accuracy": Row(lambda: dict(outputs=Y, targets=Y), "outputs: nan inf, targets: nan inf"),
     "objective": Row(
-        lambda: dict(apply=linear, loss=lazynet.mse, weight=1.0), "", "apply: function, loss: function, weight: number"
+        lambda: dict(apply=linear, loss=lazynet.mse, weight=1.0),
+        "",
+        "apply: function, loss: function, weight: number",
     ),
     # -- kernels
     "analytic_kernel": Row(
@@ -236,7 +273,9 @@ ROWS = {
         "ridge: positive list",
     ),
     "conjugate_gradient_regression": Row(
-        lambda: dict(kernel=KERNEL, data=DATA, cross=CROSS, ridge=0.1, rank=2, rtol=1e-6, max_iterations=10),
+        lambda: dict(
+            kernel=KERNEL, data=DATA, cross=CROSS, ridge=0.1, rank=2, rtol=1e-6, max_iterations=10
+        ),
         "kernel, data.y, cross: empty longer",
         "ridge: positive, rank: count, rtol: positive, max_iterations: count",
     ),
@@ -247,7 +286,8 @@ ROWS = {
     ),
     "max_learning_rate": Row(lambda: dict(ntk=KERNEL, momentum=0.0), "ntk", "momentum: positive"),
     "dynamics.kernel_outputs": Row(
-        lambda: dict(kernel=CROSS, coefficients=Y), f"kernel: {ANY} longer empty, coefficients: {ANY} rank"
+        lambda: dict(kernel=CROSS, coefficients=Y),
+        f"kernel: {ANY} longer empty, coefficients: {ANY} rank",
     ),
     "dynamics.leave_one_out": Row(
         lambda: dict(kernel=KERNEL, data=DATA, ridge=0.1), "kernel, data.y", "ridge: positive list"
@@ -263,10 +303,16 @@ ROWS = {
         "ntk, y",
         "learning_rate: positive, momentum: positive, save_at: steps",
     ),
-    "dynamics.solve_flow": Row(lambda: dict(ntk=KERNEL, y=Y, time=[0.0, 1.0]), "ntk, y", "friction: positive none"),
+    "dynamics.solve_flow": Row(
+        lambda: dict(ntk=KERNEL, y=Y, time=[0.0, 1.0]), "ntk, y", "friction: positive none"
+    ),
     "dynamics.trained_ensemble": Row(
         lambda: dict(
-            gram=Gram(KERNEL, KERNEL), data=DATA, time=[0.0, 1.0], cross=Gram(CROSS, CROSS), prior=100 * np.eye(2)
+            gram=Gram(KERNEL, KERNEL),
+            data=DATA,
+            time=[0.0, 1.0],
+            cross=Gram(CROSS, CROSS),
+            prior=100 * np.eye(2),
         ),
         "data.y, prior",
     ),
@@ -277,7 +323,9 @@ ROWS = {
         then=lambda f: f(get="ntk", k_test_train=Gram(CROSS, CROSS)),
     ),
     "predict.gradient_descent": Row(
-        lambda: dict(loss=lazynet.mse, k_train_train=KERNEL, y_train=Y, learning_rate=1.0, momentum=0.5),
+        lambda: dict(
+            loss=lazynet.mse, k_train_train=KERNEL, y_train=Y, learning_rate=1.0, momentum=0.5
+        ),
         "k_train_train, y_train",
         "loss: function, learning_rate: positive, momentum: positive none",
         True,
@@ -304,7 +352,9 @@ ROWS = {
     "linalg.largest_eigenvalue": Row(lambda: dict(matrix=KERNEL), "matrix"),
     "linalg.psd_eigh": Row(lambda: dict(matrix=KERNEL), "matrix"),
     "linalg.symmetric": Row(lambda: dict(matrix=KERNEL), "matrix"),
-    "linalg.solve_psd": Row(lambda: dict(matrix=KERNEL, rhs=Y, ridge=0.1), "matrix, rhs", "ridge: positive"),
+    "linalg.solve_psd": Row(
+        lambda: dict(matrix=KERNEL, rhs=Y, ridge=0.1), "matrix, rhs", "ridge: positive"
+    ),
     "linalg.ridge_eigh": Row(lambda: dict(matrix=KERNEL, ridge=0.1), "matrix", "ridge: positive"),
     # -- spectra
     "spectra.effective_dimension": Row(
@@ -325,13 +375,19 @@ ROWS = {
         "count: count, steps: count none",
         True,
     ),
-    "spectra.trace": Row(lambda: dict(kernel=KERNEL, key=KEY, probes=6), "kernel", "probes: count", True),
+    "spectra.trace": Row(
+        lambda: dict(kernel=KERNEL, key=KEY, probes=6), "kernel", "probes: count", True
+    ),
     # -- diagnostics
     "diagnostics.activation_stability": Row(
         lambda: dict(model=MODEL, params=PARAMS, params0=PARAMS, x=X), "x: nan inf longer", "", True
     ),
-    "diagnostics.cka": Row(lambda: dict(kernel1=KERNEL, kernel2=KERNEL + Y @ Y.T), f"kernel1: {ANY}, kernel2: {ANY}"),
-    "diagnostics.fit_slope": Row(lambda: dict(x=np.array([1.0, 2.0]), y=np.array([1.0, 3.0])), "x, y"),
+    "diagnostics.cka": Row(
+        lambda: dict(kernel1=KERNEL, kernel2=KERNEL + Y @ Y.T), f"kernel1: {ANY}, kernel2: {ANY}"
+    ),
+    "diagnostics.fit_slope": Row(
+        lambda: dict(x=np.array([1.0, 2.0]), y=np.array([1.0, 3.0])), "x, y"
+    ),
     "diagnostics.hessian_norm": Row(
         lambda: dict(apply=square, params=W, x=X, key=KEY, iterations=1, restarts=1),
         "x: longer rank",
@@ -345,13 +401,17 @@ ROWS = {
         True,
     ),
     "diagnostics.kappa": Row(
-        lambda: dict(apply=square, params=W, data=DATA, key=KEY, alpha=1.0, iterations=1, restarts=1),
+        lambda: dict(
+            apply=square, params=W, data=DATA, key=KEY, alpha=1.0, iterations=1, restarts=1
+        ),
         "data.x, data.y",
         "apply: function, alpha: positive, iterations: count, restarts: count, loss: function none",
         True,
     ),
     "diagnostics.is_lazy": Row(
-        lambda: dict(apply=square, params=W, data=DATA, steps=1, learning_rate=0.01, iterations=1, restarts=1),
+        lambda: dict(
+            apply=square, params=W, data=DATA, steps=1, learning_rate=0.01, iterations=1, restarts=1
+        ),
         "data.x, data.y",
         "apply: function, steps: count, learning_rate: positive none, iterations: count, restarts: count",
         True,
@@ -368,7 +428,8 @@ ROWS = {
         f"kernels: {ANY}, times",
     ),
     "diagnostics.layer_drift": Row(
-        lambda: dict(params={"a": W}, params0={"a": W + 1}), f"params.a: {ANY} complex, params0.a: {ANY} complex"
+        lambda: dict(params={"a": W}, params0={"a": W + 1}),
+        f"params.a: {ANY} complex, params0.a: {ANY} complex",
     ),
     "diagnostics.param_drift": Row(
         lambda: dict(params=W, params0=W + 1), f"params: {ANY} complex, params0: {ANY} complex"
@@ -385,11 +446,15 @@ ROWS = {
         "apply: function, probes: count",
         True,
     ),
-    "diagnostics.output_gap": Row(lambda: dict(outputs=X, reference=X + 1), f"outputs: {ANY}, reference: {ANY}"),
+    "diagnostics.output_gap": Row(
+        lambda: dict(outputs=X, reference=X + 1), f"outputs: {ANY}, reference: {ANY}"
+    ),
     "diagnostics.tangent_at": Row(
         lambda: dict(apply=square, params=W), "params: nan inf longer rank empty", "apply: function"
     ),
-    "diagnostics.target_alignment": Row(lambda: dict(kernel=KERNEL, y=Y), f"kernel: {ANY}, y: {ANY}"),
+    "diagnostics.target_alignment": Row(
+        lambda: dict(kernel=KERNEL, y=Y), f"kernel: {ANY}, y: {ANY}"
+    ),
     # -- training
     "train": Row(
         lambda: dict(
@@ -451,7 +516,9 @@ ROWS = {
         "apply: function, save_at: steps, learning_rate: positive, loss: function",
         True,
     ),
-    "ensembles.moments": Row(lambda: dict(outputs=np.stack([Y, Y + 1])), "outputs: nan inf longer rank"),
+    "ensembles.moments": Row(
+        lambda: dict(outputs=np.stack([Y, Y + 1])), "outputs: nan inf longer rank"
+    ),
     "optimizers.step_sizes": Row(
         lambda: dict(optimizer=lazynet.sgd(), learning_rate=0.1), "", "learning_rate: positive"
     ),
@@ -473,20 +540,28 @@ ROWS = {
         True,
     ),
     "datasets.digits": Row(
-        lambda: dict(n_train=10, n_test=10, seed=0), "", "n_train: count, n_test: count, seed: count"
+        lambda: dict(n_train=10, n_test=10, seed=0),
+        "",
+        "n_train: count, n_test: count, seed: count",
     ),
     "datasets.one_hot": Row(
-        lambda: dict(labels=np.array([0, 1]), classes=2), "labels: integer longer empty", "classes: count"
+        lambda: dict(labels=np.array([0, 1]), classes=2),
+        "labels: integer longer empty",
+        "classes: count",
     ),
     "datasets.one_hot_centered": Row(
-        lambda: dict(labels=np.array([0, 1]), classes=2), "labels: integer longer empty", "classes: count"
+        lambda: dict(labels=np.array([0, 1]), classes=2),
+        "labels: integer longer empty",
+        "classes: count",
     ),
     "datasets.standardize": Row(
         lambda: dict([("train", DATA)]),
         "train.x: longer rank, train.y: nan inf empty longer complex rank",
     ),
     "datasets.tabular": Row(
-        lambda: dict(name="iris", seed=0, test_fraction=0.25), "", "seed: count, test_fraction: positive"
+        lambda: dict(name="iris", seed=0, test_fraction=0.25),
+        "",
+        "seed: count, test_fraction: positive",
     ),
     "datasets.teacher_student": Row(
         lambda: dict(key=KEY, n_train=2, n_test=2, d=2, width=2),
@@ -511,11 +586,16 @@ ROWS = {
         lambda: dict(alpha=np.array([1.0, 2.0]), quantities={"a": np.array([1.0, 2.0])}),
         "alpha, quantities.a: rank",
     ),
-    "plots.plot_spectrum": Row(lambda: dict(spectra={"a": np.array([2.0, 1.0])}), "spectra.a: longer"),
+    "plots.plot_spectrum": Row(
+        lambda: dict(spectra={"a": np.array([2.0, 1.0])}), "spectra.a: longer"
+    ),
     "writers.write_csv": Row(lambda: dict(path=pathlib.Path("m.csv"), state=None, curve=CURVE)),
     # -- scattering
     "scattering.scattering2d": Row(
-        lambda: dict(x=IMAGE, filters=bank(), max_order=1), "x: nan inf rank", "max_order: count", True
+        lambda: dict(x=IMAGE, filters=bank(), max_order=1),
+        "x: nan inf rank",
+        "max_order: count",
+        True,
     ),
     "scattering.scattering2d_nhwc": Row(
         lambda: dict(x=IMAGE[None, :, :, None], filters=bank(), max_order=1),
@@ -523,13 +603,23 @@ ROWS = {
         "max_order: count",
         True,
     ),
-    "scattering.scattering_paths": Row(lambda: dict(J=1, L=2, max_order=1), "", "J: count, L: count, max_order: count"),
+    "scattering.scattering_paths": Row(
+        lambda: dict(J=1, L=2, max_order=1), "", "J: count, L: count, max_order: count"
+    ),
     "scattering.filter_bank": Row(lambda: dict(shape=(8, 8), J=1, L=2), "", "J: count, L: count"),
     "scattering.angles": Row(lambda: dict(L=2), "", "L: count"),
-    "scattering.fast_wavelet_transform": Row(lambda: dict(x=IMAGE, levels=1), "x: nan inf rank", "levels: count"),
-    "Scattering2D": Row(lambda: dict(J=1, shape=(8, 8), L=2, max_order=1), "", "J: count, L: count, max_order: count"),
+    "scattering.fast_wavelet_transform": Row(
+        lambda: dict(x=IMAGE, levels=1), "x: nan inf rank", "levels: count"
+    ),
+    "Scattering2D": Row(
+        lambda: dict(J=1, shape=(8, 8), L=2, max_order=1),
+        "",
+        "J: count, L: count, max_order: count",
+    ),
     # -- trees
-    "trees.as_partial": Row(lambda: dict(function=linear, name="function"), "", "function: function"),
+    "trees.as_partial": Row(
+        lambda: dict(function=linear, name="function"), "", "function: function"
+    ),
     "trees.add": Row(lambda: dict(a=W, b=W), "a: nan inf rank complex, b: nan inf rank complex"),
 }
 
@@ -561,8 +651,12 @@ EXEMPT = {
         "stax.Rbf stax.Relu stax.Sigmoid_like stax.Sin stax.SumPool stax.parallel stax.repeat "
         "stax.serial"
     ),
-    "they take objects of other libraries, which tests of their own try": ("from_flax from_neural_tangents unit_rate"),
-    "devices and shardings": ("data_parallel sharding.first_shards sharding.place sharding.replicated"),
+    "they take objects of other libraries, which tests of their own try": (
+        "from_flax from_neural_tangents unit_rate"
+    ),
+    "devices and shardings": (
+        "data_parallel sharding.first_shards sharding.place sharding.replicated"
+    ),
     "files and folders, whose damage tests of their own try": (
         "checkpoints.load_sharded checkpoints.save_sharded datasets.data_root plots.save "
         "writers.tensorboard writers.write_jsonl"
@@ -614,7 +708,9 @@ def test_every_public_name_has_a_row_or_a_reason():
     exempt = [name for names in EXEMPT.values() for name in names.split()]
     aliases = {"diagnostics.is_lazy": lazynet.is_lazy}
     assert len(exempt) == len(set(exempt)) and not set(exempt) & set(ROWS)
-    known = {id(resolve(name)) for name in [*exempt, *ROWS]} | {id(value) for value in aliases.values()}
+    known = {id(resolve(name)) for name in [*exempt, *ROWS]} | {
+        id(value) for value in aliases.values()
+    }
     missing = [name for name, value in PUBLIC.items() if id(value) not in known]
     assert not missing, f"no row in ROWS and no reason in EXEMPT: {missing}"
 
@@ -635,20 +731,26 @@ def _entries(text: str) -> dict[str, list[str]]:
 def _get(arguments, place):
     name, _, field = place.partition(".")
     value = arguments[name]
-    return value if not field else value[field] if isinstance(value, dict) else getattr(value, field)
+    return (
+        value if not field else value[field] if isinstance(value, dict) else getattr(value, field)
+    )
 
 
 def _put(arguments, place, value):
     name, _, field = place.partition(".")
     if field:
         whole = arguments[name]
-        value = {**whole, field: value} if isinstance(whole, dict) else whole._replace(**{field: value})
+        value = (
+            {**whole, field: value} if isinstance(whole, dict) else whole._replace(**{field: value})
+        )
     return arguments | {name: value}
 
 
 def _call(name, arguments):
     positional = [arguments["train"]] if "train" in arguments else []
-    value = resolve(name)(*positional, **{key: given for key, given in arguments.items() if key != "train"})
+    value = resolve(name)(
+        *positional, **{key: given for key, given in arguments.items() if key != "train"}
+    )
     return ROWS[name].then(value) if ROWS[name].then else value
 
 
@@ -680,7 +782,18 @@ ALSO = {
     "params": "entries|leaves",
 }
 """Other words of messages for an argument."""
-MATRICES = ("kernel", "kernel0", "kernel1", "kernel2", "kernels", "matrix", "ntk", "nngp", "cross", "prior")
+MATRICES = (
+    "kernel",
+    "kernel0",
+    "kernel1",
+    "kernel2",
+    "kernels",
+    "matrix",
+    "ntk",
+    "nngp",
+    "cross",
+    "prior",
+)
 MATRICES = (*MATRICES, "k_train_train", "ntk_train_train")
 
 
@@ -699,14 +812,18 @@ def _is_ours(place, error) -> bool:
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     text = str(error)
     return (
-        "/lazynet/" in last and bool(re.search(rf"\b({_words(place)})", text)) and ("expected" in text or ": " in text)
+        "/lazynet/" in last
+        and bool(re.search(rf"\b({_words(place)})", text))
+        and ("expected" in text or ": " in text)
     )
 
 
 def _equal(value, expected) -> bool:
     found, right = jax.tree.leaves(value), jax.tree.leaves(expected)
     return len(found) == len(right) and all(
-        np.allclose(np.asarray(a, float), np.asarray(b, float), rtol=1e-5, atol=1e-6, equal_nan=True)
+        np.allclose(
+            np.asarray(a, float), np.asarray(b, float), rtol=1e-5, atol=1e-6, equal_nan=True
+        )
         for a, b in zip(found, right, strict=True)
         if np.asarray(b).dtype.kind in "fiub"
     )
@@ -718,7 +835,9 @@ def _judge(name, place, kind, arguments, allowed) -> str | None:
     if error is not None:
         return None if _is_ours(place, error) else f"{type(error).__name__}: {str(error)[:160]}"
     if isinstance(_get(arguments, place), np.ndarray) and kind in ("integer", "bool", "object"):
-        expected, refused = _attempt(name, _put(arguments, place, _get(arguments, place).astype(float)))
+        expected, refused = _attempt(
+            name, _put(arguments, place, _get(arguments, place).astype(float))
+        )
         if refused is not None:
             return None if kind in allowed else "was accepted, which the same numbers are not"
         return None if _equal(value, expected) else "gives another value than the same numbers"
@@ -741,7 +860,10 @@ def failures(name: str) -> list[str]:
 
 
 def _cases():
-    return [pytest.param(name, marks=pytest.mark.extended) if row.slow else name for name, row in ROWS.items()]
+    return [
+        pytest.param(name, marks=pytest.mark.extended) if row.slow else name
+        for name, row in ROWS.items()
+    ]
 
 
 @pytest.mark.usefixtures("unannotated")

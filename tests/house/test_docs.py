@@ -31,7 +31,9 @@ CODE = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 RENAMED = ("`ln.linearize`", "`ln.taylor_expand`", "`ln.empirical_ntk_vp_fn`")
 """Names whose arguments have the order of neural-tangents and names of their own."""
 
-FILE = re.compile(r"`((?:lazynet|experiments|tests|docs|notebooks|benchmarks)/[\w/.]+\.\w+)(?:::\w+)?`")
+FILE = re.compile(
+    r"`((?:lazynet|experiments|tests|docs|notebooks|benchmarks)/[\w/.]+\.\w+)(?:::\w+)?`"
+)
 
 
 def _hooks():
@@ -54,7 +56,11 @@ def _json(name):
 
 def _rows(text):
     """Cells of every line of every table."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
 
 
 def _resolve(name):
@@ -71,7 +77,9 @@ def _public(module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in PAGES if CODE.search(path.read_text())], ids=_label)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if CODE.search(path.read_text())], ids=_label
+)
 def test_the_python_blocks_of_a_page_run_one_after_the_other(path, tmp_path):
     command = [sys.executable, "-c", "\n".join(CODE.findall(path.read_text()))]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
@@ -101,15 +109,27 @@ def test_a_table_of_names_has_a_name_of_ours_in_every_row(page):
 
 def test_every_name_of_the_facades_is_in_the_table_of_neural_tangents_names():
     text = (DOCS / "from-neural-tangents.md").read_text()
-    names = {f"ln.stax.{name}" for name in lazynet.stax.__all__} | {f"ln.predict.{n}" for n in lazynet.predict.__all__}
-    assert not {name for name in names - {"ln.stax.Triple", "ln.predict.Gaussian"} if f"`{name}`" not in text}
+    names = {f"ln.stax.{name}" for name in lazynet.stax.__all__} | {
+        f"ln.predict.{n}" for n in lazynet.predict.__all__
+    }
+    assert not {
+        name
+        for name in names - {"ln.stax.Triple", "ln.predict.Gaussian"}
+        if f"`{name}`" not in text
+    }
 
 
 @pytest.mark.oracle
 def test_arguments_of_the_names_of_neural_tangents_come_in_its_order():
-    rows = [row for row in _rows((DOCS / "from-neural-tangents.md").read_text()) if row[0].startswith("`nt.")]
+    rows = [
+        row
+        for row in _rows((DOCS / "from-neural-tangents.md").read_text())
+        if row[0].startswith("`nt.")
+    ]
     for theirs, ours, _ in rows:
-        there, parameters = (inspect.signature(_resolve(name.strip("`"))).parameters for name in (theirs, ours))
+        there, parameters = (
+            inspect.signature(_resolve(name.strip("`"))).parameters for name in (theirs, ours)
+        )
         added = parameters.get("tolerance")  # of predict, where the page says so: by its name only
         here = [name for name in parameters if added is None or name != "tolerance"]
         assert added is None or added.kind is inspect.Parameter.KEYWORD_ONLY
@@ -121,7 +141,12 @@ def test_arguments_of_the_names_of_neural_tangents_come_in_its_order():
 
 @pytest.mark.oracle
 def test_what_is_said_to_be_missing_is_what_neural_tangents_has_and_lazynet_has_not():
-    text = (DOCS / "from-neural-tangents.md").read_text().split("## What is missing")[1].split("## What is new")[0]
+    text = (
+        (DOCS / "from-neural-tangents.md")
+        .read_text()
+        .split("## What is missing")[1]
+        .split("## What is new")[0]
+    )
     layers = re.findall(r"`([A-Z]\w+)`", text)
     assert layers and all(hasattr(_resolve("nt.stax"), name) for name in layers if name != "Kernel")
     assert not set(layers) & set(lazynet.stax.__all__)
@@ -145,21 +170,33 @@ def test_every_test_named_on_the_theory_page_exists():
 
 
 def test_every_public_module_is_on_a_reference_page():
-    modules = [value for value in map(partial(getattr, lazynet), dir(lazynet)) if inspect.ismodule(value)]
-    named = {module.__name__ for module in modules if hasattr(module, "__all__")} - {"lazynet.kernels"}
+    modules = [
+        value for value in map(partial(getattr, lazynet), dir(lazynet)) if inspect.ismodule(value)
+    ]
+    named = {module.__name__ for module in modules if hasattr(module, "__all__")} - {
+        "lazynet.kernels"
+    }
     assert named and not named - set(MODULES)
 
 
 def test_every_public_name_is_in_the_list_of_its_module():
     values = {name: getattr(lazynet, name) for name in dir(lazynet)}
-    ours = {name: value for name, value in values.items() if getattr(value, "__module__", "").startswith("lazynet")}
+    ours = {
+        name: value
+        for name, value in values.items()
+        if getattr(value, "__module__", "").startswith("lazynet")
+    }
     assert not {name for name, value in ours.items() if name not in _public(_hooks()._home(value))}
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_public_name_has_a_docstring(module):
     found = importlib.import_module(module)
-    described = {name for name in _public(module) if callable(getattr(found, name)) and getattr(found, name).__doc__}
+    described = {
+        name
+        for name in _public(module)
+        if callable(getattr(found, name)) and getattr(found, name).__doc__
+    }
     assert not _public(module) - described - _described_constants(found)
 
 
@@ -183,21 +220,29 @@ def test_an_experiment_says_its_command_its_time_and_what_to_expect(name):
 
 
 def test_every_figure_belongs_to_an_experiment_and_has_a_caption():
-    listed = [(name, *item) for name, figures in _json("figures").items() for item in figures.items()]
+    listed = [
+        (name, *item) for name, figures in _json("figures").items() for item in figures.items()
+    ]
     assert {file for _, file, _ in listed} == {path.name for path in (DOCS / "figures").iterdir()}
     assert {name for name, _, _ in listed} <= set(experiment_names())
     assert all(caption for _, _, caption in listed)
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if path.name != "changelog.md"], ids=_label)
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if path.name != "changelog.md"], ids=_label
+)
 def test_a_page_needs_no_other_host(path):
     assert not re.findall(r"https?://", path.read_text())
 
 
 def test_the_wheel_holds_the_library_alone():
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]["wheel"]
     assert wheel == {"packages": ["lazynet"]}
-    assert not [path for path in (ROOT / "lazynet").rglob("*") if path.suffix in {".md", ".png", ".ipynb"}]
+    assert not [
+        path for path in (ROOT / "lazynet").rglob("*") if path.suffix in {".md", ".png", ".ipynb"}
+    ]
 
 
 def test_ci_builds_the_site_strictly():

@@ -50,7 +50,12 @@ class Evil:
 
 
 def _train(**changes):
-    settings = dict(objective=ln.objective(MLP.apply, ln.mse), params=PARAMS, data=DATA, optimizer=ln.sgd()) | TRAINING
+    settings = (
+        dict(
+            objective=ln.objective(MLP.apply, ln.mse), params=PARAMS, data=DATA, optimizer=ln.sgd()
+        )
+        | TRAINING
+    )
     return ln.train(**settings | changes)
 
 
@@ -69,7 +74,9 @@ def _truncated(folder):
 def _wrong_checksum(folder):
     archive = folder / "served.tar.gz"
     archive.write_bytes(b"not the archive")
-    wrong = datasets.Archive(archive.as_uri(), archive.stat().st_size, hashlib.md5(b"other").hexdigest())
+    wrong = datasets.Archive(
+        archive.as_uri(), archive.stat().st_size, hashlib.md5(b"other").hexdigest()
+    )
     return datasets.cifar10(folder / "data", download=True, archive=wrong)
 
 
@@ -148,9 +155,21 @@ def test_the_malicious_pickle_is_not_executed(tmp_path, capfd):
 def test_a_mistake_on_the_command_line_is_one_line_and_status_two():
 
     root = Path(__file__).resolve().parents[2]
-    words = [sys.executable, "-m", "experiments", "run", "lazy_vs_standard", "--set", "train.epoch=3"]
+    words = [
+        sys.executable,
+        "-m",
+        "experiments",
+        "run",
+        "lazy_vs_standard",
+        "--set",
+        "train.epoch=3",
+    ]
     done = subprocess.run(words, cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "unknown field 'epoch'" in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.count("\n") == 1
+        and "unknown field 'epoch'" in done.stderr
+    )
 
 
 def test_models_in_the_wrong_place_are_named_where_types_are_not_checked_at_run_time():
@@ -162,8 +181,13 @@ def test_models_in_the_wrong_place_are_named_where_types_are_not_checked_at_run_
             except TypeError as error:
                 print(error)
     """
-    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120).stdout
-    assert re.search(r"position 1, expected a Model.*Relu\(\)", printed) and "pass model.apply" in printed
+    printed = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    ).stdout
+    assert (
+        re.search(r"position 1, expected a Model.*Relu\(\)", printed)
+        and "pass model.apply" in printed
+    )
 
 
 def test_integer_images_are_not_silently_trained_on():

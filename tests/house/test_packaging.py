@@ -17,11 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = sorted(PROJECT["optional-dependencies"])
-SOURCES = {str(path.relative_to(ROOT)) for path in (ROOT / "lazynet").rglob("*.py")} | {"lazynet/py.typed"}
+SOURCES = {str(path.relative_to(ROOT)) for path in (ROOT / "lazynet").rglob("*.py")} | {
+    "lazynet/py.typed"
+}
 
 
 def _run(*command, **options) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=1200, **options)
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, timeout=1200, **options
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
 
@@ -67,7 +71,10 @@ def test_the_wheel_holds_the_library_and_nothing_else(built):
 def test_the_source_archive_holds_what_its_tests_need_and_no_build_or_data(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert SOURCES <= names and {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= names
+    assert (
+        SOURCES <= names
+        and {"pyproject.toml", "README.md", "LICENSE", "tests/conftest.py"} <= names
+    )
     assert {name.partition("/")[0] for name in names} <= {
         *("lazynet", "experiments", "benchmarks", "tests"),
         *(

@@ -28,11 +28,15 @@ FUNCTIONS = {"apply", "init", "trace", "kernel", "inverse", "loss"}
 
 def filled(record: type) -> tuple:
     """A record of arrays, and of functions where its fields are functions."""
-    return tuple.__new__(record, [np.abs if name in FUNCTIONS else np.arange(3.0) for name in record._fields])
+    return tuple.__new__(
+        record, [np.abs if name in FUNCTIONS else np.arange(3.0) for name in record._fields]
+    )
 
 
 @pytest.mark.parametrize("name", sorted(RECORDS))
-@pytest.mark.parametrize("copied", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize(
+    "copied", [lambda value: pickle.loads(pickle.dumps(value)), copy.deepcopy, copy.copy]
+)
 def test_a_record_comes_back_as_it_was(name, copied):
     value = filled(RECORDS[name])
     back = copied(value)

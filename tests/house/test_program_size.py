@@ -17,7 +17,10 @@ def equations(jaxpr) -> int:
     """Number of equations of a jaxpr with all its sub-programs."""
     count = 0
     for equation in jaxpr.eqns:
-        inner = [getattr(value, "jaxpr", value) for value in jax.tree.leaves(list(equation.params.values()))]
+        inner = [
+            getattr(value, "jaxpr", value)
+            for value in jax.tree.leaves(list(equation.params.values()))
+        ]
         count += 1 + sum(equations(program) for program in inner if hasattr(program, "eqns"))
     return count
 
@@ -27,7 +30,9 @@ def _size(model, *inputs) -> int:
 
 
 def _deep(depth, W_std=1.5, activation=None):
-    layers = [part for _ in range(depth) for part in (ln.Dense(1, W_std, 0.1), activation or ln.Relu())]
+    layers = [
+        part for _ in range(depth) for part in (ln.Dense(1, W_std, 0.1), activation or ln.Relu())
+    ]
     return ln.serial(*layers, ln.Dense(1, 1.0))
 
 
@@ -50,10 +55,13 @@ def _recursion(x1, x2, scales):
     return s, tangent + s
 
 
-# Depth -----------------------------------------------------------------------------------------------------------
+# Depth
+# -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", [extended(ln.Relu()), ln.Erf(), extended(ln.elementwise(jnp.tanh, degree=4))])
+@pytest.mark.parametrize(
+    "activation", [extended(ln.Relu()), ln.Erf(), extended(ln.elementwise(jnp.tanh, degree=4))]
+)
 def test_equal_layers_of_vectors_do_not_lengthen_the_program(activation):
     assert _size(_deep(20, activation=activation), X) == _size(_deep(60, activation=activation), X)
 
@@ -94,7 +102,9 @@ def test_a_deep_network_of_one_set_is_symmetric_with_an_exact_diagonal():
     np.testing.assert_allclose(np.diag(gram.nngp), q, rtol=2e-6)
 
 
-@pytest.mark.parametrize("shared", [True, extended(False)], ids=["one scale", "a scale for each layer"])
+@pytest.mark.parametrize(
+    "shared", [True, extended(False)], ids=["one scale", "a scale for each layer"]
+)
 def test_kernels_of_deep_networks_have_derivatives_in_scales_and_inputs(shared):
     scales = jnp.float64(1.4) if shared else jnp.linspace(1.3, 1.5, 14)
 
@@ -122,14 +132,21 @@ def test_kernels_of_deep_networks_map_over_batches_of_sets():
 @pytest.mark.extended
 def test_equal_words_with_different_constants_are_different_layers():
     tables = [np.linspace(0, 1, 3), np.linspace(1, 2, 3)]
-    parts = [ln.elementwise(lambda x, t=table: jnp.polyval(jnp.asarray(t), jnp.tanh(x)), degree=3) for table in tables]
+    parts = [
+        ln.elementwise(lambda x, t=table: jnp.polyval(jnp.asarray(t), jnp.tanh(x)), degree=3)
+        for table in tables
+    ]
     layers = [part for k in range(14) for part in (ln.Dense(1), parts[k % 2])]
-    whole, piecewise = ln.serial(*layers), ln.serial(*[ln.serial(*layers[k : k + 7]) for k in range(0, 28, 7)])
+    whole, piecewise = (
+        ln.serial(*layers),
+        ln.serial(*[ln.serial(*layers[k : k + 7]) for k in range(0, 28, 7)]),
+    )
     found, expected = (ln.analytic_kernel(model, X).ntk for model in (whole, piecewise))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-# Images ----------------------------------------------------------------------------------------------------------
+# Images
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _images(seed, n, height=4, width=4, channels=2):
@@ -137,13 +154,17 @@ def _images(seed, n, height=4, width=4, channels=2):
 
 
 def _pooled(window, *head):
-    return ln.serial(ln.Conv(1, padding="SAME"), ln.Relu(), ln.AvgPool((window, window), padding="SAME"), *head)
+    return ln.serial(
+        ln.Conv(1, padding="SAME"), ln.Relu(), ln.AvgPool((window, window), padding="SAME"), *head
+    )
 
 
 @pytest.mark.extended
 def test_programs_do_not_grow_with_images_and_grow_with_the_side_of_windows_alone():
     sides = (6, 5), (7, 5), (7, 7), (7, 9)
-    small, same, medium, large = (_size(_pooled(k, ln.Flatten()), *[_images(0, 1, n, n)] * 2) for n, k in sides)
+    small, same, medium, large = (
+        _size(_pooled(k, ln.Flatten()), *[_images(0, 1, n, n)] * 2) for n, k in sides
+    )
     assert small == same
     assert large - medium == medium - small
 
@@ -155,7 +176,9 @@ def test_programs_do_not_grow_with_images_and_grow_with_the_side_of_windows_alon
         extended([ln.AvgPool((3, 2), (2, 1), "SAME")], ln.GlobalAvgPool()),
         extended([ln.AvgPool((3, 3), (2, 2))], ln.Flatten()),
         extended([ln.AvgPool((2, 2), (2, 2), "CIRCULAR")], ln.GlobalAvgPool()),
-        extended([ln.AvgPool((2, 1), (2, 1)), ln.SumPool((1, 3), (1, 3), "SAME")], ln.GlobalAvgPool()),
+        extended(
+            [ln.AvgPool((2, 1), (2, 1)), ln.SumPool((1, 3), (1, 3), "SAME")], ln.GlobalAvgPool()
+        ),
         extended([ln.AvgPool((2, 2), (2, 2)), ln.SumPool((3, 3), (3, 3), "SAME")], ln.Flatten()),
     ],
 )
@@ -171,7 +194,9 @@ def test_a_network_that_begins_with_pools_is_the_rest_on_pooled_images(pools, he
     np.testing.assert_allclose(found.ntk, expected.ntk, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("head", [ln.Flatten(), extended(ln.GlobalAvgPool())], ids=["flat", "pooled"])
+@pytest.mark.parametrize(
+    "head", [ln.Flatten(), extended(ln.GlobalAvgPool())], ids=["flat", "pooled"]
+)
 @pytest.mark.parametrize("same", [False, extended(True)], ids=["two sets", "one set"])
 def test_many_channels_are_one_product(head, same):
     x1, x2 = _images(0, 2, 3, 3, 40), _images(1, 3, 3, 3, 40)

@@ -102,7 +102,9 @@ def test_equal_programs_with_other_derivatives_are_told_apart_where_derivatives_
 
 
 def _called_back(value):
-    return lambda x: jax.pure_callback(lambda x: np.full_like(x, value), jax.ShapeDtypeStruct((3,), X.dtype), x)
+    return lambda x: jax.pure_callback(
+        lambda x: np.full_like(x, value), jax.ShapeDtypeStruct((3,), X.dtype), x
+    )
 
 
 def test_functions_that_call_python_share_nothing():
@@ -147,7 +149,9 @@ def test_threads_get_one_program():
 
 def test_what_was_compiled_for_the_last_functions_stays(monkeypatch):
     monkeypatch.setattr(programs, "LAST", 2)
-    mapped = PerFunction(lambda function, scale, x: scale(function(x)), by=(0, 1), static_argnums=(1,))
+    mapped = PerFunction(
+        lambda function, scale, x: scale(function(x)), by=(0, 1), static_argnums=(1,)
+    )
     functions, scales = [Partial(_power(n)) for n in (2, 3)], [abs, jnp.negative]
     found = [mapped.of(function, scale, X) for function in functions for scale in scales]
     assert len(set(found)) == 4 and mapped.of(functions[1], scales[1], X) is found[3]
@@ -170,7 +174,9 @@ def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(
     alive = []
     for rate in np.linspace(0.1, 0.5, 7):
         goal = ln.objective(lambda w, x: x @ w, ln.mse)
-        curve = ln.train(goal, jnp.zeros((2, 1)), data, optax.sgd(rate), key=jax.random.key(0), save_at=[1])
+        curve = ln.train(
+            goal, jnp.zeros((2, 1)), data, optax.sgd(rate), key=jax.random.key(0), save_at=[1]
+        )
         np.testing.assert_allclose(curve.params, np.full((2, 1), rate / 2), rtol=1e-12)
         alive.append(_executables())
     assert len(step._step._compiled) == len(loop._loss_and_accuracy._compiled) == 3
@@ -219,14 +225,23 @@ print(*(after - earlier for earlier, after in zip(before, held())))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts memory maps by what Linux tells")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="counts memory maps by what Linux tells"
+)
 @pytest.mark.parametrize(
     ("difference", "models", "what"),
-    [("0", 600, "analytic"), ("1e-3", 300, "analytic"), ("0", 60, "empirical"), ("0", 60, "training")],
+    [
+        ("0", 600, "analytic"),
+        ("1e-3", 300, "analytic"),
+        ("0", 60, "empirical"),
+        ("0", 60, "training"),
+    ],
 )
 def test_networks_built_in_a_loop_leave_memory_maps_and_memory_flat(difference, models, what):
     command = [sys.executable, "-c", GROWTH, difference, str(models), what]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=1200)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=1200
+    )
     maps, memory = map(int, done.stdout.split())
     assert maps / models < 0.5 and memory / models < 200_000
 

@@ -24,7 +24,11 @@ from lazynet.scattering import filter_bank, scattering2d, wavelet_coefficients
 pytestmark = pytest.mark.extended
 N, FEATURES = 5, 3
 LAWS = hypothesis.settings(
-    max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(hypothesis.HealthCheck),
 )
 ROWS = arrays(np.float64, (N, FEATURES), elements=st.floats(-4, 4, width=32))
 SCALES = st.floats(0.01, 100.0)
@@ -32,7 +36,9 @@ NETWORKS = {
     "relu": ln.serial(ln.Dense(1, 1.4), ln.Relu(), ln.Dense(1, 1.4), ln.Relu(), ln.Dense(1)),
     "relu, biases": ln.serial(ln.Dense(1, 1.4, 0.3), ln.Relu(), ln.Dense(1, 1.0, 0.1)),
     "erf": ln.serial(ln.Dense(1, 1.4, 0.3), ln.Erf(), ln.Dense(1)),
-    "residual": ln.serial(ln.Dense(1), ln.residual(ln.serial(ln.Relu(), ln.Dense(1))), ln.Relu(), ln.Dense(1)),
+    "residual": ln.serial(
+        ln.Dense(1), ln.residual(ln.serial(ln.Relu(), ln.Dense(1))), ln.Relu(), ln.Dense(1)
+    ),
 }
 HOMOGENEOUS = ["relu", "residual"]
 ANGLES = 1e-6
@@ -48,7 +54,8 @@ def _close(actual, expected, rtol=1e-9, scale=None):
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * scale / 10 + 1e-300)
 
 
-# Kernels ----------------------------------------------------------------------------------------------------------
+# Kernels
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -64,7 +71,10 @@ def test_a_kernel_is_exactly_symmetric_and_positive_semidefinite(name, x):
 @pytest.mark.parametrize("name", NETWORKS)
 @laws(x=ROWS, order=st.permutations(range(N)))
 def test_a_kernel_of_permuted_inputs_is_the_permuted_kernel(name, x, order):
-    plain, permuted = analytic_kernel(NETWORKS[name], x), analytic_kernel(NETWORKS[name], x[list(order)])
+    plain, permuted = (
+        analytic_kernel(NETWORKS[name], x),
+        analytic_kernel(NETWORKS[name], x[list(order)]),
+    )
     for a, b in zip(plain, permuted, strict=True):
         _close(b, np.asarray(a)[np.ix_(order, order)], ANGLES)
 
@@ -72,14 +82,19 @@ def test_a_kernel_of_permuted_inputs_is_the_permuted_kernel(name, x, order):
 @pytest.mark.parametrize("name", NETWORKS)
 @laws(x=ROWS)
 def test_a_kernel_between_a_set_and_itself_is_the_kernel_of_the_set(name, x):
-    for a, b in zip(analytic_kernel(NETWORKS[name], x), analytic_kernel(NETWORKS[name], x, x), strict=True):
+    for a, b in zip(
+        analytic_kernel(NETWORKS[name], x), analytic_kernel(NETWORKS[name], x, x), strict=True
+    ):
         _close(a, np.asarray(b), ANGLES)
 
 
 @pytest.mark.parametrize("name", HOMOGENEOUS)
 @laws(x=ROWS, y=ROWS, c=SCALES, d=SCALES)
 def test_a_kernel_without_biases_is_homogeneous_in_each_input(name, x, y, c, d):
-    plain, scaled = analytic_kernel(NETWORKS[name], x, y), analytic_kernel(NETWORKS[name], c * x, d * y)
+    plain, scaled = (
+        analytic_kernel(NETWORKS[name], x, y),
+        analytic_kernel(NETWORKS[name], c * x, d * y),
+    )
     for a, b in zip(plain, scaled, strict=True):
         _close(b, c * d * np.asarray(a), ANGLES)
 
@@ -88,7 +103,10 @@ def test_a_kernel_without_biases_is_homogeneous_in_each_input(name, x, y, c, d):
 @pytest.mark.parametrize("ratio", [1e-3, 1e-10, 1e-33, 1e-100])
 def test_a_kernel_is_homogeneous_between_inputs_with_norms_of_any_ratio(name, ratio):
     x, y = np.array([[1.0, 0.1, 0.2]]), np.array([[0.3, 1.0, 1.0]])
-    both = zip(*(analytic_kernel(NETWORKS[name], np.concatenate([x, c * y])) for c in (1.0, ratio)), strict=True)
+    both = zip(
+        *(analytic_kernel(NETWORKS[name], np.concatenate([x, c * y])) for c in (1.0, ratio)),
+        strict=True,
+    )
     for plain, scaled in both:
         np.testing.assert_allclose(scaled[0, 1] / ratio, plain[0, 1], rtol=1e-12)
 
@@ -112,7 +130,8 @@ def test_the_last_layer_scales_the_kernel_by_the_square_of_its_weights(W_std, x)
         _close(b, W_std**2 * np.asarray(a))
 
 
-# Configurations ---------------------------------------------------------------------------------------------------
+# Configurations
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +155,9 @@ class Outer:
 
 
 FLOATS = st.floats(allow_nan=False).map(lambda value: value + 0.0)
-WORDS = st.text("abcdefgh/._-", min_size=1, max_size=8).filter(lambda word: not word.startswith("-"))
+WORDS = st.text("abcdefgh/._-", min_size=1, max_size=8).filter(
+    lambda word: not word.startswith("-")
+)
 CONFIGS = st.builds(
     Outer,
     inner=st.builds(
@@ -190,7 +211,9 @@ def _rebuilt(kind, described):
 
 
 @laws(
-    alphas=st.lists(st.floats(0.01, 1e6), min_size=1, max_size=5, unique_by=lambda alpha: f"{alpha:g}"),
+    alphas=st.lists(
+        st.floats(0.01, 1e6), min_size=1, max_size=5, unique_by=lambda alpha: f"{alpha:g}"
+    ),
     epochs=st.integers(1, 1000),
     widths=st.lists(st.integers(1, 999), min_size=1, max_size=3),
 )
@@ -217,7 +240,8 @@ def test_a_word_that_is_no_number_is_refused_by_name(word):
             configuration.preset(lazy_vs_standard.PRESETS, "smoke", [f"train.epochs={word}"])
 
 
-# Lazy -------------------------------------------------------------------------------------------------------------
+# Lazy
+# -------------------------------------------------------------------------------------------------------------
 
 MLP = ln.serial(ln.Dense(6, 1.2, 0.2), ln.Erf(), ln.Dense(2))
 PARAMS = initial(0, MLP, jnp.ones((1, FEATURES)))
@@ -229,7 +253,9 @@ def _step(flat):
     leaves, treedef = jax.tree.flatten(PARAMS)
     ends = np.cumsum([leaf.size for leaf in leaves])
     parts = np.split(flat, ends[:-1])
-    return treedef.unflatten([part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return treedef.unflatten(
+        [part.reshape(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    )
 
 
 def _moved(flat):
@@ -266,15 +292,20 @@ def test_at_every_alpha_a_lazy_function_is_the_scaled_displacement_of_the_model(
 @laws(x=ROWS, flat=STEPS, other=STEPS, scale=st.floats(-3, 3))
 def test_at_alpha_infinity_a_lazy_function_is_linear(x, flat, other, scale):
     f = ln.lazy(MLP.apply, PARAMS, math.inf)
-    mixed, u, v = (np.asarray(_call(f, _step(step), x)) for step in (flat + scale * other, flat, other))
+    mixed, u, v = (
+        np.asarray(_call(f, _step(step), x)) for step in (flat + scale * other, flat, other)
+    )
     np.testing.assert_allclose(mixed, u + scale * v, rtol=1e-9, atol=1e-10)
 
 
-# Scattering -------------------------------------------------------------------------------------------------------
+# Scattering
+# -------------------------------------------------------------------------------------------------------
 
 SIDE = 16
 IMAGES = arrays(np.float64, (SIDE, SIDE), elements=st.floats(-1, 1, width=32))
-BANK, PERIODIC = (filter_bank((SIDE, SIDE), J=2, L=4, padding=padding) for padding in ("reflect", "periodic"))
+BANK, PERIODIC = (
+    filter_bank((SIDE, SIDE), J=2, L=4, padding=padding) for padding in ("reflect", "periodic")
+)
 
 
 @laws(x=IMAGES, c=SCALES)
@@ -291,7 +322,9 @@ def test_scattering_coefficients_of_moduli_do_not_see_the_sign(x):
 
 
 @laws(x=IMAGES, shift=st.tuples(st.integers(-3, 3), st.integers(-3, 3)))
-def test_a_shift_of_a_periodic_image_by_whole_blocks_shifts_its_coefficients_and_keeps_their_energy(x, shift):
+def test_a_shift_of_a_periodic_image_by_whole_blocks_shifts_its_coefficients_and_keeps_their_energy(
+    x, shift
+):
     moved = np.roll(x, [4 * s for s in shift], axis=(0, 1))
     plain, after = (np.asarray(scattering2d(jnp.asarray(image), PERIODIC)) for image in (x, moved))
     np.testing.assert_allclose(after, np.roll(plain, shift, axis=(1, 2)), atol=1e-12)

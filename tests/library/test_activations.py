@@ -30,7 +30,9 @@ def mean(f, q1, q2, s):
         return np.exp(-(x**2) / (2 * scale**2)) / (scale * np.sqrt(2 * np.pi))
 
     def inner(z):
-        points = sorted({0.0, *(np.clip(k, rho * z - 9 * tau, rho * z + 9 * tau) - rho * z for k in (-1, 0, 1))})
+        points = sorted(
+            {0.0, *(np.clip(k, rho * z - 9 * tau, rho * z + 9 * tau) - rho * z for k in (-1, 0, 1))}
+        )
         edges = [-9 * tau, *points, 9 * tau]
         parts = [
             integrate.fixed_quad(lambda y: f(rho * z + y) * density(y, tau), a, b, n=40)[0]
@@ -50,7 +52,11 @@ CLOSED = {
     "tanh": (tanh_dual(), np.tanh, lambda x: 1 / np.cosh(x) ** 2),
     "softplus": (softplus_dual(), lambda x: np.logaddexp(0, x), sigmoid),
     "silu": (silu_dual(), lambda x: x * sigmoid(x), lambda x: sigmoid(x) * (1 + x * sigmoid(-x))),
-    "gelu": (gelu_dual(), lambda x: x * ndtr(x), lambda x: ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)),
+    "gelu": (
+        gelu_dual(),
+        lambda x: x * ndtr(x),
+        lambda x: ndtr(x) + x * np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi),
+    ),
     "elu": (
         piecewise_dual(jax.nn.elu, (0.0,)),
         lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
@@ -72,7 +78,9 @@ def values(dual, q1, q2, s, dtype=np.float64):
     return [float(v[0]) for v in pair(q1, q2, s)]
 
 
-@pytest.mark.parametrize(("q1", "q2", "s"), [(1.0, 2.0, 0.5), extended(30.0, 9.0, -12.0), extended(0.02, 0.01, 0.005)])
+@pytest.mark.parametrize(
+    ("q1", "q2", "s"), [(1.0, 2.0, 0.5), extended(30.0, 9.0, -12.0), extended(0.02, 0.01, 0.005)]
+)
 @pytest.mark.parametrize("name", extended_but(CLOSED, "tanh", "gelu"))
 def test_duals_are_double_integrals_at_small_and_large_variances(name, q1, q2, s):
     dual, f, df = CLOSED[name]
@@ -95,7 +103,10 @@ def test_variances_are_single_integrals(name, scale):
 
 
 def network(phi, W_std=1.3, depth=1):
-    return ln.serial(*[layer for _ in range(depth) for layer in (ln.Dense(1, W_std, 0.2), phi)], ln.Dense(1, W_std))
+    return ln.serial(
+        *[layer for _ in range(depth) for layer in (ln.Dense(1, W_std, 0.2), phi)],
+        ln.Dense(1, W_std),
+    )
 
 
 WIDE = {"Tanh": ln.Tanh(), "Softplus": ln.Softplus(), "SiLU": ln.SiLU(), "Elu": ln.Elu(0.7)}
@@ -119,7 +130,10 @@ def test_a_layer_of_random_units_has_the_kernel_of_its_limit(name):
     units = jax.jvp(lambda z: WIDE[name].apply({}, z), (z,), (jnp.ones_like(z),))
     value, slope = (np.einsum("iu,ju->iju", h, h) * 1.3**2 for h in units)
     gram = ln.analytic_kernel(network(WIDE[name]), X[:2])
-    for draws, limit in ((value, gram.nngp), (value + np.asarray(first)[..., None] * slope, gram.ntk)):
+    for draws, limit in (
+        (value, gram.nngp),
+        (value + np.asarray(first)[..., None] * slope, gram.ntk),
+    ):
         spread = draws.std(-1) / draws.shape[-1] ** 0.5
         assert np.all(np.abs(draws.mean(-1) - limit) < 4.5 * spread)
         assert np.all(spread < 0.02 * np.max(limit))
@@ -145,11 +159,21 @@ def test_image_networks_of_finite_width_agree_with_their_limit(name):
 @pytest.mark.parametrize("name", ["Tanh", "Elu"])
 def test_functions_by_nodes_have_the_kernels_of_layers_also_on_images(name):
     layers, functions = (
-        [ln.Conv(1, (2, 2), (1, 1), "SAME", 1.3, 0.2), phi, ln.Conv(1, (2, 2), (2, 2), "VALID"), phi, ln.Flatten()]
-        for phi in (WIDE[name], ln.elementwise(lambda z: WIDE[name].apply({}, z), kinks=(0,) * (name == "Elu")))
+        [
+            ln.Conv(1, (2, 2), (1, 1), "SAME", 1.3, 0.2),
+            phi,
+            ln.Conv(1, (2, 2), (2, 2), "VALID"),
+            phi,
+            ln.Flatten(),
+        ]
+        for phi in (
+            WIDE[name],
+            ln.elementwise(lambda z: WIDE[name].apply({}, z), kinks=(0,) * (name == "Elu")),
+        )
     )
     one, other = (
-        ln.analytic_kernel(ln.serial(*parts, ln.Dense(1)), normal(3, 2, 4, 4, 3)) for parts in (layers, functions)
+        ln.analytic_kernel(ln.serial(*parts, ln.Dense(1)), normal(3, 2, 4, 4, 3))
+        for parts in (layers, functions)
     )
     np.testing.assert_allclose(one.nngp, other.nngp, rtol=1e-8)
     np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-8)
@@ -157,7 +181,9 @@ def test_functions_by_nodes_have_the_kernels_of_layers_also_on_images(name):
 
 TRACED = {
     "elementwise": lambda a: ln.elementwise(lambda z: jnp.tanh(a * z)),
-    "elementwise with kinks": lambda a: ln.elementwise(lambda z: jnp.where(z > 0, a * z, jnp.sin(z)), kinks=(0,)),
+    "elementwise with kinks": lambda a: ln.elementwise(
+        lambda z: jnp.where(z > 0, a * z, jnp.sin(z)), kinks=(0,)
+    ),
     "numerical": lambda a: ln.stax.ElementwiseNumerical(lambda z: jnp.tanh(a * z), 25).model,
     "Sin": lambda a: ln.Sin(a, 1 + a, 0.3 * a),
     "Cos": lambda a: ln.Cos(a, 1 + a, 0.3 * a),
@@ -189,16 +215,23 @@ def test_parameters_of_activations_are_mapped_over(name):
         return jnp.sum(ln.analytic_kernel(network(TRACED[name](a)), X[:2]).ntk)
 
     grid = jnp.array([0.5, 0.9])
-    np.testing.assert_allclose(jax.vmap(jax.grad(total))(grid), [jax.grad(total)(a) for a in grid], rtol=1e-10)
+    np.testing.assert_allclose(
+        jax.vmap(jax.grad(total))(grid), [jax.grad(total)(a) for a in grid], rtol=1e-10
+    )
     np.testing.assert_allclose(jax.jacfwd(total)(0.5), jax.grad(total)(0.5), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
-    ("name", "W_std"), [("erf", 9.0), extended("erf", 3.0), extended("gelu", 4.0), ("gelu", 6.0), ("sin", 6.0)]
+    ("name", "W_std"),
+    [("erf", 9.0), extended("erf", 3.0), extended("gelu", 4.0), ("gelu", 6.0), ("sin", 6.0)],
 )
 def test_derivatives_through_twenty_layers_are_finite_in_single_precision(name, W_std):
-    dual = {"erf": erf_dual(1.0, 1.0, 0.0), "gelu": gelu_dual(), "sin": sine_dual(1.0, 1.0, 0.3)}[name]
-    close = np.concatenate([np.asarray(X), np.asarray(X[:1]) + 1e-4, np.asarray(X[:1])]).astype(np.float32)
+    dual = {"erf": erf_dual(1.0, 1.0, 0.0), "gelu": gelu_dual(), "sin": sine_dual(1.0, 1.0, 0.3)}[
+        name
+    ]
+    close = np.concatenate([np.asarray(X), np.asarray(X[:1]) + 1e-4, np.asarray(X[:1])]).astype(
+        np.float32
+    )
     covariance = jnp.asarray(close @ close.T / 4)
 
     def through(W):
@@ -221,11 +254,17 @@ def test_derivatives_through_twenty_layers_are_finite_in_single_precision(name, 
 @pytest.mark.parametrize("dual", [erf_dual(1.0, 1.0, 0.0), gelu_dual(), rbf_dual(0.5)])
 def test_covariances_beyond_those_that_exist_count_as_the_largest(dual):
     q = jnp.full((1,), 2.0)
-    beyond, largest = (dual.pair(dual.side(q), dual.side(q), q + extra, None, False)[0] for extra in (1e-3, 0.0))
+    beyond, largest = (
+        dual.pair(dual.side(q), dual.side(q), q + extra, None, False)[0] for extra in (1e-3, 0.0)
+    )
     np.testing.assert_allclose(beyond, largest, rtol=1e-12)
 
 
-INACCURATE = {"hard tanh": jax.nn.hard_tanh, "sign": jnp.sign, "exp of a square": lambda z: jnp.exp(z**2)}
+INACCURATE = {
+    "hard tanh": jax.nn.hard_tanh,
+    "sign": jnp.sign,
+    "exp of a square": lambda z: jnp.exp(z**2),
+}
 
 
 @pytest.mark.parametrize("name", extended_but(INACCURATE, "hard tanh"))
@@ -248,7 +287,9 @@ LARGE = np.array([[0.1, 0.2], [0.2, 0.1], [1e25, 1e25]], np.float32)
 @pytest.mark.parametrize("stored", [False, True])
 def test_tiles_out_of_range_are_refused_and_not_stored(stored, tmp_path):
     store = tmp_path / "store" if stored else None
-    with pytest.raises(ValueError, match="kernel has inf .* left the range of float32; use smaller"):
+    with pytest.raises(
+        ValueError, match="kernel has inf .* left the range of float32; use smaller"
+    ):
         ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=store)
     if stored:
         done = np.load(store / "done.npy")
@@ -272,7 +313,9 @@ def test_tiles_of_a_quadrature_that_is_not_accurate_are_refused(stored, tmp_path
 
 def test_a_finished_store_of_what_is_not_finite_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("lazynet.kernels.analytic._check_known", lambda matrices: None)
-    assert np.isinf(ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store").ntk).any()
+    assert np.isinf(
+        ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store").ntk
+    ).any()
     monkeypatch.undo()
     with pytest.raises(ValueError, match="kernel has inf"):
         ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store")
@@ -287,9 +330,14 @@ def test_functions_without_values_for_some_numbers_are_refused():
 @pytest.mark.extended
 @pytest.mark.parametrize("degree", [1, 50, 400])
 def test_the_degree_of_a_quadrature_is_only_where_it_begins(degree):
-    one, other = (ln.analytic_kernel(network(ln.elementwise(jnp.tanh, degree=d)), X[:2]) for d in (degree, None))
+    one, other = (
+        ln.analytic_kernel(network(ln.elementwise(jnp.tanh, degree=d)), X[:2])
+        for d in (degree, None)
+    )
     np.testing.assert_allclose(one.ntk, other.ntk, rtol=1e-9)
-    np.testing.assert_allclose(one.ntk, ln.analytic_kernel(network(ln.Tanh()), X[:2]).ntk, rtol=1e-9)
+    np.testing.assert_allclose(
+        one.ntk, ln.analytic_kernel(network(ln.Tanh()), X[:2]).ntk, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize(
@@ -310,7 +358,9 @@ def test_hyperparameters_without_a_kernel_are_refused(build, words):
         build()
 
 
-@pytest.mark.parametrize("fn", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu, jax.nn.relu6], ids=lambda fn: fn.__name__)
+@pytest.mark.parametrize(
+    "fn", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu, jax.nn.relu6], ids=lambda fn: fn.__name__
+)
 def test_a_kink_at_zero_is_seen_though_the_nodes_are_symmetric_around_it(fn):
     model = ln.serial(ln.Dense(1), ln.elementwise(fn), ln.Dense(1))
     with pytest.raises(ValueError, match="kinks"):

@@ -57,11 +57,15 @@ def test_no_flipped_bit_no_missing_end_and_no_missing_file_goes_unnoticed(tmp_pa
         flipped = [_flipped(raw, bit) for bit in (0, 4 * len(raw) + 3, 8 * len(raw) - 1)]
         for damaged in [*flipped, raw[:-1], b""]:
             path.write_bytes(damaged)
-            with pytest.raises(ValueError, match=re.escape(f"'{path}' is {said.format(tmp_path / '10')}")):
+            with pytest.raises(
+                ValueError, match=re.escape(f"'{path}' is {said.format(tmp_path / '10')}")
+            ):
                 load_sharded(tmp_path, _state(0))
         if path.name != checkpoints.DIGESTS:
             path.unlink()
-            with pytest.raises(ValueError, match=re.escape(f"'{path}' is {said.format(tmp_path / '10')}")):
+            with pytest.raises(
+                ValueError, match=re.escape(f"'{path}' is {said.format(tmp_path / '10')}")
+            ):
                 load_sharded(tmp_path, _state(0))
         path.write_bytes(raw)
     _assert_same(load_sharded(tmp_path, _state(0)), 10)
@@ -85,7 +89,10 @@ def test_a_step_whose_writer_was_stopped_before_the_digests_is_not_complete(tmp_
         patch.setattr(checkpoints.os, "replace", _stop)
         with pytest.raises(KeyboardInterrupt):
             save_sharded(tmp_path, _state(10), keep=1)
-    assert _steps(tmp_path) == [3, 10] and (tmp_path / "10" / f"{checkpoints.DIGESTS}.partial").exists()
+    assert (
+        _steps(tmp_path) == [3, 10]
+        and (tmp_path / "10" / f"{checkpoints.DIGESTS}.partial").exists()
+    )
     _assert_same(load_sharded(tmp_path, _state(0)), 3)
     save_sharded(tmp_path, _state(7), keep=1)
     assert _steps(tmp_path) == [7]

@@ -23,7 +23,10 @@ def batches() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Random pixels, every class twice in each file."""
     rng = np.random.default_rng(0)
     labels = np.tile(np.arange(10), RECORDS // 10).astype(np.uint8)
-    return {name: (rng.integers(0, 256, (RECORDS, 3072), dtype=np.uint8), rng.permutation(labels)) for name in NAMES}
+    return {
+        name: (rng.integers(0, 256, (RECORDS, 3072), dtype=np.uint8), rng.permutation(labels))
+        for name in NAMES
+    }
 
 
 def write_binary(root: Path) -> Path:
@@ -39,7 +42,11 @@ def write_pickled(root: Path, protocol: int = 2, order: str = "C") -> Path:
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     for name, (pixels, labels) in batches().items():
-        content = {b"batch_label": name.encode(), b"labels": labels.tolist(), b"data": np.asarray(pixels, order=order)}
+        content = {
+            b"batch_label": name.encode(),
+            b"labels": labels.tolist(),
+            b"data": np.asarray(pixels, order=order),
+        }
         (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
     return folder
 
@@ -82,7 +89,8 @@ def test_both_layouts_give_the_same_arrays(tmp_path, protocol, order):
 def test_files_pickled_by_python_2_are_read(tmp_path):
     folder = write_pickled(tmp_path)
     pixels, labels = batches()["test_batch"]
-    # Python 2 writes its strings, the array's bytes among them, with the opcodes for byte strings (U, T).
+    # Python 2 writes its strings, the array's bytes among them, with the opcodes for byte strings
+    # (U, T).
     short = b"".join(b"K" + bytes([label]) for label in labels)
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
     raw = b"T" + pixels.nbytes.to_bytes(4, "little") + pixels.tobytes()
@@ -95,9 +103,13 @@ def test_files_pickled_by_python_2_are_read(tmp_path):
         + raw
         + b"tb"
     )
-    (folder / "test_batch").write_bytes(b"\x80\x02}(U\x06labels](" + short + b"eU\x04data" + array + b"u.")
+    (folder / "test_batch").write_bytes(
+        b"\x80\x02}(U\x06labels](" + short + b"eU\x04data" + array + b"u."
+    )
     _, test = read(tmp_path)
-    assert np.array_equal((test.x * 255).round().astype(np.uint8).transpose(0, 3, 1, 2).reshape(RECORDS, -1), pixels)
+    assert np.array_equal(
+        (test.x * 255).round().astype(np.uint8).transpose(0, 3, 1, 2).reshape(RECORDS, -1), pixels
+    )
 
 
 @pytest.mark.parametrize("write", [write_binary, write_pickled])
@@ -169,9 +181,18 @@ BAD_BINARY = {
         lambda f: _cut(f / "test_batch.bin", 5000),
         r"has 5000 bytes, expected 20 .* = 61460: .*trunc",
     ),
-    "a record missing": (lambda f: _cut(f / "test_batch.bin", 19 * 3073), r"test_batch.bin has 58387 bytes.*truncated"),
-    "a record too many": (lambda f: (f / "test_batch.bin").write_bytes(bytes(21 * 3073)), r"64533 bytes.*too long"),
-    "label 10": (lambda f: _label(f, 10), r"data_batch_1.bin: 1 of 20 labels .* labels\[3\] = 10.*0 to 9"),
+    "a record missing": (
+        lambda f: _cut(f / "test_batch.bin", 19 * 3073),
+        r"test_batch.bin has 58387 bytes.*truncated",
+    ),
+    "a record too many": (
+        lambda f: (f / "test_batch.bin").write_bytes(bytes(21 * 3073)),
+        r"64533 bytes.*too long",
+    ),
+    "label 10": (
+        lambda f: _label(f, 10),
+        r"data_batch_1.bin: 1 of 20 labels .* labels\[3\] = 10.*0 to 9",
+    ),
 }
 BAD_PICKLED = {
     "label -1": (_batch(labels=[-1] * 20), "data_batch_3: 20 of 20 labels are out of range"),
@@ -179,10 +200,19 @@ BAD_PICKLED = {
     "float pixels": (_batch(GOOD / 1.0), "array of dtype .*f8"),
     "array of objects": (_batch(np.zeros(3, "O")), "no CIFAR-10 batch"),
     "array of records": (_batch(np.zeros(3, "u1,u1")), "no CIFAR-10 batch"),
-    "few rows": (_batch(GOOD[:3], [0] * 3), r"shape \(3, 3072\) and 3 labels, expected \(20, 3072\)"),
+    "few rows": (
+        _batch(GOOD[:3], [0] * 3),
+        r"shape \(3, 3072\) and 3 labels, expected \(20, 3072\)",
+    ),
     "no dict": (lambda f: _overwrite(f, [1, 2]), "data_batch_3 is no CIFAR-10 batch"),
-    "no data": (lambda f: _overwrite(f, {b"labels": [0] * 20}), r"KeyError\(b'data'\).*expected a dict with"),
-    "cut pickle": (lambda f: _cut(f / "data_batch_3", 4000), "data_batch_3 is truncated or damaged"),
+    "no data": (
+        lambda f: _overwrite(f, {b"labels": [0] * 20}),
+        r"KeyError\(b'data'\).*expected a dict with",
+    ),
+    "cut pickle": (
+        lambda f: _cut(f / "data_batch_3", 4000),
+        "data_batch_3 is truncated or damaged",
+    ),
     "empty pickle": (lambda f: _overwrite(f, b""), "data_batch_3 is truncated or damaged"),
     "system call": (
         lambda f: _overwrite(f, _Call(exec, "exit()")),
@@ -214,11 +244,15 @@ def test_a_subset_larger_than_its_classes_names_the_largest_possible(tmp_path):
 
 
 def test_an_empty_folder_names_both_layouts_and_the_download(tmp_path):
-    with pytest.raises(FileNotFoundError, match="cifar-10-batches-bin/ or cifar-10-batches-py/.*download=True"):
+    with pytest.raises(
+        FileNotFoundError, match="cifar-10-batches-bin/ or cifar-10-batches-py/.*download=True"
+    ):
         read(tmp_path / "missing")
 
 
-@pytest.mark.parametrize(("write", "name"), [(write_binary, "data_batch_4.bin"), (write_pickled, "data_batch_4")])
+@pytest.mark.parametrize(
+    ("write", "name"), [(write_binary, "data_batch_4.bin"), (write_pickled, "data_batch_4")]
+)
 def test_a_missing_file_is_named(tmp_path, write, name):
     (write(tmp_path) / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
@@ -227,7 +261,9 @@ def test_a_missing_file_is_named(tmp_path, write, name):
 
 def test_without_any_folder_the_argument_the_variable_and_the_download_are_named(monkeypatch):
     monkeypatch.delenv("LAZYNET_DATA", raising=False)
-    with pytest.raises(ValueError, match="root=FOLDER or set LAZYNET_DATA=FOLDER, and download=True"):
+    with pytest.raises(
+        ValueError, match="root=FOLDER or set LAZYNET_DATA=FOLDER, and download=True"
+    ):
         cifar10()
 
 
@@ -260,7 +296,10 @@ def left(root: Path) -> list[str]:
 
 def test_the_official_archive_is_the_one_published():
     assert CIFAR10_ARCHIVE.url.endswith("cs.toronto.edu/~kriz/cifar-10-binary.tar.gz")
-    assert (CIFAR10_ARCHIVE.size, CIFAR10_ARCHIVE.md5) == (170052171, "c32a1d4ab5d03f1284b67883e8d87530")
+    assert (CIFAR10_ARCHIVE.size, CIFAR10_ARCHIVE.md5) == (
+        170052171,
+        "c32a1d4ab5d03f1284b67883e8d87530",
+    )
 
 
 def test_a_download_leaves_the_unpacked_folder_and_nothing_else(tmp_path, official):
@@ -280,8 +319,17 @@ def test_nothing_is_downloaded_where_the_data_are(tmp_path, official):
 def test_progress_is_reported_up_to_the_size(tmp_path, official):
     seen = []
     with serve(official) as (_, archive):
-        read(tmp_path, download=True, archive=archive, progress=lambda done, total: seen.append((done, total)))
-    assert seen[0] == (0, len(official)) and seen[-1] == (len(official), len(official)) and seen == sorted(seen)
+        read(
+            tmp_path,
+            download=True,
+            archive=archive,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+    assert (
+        seen[0] == (0, len(official))
+        and seen[-1] == (len(official), len(official))
+        and seen == sorted(seen)
+    )
 
 
 def test_a_progress_bar_is_drawn_on_standard_error(tmp_path, official, capsys):
@@ -321,7 +369,8 @@ def test_a_server_that_ignores_ranges_makes_the_download_start_anew(tmp_path, of
 def test_a_server_that_keeps_breaking_off_is_an_error_that_keeps_the_part(tmp_path, official):
     with serve(official, plan=[(100, True)] * 3) as (_, archive):
         with pytest.raises(
-            ConnectionError, match=rf"broke off after 300 of {len(official)} bytes, kept in .*call again"
+            ConnectionError,
+            match=rf"broke off after 300 of {len(official)} bytes, kept in .*call again",
         ):
             download(tmp_path, archive)
         assert (tmp_path / "cifar-10-binary.tar.gz.part").read_bytes() == official[:300]
@@ -345,7 +394,10 @@ def test_a_damaged_part_is_deleted_and_the_next_call_succeeds(tmp_path, official
 
 def test_a_part_longer_than_the_archive_is_deleted(tmp_path, official):
     (tmp_path / "cifar-10-binary.tar.gz.part").write_bytes(official + b"x")
-    with serve(official) as (_, archive), pytest.raises(ValueError, match=f"gave {len(official) + 1} bytes.*deleted"):
+    with (
+        serve(official) as (_, archive),
+        pytest.raises(ValueError, match=f"gave {len(official) + 1} bytes.*deleted"),
+    ):
         fetch(archive, tmp_path, lambda done, total: None)
     assert left(tmp_path) == []
 
@@ -354,7 +406,10 @@ def test_a_part_longer_than_the_archive_is_deleted(tmp_path, official):
 def test_a_file_of_another_size_is_refused_before_it_is_downloaded(tmp_path, official, kept):
     size = len(official)
     (tmp_path / "cifar-10-binary.tar.gz.part").write_bytes(bytes(kept and size + kept))
-    with serve(official) as (_, archive), pytest.raises(ValueError, match=f"has {size} bytes, expected {size + 99}"):
+    with (
+        serve(official) as (_, archive),
+        pytest.raises(ValueError, match=f"has {size} bytes, expected {size + 99}"),
+    ):
         download(tmp_path, archive._replace(size=size + 99))
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 0
 
@@ -363,11 +418,15 @@ def test_a_file_of_another_size_is_refused_before_it_is_downloaded(tmp_path, off
 def test_an_unreachable_server_or_missing_file_is_named_with_the_way_out(tmp_path, official, url):
     with serve(official) as (server, archive):
         server.name = "renamed"
-        with pytest.raises(ConnectionError, match="cannot be downloaded .*unpack it into the data folder"):
+        with pytest.raises(
+            ConnectionError, match="cannot be downloaded .*unpack it into the data folder"
+        ):
             download(tmp_path, archive._replace(url=url or archive.url))
 
 
-def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
+def _member(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0
+) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
     member.type, member.linkname, member.size = kind, link, size
     return member
@@ -380,8 +439,14 @@ BAD_MEMBERS = {
     ),
     "absolute path": (_member("/escaped"), "path '/escaped'"),
     "beside the folder": (_member("escaped"), "path 'escaped'"),
-    "symbolic link": (_member("cifar-10-batches-bin/link", tarfile.SYMTYPE, "../.."), "link or device"),
-    "hard link": (_member("cifar-10-batches-bin/link", tarfile.LNKTYPE, "cifar-10-batches-bin/x"), "link or device"),
+    "symbolic link": (
+        _member("cifar-10-batches-bin/link", tarfile.SYMTYPE, "../.."),
+        "link or device",
+    ),
+    "hard link": (
+        _member("cifar-10-batches-bin/link", tarfile.LNKTYPE, "cifar-10-batches-bin/x"),
+        "link or device",
+    ),
     "device": (_member("cifar-10-batches-bin/null", tarfile.CHRTYPE), "link or device"),
     "pipe": (_member("cifar-10-batches-bin/pipe", tarfile.FIFOTYPE), "link or device"),
 }
@@ -404,6 +469,9 @@ def test_an_archive_that_reaches_out_of_its_folder_is_refused_and_leaves_nothing
     ids=["no archive", "empty", "cut short"],
 )
 def test_an_archive_that_cannot_be_unpacked_is_named_and_leaves_nothing(tmp_path, body):
-    with serve(body) as (_, archive), pytest.raises(ValueError, match="no archive of cifar-10-batches-bin/"):
+    with (
+        serve(body) as (_, archive),
+        pytest.raises(ValueError, match="no archive of cifar-10-batches-bin/"),
+    ):
         download(tmp_path, archive)
     assert left(tmp_path) == []

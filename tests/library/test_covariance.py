@@ -33,10 +33,14 @@ def _images(seed: int, n: int, height: int = 5, width: int = 4, channels: int = 
 
 
 def _deep_conv(depth: int, *head):
-    return serial(*[part for _ in range(depth) for part in (Conv(1, (3, 3), (1, 1), "SAME", 2**0.5), Relu())], *head)
+    return serial(
+        *[part for _ in range(depth) for part in (Conv(1, (3, 3), (1, 1), "SAME", 2**0.5), Relu())],
+        *head,
+    )
 
 
-# Angles ----------------------------------------------------------------------------------------------------------
+# Angles
+# ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-7), (np.float64, 4e-16)])
@@ -45,7 +49,9 @@ def test_angles_keep_their_relative_precision_at_vanishing_angles(dtype, toleran
     u = jnp.asarray(2 * np.sin(t / 2) ** 2, dtype)
     half = np.arcsin(np.sqrt(np.clip(np.asarray(u, np.float64) / 2, 0, 1)))
     np.testing.assert_allclose(angle(u), 2 * half, rtol=tolerance * 4, atol=tolerance)
-    np.testing.assert_allclose(segment(u), np.sin(2 * half) - 2 * half * np.cos(2 * half), rtol=0, atol=8 * tolerance)
+    np.testing.assert_allclose(
+        segment(u), np.sin(2 * half) - 2 * half * np.cos(2 * half), rtol=0, atol=8 * tolerance
+    )
     small = t < 1e-2
     np.testing.assert_allclose(segment(u)[small], np.asarray(half[small] * 2) ** 3 / 3, rtol=1e-4)
 
@@ -56,7 +62,8 @@ def test_acute_angles_may_skip_the_fold():
     np.testing.assert_array_equal(segment(u, True), segment(u))
 
 
-# Parity with neural-tangents -------------------------------------------------------------------------------------
+# Parity with neural-tangents
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MARKED)
@@ -80,12 +87,16 @@ def test_kernels_of_one_set_of_images_equal_those_of_neural_tangents(name):
 @pytest.mark.parametrize("head", [GlobalAvgPool(), Flatten()], ids=["pooled", "flat"])
 def test_single_precision_is_kept_through_twenty_one_convolutions(head):
     x = _images(0, 2, 8, 8, 3)
-    double, single = (analytic_kernel(_deep_conv(21, head), x.astype(dtype)) for dtype in (jnp.float64, jnp.float32))
+    double, single = (
+        analytic_kernel(_deep_conv(21, head), x.astype(dtype))
+        for dtype in (jnp.float64, jnp.float32)
+    )
     for ours, exact in zip(single, double, strict=True):
         assert np.max(np.abs(np.asarray(ours, np.float64) / exact - 1)) < 2e-6
 
 
-# Monte Carlo: every layer of images, with odd sizes, where canvases are larger than images -------------------------
+# Monte Carlo: every layer of images, with odd sizes, where canvases are larger than images
+# -------------------------
 
 WIDTH = 96
 SAME = ((3, 3), (1, 1), "SAME", 1.4, 0.2)
@@ -134,11 +145,19 @@ BODIES = {
     "residual": [Conv(WIDTH, *SAME), residual(Relu(), Conv(WIDTH, *SAME)), Relu(), GlobalAvgPool()],
     "strided shortcut": [
         Conv(WIDTH, *SAME),
-        residual(Relu(), Conv(WIDTH, (3, 3), (2, 2), "SAME"), shortcut=Conv(WIDTH, (1, 1), (2, 2), "SAME")),
+        residual(
+            Relu(),
+            Conv(WIDTH, (3, 3), (2, 2), "SAME"),
+            shortcut=Conv(WIDTH, (1, 1), (2, 2), "SAME"),
+        ),
         Relu(),
         GlobalAvgPool(),
     ],
-    "standard": [Conv(WIDTH, (3, 3), (1, 1), "SAME", 1.4, 0.2, parameterization="standard"), Relu(), Flatten()],
+    "standard": [
+        Conv(WIDTH, (3, 3), (1, 1), "SAME", 1.4, 0.2, parameterization="standard"),
+        Relu(),
+        Flatten(),
+    ],
 }
 
 
@@ -150,10 +169,13 @@ def test_wide_convolutional_networks_agree_with_their_limit(body):
     mean, error = monte_carlo_kernel(model, jax.random.key(0), x1, x2, n_samples=48)
     limit = analytic_kernel(model, x1, x2)
     for got, standard_error, exact in zip(mean, error, limit, strict=True):
-        assert np.all(np.abs(got - exact) < 4.5 * standard_error + 4 / WIDTH * np.max(np.abs(exact)))
+        assert np.all(
+            np.abs(got - exact) < 4.5 * standard_error + 4 / WIDTH * np.max(np.abs(exact))
+        )
 
 
-# Symmetries and layouts ------------------------------------------------------------------------------------------
+# Symmetries and layouts
+# ------------------------------------------------------------------------------------------
 
 
 def _brute_force(x1, x2, depth):
@@ -168,7 +190,12 @@ def _brute_force(x1, x2, depth):
         padded = np.pad(s, [(0, 0), (0, 0)] + [(1, 1)] * 4)
         shifts = [(d, e) for d in range(3) for e in range(3)]
         return (
-            2 / 9 * sum(padded[:, :, d : d + height, e : e + width, d : d + height, e : e + width] for d, e in shifts)
+            2
+            / 9
+            * sum(
+                padded[:, :, d : d + height, e : e + width, d : d + height, e : e + width]
+                for d, e in shifts
+            )
         )
 
     for _ in range(depth):
@@ -210,7 +237,9 @@ def test_pooled_kernels_do_not_see_flips_and_flat_ones_do():
     for head, same in ((GlobalAvgPool(), True), (Flatten(), False)):
         model = serial(Conv(1, (3, 3), (1, 1), "CIRCULAR"), Relu(), head)
         shifted = jnp.roll(x2, 1, axis=1)
-        close = np.allclose(analytic_kernel(model, x1, x2).ntk, analytic_kernel(model, x1, shifted).ntk, rtol=1e-12)
+        close = np.allclose(
+            analytic_kernel(model, x1, x2).ntk, analytic_kernel(model, x1, shifted).ntk, rtol=1e-12
+        )
         assert close == same
 
 
@@ -219,7 +248,9 @@ def test_a_strided_convolution_is_a_subsampled_one():
     x1, x2 = _images(0, 2, 6, 4), _images(1, 2, 6, 4)
     strided = serial(Conv(1, (2, 2), (2, 2), "VALID", 1.3, 0.1), Relu(), GlobalAvgPool())
     patches = [
-        jnp.reshape(jnp.transpose(jnp.reshape(x, (2, 3, 2, 2, 2, 2)), (0, 1, 3, 2, 4, 5)), (2, 3, 2, 8))
+        jnp.reshape(
+            jnp.transpose(jnp.reshape(x, (2, 3, 2, 2, 2, 2)), (0, 1, 3, 2, 4, 5)), (2, 3, 2, 8)
+        )
         for x in (x1, x2)
     ]
     pointwise = serial(Conv(1, (1, 1), (1, 1), "VALID", 1.3, 0.1), Relu(), GlobalAvgPool())
@@ -230,7 +261,11 @@ def test_a_strided_convolution_is_a_subsampled_one():
 @pytest.mark.extended
 @pytest.mark.parametrize(
     ("strides", "head"),
-    [((2, 2), [Flatten()]), ((1, 1), [GlobalAvgPool()]), ((2, 2), [AvgPool((2, 2), (2, 2), "CIRCULAR"), Flatten()])],
+    [
+        ((2, 2), [Flatten()]),
+        ((1, 1), [GlobalAvgPool()]),
+        ((2, 2), [AvgPool((2, 2), (2, 2), "CIRCULAR"), Flatten()]),
+    ],
 )
 def test_periodic_layers_on_a_cropped_image_are_those_on_a_smaller_one(strides, head):
     """A 2x1 VALID convolution crops a row; on images whose channels hold both rows of its window it is pointwise."""
@@ -250,7 +285,12 @@ def test_periodic_layers_on_a_cropped_image_are_those_on_a_smaller_one(strides, 
 def test_derivatives_of_pooled_kernels_are_finite_at_equal_images():
     x = _images(0, 1, 3, 3)
     model = serial(
-        Conv(1, (3, 3), (1, 1), "SAME"), Relu(), AvgPool((2, 2), (1, 1)), Conv(1, (1, 1)), Relu(), GlobalAvgPool()
+        Conv(1, (3, 3), (1, 1), "SAME"),
+        Relu(),
+        AvgPool((2, 2), (1, 1)),
+        Conv(1, (1, 1)),
+        Relu(),
+        GlobalAvgPool(),
     )
 
     def total(x1):
@@ -259,10 +299,13 @@ def test_derivatives_of_pooled_kernels_are_finite_at_equal_images():
     gradient = jax.grad(total)(x)
     direction = _images(1, 1, 3, 3)
     assert bool(jnp.all(jnp.isfinite(gradient)))
-    np.testing.assert_allclose(jax.jvp(total, (x,), (direction,))[1], jnp.vdot(gradient, direction), rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jvp(total, (x,), (direction,))[1], jnp.vdot(gradient, direction), rtol=1e-6
+    )
 
 
-# Refusals --------------------------------------------------------------------------------------------------------
+# Refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

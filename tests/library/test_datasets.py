@@ -90,13 +90,29 @@ NAN, KEY = Data(np.ones((2, 1)), np.full((2, 2), np.nan)), jax.random.key(0)
         (lambda: center_targets(Data(np.ones((2, 1)), np.ones((2, 1)))), ValueError, "k >= 2"),
         (lambda: one_hot([0], 0), ValueError, "classes got 0, expected an integer >= 1"),
         (lambda: one_hot([0], 2.0), TypeError, "classes got 2.0, expected an integer >= 1"),
-        (lambda: one_hot(np.ma.array([0, 1], mask=[0, 1]), 2), TypeError, "labels got a MaskedArray"),
+        (
+            lambda: one_hot(np.ma.array([0, 1], mask=[0, 1]), 2),
+            TypeError,
+            "labels got a MaskedArray",
+        ),
         (lambda: one_hot([[0], [1, 2]], 3), ValueError, "labels are no array"),
-        (lambda: one_hot_centered([0], 2, int), TypeError, "dtype is int64, expected floating point"),
+        (
+            lambda: one_hot_centered([0], 2, int),
+            TypeError,
+            "dtype is int64, expected floating point",
+        ),
         (lambda: check_data(Data([[1.0]], [[1.0]])), TypeError, "data.x got a list"),
         (lambda: check_data(np.ones((2, 2))), TypeError, r"data got .*pass Data\(x, y\)"),
-        (lambda: standardize(Data(np.ones((0, 2)), np.ones((0, 1)))), ValueError, "at least one example"),
-        (lambda: standardize(images(), center="pixel"), ValueError, "unknown statistic center='pixel'"),
+        (
+            lambda: standardize(Data(np.ones((0, 2)), np.ones((0, 1)))),
+            ValueError,
+            "at least one example",
+        ),
+        (
+            lambda: standardize(images(), center="pixel"),
+            ValueError,
+            "unknown statistic center='pixel'",
+        ),
         (lambda: zca(images(), bias=np.nan), ValueError, "bias got nan"),
         (lambda: balanced_subset(NAN, 1, seed=0), ValueError, "y has 4 NaN"),
         (
@@ -109,10 +125,22 @@ NAN, KEY = Data(np.ones((2, 1)), np.full((2, 2), np.nan)), jax.random.key(0)
         (lambda: digits(10, -1), ValueError, "n_test got -1"),
         (lambda: digits(10, 10, seed=None), TypeError, "seed got None"),
         (lambda: tabular("iris", test_fraction=np.nan), ValueError, "test_fraction got nan"),
-        (lambda: tabular("iris", test_fraction=1e-9), ValueError, "expected one that leaves every class"),
+        (
+            lambda: tabular("iris", test_fraction=1e-9),
+            ValueError,
+            "expected one that leaves every class",
+        ),
         (lambda: teacher_student(KEY, n_train=2.0), TypeError, "n_train got 2.0"),
-        (lambda: crop_and_flip(KEY, jnp.ones((2, 3))), ValueError, r"x has shape \(2, 3\), expected \[n, height"),
-        (lambda: crop_and_flip(KEY, jnp.ones((1, 2, 2, 1)), padding=1.0), TypeError, "padding got 1.0"),
+        (
+            lambda: crop_and_flip(KEY, jnp.ones((2, 3))),
+            ValueError,
+            r"x has shape \(2, 3\), expected \[n, height",
+        ),
+        (
+            lambda: crop_and_flip(KEY, jnp.ones((1, 2, 2, 1)), padding=1.0),
+            TypeError,
+            "padding got 1.0",
+        ),
     ],
 )
 @pytest.mark.usefixtures("unannotated")
@@ -170,11 +198,20 @@ def test_digits_take_the_default_dtype_when_x64_is_off(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "n", "columns", "classes"),
-    [("iris", 150, 4, 3), ("wine", 178, 13, 3), ("breast_cancer", 569, 30, 2), ("digits", 1797, 64, 10)],
+    [
+        ("iris", 150, 4, 3),
+        ("wine", 178, 13, 3),
+        ("breast_cancer", 569, 30, 2),
+        ("digits", 1797, 64, 10),
+    ],
 )
 def test_tables_split_all_rows_with_the_share_of_every_class(name, n, columns, classes):
     train, test = tabular(name, test_fraction=0.2)
-    assert train.x.shape[1] == columns and train.y.shape[1] == classes and len(train.x) + len(test.x) == n
+    assert (
+        train.x.shape[1] == columns
+        and train.y.shape[1] == classes
+        and len(train.x) + len(test.x) == n
+    )
     assert np.abs(counts(test) - 0.2 * (counts(train) + counts(test))).max() <= 1
 
 
@@ -204,12 +241,16 @@ def test_teacher_inputs_have_unit_norm(teachers):
 def test_teacher_inputs_are_isotropic(teachers):
     x = np.concatenate([data.x for data in teachers])
     variance = 3 / (8 * 10) - 1 / 8**2
-    assert (x**2).mean(axis=0) == pytest.approx(np.full(8, 1 / 8), abs=5 * np.sqrt(variance / len(x)))
+    assert (x**2).mean(axis=0) == pytest.approx(
+        np.full(8, 1 / 8), abs=5 * np.sqrt(variance / len(x))
+    )
 
 
 def test_squared_teacher_outputs_average_width_over_twice_the_dimension(teachers):
     squares = [np.mean(data.y**2) for data in teachers]
-    assert np.mean(squares) == pytest.approx(3 / (2 * 8), abs=4 * np.std(squares) / np.sqrt(len(squares)))
+    assert np.mean(squares) == pytest.approx(
+        3 / (2 * 8), abs=4 * np.std(squares) / np.sqrt(len(squares))
+    )
 
 
 # --- labels
@@ -255,14 +296,18 @@ def test_a_balanced_subset_draws_each_example_at_most_once():
 
 def test_a_balanced_subset_keeps_inputs_and_targets_together():
     labels = np.random.default_rng(0).integers(0, 3, 50)
-    subset = balanced_subset(Data(labels[:, None].astype(float), one_hot_centered(labels, 3)), 20, seed=0)
+    subset = balanced_subset(
+        Data(labels[:, None].astype(float), one_hot_centered(labels, 3)), 20, seed=0
+    )
     assert np.array_equal(subset.y.argmax(axis=1), subset.x[:, 0])
 
 
 # --- standardization
 
 
-@pytest.mark.parametrize(("axis", "over"), [("feature", (0,)), ("channel", (0, 1, 2)), ("global", (0, 1, 2, 3))])
+@pytest.mark.parametrize(
+    ("axis", "over"), [("feature", (0,)), ("channel", (0, 1, 2)), ("global", (0, 1, 2, 3))]
+)
 def test_standardizing_leaves_mean_zero_and_deviation_one_over_the_named_axes(axis, over):
     (scaled,) = standardize(images(), center=axis, scale=axis)
     assert scaled.x.mean(axis=over) == pytest.approx(0, abs=1e-13)
@@ -358,27 +403,67 @@ def _x(value: float = 0.0, dtype=np.float64, shape=(3, 2)) -> np.ndarray:
 
 
 BAD = {
-    "NaN": (lambda: check_data(Data(_x(np.nan), _x()), "train"), ValueError, r"train\.x has 1 NaN and 0 .*at \[2, 1\]"),
+    "NaN": (
+        lambda: check_data(Data(_x(np.nan), _x()), "train"),
+        ValueError,
+        r"train\.x has 1 NaN and 0 .*at \[2, 1\]",
+    ),
     "infinity": (
         lambda: check_data(Data(_x(), _x(np.inf))),
         ValueError,
         r"data\.y has 0 NaN and 1 inf",
     ),
-    "byte images": (lambda: check_data(Data(_x(dtype=np.uint8), _x())), TypeError, r"uint8.*x\.astype\(float\) / 255"),
-    "complex table": (lambda: check_data(Data(_x(dtype=complex), _x())), TypeError, r"complex128.*x\.astype\(float\)$"),
+    "byte images": (
+        lambda: check_data(Data(_x(dtype=np.uint8), _x())),
+        TypeError,
+        r"uint8.*x\.astype\(float\) / 255",
+    ),
+    "complex table": (
+        lambda: check_data(Data(_x(dtype=complex), _x())),
+        TypeError,
+        r"complex128.*x\.astype\(float\)$",
+    ),
     "integer targets": (
         lambda: check_data(Data(_x(), _x(dtype=int))),
         TypeError,
         r"data\.y .*one_hot\(labels, classes\)",
     ),
-    "scalar inputs": (lambda: check_data(Data(_x(shape=(3,)), _x())), ValueError, r"shape \(3,\).*x\[:, None\]"),
-    "flat targets": (lambda: check_data(Data(_x(), _x(shape=(3,)))), ValueError, r"shape \(3,\).*y\[:, None\]"),
-    "unequal numbers": (lambda: check_data(Data(_x(), _x(shape=(4, 2)))), ValueError, "3 inputs and 4 targets"),
-    "no examples": (lambda: check_data(Data(np.ones((0, 2)), np.ones((0, 1)))), ValueError, "0 inputs and 0 targets"),
-    "large label": (lambda: one_hot([0, 7], 3), ValueError, r"labels\[1\] = 7.*integers from 0 to 2"),
+    "scalar inputs": (
+        lambda: check_data(Data(_x(shape=(3,)), _x())),
+        ValueError,
+        r"shape \(3,\).*x\[:, None\]",
+    ),
+    "flat targets": (
+        lambda: check_data(Data(_x(), _x(shape=(3,)))),
+        ValueError,
+        r"shape \(3,\).*y\[:, None\]",
+    ),
+    "unequal numbers": (
+        lambda: check_data(Data(_x(), _x(shape=(4, 2)))),
+        ValueError,
+        "3 inputs and 4 targets",
+    ),
+    "no examples": (
+        lambda: check_data(Data(np.ones((0, 2)), np.ones((0, 1)))),
+        ValueError,
+        "0 inputs and 0 targets",
+    ),
+    "large label": (
+        lambda: one_hot([0, 7], 3),
+        ValueError,
+        r"labels\[1\] = 7.*integers from 0 to 2",
+    ),
     "negative label": (lambda: one_hot([-1, 0], 3), ValueError, r"labels\[0\] = -1"),
-    "fractional labels": (lambda: one_hot([0.0, 1.0], 2), TypeError, r"float64.*labels\.astype\(int\)"),
-    "column of labels": (lambda: one_hot([[0], [1]], 2), ValueError, r"shape \(2, 1\).*reshape\(-1\)"),
+    "fractional labels": (
+        lambda: one_hot([0.0, 1.0], 2),
+        TypeError,
+        r"float64.*labels\.astype\(int\)",
+    ),
+    "column of labels": (
+        lambda: one_hot([[0], [1]], 2),
+        ValueError,
+        r"shape \(2, 1\).*reshape\(-1\)",
+    ),
     "targets centered twice": (
         lambda: center_targets(Data(_x(), one_hot_centered([0, 1, 1], 2))),
         ValueError,
@@ -389,22 +474,42 @@ BAD = {
         ValueError,
         "class 0 has only 1 of 3.*at most 2",
     ),
-    "empty subset": (lambda: balanced_subset(Data(_x(), one_hot([0, 1, 1], 2)), 0, seed=0), ValueError, "n got 0"),
+    "empty subset": (
+        lambda: balanced_subset(Data(_x(), one_hot([0, 1, 1], 2)), 0, seed=0),
+        ValueError,
+        "n got 0",
+    ),
     "subset of a regression": (
         lambda: balanced_subset(Data(_x(), _x(shape=(3, 1))), 2, seed=0),
         ValueError,
         r"shape \(3, 1\).*k >= 2",
     ),
-    "too many digits": (lambda: digits(1500, 500), ValueError, r"1500 \+ 500, expected at most 1797"),
+    "too many digits": (
+        lambda: digits(1500, 500),
+        ValueError,
+        r"1500 \+ 500, expected at most 1797",
+    ),
     "no test digits": (lambda: digits(10, 0), ValueError, "n_test got 0"),
-    "unbalanced digits": (lambda: digits(1790, 5), ValueError, "class 8 has only 174 of 1797: ask for at most 1740"),
+    "unbalanced digits": (
+        lambda: digits(1790, 5),
+        ValueError,
+        "class 8 has only 174 of 1797: ask for at most 1740",
+    ),
     "unknown table": (
         lambda: tabular("mnist"),
         ValueError,
         "'mnist', expected one of breast_cancer, digits, iris, wine",
     ),
-    "whole table as test": (lambda: tabular("iris", test_fraction=1.0), ValueError, "test_fraction got 1.0"),
-    "teacher without neurons": (lambda: teacher_student(jax.random.key(0), width=0), ValueError, "width got 0"),
+    "whole table as test": (
+        lambda: tabular("iris", test_fraction=1.0),
+        ValueError,
+        "test_fraction got 1.0",
+    ),
+    "teacher without neurons": (
+        lambda: teacher_student(jax.random.key(0), width=0),
+        ValueError,
+        "width got 0",
+    ),
     "unknown statistic": (
         lambda: standardize(images(), scale="pixel"),
         ValueError,
@@ -415,11 +520,31 @@ BAD = {
         ValueError,
         "of 64 inputs.*scale='global'",
     ),
-    "constant data": (lambda: standardize(Data(np.full((7, 3), 0.1), _x())), ValueError, "3 of 3 inputs.*scale=None"),
-    "other shape": (lambda: standardize(images(), Data(_x(), _x())), ValueError, r"shape \(2,\), but \(4, 5, 3\)"),
-    "integers to standardize": (lambda: standardize(Data(_x(dtype=int), _x())), TypeError, r"x\.astype\(float\)"),
-    "scalars to standardize": (lambda: standardize(Data(_x(shape=(3,)), _x())), ValueError, r"x\[:, None\]"),
-    "zero bias": (lambda: zca(images(), bias=0.0), ValueError, "bias got 0.0, expected a finite number > 0"),
+    "constant data": (
+        lambda: standardize(Data(np.full((7, 3), 0.1), _x())),
+        ValueError,
+        "3 of 3 inputs.*scale=None",
+    ),
+    "other shape": (
+        lambda: standardize(images(), Data(_x(), _x())),
+        ValueError,
+        r"shape \(2,\), but \(4, 5, 3\)",
+    ),
+    "integers to standardize": (
+        lambda: standardize(Data(_x(dtype=int), _x())),
+        TypeError,
+        r"x\.astype\(float\)",
+    ),
+    "scalars to standardize": (
+        lambda: standardize(Data(_x(shape=(3,)), _x())),
+        ValueError,
+        r"x\[:, None\]",
+    ),
+    "zero bias": (
+        lambda: zca(images(), bias=0.0),
+        ValueError,
+        "bias got 0.0, expected a finite number > 0",
+    ),
     "constant image": (
         lambda: zca(Data(np.array([[1.0, 2], [0.1, 0.1]]), _x())),
         ValueError,

@@ -63,7 +63,9 @@ def moved(params, size=0.1):
     """Parameters some way off in a fixed random direction."""
     leaves, treedef = jax.tree.flatten(params)
     rng = np.random.default_rng(2)
-    return jax.tree.unflatten(treedef, [leaf + size * rng.normal(size=leaf.shape) for leaf in leaves])
+    return jax.tree.unflatten(
+        treedef, [leaf + size * rng.normal(size=leaf.shape) for leaf in leaves]
+    )
 
 
 def rank_one(*entries):
@@ -78,7 +80,9 @@ def rank_one(*entries):
 @pytest.mark.parametrize("size", [1e-6, 0.5])
 def test_drift_of_rescaled_weights_is_the_change_of_scale(size):
     _, params, _ = problem()
-    assert float(param_drift(jax.tree.map(lambda w: (1 + size) * w, params), params)) == pytest.approx(size)
+    assert float(
+        param_drift(jax.tree.map(lambda w: (1 + size) * w, params), params)
+    ) == pytest.approx(size)
 
 
 def test_squared_drifts_of_the_layers_add_up_to_that_of_the_network():
@@ -86,13 +90,17 @@ def test_squared_drifts_of_the_layers_add_up_to_that_of_the_network():
     end = moved(params)
     drifts = layer_drift(end, params, relative=False)
     assert set(drifts) == {"0_Dense", "2_Dense"}
-    assert math.hypot(*map(float, drifts.values())) == pytest.approx(float(param_drift(end, params, relative=False)))
+    assert math.hypot(*map(float, drifts.values())) == pytest.approx(
+        float(param_drift(end, params, relative=False))
+    )
 
 
 def test_only_the_layer_that_moved_has_drifted():
     _, params, _ = problem()
     drifts = layer_drift(params | {"2_Dense": {"W": 3.0 * params["2_Dense"]["W"]}}, params)
-    assert {name: float(drift) for name, drift in drifts.items()} == pytest.approx({"0_Dense": 0.0, "2_Dense": 2.0})
+    assert {name: float(drift) for name, drift in drifts.items()} == pytest.approx(
+        {"0_Dense": 0.0, "2_Dense": 2.0}
+    )
 
 
 def test_drift_of_a_lazy_function_is_that_of_its_weights():
@@ -112,13 +120,19 @@ def test_gap_of_a_quadratic_model_is_its_second_order_term():
 
 def test_linearized_model_has_no_gap():
     model, params, data = problem()
-    assert float(linearization_gap(linearize(model.apply, params), moved(params), params, data.x)) < 1e-14
+    assert (
+        float(linearization_gap(linearize(model.apply, params), moved(params), params, data.x))
+        < 1e-14
+    )
 
 
 def test_gap_of_a_lazy_function_falls_like_one_over_alpha():
     model, params, data = problem()
     zeros, alphas = trees.zeros_like(params), [100.0, 1000.0]
-    gaps = [float(linearization_gap(lazy(model.apply, params, a), moved(zeros), zeros, data.x)) for a in alphas]
+    gaps = [
+        float(linearization_gap(lazy(model.apply, params, a), moved(zeros), zeros, data.x))
+        for a in alphas
+    ]
     assert fit_slope(alphas, gaps) == pytest.approx(-1, abs=0.01)
 
 
@@ -131,7 +145,9 @@ def test_gap_of_outputs_is_relative_to_the_reference():
 def test_kernel_change_by_probes_is_that_of_the_formed_kernels():
     model, params, data = problem()
     end = moved(params, 0.3)
-    expected = float(kernel_distance(*(empirical_ntk(model.apply, w, data.x) for w in (end, params))))
+    expected = float(
+        kernel_distance(*(empirical_ntk(model.apply, w, data.x) for w in (end, params)))
+    )
     change = float(ntk_change(model.apply, end, params, data.x, key=KEY, probes=300))
     assert change == pytest.approx(expected, rel=0.05)
 
@@ -151,12 +167,17 @@ def test_cosine_distance_does_not_see_the_size_of_a_kernel():
 
 @pytest.mark.parametrize("angle", [0.1, 1.0])
 def test_cosine_distance_of_rank_one_kernels_follows_from_their_angle(angle):
-    distance = kernel_cosine_distance(rank_one(1.0, 0.0), rank_one(math.cos(angle), math.sin(angle)))
+    distance = kernel_cosine_distance(
+        rank_one(1.0, 0.0), rank_one(math.cos(angle), math.sin(angle))
+    )
     assert float(distance) == pytest.approx(math.sin(angle) ** 2)
 
 
 def test_small_cosine_distances_keep_their_digits_in_float32():
-    single = (rank_one(1.0, 0.0).astype(jnp.float32), rank_one(math.cos(1e-4), math.sin(1e-4)).astype(jnp.float32))
+    single = (
+        rank_one(1.0, 0.0).astype(jnp.float32),
+        rank_one(math.cos(1e-4), math.sin(1e-4)).astype(jnp.float32),
+    )
     assert float(kernel_cosine_distance(*single)) == pytest.approx(1e-8, rel=0.02)
 
 
@@ -173,12 +194,16 @@ def test_cka_of_features_does_not_see_shifts_rotations_and_scales():
 
 
 def test_cka_of_uncorrelated_features_is_zero():
-    assert float(cka(rank_one(1.0, -1.0, 1.0, -1.0), rank_one(1.0, 1.0, -1.0, -1.0))) == pytest.approx(0, abs=1e-15)
+    assert float(
+        cka(rank_one(1.0, -1.0, 1.0, -1.0), rank_one(1.0, 1.0, -1.0, -1.0))
+    ) == pytest.approx(0, abs=1e-15)
 
 
 def test_uncentered_cka_is_one_minus_the_cosine_distance():
     a, b = rank_one(1.0, 2.0, 0.5), rank_one(0.3, 1.0, 2.0)
-    assert float(cka(a, b, centered=False)) == pytest.approx(1 - float(kernel_cosine_distance(a, b)))
+    assert float(cka(a, b, centered=False)) == pytest.approx(
+        1 - float(kernel_cosine_distance(a, b))
+    )
 
 
 def test_kernel_of_the_targets_has_alignment_one():
@@ -188,7 +213,10 @@ def test_kernel_of_the_targets_has_alignment_one():
 
 
 def test_alignment_of_one_output_is_its_quadratic_form():
-    y, root = np.random.default_rng(0).normal(size=(5, 1)), np.random.default_rng(1).normal(size=(5, 5))
+    y, root = (
+        np.random.default_rng(0).normal(size=(5, 1)),
+        np.random.default_rng(1).normal(size=(5, 5)),
+    )
     kernel = root @ root.T
     expected = (y.T @ kernel @ y).item() / (np.sum(y**2) * np.linalg.norm(kernel))
     assert float(target_alignment(kernel, y)) == pytest.approx(expected)
@@ -201,7 +229,9 @@ def test_alignment_of_the_identity_is_one_over_the_root_of_its_size(n):
 
 def test_full_kernel_of_one_output_has_the_alignment_of_its_matrix():
     y, kernel = jnp.array([[1.0], [2.0]]), rank_one(1.0, 3.0) + jnp.eye(2)
-    assert float(target_alignment(kernel[:, :, None, None], y)) == pytest.approx(float(target_alignment(kernel, y)))
+    assert float(target_alignment(kernel[:, :, None, None], y)) == pytest.approx(
+        float(target_alignment(kernel, y))
+    )
 
 
 def test_centered_alignment_does_not_see_constants_in_features_and_targets():
@@ -211,7 +241,9 @@ def test_centered_alignment_does_not_see_constants_in_features_and_targets():
 
 
 def test_spectrum_of_a_diagonal_kernel_is_its_diagonal():
-    spectrum = kernel_spectrum(jnp.diag(jnp.array([1.0, 4.0, 2.0])), jnp.array([[1.0], [2.0], [2.0]]))
+    spectrum = kernel_spectrum(
+        jnp.diag(jnp.array([1.0, 4.0, 2.0])), jnp.array([[1.0], [2.0], [2.0]])
+    )
     np.testing.assert_allclose(spectrum.values, [4, 2, 1])
     np.testing.assert_allclose(spectrum.label_energy, [4 / 9, 4 / 9, 1 / 9])
     assert (spectrum.condition, spectrum.effective_rank) == pytest.approx((4, 49 / 21))
@@ -243,7 +275,10 @@ def test_gates_are_stable_at_initialization():
 def test_flipping_one_bias_of_four_flips_a_quarter_of_the_gates():
     model = serial(Dense(4, b_std=1.0), Relu(), Dense(1))
     x = jnp.ones((5, 3))
-    params = {"0_Dense": {"W": jnp.zeros((3, 4)), "b": jnp.ones(4)}, "2_Dense": {"W": jnp.ones((4, 1))}}
+    params = {
+        "0_Dense": {"W": jnp.zeros((3, 4)), "b": jnp.ones(4)},
+        "2_Dense": {"W": jnp.ones((4, 1))},
+    }
     flipped = params | {"0_Dense": {"W": jnp.zeros((3, 4)), "b": jnp.array([1.0, -1.0, 1.0, 1.0])}}
     stability = activation_stability(model, flipped, params, x)
     assert float(stability.relu) == float(stability.layers["1_Relu"]) == 0.75
@@ -264,7 +299,11 @@ def test_total_stability_counts_every_gate_and_every_pooled_output_once():
     x = jnp.ones((1, 2, 2, 1))
     change = jnp.zeros((2, 2, 1)).at[0, 0, 0].set(-2.0)
     stability = activation_stability(traced, change, jnp.zeros_like(change), x)
-    assert (float(stability.relu), float(stability.max_pool), float(stability.total)) == (0.75, 0.0, 0.6)
+    assert (float(stability.relu), float(stability.max_pool), float(stability.total)) == (
+        0.75,
+        0.0,
+        0.6,
+    )
 
 
 # ---- curvature
@@ -282,15 +321,17 @@ def test_jacobian_norm_is_the_largest_singular_value_in_the_empirical_norm():
 def test_hessian_norm_of_a_quadratic_form_is_its_largest_absolute_eigenvalue(eigenvalues):
     q, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
     matrix, x = jnp.asarray(q @ np.diag(eigenvalues) @ q.T), jnp.array([[1.0], [3.0]])
-    norm = hessian_norm(lambda w, x: x * (w @ matrix @ w) / 2, jnp.ones(3), x, key=KEY, iterations=60)
+    norm = hessian_norm(
+        lambda w, x: x * (w @ matrix @ w) / 2, jnp.ones(3), x, key=KEY, iterations=60
+    )
     assert norm == pytest.approx(max(map(abs, eigenvalues)) * math.sqrt(5), rel=1e-6)
 
 
 def test_hessian_norm_of_decoupled_parameters_is_that_of_the_worst_one():
     x = jnp.diag(jnp.array([1.0, 5.0, 2.0]))
-    assert hessian_norm(lambda w, x: x @ w**2 / 2, jnp.ones((3, 1)), x, key=KEY, iterations=40) == pytest.approx(
-        5 / math.sqrt(3), rel=1e-6
-    )
+    assert hessian_norm(
+        lambda w, x: x @ w**2 / 2, jnp.ones((3, 1)), x, key=KEY, iterations=40
+    ) == pytest.approx(5 / math.sqrt(3), rel=1e-6)
 
 
 def test_hessian_norm_of_a_linear_model_is_zero():
@@ -300,7 +341,10 @@ def test_hessian_norm_of_a_linear_model_is_zero():
 @pytest.mark.extended
 def test_hessian_norm_increases_with_the_rounds():
     model, params, data = problem()
-    norms = [hessian_norm(model.apply, params, data.x, key=KEY, iterations=i, restarts=1) for i in (1, 3, 10)]
+    norms = [
+        hessian_norm(model.apply, params, data.x, key=KEY, iterations=i, restarts=1)
+        for i in (1, 3, 10)
+    ]
     assert norms == sorted(norms)
 
 
@@ -318,7 +362,10 @@ def test_kappa_of_a_two_homogeneous_network_falls_like_the_square_of_the_weights
     model = symmetrize(serial(Dense(6), Relu(), Dense(2)))
     params = jax.jit(model.init)(jax.random.key(3), data.x)
     scales = [1.0, 2.0, 4.0]
-    values = [kappa(model.apply, jax.tree.map(lambda w, s=s: s * w, params), data, key=KEY) for s in scales]
+    values = [
+        kappa(model.apply, jax.tree.map(lambda w, s=s: s * w, params), data, key=KEY)
+        for s in scales
+    ]
     assert fit_slope(scales, values) == pytest.approx(-2, abs=1e-6)
 
 
@@ -326,12 +373,16 @@ def test_kappa_of_a_two_homogeneous_network_falls_like_the_square_of_the_weights
 def test_kappa_of_a_lazy_function_is_that_of_the_scaled_model():
     model, params, data = problem(doubled=True)
     expected = kappa(model.apply, params, data, key=KEY, alpha=30.0)
-    assert kappa(lazy(model.apply, params, 30.0), trees.zeros_like(params), data, key=KEY) == pytest.approx(expected)
+    assert kappa(
+        lazy(model.apply, params, 30.0), trees.zeros_like(params), data, key=KEY
+    ) == pytest.approx(expected)
 
 
 def test_kappa_of_the_tangent_model_is_zero():
     model, params, data = problem()
-    assert kappa(lazy(model.apply, params, math.inf), trees.zeros_like(params), data, key=KEY) == 0.0
+    assert (
+        kappa(lazy(model.apply, params, math.inf), trees.zeros_like(params), data, key=KEY) == 0.0
+    )
 
 
 def test_kappa_at_infinite_alpha_is_that_of_the_outputs_at_initialization():
@@ -373,7 +424,9 @@ def test_tangent_at_later_weights_touches_the_network_there_to_first_order():
     sizes, gaps = [1e-3, 1e-2], []
     for size in sizes:
         near = moved(later, size)
-        gaps.append(float(jnp.max(jnp.abs(tangent.apply(near, data.x) - model.apply(near, data.x)))))
+        gaps.append(
+            float(jnp.max(jnp.abs(tangent.apply(near, data.x) - model.apply(near, data.x))))
+        )
     assert fit_slope(sizes, gaps) == pytest.approx(2, abs=0.05)
 
 
@@ -382,9 +435,16 @@ def test_kernel_of_the_tangent_is_that_of_the_later_weights_for_the_model_and_it
     model, params, data, later, _ = trained()
     tangent = tangent_at(model.apply, later)
     kernel = tangent.kernel(data.x, outputs="trace")
-    np.testing.assert_allclose(kernel, empirical_ntk(model.apply, later, data.x, outputs="trace"), rtol=1e-12)
-    np.testing.assert_allclose(kernel, empirical_ntk(tangent.apply, params, data.x, outputs="trace"), rtol=1e-10)
-    assert float(kernel_distance(kernel, empirical_ntk(model.apply, params, data.x, outputs="trace"))) > 0.1
+    np.testing.assert_allclose(
+        kernel, empirical_ntk(model.apply, later, data.x, outputs="trace"), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        kernel, empirical_ntk(tangent.apply, params, data.x, outputs="trace"), rtol=1e-10
+    )
+    assert (
+        float(kernel_distance(kernel, empirical_ntk(model.apply, params, data.x, outputs="trace")))
+        > 0.1
+    )
 
 
 @pytest.mark.extended
@@ -393,7 +453,9 @@ def test_kernel_of_later_weights_predicts_later_training_better_than_the_initial
     start, outputs = model.apply(later, data.x), model.apply(end, data.x)
     settings = dict(learning_rate=0.5, save_at=[60], f0=start)
     gaps = [
-        float(output_gap(jnp.asarray(solve_descent(kernel, data.y, **settings).outputs[0]), outputs))
+        float(
+            output_gap(jnp.asarray(solve_descent(kernel, data.y, **settings).outputs[0]), outputs)
+        )
         for kernel in (tangent_at(model.apply, w).kernel(data.x) for w in (later, params))
     ]
     assert gaps[0] < gaps[1] / 2
@@ -404,8 +466,12 @@ def test_training_the_tangent_is_descent_with_its_kernel_from_the_later_outputs(
     model, _, data, later, _ = trained()
     tangent = tangent_at(model.apply, later)
     settings = dict(save_at=[40], learning_rate=0.3)
-    direct = train(objective(tangent.apply, mse), tangent.params, data, sgd(0.5), key=KEY, **settings)
-    exact = solve_descent(tangent.kernel(data.x), data.y, f0=model.apply(later, data.x), momentum=0.5, **settings)
+    direct = train(
+        objective(tangent.apply, mse), tangent.params, data, sgd(0.5), key=KEY, **settings
+    )
+    exact = solve_descent(
+        tangent.kernel(data.x), data.y, f0=model.apply(later, data.x), momentum=0.5, **settings
+    )
     np.testing.assert_allclose(tangent.apply(direct.params, data.x), exact.outputs[0], atol=1e-9)
 
 
@@ -420,7 +486,11 @@ def test_slope_of_a_power_law_is_its_exponent(power):
 
 @pytest.mark.parametrize(
     ("width", "alpha", "expected"),
-    [extended(16, 1.0, False), extended(16, 100.0, True), pytest.param(4096, 1.0, True, marks=pytest.mark.slow)],
+    [
+        extended(16, 1.0, False),
+        extended(16, 100.0, True),
+        pytest.param(4096, 1.0, True, marks=pytest.mark.slow),
+    ],
 )
 def test_verdict_is_lazy_for_wide_networks_and_large_alpha(width, alpha, expected):
     model, _, data = problem(width=width, activation="relu")
@@ -470,28 +540,57 @@ def test_flax_module_has_every_diagnostic_that_needs_no_layers():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: param_drift({"w": ONE}, {"w": jnp.ones(2)}), r"params\['w'\] has shape \(1, 1\), expected \(2,\)"),
-        (lambda: output_gap(ONE, jnp.ones((2, 1))), r"outputs of shape \(1, 1\) and reference of shape \(2, 1\)"),
-        (lambda: kernel_distance(ONE, jnp.ones((2, 2))), r"kernels of shapes \(1, 1\) and \(2, 2\)"),
+        (
+            lambda: param_drift({"w": ONE}, {"w": jnp.ones(2)}),
+            r"params\['w'\] has shape \(1, 1\), expected \(2,\)",
+        ),
+        (
+            lambda: output_gap(ONE, jnp.ones((2, 1))),
+            r"outputs of shape \(1, 1\) and reference of shape \(2, 1\)",
+        ),
+        (
+            lambda: kernel_distance(ONE, jnp.ones((2, 2))),
+            r"kernels of shapes \(1, 1\) and \(2, 2\)",
+        ),
         (lambda: kernel_velocity([ONE, ONE], np.array([0.0])), "2 kernels and 1 times"),
         (lambda: kernel_velocity([ONE, ONE], np.array([1.0, 1.0])), "do not increase"),
-        (lambda: target_alignment(jnp.eye(2), jnp.ones((3, 1))), r"\(2, 2\) with targets of shape \(3, 1\)"),
-        (lambda: kernel_spectrum(np.eye(2), np.ones((3, 1))), r"kernel of shape \(2, 2\) with targets"),
+        (
+            lambda: target_alignment(jnp.eye(2), jnp.ones((3, 1))),
+            r"\(2, 2\) with targets of shape \(3, 1\)",
+        ),
+        (
+            lambda: kernel_spectrum(np.eye(2), np.ones((3, 1))),
+            r"kernel of shape \(2, 2\) with targets",
+        ),
         (lambda: kernel_spectrum(np.array([[1.0, 2.0], [0.0, 1.0]])), "not symmetric"),
         (lambda: kernel_spectrum(np.full((2, 2), np.nan)), "4 entries that are not finite"),
         (lambda: kernel_velocity([ONE, ONE], np.array([0.0, np.nan])), "do not increase"),
-        (lambda: activation_stability(problem()[0], problem()[1], problem()[1], problem()[2].x), "no layer with gates"),
-        (lambda: hessian_norm(lambda w, x: x @ w, ONE, ONE, key=KEY, restarts=0), "restarts got 0, expected"),
+        (
+            lambda: activation_stability(problem()[0], problem()[1], problem()[1], problem()[2].x),
+            "no layer with gates",
+        ),
+        (
+            lambda: hessian_norm(lambda w, x: x @ w, ONE, ONE, key=KEY, restarts=0),
+            "restarts got 0, expected",
+        ),
         (
             lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=0.0),
             "alpha got 0.0, expected",
         ),
         (
-            lambda: kappa(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=math.inf, loss=mse),
+            lambda: kappa(
+                lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, alpha=math.inf, loss=mse
+            ),
             "alpha got inf, .* without a loss",
         ),
-        (lambda: ntk_change(lambda w, x: x @ w, ONE, ONE, ONE, key=KEY, probes=0), "probes got 0, expected"),
-        (lambda: is_lazy(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, steps=0), "steps got 0, expected"),
+        (
+            lambda: ntk_change(lambda w, x: x @ w, ONE, ONE, ONE, key=KEY, probes=0),
+            "probes got 0, expected",
+        ),
+        (
+            lambda: is_lazy(lambda w, x: x @ w, ONE, Data(ONE, ONE), key=KEY, steps=0),
+            "steps got 0, expected",
+        ),
         (lambda: fit_slope([1.0, 2.0], [1.0, 0.0]), "y is .* expected positive finite"),
         (lambda: fit_slope([1.0, math.inf], [1.0, 1.0]), "x is .* expected positive finite"),
         (lambda: fit_slope([1.0], [1.0]), r"expected the same \[s\], s >= 2"),
@@ -508,7 +607,9 @@ def test_bad_input_is_named_with_what_was_expected(call, message):
 @pytest.mark.parametrize("size", [1e-15, 1e20, 1e30])
 def test_hessian_norm_scales_with_the_weights_of_a_cube_where_squares_leave_float32(size):
     x = jnp.eye(3, dtype=jnp.float32)
-    norm = hessian_norm(lambda w, x: x @ w**3, jnp.full((3, 1), size, jnp.float32), x, key=KEY, iterations=40)
+    norm = hessian_norm(
+        lambda w, x: x @ w**3, jnp.full((3, 1), size, jnp.float32), x, key=KEY, iterations=40
+    )
     assert norm == pytest.approx(6 * size / math.sqrt(3), rel=1e-4)
 
 
@@ -546,7 +647,9 @@ def test_curvature_of_a_function_of_a_dictionary_is_that_of_the_same_function_of
     named, plain = (lambda w, x: jnp.tanh(x["a"] @ w) * x["scale"]), (lambda w, x: jnp.tanh(x @ w))
     tree = {"a": a, "scale": jnp.ones((5, 1))}
     for measure in (jacobian_norm, hessian_norm):
-        assert measure(named, w, tree, key=KEY) == pytest.approx(measure(plain, w, a, key=KEY), rel=1e-12)
+        assert measure(named, w, tree, key=KEY) == pytest.approx(
+            measure(plain, w, a, key=KEY), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize("measure", [kappa, is_lazy])
@@ -578,25 +681,35 @@ def test_there_is_no_verdict_where_only_rounding_moved(alpha):
     model, params, data = problem()
     start = params if alpha is None else trees.zeros_like(params)
     function = model.apply if alpha is None else lazy(model.apply, params, alpha)
-    with pytest.raises(ValueError, match="is_lazy moved weights of norm .* expected at least 10 times their rounding"):
+    with pytest.raises(
+        ValueError,
+        match="is_lazy moved weights of norm .* expected at least 10 times their rounding",
+    ):
         is_lazy(function, start, data, learning_rate=1e-30)
 
 
 def test_thresholds_of_unknown_names_are_refused():
     model, params, data = problem()
-    with pytest.raises(ValueError, match=r"thresholds got {'kapa': 1.0}, expected a dictionary of some of kappa"):
+    with pytest.raises(
+        ValueError, match=r"thresholds got {'kapa': 1.0}, expected a dictionary of some of kappa"
+    ):
         is_lazy(model.apply, params, data, thresholds={"kapa": 1.0})
 
 
 def test_more_rounds_and_starts_barely_change_kappa():
     model, params, data = problem()
-    quick, thorough = (is_lazy(model.apply, params, data, **more) for more in ({}, {"iterations": 20, "restarts": 3}))
+    quick, thorough = (
+        is_lazy(model.apply, params, data, **more)
+        for more in ({}, {"iterations": 20, "restarts": 3})
+    )
     assert quick.kappa == pytest.approx(thorough.kappa, rel=0.1)
 
 
 def test_stability_of_gates_that_see_nan_is_nan():
     model, params, data = problem(activation="relu")
-    stability = activation_stability(model, jax.tree.map(lambda w: w * jnp.nan, params), params, data.x)
+    stability = activation_stability(
+        model, jax.tree.map(lambda w: w * jnp.nan, params), params, data.x
+    )
     assert np.isnan([float(stability.total), float(stability.relu)]).all()
 
 
@@ -633,17 +746,29 @@ CONSTANT = np.ones((3, 3))
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: cka(np.ones((3, 2)), np.ones((3, 2))), r"kernel1 has shape \(3, 2\), expected \[n, n\]"),
+        (
+            lambda: cka(np.ones((3, 2)), np.ones((3, 2))),
+            r"kernel1 has shape \(3, 2\), expected \[n, n\]",
+        ),
         (lambda: cka(np.eye(1), np.eye(1)), "kernel1 is constant over the examples"),
         (lambda: cka(np.eye(3), 5 * CONSTANT), "kernel2 is constant over the examples"),
         (lambda: cka(0 * CONSTANT, CONSTANT, centered=False), "kernel1 is zero"),
-        (lambda: target_alignment(np.eye(3), CONSTANT[:, :1], centered=True), "y is constant over the examples"),
+        (
+            lambda: target_alignment(np.eye(3), CONSTANT[:, :1], centered=True),
+            "y is constant over the examples",
+        ),
         (lambda: target_alignment(CONSTANT[:1], CONSTANT), r"kernel has shape \(1, 3\)"),
         (lambda: target_alignment(np.eye(3), np.ones(3)), r"targets of shape \(3,\)"),
         (lambda: target_alignment(np.eye(3), 0 * CONSTANT), "y is zero"),
         (lambda: kernel_velocity(CONSTANT, np.arange(3.0)), r"kernels\[0\] has shape \(3,\)"),
-        (lambda: kernel_velocity([CONSTANT, np.eye(2)], np.arange(2.0)), r"kernels of shapes \(2, 2\) and \(3, 3\)"),
-        (lambda: kernel_velocity([CONSTANT, CONSTANT], np.array([0.0, math.inf])), "do not increase"),
+        (
+            lambda: kernel_velocity([CONSTANT, np.eye(2)], np.arange(2.0)),
+            r"kernels of shapes \(2, 2\) and \(3, 3\)",
+        ),
+        (
+            lambda: kernel_velocity([CONSTANT, CONSTANT], np.array([0.0, math.inf])),
+            "do not increase",
+        ),
         (lambda: kernel_distance(CONSTANT[:0], CONSTANT[:0]), "not empty"),
         (lambda: output_gap(CONSTANT[:0], CONSTANT[:0]), "not empty"),
         (lambda: kernel_spectrum(np.eye(2), np.zeros((2, 1))), "y is zero"),

@@ -47,7 +47,9 @@ def problem(network="mlp", n1=6, n2=4, dtype=jnp.float64):
 def jacobian(apply, params, x):
     """The dense matrix `[n k, parameters]`."""
     leaves = jax.tree.leaves(jax.jit(jax.jacrev(apply))(params, x))
-    return np.concatenate([np.asarray(leaf).reshape(math.prod(leaf.shape[:2]), -1) for leaf in leaves], axis=1)
+    return np.concatenate(
+        [np.asarray(leaf).reshape(math.prod(leaf.shape[:2]), -1) for leaf in leaves], axis=1
+    )
 
 
 def dense_ntk(apply, params, x1, x2):
@@ -96,20 +98,26 @@ def test_trace_is_the_mean_of_the_diagonal_blocks():
     apply, params, x1, x2 = problem()
     full = empirical_ntk(apply, params, x1, x2)
     expected = np.trace(full, axis1=2, axis2=3) / full.shape[2]
-    np.testing.assert_allclose(empirical_ntk(apply, params, x1, x2, outputs="trace"), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, x1, x2, outputs="trace"), expected, atol=1e-12
+    )
 
 
 def test_sum_is_the_sum_of_all_blocks_over_the_number_of_outputs():
     apply, params, x1, x2 = problem()
     full = empirical_ntk(apply, params, x1, x2)
     expected = full.sum((2, 3)) / full.shape[2]
-    np.testing.assert_allclose(empirical_ntk(apply, params, x1, x2, outputs="sum"), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, x1, x2, outputs="sum"), expected, atol=1e-12
+    )
 
 
 def test_diagonal_is_the_diagonal_of_the_full_kernel():
     apply, params, x1, x2 = problem()
     expected = np.diagonal(empirical_ntk(apply, params, x1, x2), axis1=2, axis2=3)
-    np.testing.assert_allclose(empirical_ntk(apply, params, x1, x2, outputs="diagonal"), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, x1, x2, outputs="diagonal"), expected, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,19 +127,26 @@ def test_diagonal_is_the_diagonal_of_the_full_kernel():
 def test_kernel_does_not_depend_on_the_tile(outputs, tile):
     apply, params, x1, x2 = problem()
     whole = empirical_ntk(apply, params, x1, x2, outputs=outputs)
-    np.testing.assert_allclose(empirical_ntk(apply, params, x1, x2, outputs=outputs, tile=tile), whole, atol=1e-13)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, x1, x2, outputs=outputs, tile=tile), whole, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_kernel_of_one_set_is_that_of_the_set_with_itself(outputs):
     apply, params, x, _ = problem()
     expected = empirical_ntk(apply, params, x, x, outputs=outputs)
-    np.testing.assert_allclose(empirical_ntk(apply, params, x, outputs=outputs, tile=2), expected, atol=1e-13)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, x, outputs=outputs, tile=2), expected, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize(
     ("outputs", "tile"),
-    [("full", 2), *(extended(*case) for case in (("full", None), ("trace", 2), ("sum", 2), ("diagonal", 2)))],
+    [
+        ("full", 2),
+        *(extended(*case) for case in (("full", None), ("trace", 2), ("sum", 2), ("diagonal", 2))),
+    ],
 )
 def test_kernel_of_one_set_is_exactly_symmetric(outputs, tile):
     apply, params, x, _ = problem(dtype=jnp.float32)
@@ -178,14 +193,18 @@ def test_linearized_model_keeps_its_kernel_wherever_it_is_taken():
 def test_kernels_of_disjoint_sets_of_parameters_add_up():
     apply, params, x1, x2 = problem()
     first = empirical_ntk(apply, params, x1, x2, where=lambda path: path.startswith("0_Dense"))
-    second = empirical_ntk(apply, params, x1, x2, where=lambda path: path in ("2_Dense/W", "2_Dense/b"))
+    second = empirical_ntk(
+        apply, params, x1, x2, where=lambda path: path in ("2_Dense/W", "2_Dense/b")
+    )
     np.testing.assert_allclose(first + second, empirical_ntk(apply, params, x1, x2), atol=1e-12)
 
 
 def test_integer_leaves_are_not_differentiated():
     params = {"w": jnp.ones((2, 1)), "step": jnp.array(3)}
     x = jnp.eye(2)
-    np.testing.assert_array_equal(empirical_ntk(lambda p, x: x @ p["w"], params, x, outputs="trace"), x)
+    np.testing.assert_array_equal(
+        empirical_ntk(lambda p, x: x @ p["w"], params, x, outputs="trace"), x
+    )
 
 
 @pytest.mark.parametrize("network", ["mlp", extended("cnn")])
@@ -203,7 +222,9 @@ def test_new_parameters_and_new_initializations_compile_nothing(network):
     def everything(params0, alpha, u):
         empirical_ntk(lazy(apply, params0, alpha), u, x1, x2)
         empirical_ntk(apply, params0, x1, x2)
-        ntk_vector_product(lazy(apply, params0, alpha), u, x1, x2)(jnp.ones((4, apply(params0, x2).shape[1])))
+        ntk_vector_product(lazy(apply, params0, alpha), u, x1, x2)(
+            jnp.ones((4, apply(params0, x2).shape[1]))
+        )
 
     everything(params, 2.0, zeros)
     before = [function._cache_size() for function in compiled]
@@ -229,7 +250,10 @@ def test_flax_module_has_the_kernel_of_the_same_plain_function():
 
     def plain(layers, x):
         first, last = (layers["params"][f"layers_{i}"] for i in (0, 2))
-        return jnp.tanh(x @ first["kernel"] + first["bias"][None]) @ last["kernel"] + last["bias"][None]
+        return (
+            jnp.tanh(x @ first["kernel"] + first["bias"][None]) @ last["kernel"]
+            + last["bias"][None]
+        )
 
     with jax.numpy_rank_promotion("allow"):
         ntk = empirical_ntk(module.apply, variables, x)
@@ -249,7 +273,9 @@ def test_product_without_second_inputs_is_that_of_the_symmetric_kernel():
     apply, params, x, _ = problem()
     v = jax.random.normal(jax.random.key(4), (6, 3))
     product = ntk_vector_product(apply, params, x)(v)
-    np.testing.assert_allclose(product, np.einsum("ijab,jb->ia", dense_ntk(apply, params, x, x), v), atol=1e-12)
+    np.testing.assert_allclose(
+        product, np.einsum("ijab,jb->ia", dense_ntk(apply, params, x, x), v), atol=1e-12
+    )
 
 
 def test_product_holds_no_array_as_a_constant_of_the_compiled_code():
@@ -265,13 +291,17 @@ def test_largest_eigenvalue_is_that_of_the_dense_kernel(network):
     dense = dense_ntk(apply, params, x, x).transpose(0, 2, 1, 3)
     size = dense.shape[0] * dense.shape[1]
     expected = np.linalg.eigvalsh(dense.reshape(size, size))[-1]
-    assert largest_ntk_eigenvalue(apply, params, x, key=jax.random.key(5)) == pytest.approx(expected, rel=1e-6)
+    assert largest_ntk_eigenvalue(apply, params, x, key=jax.random.key(5)) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_estimates_of_the_largest_eigenvalue_increase_towards_it():
     apply, params, x, _ = problem()
     key = jax.random.key(5)
-    estimates = [largest_ntk_eigenvalue(apply, params, x, key=key, iterations=i) for i in (1, 2, 3, 5, 18)]
+    estimates = [
+        largest_ntk_eigenvalue(apply, params, x, key=key, iterations=i) for i in (1, 2, 3, 5, 18)
+    ]
     assert estimates == sorted(estimates)
 
 
@@ -287,14 +317,18 @@ def test_lanczos_is_at_least_as_good_as_power_iteration_from_the_same_start():
 
 def test_float32_eigenvalue_agrees_with_float64_beyond_the_dimension_of_the_krylov_space():
     x = jnp.eye(3, dtype=jnp.float32)
-    value = largest_ntk_eigenvalue(lambda w, x: x @ w, jnp.ones((3, 1), jnp.float32), x, key=jax.random.key(0))
+    value = largest_ntk_eigenvalue(
+        lambda w, x: x @ w, jnp.ones((3, 1), jnp.float32), x, key=jax.random.key(0)
+    )
     assert value == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_gradient_descent_on_a_linear_model_diverges_just_above_the_maximal_learning_rate(momentum):
     x, params = np.random.default_rng(6).normal(size=(5, 3)), jnp.ones((3, 1))
-    bound = estimate_max_learning_rate(lambda w, x: x @ w, params, x, key=jax.random.key(7), momentum=momentum)
+    bound = estimate_max_learning_rate(
+        lambda w, x: x @ w, params, x, key=jax.random.key(7), momentum=momentum
+    )
 
     def grows(learning_rate):
         w, velocity = np.ones((3, 1)), np.zeros((3, 1))
@@ -307,7 +341,9 @@ def test_gradient_descent_on_a_linear_model_diverges_just_above_the_maximal_lear
 
 
 def test_maximal_learning_rate_of_a_constant_function_is_infinite():
-    rate = estimate_max_learning_rate(lambda w, x: x + 0 * w, jnp.ones(()), jnp.ones((2, 1)), key=jax.random.key(0))
+    rate = estimate_max_learning_rate(
+        lambda w, x: x + 0 * w, jnp.ones(()), jnp.ones((2, 1)), key=jax.random.key(0)
+    )
     assert rate == math.inf
 
 
@@ -326,13 +362,33 @@ def test_nngp_of_one_set_is_exactly_symmetric():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda a, p, x: empirical_ntk(a, p, x, outputs="trace", memory=0), "memory got 0, expected"),
+        (
+            lambda a, p, x: empirical_ntk(a, p, x, outputs="trace", memory=0),
+            "memory got 0, expected",
+        ),
         (lambda a, p, x: empirical_ntk(a, p, x, tile=0), "tile got 0, expected"),
-        (lambda a, p, x: empirical_ntk(a, p, x, where=lambda path: False), "where selects none of the parameters"),
-        (lambda a, p, x: ntk_vector_product(a, p, x)(jnp.ones((6, 2))), r"v has shape \(6, 2\).*, expected .*\(6, 3\)"),
-        (lambda a, p, x: largest_ntk_eigenvalue(a, p, x, key=jax.random.key(0), iterations=0), "iterations got 0"),
-        (lambda a, p, x: largest_ntk_eigenvalue(a, p, x * jnp.nan, key=jax.random.key(0)), "x has 36 NaN"),
-        (lambda a, p, x: estimate_max_learning_rate(a, p, x, key=jax.random.key(0), momentum=1.0), "momentum got 1.0"),
+        (
+            lambda a, p, x: empirical_ntk(a, p, x, where=lambda path: False),
+            "where selects none of the parameters",
+        ),
+        (
+            lambda a, p, x: ntk_vector_product(a, p, x)(jnp.ones((6, 2))),
+            r"v has shape \(6, 2\).*, expected .*\(6, 3\)",
+        ),
+        (
+            lambda a, p, x: largest_ntk_eigenvalue(a, p, x, key=jax.random.key(0), iterations=0),
+            "iterations got 0",
+        ),
+        (
+            lambda a, p, x: largest_ntk_eigenvalue(a, p, x * jnp.nan, key=jax.random.key(0)),
+            "x has 36 NaN",
+        ),
+        (
+            lambda a, p, x: estimate_max_learning_rate(
+                a, p, x, key=jax.random.key(0), momentum=1.0
+            ),
+            "momentum got 1.0",
+        ),
     ],
 )
 def test_bad_input_is_named_with_what_was_expected(call, message):

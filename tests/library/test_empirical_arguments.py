@@ -113,18 +113,28 @@ def test_the_parts_of_a_complex_leaf_are_chosen_by_its_path():
     np.testing.assert_allclose(ntk, expected, atol=1e-12)
 
 
-CONSTANTS = {"steps": jnp.array(3), "on": True, "key": KEY, "old key": jax.random.PRNGKey(1), "none": None}
+CONSTANTS = {
+    "steps": jnp.array(3),
+    "on": True,
+    "key": KEY,
+    "old key": jax.random.PRNGKey(1),
+    "none": None,
+}
 
 
 def test_integers_booleans_and_keys_among_the_parameters_are_constants(tmp_path):
     params = {**W, **CONSTANTS}
     expected = explicit(apply, W, X)
-    np.testing.assert_allclose(empirical_ntk(apply, params, X, store=tmp_path / "store"), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        empirical_ntk(apply, params, X, store=tmp_path / "store"), expected, atol=1e-12
+    )
     v = normal(2, 6, 3)
     np.testing.assert_allclose(
         ntk_vector_product(apply, params, X)(v), np.einsum("ijab,jb->ia", expected, v), atol=1e-12
     )
-    assert largest_ntk_eigenvalue(apply, params, X, key=KEY) == pytest.approx(largest(expected), rel=1e-6)
+    assert largest_ntk_eigenvalue(apply, params, X, key=KEY) == pytest.approx(
+        largest(expected), rel=1e-6
+    )
 
 
 def test_inputs_of_two_precisions_are_promoted():
@@ -154,9 +164,13 @@ def of_variables(variables, x):
 
 def test_running_averages_among_the_parameters_are_refused_unless_they_are_not_chosen():
     for call in (empirical_ntk, ntk_vector_product):
-        with pytest.raises(ValueError, match="the collection 'batch_stats'.*expected its weights alone"):
+        with pytest.raises(
+            ValueError, match="the collection 'batch_stats'.*expected its weights alone"
+        ):
             call(of_variables, VARIABLES, X)
-    with pytest.raises(ValueError, match="the collection 'batch_stats'.*expected its weights alone"):
+    with pytest.raises(
+        ValueError, match="the collection 'batch_stats'.*expected its weights alone"
+    ):
         estimate_max_learning_rate(of_variables, VARIABLES, X, key=KEY)
     chosen = empirical_ntk(of_variables, VARIABLES, X, where=lambda path: path.startswith("params"))
     np.testing.assert_allclose(chosen, explicit(apply, W, X), atol=1e-12)
@@ -183,14 +197,22 @@ class Frame:
 WRONG = {
     "a list": ([[1.0] * 4], TypeError, r"x1 got a list, .*np.asarray\(x1\)"),
     "a sparse matrix": (Frame(), TypeError, r"x1 got a Frame, .*x1.toarray\(\)"),
-    "a masked array": (np.ma.masked_array(np.asarray(X)), TypeError, "x1 got a MaskedArray, .*masked values"),
+    "a masked array": (
+        np.ma.masked_array(np.asarray(X)),
+        TypeError,
+        "x1 got a MaskedArray, .*masked values",
+    ),
     "objects": (np.asarray(X).astype(object), TypeError, "x1 got an array of dtype object"),
     "nothing": (None, TypeError, "x1 got None"),
     "no examples": (X[:0], ValueError, r"x1 of shape \(0, 4\), expected"),
     "no axis": (X[0, 0], ValueError, r"x1 of shape \(\), expected"),
     "a tree of two lengths": ({"a": X, "b": X[:2]}, ValueError, r"x1\['b'\] of shape \(2, 4\)"),
     "a constant in a tree": ({"a": X, "b": 3}, TypeError, r"x1\['b'\] got an int"),
-    "infinity": (X.at[1, 2].set(jnp.inf), ValueError, r"x1 has 0 NaN and 1 infinite.*first at \[1, 2\]"),
+    "infinity": (
+        X.at[1, 2].set(jnp.inf),
+        ValueError,
+        r"x1 has 0 NaN and 1 infinite.*first at \[1, 2\]",
+    ),
     "random keys": (jax.random.split(KEY, 6), TypeError, "x1 got an array of dtype key"),
 }
 
@@ -206,29 +228,97 @@ def test_what_is_no_array_of_examples_is_refused_with_what_to_write(name):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: empirical_ntk(apply, W, X, tile=2.5), TypeError, "tile got 2.5, expected an integer"),
-        (lambda: empirical_ntk(apply, W, X, memory=float("nan")), ValueError, "memory got nan, expected a finite"),
-        (lambda: empirical_ntk(apply, W, X, outputs=["full"]), ValueError, r"outputs is \['full'\], expected one of"),
-        (lambda: empirical_ntk(apply, W, X, where="w"), TypeError, "where got 'w', expected a function of paths"),
-        (lambda: empirical_ntk(apply, {"w": jnp.ones((4, 3), int)}, X), ValueError, "no floating-point arrays"),
-        (lambda: empirical_ntk(apply, {**W, "name": "tanh"}, X), TypeError, r"params\['name'\] got 'tanh', expected"),
-        (lambda: empirical_ntk(apply, W, X, X[:, :2]), ValueError, r"x1 has shape \(6, 4\) and x2 \(6, 2\)"),
-        (lambda: empirical_ntk(apply, W, X, {"a": X}), ValueError, "expected the same but for the first axis"),
-        (lambda: empirical_ntk(lambda p, x: jnp.argmax(apply(p, x), 1), W, X), ValueError, "outputs of dtype int"),
-        (lambda: empirical_ntk(lambda p, x: apply(p, x).astype(complex), W, X), ValueError, "dtype complex128"),
+        (
+            lambda: empirical_ntk(apply, W, X, tile=2.5),
+            TypeError,
+            "tile got 2.5, expected an integer",
+        ),
+        (
+            lambda: empirical_ntk(apply, W, X, memory=float("nan")),
+            ValueError,
+            "memory got nan, expected a finite",
+        ),
+        (
+            lambda: empirical_ntk(apply, W, X, outputs=["full"]),
+            ValueError,
+            r"outputs is \['full'\], expected one of",
+        ),
+        (
+            lambda: empirical_ntk(apply, W, X, where="w"),
+            TypeError,
+            "where got 'w', expected a function of paths",
+        ),
+        (
+            lambda: empirical_ntk(apply, {"w": jnp.ones((4, 3), int)}, X),
+            ValueError,
+            "no floating-point arrays",
+        ),
+        (
+            lambda: empirical_ntk(apply, {**W, "name": "tanh"}, X),
+            TypeError,
+            r"params\['name'\] got 'tanh', expected",
+        ),
+        (
+            lambda: empirical_ntk(apply, W, X, X[:, :2]),
+            ValueError,
+            r"x1 has shape \(6, 4\) and x2 \(6, 2\)",
+        ),
+        (
+            lambda: empirical_ntk(apply, W, X, {"a": X}),
+            ValueError,
+            "expected the same but for the first axis",
+        ),
+        (
+            lambda: empirical_ntk(lambda p, x: jnp.argmax(apply(p, x), 1), W, X),
+            ValueError,
+            "outputs of dtype int",
+        ),
+        (
+            lambda: empirical_ntk(lambda p, x: apply(p, x).astype(complex), W, X),
+            ValueError,
+            "dtype complex128",
+        ),
         (lambda: ntk_vector_product(apply, W, X)([[1.0] * 3] * 6), TypeError, "v got a list"),
-        (lambda: ntk_vector_product(lambda p, x: (apply(p, x),), W, X)(jnp.ones((6, 3))), ValueError, "one array"),
-        (lambda: empirical_nngp(lambda p, x: (apply(p, x),), W, X), ValueError, "expected one array"),
-        (lambda: empirical_ntk_fn(apply, trace_axes="x"), TypeError, "trace_axes got 'x', expected an axis"),
-        (lambda: empirical_ntk_fn(apply, diagonal_axes=1.5), TypeError, "diagonal_axes got 1.5, expected an axis"),
-        (lambda: empirical_ntk_fn(apply, implementation="x"), TypeError, "implementation got 'x', expected an integer"),
-        (lambda: empirical_ntk_fn(apply, vmap_axes=np.array([0, 1])), ValueError, "vmap_axes is array"),
+        (
+            lambda: ntk_vector_product(lambda p, x: (apply(p, x),), W, X)(jnp.ones((6, 3))),
+            ValueError,
+            "one array",
+        ),
+        (
+            lambda: empirical_nngp(lambda p, x: (apply(p, x),), W, X),
+            ValueError,
+            "expected one array",
+        ),
+        (
+            lambda: empirical_ntk_fn(apply, trace_axes="x"),
+            TypeError,
+            "trace_axes got 'x', expected an axis",
+        ),
+        (
+            lambda: empirical_ntk_fn(apply, diagonal_axes=1.5),
+            TypeError,
+            "diagonal_axes got 1.5, expected an axis",
+        ),
+        (
+            lambda: empirical_ntk_fn(apply, implementation="x"),
+            TypeError,
+            "implementation got 'x', expected an integer",
+        ),
+        (
+            lambda: empirical_ntk_fn(apply, vmap_axes=np.array([0, 1])),
+            ValueError,
+            "vmap_axes is array",
+        ),
         (lambda: batch(None), TypeError, "kernel_fn got None, expected a function"),
         (lambda: batch(apply, 2.5), TypeError, "batch_size got 2.5"),
         (lambda: batch(lambda x1, x2: x1 @ x1.T, 2)([[1.0]]), TypeError, "x1 got a list"),
         (lambda: batch(lambda x1, x2: x1 @ x1.T, 2)(X[:0]), ValueError, r"x1 of shape \(0, 4\)"),
         (lambda: monte_carlo_kernel_fn(apply, apply, KEY, 2.5), TypeError, "n_samples got 2.5"),
-        (lambda: monte_carlo_kernel_fn(apply, apply, 0, 2), TypeError, r"key got 0, .*jax.random.key\(0\)"),
+        (
+            lambda: monte_carlo_kernel_fn(apply, apply, 0, 2),
+            TypeError,
+            r"key got 0, .*jax.random.key\(0\)",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named_with_what_was_expected(call, error, message, unannotated):
@@ -258,7 +348,9 @@ def test_programs_of_functions_that_are_made_again_do_not_pile_up():
 def test_programs_are_kept_for_the_functions_used_last():
     traced = []
     program = programs.PerFunction(lambda function, x: traced.append(1) or function(x))
-    functions = [jax.tree_util.Partial(lambda x, i=float(i): x + i) for i in range(programs.LAST + 1)]
+    functions = [
+        jax.tree_util.Partial(lambda x, i=float(i): x + i) for i in range(programs.LAST + 1)
+    ]
     for function in (functions[0], functions[1], functions[0]):
         program(function, X)
     assert len(traced) == 2

@@ -25,7 +25,9 @@ from lazynet.dropin.empirical import (
     monte_carlo_kernel_fn,
 )
 
-X1, X2 = (jnp.asarray(np.random.default_rng(seed).normal(size=(n, 3))) for seed, n in ((0, 4), (1, 2)))
+X1, X2 = (
+    jnp.asarray(np.random.default_rng(seed).normal(size=(n, 3))) for seed, n in ((0, 4), (1, 2))
+)
 W = {"a": jnp.asarray(np.random.default_rng(2).normal(size=(3, 5))), "b": jnp.ones((5, 2, 3))}
 AXES = [
     ((-1,), ()),
@@ -40,7 +42,9 @@ AXES = [
     ((0, 1, 2), ()),
     (1, ()),
 ]
-INITIALIZE, APPLY, KERNEL = ln.stax.serial(ln.stax.Dense(16), ln.stax.Relu(), ln.stax.Dense(2, 1.0, 0.1))
+INITIALIZE, APPLY, KERNEL = ln.stax.serial(
+    ln.stax.Dense(16), ln.stax.Relu(), ln.stax.Dense(2, 1.0, 0.1)
+)
 
 
 def f(params, x, gain=1.0, flip=False):
@@ -55,15 +59,24 @@ def explicit(trace_axes, diagonal_axes, nngp=False):
     if nngp:
         full = np.multiply.outer(h, h)
     else:
-        leaves = [np.asarray(leaf).reshape(h.size, -1) for leaf in jax.tree.leaves(jax.jacobian(f)(W, X1))]
+        leaves = [
+            np.asarray(leaf).reshape(h.size, -1) for leaf in jax.tree.leaves(jax.jacobian(f)(W, X1))
+        ]
         full = sum(leaf @ leaf.T for leaf in leaves).reshape(*h.shape, *h.shape)
-    traced, diagonal = ({axis % 3 for axis in np.atleast_1d(axes).astype(int)} for axes in (trace_axes, diagonal_axes))
+    traced, diagonal = (
+        {axis % 3 for axis in np.atleast_1d(axes).astype(int)}
+        for axes in (trace_axes, diagonal_axes)
+    )
     kept = [axis for axis in range(3) if axis not in traced]
     shape = [h.shape[axis] for axis in kept for _ in range(1 if axis in diagonal else 2)]
     result = np.zeros(shape)
     for one, two in itertools.product(np.ndindex(*h.shape), np.ndindex(*h.shape)):
         if all(one[axis] == two[axis] for axis in traced | diagonal):
-            index = tuple(i for axis in kept for i in ((one[axis],) if axis in diagonal else (one[axis], two[axis])))
+            index = tuple(
+                i
+                for axis in kept
+                for i in ((one[axis],) if axis in diagonal else (one[axis], two[axis]))
+            )
             result[index] += full[one + two] / math.prod(h.shape[axis] for axis in traced)
     return result
 
@@ -91,7 +104,9 @@ def test_a_string_gives_an_array_and_a_tuple_a_record_in_its_order():
     np.testing.assert_array_equal(kernel_fn(X1, X2, "ntk", W), both.ntk)
 
 
-@pytest.mark.parametrize("get", [("nngp", "ntk"), extended(("ntk", "nngp")), extended(("ntk",)), extended(("nngp",))])
+@pytest.mark.parametrize(
+    "get", [("nngp", "ntk"), extended(("ntk", "nngp")), extended(("ntk",)), extended(("nngp",))]
+)
 def test_records_of_kernels_are_one_kind_of_tree_and_pickle(get):
     kernel_fn = empirical_kernel_fn(f)
     first, second = kernel_fn(X1, X2, get, W), kernel_fn(X1, X2, get, W)
@@ -115,11 +130,14 @@ def test_product_with_a_vector_is_that_of_the_kernel():
     ntk = empirical_ntk_fn(f, ())(X1, X2, W)
     v = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3)))
     product = empirical_ntk_vp_fn(f, X1, X2, W)(v)
-    np.testing.assert_allclose(product, np.einsum("ijakbl,jab->ikl", ntk.transpose(0, 1, 3, 2, 5, 4), v), atol=1e-12)
+    np.testing.assert_allclose(
+        product, np.einsum("ijakbl,jab->ikl", ntk.transpose(0, 1, 3, 2, 5, 4), v), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 2}, extended({"batch_size": 3, "store_on_device": False}), {"device_count": 0}]
+    "options",
+    [{"batch_size": 2}, extended({"batch_size": 3, "store_on_device": False}), {"device_count": 0}],
 )
 def test_batches_of_any_size_give_the_same_kernel(options):
     kernel_fn = empirical_kernel_fn(f)
@@ -133,7 +151,10 @@ def test_batches_of_any_size_give_the_same_kernel(options):
 @pytest.mark.extended
 def test_monte_carlo_kernel_is_the_mean_over_initializations():
     found = list(monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), [1, 3])(X1, X2, "ntk"))
-    one, three = (monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), n)(X1, X2, "ntk") for n in (1, 3))
+    one, three = (
+        monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), n)(X1, X2, "ntk")
+        for n in (1, 3)
+    )
     np.testing.assert_allclose(found[0], one, atol=1e-13)
     np.testing.assert_allclose(found[1], three, atol=1e-13)
     assert one.shape == (4, 2) and not np.allclose(one, three)
@@ -142,18 +163,38 @@ def test_monte_carlo_kernel_is_the_mean_over_initializations():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: empirical_ntk_fn(f, vmap_axes=1), ValueError, "vmap_axes is 1, expected None or 0"),
+        (
+            lambda: empirical_ntk_fn(f, vmap_axes=1),
+            ValueError,
+            "vmap_axes is 1, expected None or 0",
+        ),
         (lambda: empirical_ntk_fn(f, implementation=4), ValueError, "implementation got 4"),
         (lambda: empirical_ntk_fn(f, (3,))(X1, None, W), ValueError, r"trace_axes is \(3,\)"),
-        (lambda: empirical_ntk_fn(f, (1,), (1,))(X1, None, W), ValueError, "trace_axes and in diagonal_axes"),
+        (
+            lambda: empirical_ntk_fn(f, (1,), (1,))(X1, None, W),
+            ValueError,
+            "trace_axes and in diagonal_axes",
+        ),
         (lambda: empirical_ntk_fn(f)((X1, X1), None, W), TypeError, "got inputs of type tuple"),
-        (lambda: empirical_ntk_fn(lambda p, x: (x, x))(X1, None, W), TypeError, "expected one array for each"),
+        (
+            lambda: empirical_ntk_fn(lambda p, x: (x, x))(X1, None, W),
+            TypeError,
+            "expected one array for each",
+        ),
         (lambda: empirical_ntk_fn(f)(X1, None, W, rng=jax.random.key(0)), ValueError, "got rng"),
         (lambda: empirical_kernel_fn(f)(X1, None, "cov1", W), ValueError, "get is 'cov1'"),
-        (lambda: monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), 0), ValueError, "n_samples got 0"),
+        (
+            lambda: monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), 0),
+            ValueError,
+            "n_samples got 0",
+        ),
         (lambda: batch(f, -1), ValueError, "batch_size got -1"),
         (lambda: batch(f, device_count=10**6), ValueError, "device_count got 1000000"),
-        (lambda: batch(lambda x1, x2: x1, 2)(X1, None), ValueError, r"returned shapes \[\(2, 3\)\], expected each"),
+        (
+            lambda: batch(lambda x1, x2: x1, 2)(X1, None),
+            ValueError,
+            r"returned shapes \[\(2, 3\)\], expected each",
+        ),
     ],
 )
 def test_unsupported_arguments_are_refused_with_what_to_do(call, error, message):
@@ -165,7 +206,10 @@ def networks(library):
     """Two networks of neural-tangents' stax: of vectors, and of images."""
     vectors = library.serial(library.Dense(32, 1.5, 0.1), library.Erf(), library.Dense(3, 1.2, 0.1))
     images = library.serial(
-        library.Conv(4, (3, 3), (2, 2), "SAME", 1.5, 0.1), library.Relu(), library.GlobalAvgPool(), library.Dense(2)
+        library.Conv(4, (3, 3), (2, 2), "SAME", 1.5, 0.1),
+        library.Relu(),
+        library.GlobalAvgPool(),
+        library.Dense(2),
     )
     return {"vectors": vectors, "images": images}
 
@@ -179,7 +223,9 @@ def test_kernels_are_those_of_neural_tangents(name, axes):
     init_fn, apply_fn, _ = networks(nt.stax)[name]
     shape = {"vectors": (6,), "images": (5, 5, 2)}[name]
     x1, x2 = (jnp.asarray(np.random.default_rng(seed).normal(size=(3, *shape))) for seed in (4, 5))
-    params = jax.tree.map(lambda w: w.astype(jnp.float64), init_fn(jax.random.PRNGKey(0), x1.shape)[1])
+    params = jax.tree.map(
+        lambda w: w.astype(jnp.float64), init_fn(jax.random.PRNGKey(0), x1.shape)[1]
+    )
     for other in (None, x2):
         expected = nt.empirical_kernel_fn(apply_fn, *axes)(x1, other, ("nngp", "ntk"), params)
         found = empirical_kernel_fn(apply_fn, *axes)(x1, other, ("nngp", "ntk"), params)
@@ -204,15 +250,24 @@ def test_axes_mean_what_they_mean_in_neural_tangents(trace_axes, diagonal_axes):
 def test_layerwise_kernel_of_a_model_is_that_of_every_implementation(implementation, monkeypatch):
     import neural_tangents as nt
 
-    interpreter = importlib.import_module("jax.interpreters.ad")  # jax 0.5.3 lost two names that implementation 3 reads
+    interpreter = importlib.import_module(
+        "jax.interpreters.ad"
+    )  # jax 0.5.3 lost two names that implementation 3 reads
     monkeypatch.setattr(interpreter, "config", jax.config, raising=False)
     names = importlib.import_module("jax._src.source_info_util")
     monkeypatch.setattr(interpreter, "source_info_util", names, raising=False)
-    for init_fn, apply_fn, shape in ((INITIALIZE, APPLY, (3,)), (*networks(ln.stax)["images"][:2], (5, 5, 2))):
-        x1, x2 = (jnp.asarray(np.random.default_rng(seed).normal(size=(3, *shape))) for seed in (4, 5))
+    for init_fn, apply_fn, shape in (
+        (INITIALIZE, APPLY, (3,)),
+        (*networks(ln.stax)["images"][:2], (5, 5, 2)),
+    ):
+        x1, x2 = (
+            jnp.asarray(np.random.default_rng(seed).normal(size=(3, *shape))) for seed in (4, 5)
+        )
         params = ln.interop._astype(init_fn(jax.random.key(0), (-1, *shape))[1], x1)
         reference = nt.empirical_ntk_fn(apply_fn, (), (), 0, implementation)(x1, x2, params)
-        np.testing.assert_allclose(empirical.empirical_ntk(apply_fn, params, x1, x2), reference, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            empirical.empirical_ntk(apply_fn, params, x1, x2), reference, rtol=1e-9, atol=1e-12
+        )
 
 
 @pytest.mark.oracle

@@ -12,7 +12,12 @@ from draws import normal
 from marks import extended
 
 import lazynet as ln
-from lazynet.kernels.empirical import empirical_nngp, empirical_ntk, estimate_max_learning_rate, ntk_vector_product
+from lazynet.kernels.empirical import (
+    empirical_nngp,
+    empirical_ntk,
+    estimate_max_learning_rate,
+    ntk_vector_product,
+)
 from lazynet.kernels.empirical.independence import check_independent
 
 X = normal(0, 4, 3)
@@ -45,7 +50,10 @@ MIXED = [centered_over_the_batch, normalized_over_the_batch]
 
 @pytest.mark.parametrize("apply", MIXED)
 def test_mixed_examples_are_refused_with_the_way_out(apply):
-    with pytest.raises(ValueError, match="its outputs at one example depend on another one.*use_running_average=True"):
+    with pytest.raises(
+        ValueError,
+        match="its outputs at one example depend on another one.*use_running_average=True",
+    ):
         empirical_ntk(apply, W, X)
 
 
@@ -72,7 +80,11 @@ def test_tokens_are_compared_with_another_example():
     lookup = lambda params, x: params["w"][x].sum(1)  # noqa: E731
     assert empirical_ntk(lookup, table, tokens, outputs="trace").shape == (2, 2)
     with pytest.raises(ValueError, match="mixes the examples of a batch"):
-        empirical_ntk(lambda params, x: lookup(params, x) - lookup(params, x).mean(0, keepdims=True), table, tokens)
+        empirical_ntk(
+            lambda params, x: lookup(params, x) - lookup(params, x).mean(0, keepdims=True),
+            table,
+            tokens,
+        )
 
 
 def test_outputs_that_are_not_numbers_are_not_blamed_on_the_batch():
@@ -120,7 +132,9 @@ def centered(h):
 
 def pooled(params, x, normalize):
     """Convolution, ReLU and the mean over 32 x 32 pixels: what XLA compiles so that NaN is lost."""
-    h = jax.lax.conv_general_dilated(x, params["K"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    h = jax.lax.conv_general_dilated(
+        x, params["K"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
     h = normalized(h, (0, 1, 2)) if normalize else h
     return jax.nn.relu(h).mean((1, 2)) @ params["w"]
 
@@ -145,21 +159,37 @@ clipped.defvjp(lambda h: (h, None), lambda _, g: (jnp.clip(g, -0.5, 0.5),))
 
 MIXING = {
     "batch norm on images": (jax.jit(lambda p, x: pooled(p, x, True)), FILTERS, IMAGES),
-    "batch norm behind a cast": (lambda p, x: pooled(p, (9 * x).astype(int).astype(x.dtype), True), FILTERS, IMAGES),
+    "batch norm behind a cast": (
+        lambda p, x: pooled(p, (9 * x).astype(int).astype(x.dtype), True),
+        FILTERS,
+        IMAGES,
+    ),
     "batch norm on bytes": (
         lambda p, x: pooled(p, x.astype(jnp.float32) / 255, True),
         FILTERS,
         jnp.asarray(np.random.default_rng(8).integers(0, 255, IMAGES.shape), jnp.uint8),
     ),
     "batch norm of tokens": (lambda p, t: normalized(embedded(p, t)), TABLE, TOKENS),
-    "a mean over equal tokens": (lambda p, t: embedded(p, t) - embedded(p, t).mean(0)[None], TABLE, 0 * TOKENS),
-    "a mean of booleans": (lambda p, b: centered(b.astype(float) * p["w"][:1]), W, normal(9, 8, 1) > 0),
+    "a mean over equal tokens": (
+        lambda p, t: embedded(p, t) - embedded(p, t).mean(0)[None],
+        TABLE,
+        0 * TOKENS,
+    ),
+    "a mean of booleans": (
+        lambda p, b: centered(b.astype(float) * p["w"][:1]),
+        W,
+        normal(9, 8, 1) > 0,
+    ),
     "a head of zeros": (
         lambda p, x: normalized(x @ p["w"]) @ p["v"],
         {"w": W["w"], "v": jnp.zeros((2, 1))},
         X,
     ),
-    "a tangent": (ln.lazy(normalized_over_the_batch, W, np.inf), jax.tree.map(jnp.zeros_like, W), X),
+    "a tangent": (
+        ln.lazy(normalized_over_the_batch, W, np.inf),
+        jax.tree.map(jnp.zeros_like, W),
+        X,
+    ),
     "an even layer and the rms of the batch": (
         lambda p, x: (lambda h: h / jnp.sqrt((h**2).mean(0)[None]))(jnp.abs(x @ p["w"])),
         W,
@@ -176,7 +206,11 @@ MIXING = {
         W,
         {"nodes": normal(10, 7, 3), "edges": jnp.eye(7, k=1)},
     ),
-    "a dictionary": (lambda p, x: independent(p, x["a"]) * x["b"].mean(), W, {"a": X, "b": X[:, :1]}),
+    "a dictionary": (
+        lambda p, x: independent(p, x["a"]) * x["b"].mean(),
+        W,
+        {"a": X, "b": X[:, :1]},
+    ),
     "bfloat16": (lambda p, x: normalized(x @ p["w"].astype(x.dtype)), W, X.astype(jnp.bfloat16)),
     "a backward rule of one's own": (lambda p, x: clipped(normalized(x @ p["w"])), W, X),
 }
@@ -188,7 +222,9 @@ INDEPENDENT = {
     "saturated units": (lambda p, x: jnp.tanh(1e5 * x @ p["w"]), W, X),
     "the largest features": (lambda p, x: jax.lax.top_k(x @ p["w"], 1)[0], W, X),
     "the largest logit of the batch": (
-        lambda p, x: (lambda h: h - h.max() - jax.nn.logsumexp(h - h.max(), 1, keepdims=True))(9 * independent(p, x)),
+        lambda p, x: (lambda h: h - h.max() - jax.nn.logsumexp(h - h.max(), 1, keepdims=True))(
+            9 * independent(p, x)
+        ),
         W,
         X,
     ),
@@ -203,7 +239,14 @@ INDEPENDENT = {
         X,
     ),
 }
-QUICK = ("batch norm on images", "batch norm of tokens", "a head of zeros", "a graph", "images", "tokens")
+QUICK = (
+    "batch norm on images",
+    "batch norm of tokens",
+    "a head of zeros",
+    "a graph",
+    "images",
+    "tokens",
+)
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else extended(name) for name in MIXING])
@@ -213,7 +256,9 @@ def test_examples_mixed_in_any_way_are_found(name):
         check_independent(apply, params, x)
 
 
-@pytest.mark.parametrize("name", [name if name in QUICK else extended(name) for name in INDEPENDENT])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else extended(name) for name in INDEPENDENT]
+)
 def test_examples_that_are_not_mixed_are_not_suspected(name):
     check_independent(*INDEPENDENT[name])
 
@@ -225,17 +270,23 @@ def test_the_largest_learning_rate_asks_whether_examples_are_mixed():
 
 def test_the_second_moment_takes_functions_that_mix_examples():
     h = np.asarray(normalized_over_the_batch(W, X))
-    np.testing.assert_allclose(empirical_nngp(normalized_over_the_batch, W, X), h @ h.T / 2, atol=1e-13)
+    np.testing.assert_allclose(
+        empirical_nngp(normalized_over_the_batch, W, X), h @ h.T / 2, atol=1e-13
+    )
 
 
 def test_a_function_of_one_size_of_batches_is_refused_where_examples_are_taken_one_by_one():
-    with pytest.raises(ValueError, match="apply failed at 4 of the 7 examples.*any number of examples"):
+    with pytest.raises(
+        ValueError, match="apply failed at 4 of the 7 examples.*any number of examples"
+    ):
         empirical_ntk(lambda p, x: independent(p, x) * jnp.ones((7, 1)), W, normal(10, 7, 3))
 
 
 def test_the_check_is_made_of_constants_inside_a_compiled_function():
     scaled = jax.jit(lambda s: s * empirical_ntk(independent, W, X, outputs="trace"))
-    np.testing.assert_allclose(scaled(2.0), 2 * empirical_ntk(independent, W, X, outputs="trace"), atol=1e-12)
+    np.testing.assert_allclose(
+        scaled(2.0), 2 * empirical_ntk(independent, W, X, outputs="trace"), atol=1e-12
+    )
     with pytest.raises(ValueError, match="mixes the examples of a batch"):
         jax.jit(lambda s: s * empirical_ntk(centered_over_the_batch, W, X))(2.0)
 
@@ -256,8 +307,13 @@ def test_the_check_compiles_one_program_for_a_function_and_all_its_parameters():
 def test_a_module_of_nnx_that_keeps_its_statistics_is_refused_by_the_reason():
     nnx = pytest.importorskip("flax.nnx")
     graph, params, rest = nnx.split(nnx.BatchNorm(3, rngs=nnx.Rngs(0)), nnx.Param, ...)
-    with flax_terms(), pytest.raises(ValueError, match=r"keeps a state of its own.*module.eval\(\)"):
-        check_independent(lambda params, x: nnx.merge(graph, params, rest)(x), params, X.astype(jnp.float32))
+    with (
+        flax_terms(),
+        pytest.raises(ValueError, match=r"keeps a state of its own.*module.eval\(\)"),
+    ):
+        check_independent(
+            lambda params, x: nnx.merge(graph, params, rest)(x), params, X.astype(jnp.float32)
+        )
 
 
 def linen_network():
@@ -271,7 +327,9 @@ def linen_network():
             return linen.Dense(2, param_dtype=jnp.float64)(jnp.tanh(x))
 
     module = Network()
-    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), module.init(jax.random.key(0), X, train=False))
+    variables = jax.tree.map(
+        lambda leaf: leaf.astype(jnp.float64), module.init(jax.random.key(0), X, train=False)
+    )
 
     def apply(params, x, train):
         given = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -295,7 +353,9 @@ def nnx_network():
     graph, params, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
 
     def apply(params, x, train):
-        network = nnx.merge(graph, params, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), rest))
+        network = nnx.merge(
+            graph, params, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), rest)
+        )
         if not train:
             network.eval()
         with flax_terms():
@@ -313,7 +373,9 @@ def test_batch_norm_of_flax_is_refused_in_training_and_taken_with_running_averag
         empirical_ntk(lambda params, x: apply(params, x, train=True), params, X)
     ntk = empirical_ntk(lambda params, x: apply(params, x, train=False), params, X)
     jacobian = jax.tree.leaves(jax.jacobian(lambda params: apply(params, X, train=False))(params))
-    flat = np.concatenate([np.asarray(leaf).reshape(4, ntk.shape[2], -1) for leaf in jacobian], axis=2)
+    flat = np.concatenate(
+        [np.asarray(leaf).reshape(4, ntk.shape[2], -1) for leaf in jacobian], axis=2
+    )
     np.testing.assert_allclose(ntk, np.einsum("iap,jbp->ijab", flat, flat), atol=1e-12)
 
 

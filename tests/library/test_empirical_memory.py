@@ -52,7 +52,8 @@ def test_arrays_held_stay_within_the_budget(memory, monkeypatch):
     ntk = empirical_ntk(general, PARAMS, X, memory=memory)
     chosen = plan(as_partial(general), PARAMS, X, NAMES, "full", memory, None)
     needed = max(
-        peak_bytes(as_partial(general), PARAMS, jnp.asarray(X[: chosen.tile]), g, "full") for g in chosen.groups
+        peak_bytes(as_partial(general), PARAMS, jnp.asarray(X[: chosen.tile]), g, "full")
+        for g in chosen.groups
     )
     assert needed <= memory and max(held) <= memory + 2 * ntk.nbytes + X.nbytes
     np.testing.assert_allclose(ntk, expected, atol=1e-12)
@@ -60,7 +61,9 @@ def test_arrays_held_stay_within_the_budget(memory, monkeypatch):
 
 def test_parameters_are_taken_in_groups_where_one_example_is_too_much():
     chosen = plan(as_partial(general), PARAMS, X, NAMES, "full", 3 * JACOBIAN, None)
-    assert chosen.tile == 1 and sorted(name for group in chosen.groups for name in group) == sorted(NAMES)
+    assert chosen.tile == 1 and sorted(name for group in chosen.groups for name in group) == sorted(
+        NAMES
+    )
     assert len(chosen.groups) > 1
 
 
@@ -87,7 +90,10 @@ def test_a_smaller_budget_gives_a_smaller_tile_of_a_layerwise_kernel():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"memory": JACOBIAN // 2}, r"1 example\(s\) and one parameter at a time need .*'2_Dense/W'.*allow more"),
+        (
+            {"memory": JACOBIAN // 2},
+            r"1 example\(s\) and one parameter at a time need .*'2_Dense/W'.*allow more",
+        ),
         ({"memory": 3 * JACOBIAN, "tile": 7}, "pass a smaller tile"),
     ],
 )
@@ -101,16 +107,23 @@ def test_what_cannot_fit_is_refused_with_the_parameter_and_the_ways_out(options,
 def test_a_stored_kernel_is_the_kernel_and_is_read_again(outputs, x2, tmp_path, monkeypatch):
     store = tmp_path / "store"
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store)
-    np.testing.assert_allclose(ntk, empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs), atol=1e-13)
+    np.testing.assert_allclose(
+        ntk, empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs), atol=1e-13
+    )
     monkeypatch.setattr(rows, "row", None)
     np.testing.assert_array_equal(
-        empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store, progress=True), ntk
+        empirical_ntk(
+            MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store, progress=True
+        ),
+        ntk,
     )
 
 
 def test_only_the_upper_triangle_is_computed(tmp_path, monkeypatch):
     blocks, original = [], rows.contract
-    monkeypatch.setattr(rows, "contract", lambda *arguments: blocks.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        rows, "contract", lambda *arguments: blocks.append(1) or original(*arguments)
+    )
     empirical_ntk(MODEL.apply, PARAMS, X, tile=2, store=tmp_path / "store")
     assert len(blocks) == 4 + 3 + 2 + 1
 
@@ -153,7 +166,9 @@ def stopped(params, x):
 
 
 doubled = jax.custom_jvp(plain)
-doubled.defjvp(lambda primals, tangents: (plain(*primals), 2 * jax.jvp(plain, primals, tangents)[1]))
+doubled.defjvp(
+    lambda primals, tangents: (plain(*primals), 2 * jax.jvp(plain, primals, tangents)[1])
+)
 
 
 def shifted(shift):
@@ -163,9 +178,15 @@ def shifted(shift):
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(plain, stopped), (plain, doubled), extended(shifted(np.zeros((1, 12))), shifted(np.ones((1, 12))))],
+    [
+        (plain, stopped),
+        (plain, doubled),
+        extended(shifted(np.zeros((1, 12))), shifted(np.ones((1, 12)))),
+    ],
 )
-def test_a_store_does_not_answer_for_a_function_with_other_derivatives_or_constants(first, second, tmp_path):
+def test_a_store_does_not_answer_for_a_function_with_other_derivatives_or_constants(
+    first, second, tmp_path
+):
     params = {"w": normal(2, 12, 4), "v": normal(3, 4, 2)}
     empirical_ntk(first, params, X, store=tmp_path / "store")
     with pytest.raises(ValueError, match="belongs to another kernel: network differ"):
@@ -182,7 +203,9 @@ def test_a_store_does_not_answer_for_a_network_with_a_frozen_layer(tmp_path):
 
 def test_arrays_that_a_program_holds_are_found_at_any_depth():
     inner = jnp.arange(3.0)
-    program = jax.make_jaxpr(lambda x: jax.jit(lambda x: jax.lax.scan(lambda c, _: (c * inner, None), x, None, 2))(x))
+    program = jax.make_jaxpr(
+        lambda x: jax.jit(lambda x: jax.lax.scan(lambda c, _: (c * inner, None), x, None, 2))(x)
+    )
     found = [np.asarray(value) for value in programs.closed_over(program(inner)) if np.ndim(value)]
     assert any(np.array_equal(value, inner) for value in found)
 
@@ -222,13 +245,17 @@ def test_a_killed_run_on_four_devices_is_continued_on_one(tmp_path, monkeypatch)
         store=store,
     )
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | flags, capture_output=True, text=True
+    )
     assert done.returncode == -9, done.stderr
     expected = empirical_ntk(MODEL.apply, PARAMS, X)
     np.testing.assert_allclose(np.load(whole), expected, atol=1e-12)
     finished = np.count_nonzero(np.load(Path(store) / "done.npy"))
     computed, original = [], rows.concatenated
-    monkeypatch.setattr(rows, "concatenated", lambda *arguments: computed.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        rows, "concatenated", lambda *arguments: computed.append(1) or original(*arguments)
+    )
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, tile=1, store=store)
     assert 1 <= finished <= 6 and len(computed) == 7 - finished
     np.testing.assert_allclose(ntk, expected, atol=1e-12)

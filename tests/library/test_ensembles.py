@@ -31,7 +31,9 @@ def problem(width=8, members=3):
     model = serial(Dense(width, W_std=1.3, b_std=0.3), Erf(), Dense(2))
     x = jax.random.normal(jax.random.key(0), (8, 3))
     y = jnp.eye(2)[jnp.array([0, 1, 0, 1, 1])]
-    params = jax.jit(jax.vmap(model.init, (0, None)))(jax.random.split(jax.random.key(1), members), x)
+    params = jax.jit(jax.vmap(model.init, (0, None)))(
+        jax.random.split(jax.random.key(1), members), x
+    )
     return model, params, Data(x[:5], y), x[5:]
 
 
@@ -52,7 +54,15 @@ def test_a_member_is_trained_as_by_train(transform, loss, batch_size, momentum):
     model, params, data, x = problem()
     settings = dict(save_at=[0, 1, 2, 7], learning_rate=0.3, batch_size=batch_size)
     curve = train_ensemble(
-        model.apply, params, data, sgd(momentum), key=KEY, x=x, loss=loss, transform=transform, **settings
+        model.apply,
+        params,
+        data,
+        sgd(momentum),
+        key=KEY,
+        x=x,
+        loss=loss,
+        transform=transform,
+        **settings,
     )
     for i, key in enumerate(jax.random.split(KEY, 3)):
         start = jax.tree.map(lambda leaf, i=i: leaf[i], params)
@@ -60,7 +70,9 @@ def test_a_member_is_trained_as_by_train(transform, loss, batch_size, momentum):
         zeros = None if transform is LAZY else start
         single = train(objective(apply, loss), zeros, data, sgd(momentum), key=key, **settings)
         np.testing.assert_allclose(curve.time, single.time, rtol=1e-12)
-        np.testing.assert_allclose(curve.outputs[-1, i], apply(single.params, x), rtol=1e-10, atol=1e-12)
+        np.testing.assert_allclose(
+            curve.outputs[-1, i], apply(single.params, x), rtol=1e-10, atol=1e-12
+        )
         own = jax.tree.map(lambda leaf, i=i: leaf[i], curve.params)
         assert float(trees.norm(trees.subtract(own, single.params))) < 1e-11
 
@@ -77,7 +89,9 @@ def test_a_wide_ensemble_has_the_moments_of_its_infinitely_wide_limit():
     """Also at time 0: the networks are not zero at initialization."""
     members, rate, steps = 300, 0.1, [0, 10, 100]
     model, params, data, x = problem(192, members)
-    curve = train_ensemble(model.apply, params, data, sgd(), key=KEY, save_at=steps, learning_rate=rate, x=x)
+    curve = train_ensemble(
+        model.apply, params, data, sgd(), key=KEY, save_at=steps, learning_rate=rate, x=x
+    )
     mean, covariance = moments(curve.outputs)
     limit = dynamics.trained_ensemble(
         analytic_kernel(model, data.x),
@@ -89,7 +103,9 @@ def test_a_wide_ensemble_has_the_moments_of_its_infinitely_wide_limit():
     variances = np.diagonal(limit.covariance, axis1=1, axis2=2)
     error = np.sqrt(variances / members)[..., None]
     assert np.abs((mean - limit.mean) / error).max() < 4
-    scale = np.sqrt((limit.covariance**2 + variances[:, :, None] * variances[:, None, :]) / (2 * members))
+    scale = np.sqrt(
+        (limit.covariance**2 + variances[:, :, None] * variances[:, None, :]) / (2 * members)
+    )
     assert np.abs((covariance - limit.covariance) / scale).max() < 4
     assert (variances[0] > 2 * variances[-1]).all()
 
@@ -106,7 +122,16 @@ def test_a_mistake_is_named(settings, message):
     model, params, data, x = problem()
     settings = {"params": params, "save_at": [1]} | settings
     with pytest.raises(ValueError, match=message):
-        train_ensemble(model.apply, settings.pop("params"), data, sgd(), key=KEY, learning_rate=0.1, x=x, **settings)
+        train_ensemble(
+            model.apply,
+            settings.pop("params"),
+            data,
+            sgd(),
+            key=KEY,
+            learning_rate=0.1,
+            x=x,
+            **settings,
+        )
 
 
 def test_a_single_network_has_no_covariance():

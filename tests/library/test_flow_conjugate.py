@@ -51,7 +51,9 @@ def test_a_definite_kernel_needs_no_ridge():
     kernel, cross, y = problem()
     kernel = kernel + 0.1 * np.eye(len(kernel))
     fit = conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=0.0)
-    np.testing.assert_allclose(fit.predictions, kernel_regression(kernel, _data(y), cross=cross), atol=1e-8)
+    np.testing.assert_allclose(
+        fit.predictions, kernel_regression(kernel, _data(y), cross=cross), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("block", [extended(2**25), 8 * 300 * 7])
@@ -61,7 +63,10 @@ def test_a_mapped_file_gives_the_same_as_the_array(tmp_path, monkeypatch, block)
     kernel, cross, y = problem()
     mapped = np.memmap(tmp_path / "kernel", np.float32, "w+", shape=kernel.shape)
     mapped[:] = kernel
-    fits = [conjugate_gradient_regression(k, _data(y), cross=cross, ridge=0.1) for k in (mapped, np.array(mapped))]
+    fits = [
+        conjugate_gradient_regression(k, _data(y), cross=cross, ridge=0.1)
+        for k in (mapped, np.array(mapped))
+    ]
     np.testing.assert_allclose(fits[0].predictions, fits[1].predictions, rtol=1e-12)
 
 
@@ -89,7 +94,9 @@ def test_the_full_empirical_kernel_is_one_system_of_all_outputs():
     apply, params, x, x_test, y = network()
     kernel, cross = empirical_ntk(apply, params, x), empirical_ntk(apply, params, x_test, x)
     fit = conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=0.1, rank=5)
-    np.testing.assert_allclose(fit.predictions, kernel_regression(kernel, _data(y), cross=cross, ridge=0.1), atol=1e-8)
+    np.testing.assert_allclose(
+        fit.predictions, kernel_regression(kernel, _data(y), cross=cross, ridge=0.1), atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 5])
@@ -105,7 +112,9 @@ def test_a_product_with_the_tangent_kernel_and_its_diagonal_do_for_the_kernel(ra
         rank=rank,
         diagonal=np.einsum("iiaa->ia", kernel),
     )
-    np.testing.assert_allclose(fit.predictions, kernel_regression(kernel, _data(y), cross=cross, ridge=0.1), atol=1e-8)
+    np.testing.assert_allclose(
+        fit.predictions, kernel_regression(kernel, _data(y), cross=cross, ridge=0.1), atol=1e-8
+    )
 
 
 @pytest.mark.extended
@@ -113,7 +122,11 @@ def test_a_product_that_acts_on_columns_serves_decoupled_outputs():
     kernel, cross, y = problem()
     device = jnp.asarray(kernel)
     fit = conjugate_gradient_regression(
-        lambda v: device @ v, _data(y), cross=lambda v: cross @ v, ridge=0.1, diagonal=np.diag(kernel)
+        lambda v: device @ v,
+        _data(y),
+        cross=lambda v: cross @ v,
+        ridge=0.1,
+        diagonal=np.diag(kernel),
     )
     expected = conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=0.1)
     np.testing.assert_allclose(fit.predictions, expected.predictions, atol=1e-9)
@@ -125,7 +138,8 @@ def test_the_preconditioner_saves_iterations_and_more_rank_saves_more():
     kernel, cross, y = problem()
     settings = dict(cross=cross, ridge=1e-2, max_iterations=5000)
     counts = [
-        conjugate_gradient_regression(kernel, _data(y), **settings, rank=rank).iterations for rank in (0, 20, 100)
+        conjugate_gradient_regression(kernel, _data(y), **settings, rank=rank).iterations
+        for rank in (0, 20, 100)
     ]
     assert counts[0] > 2 * counts[1] and counts[1] > 2 * counts[2]
 
@@ -133,14 +147,22 @@ def test_the_preconditioner_saves_iterations_and_more_rank_saves_more():
 @pytest.mark.extended
 def test_a_preconditioner_of_full_rank_solves_at_once():
     kernel, cross, y = problem()
-    assert conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=1e-2, rank=300).iterations <= 2
+    assert (
+        conjugate_gradient_regression(
+            kernel, _data(y), cross=cross, ridge=1e-2, rank=300
+        ).iterations
+        <= 2
+    )
 
 
 @pytest.mark.extended
 def test_a_vanishing_ridge_costs_no_further_iterations():
     kernel, cross, y = problem()
     kernel = kernel + 0.05 * np.eye(len(kernel))
-    counts = [conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=r).iterations for r in (1e-2, 1e-6)]
+    counts = [
+        conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=r).iterations
+        for r in (1e-2, 1e-6)
+    ]
     assert counts[1] <= 1.3 * counts[0]
 
 
@@ -158,7 +180,9 @@ def test_a_float32_kernel_is_solved_within_a_tenth_of_its_memory(monkeypatch):
     kernel = np.exp(x @ x.T / 20) + np.eye(n, dtype=np.float32)
     monkeypatch.setattr(linalg, "BLOCK_BYTES", kernel.nbytes // 100)
     tracemalloc.start()
-    conjugate_gradient_regression(kernel, _data(x[:, :1]), cross=kernel[:2], ridge=0.1, rank=30, rtol=1e-6)
+    conjugate_gradient_regression(
+        kernel, _data(x[:, :1]), cross=kernel[:2], ridge=0.1, rank=30, rtol=1e-6
+    )
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 0.1 * kernel.nbytes
@@ -167,11 +191,17 @@ def test_a_float32_kernel_is_solved_within_a_tenth_of_its_memory(monkeypatch):
 @pytest.mark.extended
 def test_a_kernel_that_does_not_converge_names_the_residual_reached():
     kernel, cross, y = problem()
-    with pytest.raises(RuntimeError, match=r"reached a residual of .* after 3 iterations, expected 1e-10 or less"):
-        conjugate_gradient_regression(kernel, _data(y), cross=cross, ridge=1e-6, rank=0, max_iterations=3)
+    with pytest.raises(
+        RuntimeError, match=r"reached a residual of .* after 3 iterations, expected 1e-10 or less"
+    ):
+        conjugate_gradient_regression(
+            kernel, _data(y), cross=cross, ridge=1e-6, rank=0, max_iterations=3
+        )
     twice = np.arange(len(y)) // 2
     with pytest.raises(RuntimeError, match="reached a residual of"):
-        conjugate_gradient_regression(kernel[np.ix_(twice, twice)], _data(y), cross=cross[:, twice], ridge=0.0)
+        conjugate_gradient_regression(
+            kernel[np.ix_(twice, twice)], _data(y), cross=cross[:, twice], ridge=0.0
+        )
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e200])

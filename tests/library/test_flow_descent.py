@@ -44,11 +44,20 @@ def both(loss, tangent=True, **settings):
         apply, start = linearize(model.apply, params), params
         f0, f0_test = (model.apply(params, part.x) for part in (data, test))
     else:
-        apply, start, f0, f0_test = lazy(model.apply, params, math.inf), trees.zeros_like(params), None, None
+        apply, start, f0, f0_test = (
+            lazy(model.apply, params, math.inf),
+            trees.zeros_like(params),
+            None,
+            None,
+        )
     momentum, key = settings.pop("momentum"), settings.pop("key", KEY)
-    direct = train(objective(apply, loss), start, data, sgd(momentum), key=key, test=test, **settings)
+    direct = train(
+        objective(apply, loss), start, data, sgd(momentum), key=key, test=test, **settings
+    )
     shared = dict(settings, momentum=momentum, loss=loss, key=key)
-    curve = dynamics.gradient_descent(ntk, data, f0=f0, cross=cross, test=test, f0_test=f0_test, **shared)
+    curve = dynamics.gradient_descent(
+        ntk, data, f0=f0, cross=cross, test=test, f0_test=f0_test, **shared
+    )
     return direct, curve, dynamics.solve_descent(ntk, data.y, f0=f0, **shared)
 
 
@@ -56,8 +65,12 @@ def both(loss, tangent=True, **settings):
 @pytest.mark.parametrize("batch_size", [extended(None), 3])
 @pytest.mark.parametrize("momentum", [extended(0.0), 0.8])
 @pytest.mark.parametrize("loss", [mse, extended(cross_entropy)])
-def test_descent_on_the_kernel_is_training_of_the_linearized_network(tangent, batch_size, momentum, loss):
-    settings = dict(momentum=momentum, learning_rate=0.2, save_at=[0, 1, 2, 3, 40], batch_size=batch_size)
+def test_descent_on_the_kernel_is_training_of_the_linearized_network(
+    tangent, batch_size, momentum, loss
+):
+    settings = dict(
+        momentum=momentum, learning_rate=0.2, save_at=[0, 1, 2, 3, 40], batch_size=batch_size
+    )
     direct, curve, solution = both(loss, tangent, **settings)
     np.testing.assert_allclose(curve.time, direct.time, rtol=1e-12)
     for name, values in direct.metrics.items():
@@ -72,7 +85,10 @@ def test_descent_on_the_kernel_is_training_of_the_linearized_network(tangent, ba
 
 def test_another_key_gives_another_order_of_the_batches():
     settings = dict(momentum=0.0, learning_rate=0.2, save_at=[5], batch_size=3)
-    curves = [both(mse, **settings, key=jax.random.key(seed))[1].metrics["train_loss"][0] for seed in (0, 1)]
+    curves = [
+        both(mse, **settings, key=jax.random.key(seed))[1].metrics["train_loss"][0]
+        for seed in (0, 1)
+    ]
     assert abs(curves[0] - curves[1]) > 1e-6
 
 
@@ -93,7 +109,9 @@ def test_a_kernel_of_decoupled_outputs_takes_minibatches_without_a_copy(tmp_path
     settings = dict(learning_rate=0.2, momentum=0.5, save_at=[9], batch_size=2, key=KEY)
     full = np.asarray(small, np.float64)[:, :, None, None] * np.eye(3)
     expected = dynamics.solve_descent(full, data.y, **settings).coefficients
-    np.testing.assert_allclose(dynamics.solve_descent(small, data.y, **settings).coefficients, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        dynamics.solve_descent(small, data.y, **settings).coefficients, expected, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("time", [extended(3.0), np.inf])
@@ -114,19 +132,25 @@ def test_at_infinite_time_the_weights_are_the_interpolation_of_least_norm():
     model, params, data, _, ntk, _ = problem()
     f0 = model.apply(params, data.x)
     end = dynamics.solve_flow(ntk, data.y, time=np.inf, f0=f0).coefficients[0]
-    displacement = trees.subtract(dynamics.linearized_weights(model.apply, params, data.x, end), params)
+    displacement = trees.subtract(
+        dynamics.linearized_weights(model.apply, params, data.x, end), params
+    )
     leaves = jax.tree.leaves(jax.jacrev(model.apply)(params, data.x))
     jacobian = np.concatenate([leaf.reshape(24, -1) for leaf in leaves], axis=1)
     expected = np.linalg.pinv(jacobian) @ np.ravel(data.y - f0)
     np.testing.assert_allclose(
-        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(displacement)]), expected, atol=1e-9
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(displacement)]),
+        expected,
+        atol=1e-9,
     )
 
 
 def test_weights_keep_the_dtype_of_the_network():
     model, params, data, *_ = problem()
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
-    weights = dynamics.linearized_weights(model.apply, single, data.x.astype(jnp.float32), np.zeros((2, 8, 3)))
+    weights = dynamics.linearized_weights(
+        model.apply, single, data.x.astype(jnp.float32), np.zeros((2, 8, 3))
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(weights)} == {jnp.dtype(jnp.float32)}
 
 

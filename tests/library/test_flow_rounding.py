@@ -1,8 +1,8 @@
 """float32 kernels against NumPy's float64 solutions: plain where a ridge reaches the rounding, else truncated there.
 
-Half of the eigenvalues of a kernel here are zero and the others far above the rounding of float32, so that the kernel
-truncated at the rounding is the same in both precisions. Bounds are those of the perturbation of an inverse by the
-error E of a kernel, `|E| / ridge` relative to the targets.
+Half of the eigenvalues of a kernel here are zero and the others far above the rounding of float32,
+so that the kernel truncated at the rounding is the same in both precisions. Bounds are those of the
+perturbation of an inverse by the error E of a kernel, `|E| / ridge` relative to the targets.
 """
 
 from __future__ import annotations
@@ -65,11 +65,19 @@ def solvers(p: Problem, ridge):
     inference = predict.gp_inference(Gram(kernel, kernel), p.y, ridge, True)
     descent = functools.partial(predict.gradient_descent_mse, kernel, p.y, 1.0, ridge, True)
     means = {
-        "kernel_regression": lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=ridge),
-        "ridge axis": lambda: dynamics.kernel_regression(kernel, data, cross=cross, ridge=np.array([ridge, 1.0]))[0],
+        "kernel_regression": lambda: dynamics.kernel_regression(
+            kernel, data, cross=cross, ridge=ridge
+        ),
+        "ridge axis": lambda: dynamics.kernel_regression(
+            kernel, data, cross=cross, ridge=np.array([ridge, 1.0])
+        )[0],
         "gp_inference nngp": lambda: inference("nngp", cross),
-        "trained_ensemble": lambda: dynamics.trained_ensemble(gram, data, time=np.inf, cross=both, prior=prior).mean[0],
-        "nngp_posterior": lambda: dynamics.nngp_posterior(kernel, data, cross=cross, prior=prior, ridge=ridge).mean,
+        "trained_ensemble": lambda: dynamics.trained_ensemble(
+            gram, data, time=np.inf, cross=both, prior=prior
+        ).mean[0],
+        "nngp_posterior": lambda: (
+            dynamics.nngp_posterior(kernel, data, cross=cross, prior=prior, ridge=ridge).mean
+        ),
         "gradient_flow": lambda: dynamics.kernel_outputs(
             cross, dynamics.solve_flow(lifted, p.y, time=np.inf).coefficients[0]
         ),
@@ -84,7 +92,9 @@ def solvers(p: Problem, ridge):
 
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("factor", [1.0, 100.0])
-def test_at_a_ridge_of_the_rounding_every_solver_is_the_plain_solution_of_the_float64_kernel(n, factor):
+def test_at_a_ridge_of_the_rounding_every_solver_is_the_plain_solution_of_the_float64_kernel(
+    n, factor
+):
     p = problem(n)
     ridge = factor * linalg.eigh(single(p.kernel)[0]).tolerance
     plain = np.linalg.inv(p.kernel + ridge * np.eye(n))
@@ -117,7 +127,9 @@ def test_covariances_of_a_float32_kernel_are_those_of_float64_and_no_variance_is
     expected = p.prior - filters @ p.cross.T
     data = Data(p.y, p.y)
     bound = 2 * (1 + np.linalg.norm(filters, 2)) ** 2 * p.error
-    posterior = dynamics.nngp_posterior(kernel, data, cross=cross, prior=prior, ridge=ridge).covariance
+    posterior = dynamics.nngp_posterior(
+        kernel, data, cross=cross, prior=prior, ridge=ridge
+    ).covariance
     inference = predict.gp_inference(kernel, p.y, ridge, True)("nngp", cross, prior).covariance
     lifted = (p.kernel + ridge * np.eye(n)).astype(np.float32)
     ensemble = dynamics.trained_ensemble(
@@ -140,7 +152,9 @@ def test_a_tolerance_that_is_given_replaces_the_rounding_in_every_solver():
         dynamics.nngp_posterior(kernel, data, cross=kernel, prior=kernel, **settings).mean,
         dynamics.solve_flow(kernel, y, time=np.inf, **settings).outputs[0],
         dynamics.solve_descent(kernel, y, learning_rate=0.5, save_at=[500], **settings).outputs[0],
-        dynamics.trained_ensemble(both, data, time=np.inf, cross=both, prior=kernel, **settings).mean[0],
+        dynamics.trained_ensemble(
+            both, data, time=np.inf, cross=both, prior=kernel, **settings
+        ).mean[0],
         predict.gradient_descent_mse(kernel, y, **settings)(None, None, 0.0, kernel),
         predict.gradient_descent_mse_ensemble(lambda *_: both, y, y, **settings)(get="ntk"),
         predict.gp_inference(kernel, y, **settings)("nngp"),
@@ -160,7 +174,9 @@ def test_one_ridge_and_an_axis_of_one_ridge_are_the_same_down_to_zero():
     rounding = linalg.eigh(kernel).tolerance
     for ridge in (0.0, 0.1 * rounding, rounding, 2 * rounding, 1e-3):
         one = dynamics.kernel_regression(kernel, Data(p.y, p.y), cross=cross, ridge=ridge)
-        axis = dynamics.kernel_regression(kernel, Data(p.y, p.y), cross=cross, ridge=np.array([ridge]))[0]
+        axis = dynamics.kernel_regression(
+            kernel, Data(p.y, p.y), cross=cross, ridge=np.array([ridge])
+        )[0]
         np.testing.assert_allclose(one, axis, atol=1e-8 * np.abs(axis).max())
 
 
@@ -177,11 +193,15 @@ def test_no_mode_of_a_well_conditioned_kernel_is_dropped():
 def test_a_prior_that_no_process_has_is_refused_and_rounding_is_clipped():
     p = problem(100)
     data = Data(p.y, p.y)
-    with pytest.raises(ValueError, match=r"variance of input 0 is -.* no covariance of one process"):
+    with pytest.raises(
+        ValueError, match=r"variance of input 0 is -.* no covariance of one process"
+    ):
         dynamics.nngp_posterior(p.kernel, data, cross=10 * p.cross, prior=p.prior)
     with pytest.raises(ValueError, match="no covariance of one process"):
         both = Gram(p.kernel, p.kernel)
-        dynamics.trained_ensemble(both, data, time=np.inf, cross=Gram(10 * p.cross, p.cross), prior=-p.prior)
+        dynamics.trained_ensemble(
+            both, data, time=np.inf, cross=Gram(10 * p.cross, p.cross), prior=-p.prior
+        )
     kernel = single(p.kernel)[0]
     certain = dynamics.nngp_posterior(kernel, data, cross=kernel, prior=kernel).covariance
     assert np.diag(certain).min() >= 0 and np.abs(certain).max() < 1e-5

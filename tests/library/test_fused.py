@@ -52,14 +52,18 @@ def _sums(model, x1, x2, *, same, interpret):
     if interpret:
         return readouts.summed_on_chip(planes, lanes, same=same, interpret=True)
     area = math.prod(planes.shape) ** 2
-    return tuple(None if a is None else a * area for a in readouts.mean_over_pairs(planes, lanes, same=same))
+    return tuple(
+        None if a is None else a * area for a in readouts.mean_over_pairs(planes, lanes, same=same)
+    )
 
 
 @pytest.mark.parametrize("same", [False, extended(True)], ids=["pairs", "each with itself"])
 @pytest.mark.parametrize("name", extended_but(NETWORKS, "relu"))
 def test_the_program_sums_what_the_layers_sum(name, same):
     found, expected = (
-        jax.jit(lambda x1, x2, way=way: _sums(NETWORKS[name], x1, x2, same=same, interpret=way))(X1, X2)
+        jax.jit(lambda x1, x2, way=way: _sums(NETWORKS[name], x1, x2, same=same, interpret=way))(
+            X1, X2
+        )
         for way in (True, False)
     )
     for a, b in zip(found, expected, strict=True):
@@ -71,21 +75,33 @@ def test_the_program_sums_what_the_layers_sum(name, same):
 @pytest.mark.extended
 def test_its_derivatives_are_those_of_the_layers():
     def value(x1, interpret):
-        return jnp.sum(jnp.sin(_sums(NETWORKS["relu"], x1, X2, same=False, interpret=interpret)[1] / 1000))
+        return jnp.sum(
+            jnp.sin(_sums(NETWORKS["relu"], x1, X2, same=False, interpret=interpret)[1] / 1000)
+        )
 
-    found, expected = (jax.jit(jax.grad(lambda x, way=way: value(x, way)))(X1) for way in (True, False))
+    found, expected = (
+        jax.jit(jax.grad(lambda x, way=way: value(x, way)))(X1) for way in (True, False)
+    )
     np.testing.assert_allclose(found, expected, atol=2e-6 * float(jnp.max(jnp.abs(expected))))
 
 
 def test_equal_layers_become_a_loop():
     chain = _planes(NETWORKS["relu"], X1, X2, None).cross.chain
     plan = gpu._plan(chain.steps, (4, 5), (4, 5))
-    # the first ReLU meets obtuse angles, the others do not; the first convolution has no tangents yet
-    assert [(len(steps), times) for steps, times in plan.segments] == [(1, 1), (1, 1), (1, 1), (3, 2)]
+    # the first ReLU meets obtuse angles, the others do not; the first convolution has no tangents
+    # yet
+    assert [(len(steps), times) for steps, times in plan.segments] == [
+        (1, 1),
+        (1, 1),
+        (1, 1),
+        (3, 2),
+    ]
 
 
 def test_a_plane_is_exactly_the_sum_of_three_bfloat16_arrays():
-    x = jax.random.normal(jax.random.key(2), (1000,), jnp.float32) * 10.0 ** jnp.arange(-3, 7, 0.01, jnp.float32)
+    x = jax.random.normal(jax.random.key(2), (1000,), jnp.float32) * 10.0 ** jnp.arange(
+        -3, 7, 0.01, jnp.float32
+    )
     parts = [np.asarray(part, np.float64) for part in gpu._parts(x)]
     np.testing.assert_array_equal(sum(parts), np.asarray(x, np.float64))
 
@@ -116,13 +132,17 @@ def test_scales_that_are_traced_go_layer_by_layer():
     assert fits == [False]
 
 
-@pytest.mark.parametrize("x", [X1.astype(jnp.float64), jnp.ones((1, 33, 4, 1), jnp.float32)], ids=["float64", "large"])
+@pytest.mark.parametrize(
+    "x", [X1.astype(jnp.float64), jnp.ones((1, 33, 4, 1), jnp.float32)], ids=["float64", "large"]
+)
 def test_other_images_go_layer_by_layer(x):
     planes = _planes(NETWORKS["relu"], x, x, None).cross
     assert not gpu.fits(planes.chain, planes.canvas)
 
 
-NEEDS_PALLAS = pytest.mark.skipif(not gpu.available(), reason="this jax does not compile Pallas programs by Triton")
+NEEDS_PALLAS = pytest.mark.skipif(
+    not gpu.available(), reason="this jax does not compile Pallas programs by Triton"
+)
 
 
 @NEEDS_PALLAS

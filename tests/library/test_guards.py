@@ -10,13 +10,17 @@ import pytest
 from lazynet import guards
 
 
-@pytest.mark.parametrize("value", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0), jnp.asarray(2.0)])
+@pytest.mark.parametrize(
+    "value", [2, 2.0, np.float32(2), np.int64(2), np.array(2.0), jnp.asarray(2.0)]
+)
 def test_a_number_comes_back_as_a_float(value):
     found = guards.number("rate", value, above=0)
     assert type(found) is float and found == 2.0
 
 
-@pytest.mark.parametrize("value", [True, "2", None, 2j, [2.0], np.ones(1), np.bool_(True)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [True, "2", None, 2j, [2.0], np.ones(1), np.bool_(True)], ids=repr
+)
 def test_what_is_no_number_is_named(value):
     with pytest.raises(TypeError, match=r"rate got .*, expected a finite number > 0"):
         guards.number("rate", value, above=0)
@@ -38,24 +42,32 @@ def test_a_count_comes_back_as_an_int(value):
     assert type(found) is int and found == 3
 
 
-@pytest.mark.parametrize("value", [True, 3.0, "3", None, np.array(3.0), np.ones(2, int), jnp.asarray(3.0)], ids=repr)
+@pytest.mark.parametrize(
+    "value", [True, 3.0, "3", None, np.array(3.0), np.ones(2, int), jnp.asarray(3.0)], ids=repr
+)
 def test_what_is_no_count_is_named(value):
     with pytest.raises(TypeError, match=r"tile got .*, expected an integer >= 1"):
         guards.count("tile", value)
 
 
 def test_a_count_outside_of_its_bounds_is_refused():
-    with pytest.raises(ValueError, match="tile got 0, expected an integer from 1 to 5: take fewer."):
+    with pytest.raises(
+        ValueError, match="tile got 0, expected an integer from 1 to 5: take fewer."
+    ):
         guards.count("tile", 0, at_most=5, fix="take fewer")
 
 
-@pytest.mark.parametrize("value", [[0, 2], (0, 2), range(0, 4, 2), np.array([0, 2]), jnp.array([0, 2])])
+@pytest.mark.parametrize(
+    "value", [[0, 2], (0, 2), range(0, 4, 2), np.array([0, 2]), jnp.array([0, 2])]
+)
 def test_steps_come_back_as_ints(value):
     found = guards.steps(value)
     assert found == [0, 2] and all(type(step) is int for step in found)
 
 
-@pytest.mark.parametrize("value", ["12", 3, [0.5, 1.7], None, [True, 2], np.array([1.0, 2.0])], ids=repr)
+@pytest.mark.parametrize(
+    "value", ["12", 3, [0.5, 1.7], None, [True, 2], np.array([1.0, 2.0])], ids=repr
+)
 def test_steps_that_are_no_integers_are_refused(value):
     with pytest.raises(TypeError, match=r"save_at.* got .*, expected"):
         guards.steps(value)
@@ -67,7 +79,9 @@ def test_steps_that_do_not_increase_are_refused(value):
         guards.steps(value)
 
 
-@pytest.mark.parametrize("value", [np.ones(2), jnp.ones(2), np.float64(1), np.ones(2, bool), jnp.ones(2, jnp.bfloat16)])
+@pytest.mark.parametrize(
+    "value", [np.ones(2), jnp.ones(2), np.float64(1), np.ones(2, bool), jnp.ones(2, jnp.bfloat16)]
+)
 def test_an_array_passes_as_it_is(value):
     assert guards.array("x", value) is value
 
@@ -88,7 +102,9 @@ OTHERS = {
 
 @pytest.mark.parametrize(("value", "advice"), OTHERS.values(), ids=OTHERS)
 def test_what_is_no_array_is_refused_with_what_to_write(value, advice):
-    with pytest.raises(TypeError, match=f"x got an?.*, expected an array of numbers.*{advice}|{advice}.*expected"):
+    with pytest.raises(
+        TypeError, match=f"x got an?.*, expected an array of numbers.*{advice}|{advice}.*expected"
+    ):
         guards.array("x", value)
 
 

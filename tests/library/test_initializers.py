@@ -23,7 +23,9 @@ NETWORKS = {
 @pytest.mark.extended
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("gain", [1.0, 1.3])
-def test_all_weights_have_the_standard_deviation_of_glorot_and_bengio_and_biases_are_zero(name, gain):
+def test_all_weights_have_the_standard_deviation_of_glorot_and_bengio_and_biases_are_zero(
+    name, gain
+):
     params = xavier_normal(NETWORKS[name], gain).init(jax.random.key(0), X)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if path[-1].key == "b":
@@ -39,12 +41,16 @@ def test_a_layer_computes_w_x_plus_b_without_a_factor():
     x = jax.random.normal(jax.random.key(1), (4, 3))
     params = model.init(jax.random.key(0), x)
     params["b"] = jnp.arange(5.0)
-    np.testing.assert_allclose(model.apply(params, x), x @ params["W"] + params["b"][None], rtol=1e-12)
+    np.testing.assert_allclose(
+        model.apply(params, x), x @ params["W"] + params["b"][None], rtol=1e-12
+    )
 
 
 @pytest.mark.extended
 def test_outputs_of_a_layer_have_the_variance_of_twice_the_fan_in_over_both_fans():
-    model = xavier_normal(ln.Conv(300, (3, 3), padding="CIRCULAR", b_std=0.0, parameterization="standard"), 2.0)
+    model = xavier_normal(
+        ln.Conv(300, (3, 3), padding="CIRCULAR", b_std=0.0, parameterization="standard"), 2.0
+    )
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 100))
     z = model.apply(model.init(jax.random.key(0), x), x)
     assert abs(float(z.std()) / math.sqrt(4 * 2 * 100 / (100 + 300)) - 1) < 0.02
@@ -64,7 +70,9 @@ def test_gates_and_stability_see_the_layers_of_the_redrawn_network():
     model = xavier_normal(zoo.mlp((6,), 2, b_std=0.0))
     x = jax.random.normal(jax.random.key(1), (5, 3))
     params = model.init(jax.random.key(0), x)
-    np.testing.assert_allclose(ln.gated(model, params)(params, x), model.apply(params, x), rtol=1e-12)
+    np.testing.assert_allclose(
+        ln.gated(model, params)(params, x), model.apply(params, x), rtol=1e-12
+    )
 
 
 def test_what_cannot_be_drawn_is_refused():
@@ -74,4 +82,6 @@ def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match="only W and b"):
         xavier_normal(other).init(jax.random.key(0), jnp.ones((1, 2)))
     with pytest.raises(ValueError, match="no infinite-width limit"):
-        ln.analytic_kernel(xavier_normal(ln.Dense(1, parameterization="standard")), jnp.ones((1, 2)))
+        ln.analytic_kernel(
+            xavier_normal(ln.Dense(1, parameterization="standard")), jnp.ones((1, 2))
+        )

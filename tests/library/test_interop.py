@@ -45,7 +45,9 @@ class LinenCNN(nn.Module):
 class NnxMLP(nnx.Module):
     def __init__(self, width, *, rngs, drop=None, normalize=False):
         self.first = nnx.Linear(3, width, rngs=rngs)
-        self.middle = nnx.Sequential(nnx.Linear(width, width, rngs=rngs), nnx.relu, nnx.LayerNorm(width, rngs=rngs))
+        self.middle = nnx.Sequential(
+            nnx.Linear(width, width, rngs=rngs), nnx.relu, nnx.LayerNorm(width, rngs=rngs)
+        )
         self.head = nnx.Linear(width, 2, rngs=rngs)
         self.dropout = drop(rngs) if drop else None
         self.norm = nnx.BatchNorm(width, rngs=rngs) if normalize else None
@@ -83,7 +85,12 @@ def test_the_transposed_tangent_of_a_flax_model_is_its_gradient_under_jit_and_vm
         outputs, tangent = jax.jvp(lambda w: model.apply(w, x), (params,), (direction,))
         pulled = jax.vjp(lambda w: model.apply(w, x), params)[1](jnp.ones_like(outputs))[0]
         stacked = jax.tree.map(lambda w: jnp.stack([w, w]), params)
-        return outputs, jax.vmap(model.apply, (0, None))(stacked, x)[1], tangent.sum(), trees.dot(pulled, direction)
+        return (
+            outputs,
+            jax.vmap(model.apply, (0, None))(stacked, x)[1],
+            tangent.sum(),
+            trees.dot(pulled, direction),
+        )
 
     outputs, mapped, forward, backward = check(params)
     np.testing.assert_allclose(mapped, outputs, rtol=1e-12)
@@ -126,7 +133,9 @@ def test_a_linen_model_computes_what_the_module_computes():
     with jax.numpy_dtype_promotion("standard"):
         drawn = jax.jit(LinenMLP().init)(KEY, x.astype(jnp.float32))["params"]
         expected = LinenMLP().apply({"params": params}, x)
-    jax.tree.map(np.testing.assert_array_equal, params, jax.tree.map(lambda w: w.astype(x.dtype), drawn))
+    jax.tree.map(
+        np.testing.assert_array_equal, params, jax.tree.map(lambda w: w.astype(x.dtype), drawn)
+    )
     np.testing.assert_array_equal(model.apply(params, x), expected)
 
 
@@ -159,12 +168,16 @@ def test_using_the_model_leaves_an_nnx_instance_unchanged():
     model = from_flax(module)
     params = jax.tree.map(lambda w: 2.0 * w, model.init(None, X))
     jax.jit(model.apply)(params, X)
-    jax.tree.map(np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(module, nnx.Param)), before)
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.to_pure_dict(nnx.state(module, nnx.Param)), before
+    )
 
 
 def test_keyword_arguments_go_to_every_call():
     model, params, _ = _model("nnx")
-    np.testing.assert_array_equal(from_flax(_nnx_factory, double=True).apply(params, X), 2.0 * model.apply(params, X))
+    np.testing.assert_array_equal(
+        from_flax(_nnx_factory, double=True).apply(params, X), 2.0 * model.apply(params, X)
+    )
 
 
 @pytest.mark.extended
@@ -183,7 +196,9 @@ def test_the_trace_of_a_linen_model_records_affine_layers():
     assert sorted(inside) == ["Dense_0", "head"]
     x, z = inside["Dense_0"]
     np.testing.assert_array_equal(x, X)
-    np.testing.assert_allclose(z, X @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None], rtol=1e-12)
+    np.testing.assert_allclose(
+        z, X @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None], rtol=1e-12
+    )
     np.testing.assert_array_equal(inside["head"][1], outputs)
 
 
@@ -197,8 +212,12 @@ def test_a_trace_that_is_the_first_call_is_of_these_inputs():
 SHARED = nn.Dense(3)
 PICKLED = {
     "defaults": lambda: from_flax(nn.Dense(3)),
-    "own initializer": lambda: from_flax(nn.Dense(3, kernel_init=nn.initializers.zeros, name="own")),
-    "nested": lambda: from_flax(nn.Sequential([SHARED, jnp.tanh, nn.relu, SHARED, nn.Dense(2, name="out")])),
+    "own initializer": lambda: from_flax(
+        nn.Dense(3, kernel_init=nn.initializers.zeros, name="own")
+    ),
+    "nested": lambda: from_flax(
+        nn.Sequential([SHARED, jnp.tanh, nn.relu, SHARED, nn.Dense(2, name="out")])
+    ),
     "normalized": lambda: from_flax(nn.BatchNorm(), use_running_average=True),
     "bound": lambda: from_flax(nn.Dense(2).bind({"params": from_flax(nn.Dense(2)).init(KEY, X)})),
     "nnx": lambda: from_flax(nnx.Linear(3, 2, rngs=nnx.Rngs(1))),
@@ -286,7 +305,9 @@ def test_a_linen_module_in_evaluation_mode_is_the_function_of_its_variables():
 
 
 def test_an_nnx_module_in_evaluation_mode_is_its_own_function():
-    module = NnxMLP(8, rngs=nnx.Rngs(1), drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs), normalize=True)
+    module = NnxMLP(
+        8, rngs=nnx.Rngs(1), drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs), normalize=True
+    )
     module.eval()
     x = jnp.ones((4, 3), jnp.float32)
     model = from_flax(module)
@@ -296,7 +317,9 @@ def test_an_nnx_module_in_evaluation_mode_is_its_own_function():
 
 def test_dropout_that_is_switched_off_is_accepted():
     linen = from_flax(LinenCNN(drop=0.5), deterministic=True)
-    nnx_model = from_flax(functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, deterministic=True)))
+    nnx_model = from_flax(
+        functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, deterministic=True))
+    )
     for model, x in [(linen, IMAGES), (nnx_model, X)]:
         assert jax.eval_shape(lambda: model.apply(model.init(KEY, x), x)).shape == (len(x), 2)  # noqa: B023
 
@@ -311,8 +334,16 @@ REFUSALS = {
         ValueError,
         "LinenCNN.*batch_stats.*BatchNorm_0.*GroupNorm.*freeze",
     ),
-    "linen dropout": (lambda: _linen_init(LinenCNN(drop=0.5)), ValueError, "LinenCNN.*Dropout_0.*deterministic=True"),
-    "linen class": (lambda: from_flax(LinenMLP), TypeError, r"class LinenMLP.*call it, LinenMLP\(\.\.\.\)"),
+    "linen dropout": (
+        lambda: _linen_init(LinenCNN(drop=0.5)),
+        ValueError,
+        "LinenCNN.*Dropout_0.*deterministic=True",
+    ),
+    "linen class": (
+        lambda: from_flax(LinenMLP),
+        TypeError,
+        r"class LinenMLP.*call it, LinenMLP\(\.\.\.\)",
+    ),
     "linen outputs": (
         lambda: from_flax(nn.Sequential([lambda x: [x, x]])).init(KEY, X),
         ValueError,
@@ -324,7 +355,9 @@ REFUSALS = {
         r"NnxMLP.*norm/mean \(BatchStat\).*GroupNorm.*freeze",
     ),
     "nnx dropout": (
-        lambda: from_flax(functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs))),
+        lambda: from_flax(
+            functools.partial(NnxMLP, 8, drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs))
+        ),
         ValueError,
         "NnxMLP.*generators at dropout/rngs.*deterministic=True",
     ),
@@ -333,10 +366,26 @@ REFUSALS = {
         ValueError,
         "BatchNorm.*mean.*BatchStat",
     ),
-    "nnx class": (lambda: from_flax(NnxMLP), TypeError, r"signature \(width.*missing.*width.*lambda rngs"),
-    "factory of something else": (lambda: from_flax(lambda rngs: 3), TypeError, "got .*, expected an nnx.Module"),
-    "factory without rngs": (lambda: from_flax(lambda key: nnx.Linear(3, 2, rngs=key)), TypeError, "rngs alone"),
-    "no function": (lambda: from_flax({"W": 1}), TypeError, r"got \{'W': 1\}, expected a linen module"),
+    "nnx class": (
+        lambda: from_flax(NnxMLP),
+        TypeError,
+        r"signature \(width.*missing.*width.*lambda rngs",
+    ),
+    "factory of something else": (
+        lambda: from_flax(lambda rngs: 3),
+        TypeError,
+        "got .*, expected an nnx.Module",
+    ),
+    "factory without rngs": (
+        lambda: from_flax(lambda key: nnx.Linear(3, 2, rngs=key)),
+        TypeError,
+        "rngs alone",
+    ),
+    "no function": (
+        lambda: from_flax({"W": 1}),
+        TypeError,
+        r"got \{'W': 1\}, expected a linen module",
+    ),
     "no triple": (lambda: from_neural_tangents((len, len)), TypeError, "expected the triple"),
     "no functions": (lambda: from_neural_tangents((1, 2, 3)), TypeError, "expected the triple"),
 }

@@ -18,7 +18,19 @@ from marks import extended, extended_but
 
 import lazynet as ln
 from lazynet.kernels.analytic import analytic_kernel, monte_carlo_kernel
-from lazynet.models.activations import ABRelu, Abs, Cos, Erf, Gelu, LeakyRelu, Rbf, Relu, Sigmoid_like, Sin, elementwise
+from lazynet.models.activations import (
+    ABRelu,
+    Abs,
+    Cos,
+    Erf,
+    Gelu,
+    LeakyRelu,
+    Rbf,
+    Relu,
+    Sigmoid_like,
+    Sin,
+    elementwise,
+)
 from lazynet.models.layers import Dense, LayerNorm
 from lazynet.models.model import freeze, parallel, repeat, residual, serial, symmetrize
 
@@ -32,20 +44,27 @@ def _inputs(seed: int, n: int, d: int, dtype=np.float64) -> jax.Array:
 
 
 def _deep_relu(depth: int, features: int = 1, b_std: float | None = 0.1):
-    return serial(*[part for _ in range(depth) for part in (Dense(features, 1.5, b_std), Relu())], Dense(1))
+    return serial(
+        *[part for _ in range(depth) for part in (Dense(features, 1.5, b_std), Relu())], Dense(1)
+    )
 
 
-# Parity with neural-tangents -------------------------------------------------------------------------------------
+# Parity with neural-tangents
+# -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED])
+@pytest.mark.parametrize(
+    "name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED]
+)
 def test_kernels_between_two_sets_equal_those_of_neural_tangents(name):
     x1, x2, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "x2", "nngp", "ntk"))
     gram = analytic_kernel(network(name), jnp.asarray(x1), jnp.asarray(x2))
     assert relative(gram.nngp, nngp) < 1e-13 and relative(gram.ntk, ntk) < 1e-13
 
 
-@pytest.mark.parametrize("name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED])
+@pytest.mark.parametrize(
+    "name", [extended(name) if name == "fc_relu_10" else name for name in FULLY_CONNECTED]
+)
 def test_kernels_of_one_set_equal_those_of_neural_tangents_off_the_diagonal(name):
     x1, nngp, ntk = (GOLDEN[name][part] for part in ("x1", "nngp11", "ntk11"))
     gram = analytic_kernel(network(name), jnp.asarray(x1))
@@ -59,13 +78,16 @@ def test_kernels_of_one_set_equal_those_of_neural_tangents_off_the_diagonal(name
 @pytest.mark.extended
 def test_the_diagonal_of_a_deep_relu_network_has_its_closed_form():
     x = _inputs(0, 4, 7)
-    gram = analytic_kernel(serial(*[part for _ in range(5) for part in (Dense(1, 2**0.5), Relu())], Dense(1)), x)
+    gram = analytic_kernel(
+        serial(*[part for _ in range(5) for part in (Dense(1, 2**0.5), Relu())], Dense(1)), x
+    )
     variances = np.mean(np.asarray(x) ** 2, axis=1)
     np.testing.assert_allclose(np.diag(gram.nngp), variances, rtol=1e-14)
     np.testing.assert_allclose(np.diag(gram.ntk), 6 * variances, rtol=1e-14)
 
 
-# Single precision ------------------------------------------------------------------------------------------------
+# Single precision
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.extended
@@ -89,7 +111,8 @@ def test_the_single_precision_kernel_of_near_duplicates_is_positive():
     assert values[0] > -1e-6 * values[-1]
 
 
-# Monte Carlo -----------------------------------------------------------------------------------------------------
+# Monte Carlo
+# -----------------------------------------------------------------------------------------------------
 
 WIDTH = 128
 BODIES = {
@@ -114,7 +137,10 @@ BODIES = {
     "elementwise": [Dense(WIDTH, 1.4, 0.2), elementwise(jnp.tanh)],
     "LayerNorm": [Dense(WIDTH, 1.4, 0.2), LayerNorm(), Relu()],
     "residual": [Dense(WIDTH, 1.4, 0.2), residual(Relu(), Dense(WIDTH, 1.1)), Relu()],
-    "parallel": [parallel(Dense(WIDTH), serial(Dense(WIDTH, 1.4, 0.2), Erf(), Dense(WIDTH))), Relu()],
+    "parallel": [
+        parallel(Dense(WIDTH), serial(Dense(WIDTH, 1.4, 0.2), Erf(), Dense(WIDTH))),
+        Relu(),
+    ],
     "repeat": [repeat(serial(Dense(WIDTH, 1.4, 0.1), Relu()), 2)],
     "frozen first layer": [freeze(Dense(WIDTH, 1.4, 0.2)), Relu(), Dense(WIDTH, 1.4, 0.2), Relu()],
     "frozen second layer": [Dense(WIDTH, 1.4, 0.2), Relu(), freeze(Dense(WIDTH, 1.4, 0.2)), Relu()],
@@ -145,7 +171,10 @@ def test_doubling_keeps_the_tangent_kernel_and_cancels_the_covariance():
 @pytest.mark.extended
 def test_the_standard_error_shrinks_with_the_number_of_samples():
     x = _inputs(0, 3, 5)
-    errors = [monte_carlo_kernel(_deep_relu(1, 16), jax.random.key(0), x, n_samples=n)[1].nngp for n in (8, 128)]
+    errors = [
+        monte_carlo_kernel(_deep_relu(1, 16), jax.random.key(0), x, n_samples=n)[1].nngp
+        for n in (8, 128)
+    ]
     assert 2 < float(jnp.mean(errors[0]) / jnp.mean(errors[1])) < 8
 
 
@@ -155,7 +184,9 @@ def test_tangent_kernels_of_the_layers_add_up():
     layers = [Dense(1, 1.4, 0.2), Relu(), Dense(1, 1.1, 0.3), Erf(), Dense(1, 1.2, 0.1)]
     whole = analytic_kernel(serial(*layers), x)
     parts = [
-        analytic_kernel(serial(*[part if i == j else freeze(part) for j, part in enumerate(layers)]), x)
+        analytic_kernel(
+            serial(*[part if i == j else freeze(part) for j, part in enumerate(layers)]), x
+        )
         for i in (0, 2, 4)
     ]
     np.testing.assert_allclose(sum(part.ntk for part in parts), whole.ntk, rtol=1e-13)
@@ -164,11 +195,13 @@ def test_tangent_kernels_of_the_layers_add_up():
     assert not np.any(analytic_kernel(freeze(serial(*layers)), x).ntk)
 
 
-# Tiles -----------------------------------------------------------------------------------------------------------
+# Tiles
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("n1", "n2"), [(7, None), (7, 5), *(extended(*sizes) for sizes in [(8, None), (3, 9), (1, 1), (1, None)])]
+    ("n1", "n2"),
+    [(7, None), (7, 5), *(extended(*sizes) for sizes in [(8, None), (3, 9), (1, 1), (1, None)])],
 )
 def test_tiles_do_not_change_the_kernel(n1, n2):
     x1, x2 = _inputs(0, n1, 6), None if n2 is None else _inputs(1, n2, 6)
@@ -184,7 +217,8 @@ def test_the_kernel_of_one_set_is_exactly_symmetric(tile):
         np.testing.assert_array_equal(matrix, matrix.T)
 
 
-# Derivatives -----------------------------------------------------------------------------------------------------
+# Derivatives
+# -----------------------------------------------------------------------------------------------------
 
 SMOOTH_AND_KINKED = {
     "Relu": Relu(),
@@ -226,7 +260,9 @@ def test_derivatives_agree_with_finite_differences(activation):
 
     slope = (total(1e-5) - total(-1e-5)) / 2e-5
     # Derivatives of a quadrature are quadratures of derivatives, which agree up to its error.
-    np.testing.assert_allclose(jax.grad(total)(0.0), slope, rtol=1e-3 if activation == "tanh" else 1e-6)
+    np.testing.assert_allclose(
+        jax.grad(total)(0.0), slope, rtol=1e-3 if activation == "tanh" else 1e-6
+    )
 
 
 @pytest.mark.extended
@@ -238,11 +274,14 @@ def test_kernels_can_be_mapped_over_weight_and_bias_scales():
 
     scales = jnp.array([0.5, 1.5]), jnp.array([0.1, 0.2])
     mapped = jax.jit(jax.vmap(ntk))(*scales)
-    np.testing.assert_allclose(mapped, [ntk(*map(float, pair)) for pair in zip(*scales, strict=True)], rtol=1e-13)
+    np.testing.assert_allclose(
+        mapped, [ntk(*map(float, pair)) for pair in zip(*scales, strict=True)], rtol=1e-13
+    )
     assert bool(jnp.all(jnp.isfinite(jax.jacrev(ntk)(1.0, 0.0))))
 
 
-# Refusals --------------------------------------------------------------------------------------------------------
+# Refusals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,8 +331,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in OPTIONS.items() for value in values])
-def test_a_wrong_option_of_a_kernel_is_named_before_it_is_computed(name, value, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in OPTIONS.items() for value in values]
+)
+def test_a_wrong_option_of_a_kernel_is_named_before_it_is_computed(
+    name, value, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((TypeError, ValueError), match=rf"^{name} got .*, expected "):
         inspect.unwrap(analytic_kernel)(_deep_relu(1), jnp.ones((2, 3)), **{name: value})
@@ -302,8 +345,12 @@ def test_a_wrong_option_of_a_kernel_is_named_before_it_is_computed(name, value, 
 
 @pytest.mark.parametrize("n_samples", [1, 2.0, True, None])
 def test_the_number_of_samples_is_at_least_two(n_samples):
-    with pytest.raises((TypeError, ValueError), match=r"^n_samples got .*, expected an integer >= 2"):
-        inspect.unwrap(monte_carlo_kernel)(_deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=n_samples)
+    with pytest.raises(
+        (TypeError, ValueError), match=r"^n_samples got .*, expected an integer >= 2"
+    ):
+        inspect.unwrap(monte_carlo_kernel)(
+            _deep_relu(1), jax.random.key(0), jnp.ones((2, 3)), n_samples=n_samples
+        )
 
 
 @pytest.mark.parametrize("model", [Relu, ln.stax.Dense(1), lambda x: x, None])
@@ -312,13 +359,16 @@ def test_what_is_no_model_has_no_kernel(model):
         inspect.unwrap(analytic_kernel)(model, jnp.ones((2, 3)))
 
 
-# Dtypes ----------------------------------------------------------------------------------------------------------
+# Dtypes
+# ----------------------------------------------------------------------------------------------------------
 
 HALF = [np.float16, jnp.bfloat16]
 
 
 @pytest.mark.parametrize("tile", [None, 2])
-@pytest.mark.parametrize("dtypes", [(np.float32, np.float64), (np.float64, np.float32), (jnp.bfloat16, np.float64)])
+@pytest.mark.parametrize(
+    "dtypes", [(np.float32, np.float64), (np.float64, np.float32), (jnp.bfloat16, np.float64)]
+)
 def test_inputs_of_two_dtypes_have_the_kernel_of_the_wider_one(dtypes, tile):
     x1, x2 = (np.asarray(_inputs(i, 3, 4)).astype(dtype) for i, dtype in enumerate(dtypes))
     found = analytic_kernel(_deep_relu(1), x1, x2, tile=tile).ntk
@@ -343,7 +393,9 @@ def test_the_kernel_of_half_precision_inputs_has_the_digits_of_float32(dtype, ti
 @pytest.mark.parametrize("dtype", [">f4", ">f8", np.longdouble])
 def test_dtypes_that_jax_does_not_know_are_converted(dtype):
     x = np.asarray(_inputs(0, 5, 4)).astype(dtype)
-    expected = analytic_kernel(_deep_relu(1), x.astype(np.float32 if dtype == ">f4" else np.float64))
+    expected = analytic_kernel(
+        _deep_relu(1), x.astype(np.float32 if dtype == ">f4" else np.float64)
+    )
     for tile in (None, 2):
         found = inspect.unwrap(analytic_kernel)(_deep_relu(1), x, tile=tile).ntk
         assert found.dtype == expected.ntk.dtype
@@ -357,7 +409,9 @@ def test_a_kernel_computed_in_float32_says_so(tile):
     with enable_x64(False):
         gram = analytic_kernel(_deep_relu(1), x, tile=tile)
         assert gram.nngp.dtype == gram.ntk.dtype == np.float32
-        with pytest.raises(ValueError, match="infinite .*values exceed float32: scale the inputs, or enable"):
+        with pytest.raises(
+            ValueError, match="infinite .*values exceed float32: scale the inputs, or enable"
+        ):
             analytic_kernel(_deep_relu(1), 1e300 * x, tile=tile)
     np.testing.assert_allclose(gram.ntk, analytic_kernel(_deep_relu(1), x).ntk, rtol=1e-5)
 
@@ -371,7 +425,8 @@ def test_samples_of_half_precision_and_of_networks_that_end_in_images_are_right(
     assert np.all(abs(np.asarray(mean.nngp) - pixels @ pixels.T / 48) < 5 * np.asarray(error.nngp))
 
 
-# Stores ----------------------------------------------------------------------------------------------------------
+# Stores
+# ----------------------------------------------------------------------------------------------------------
 
 WRITER = """
 import jax, numpy as np, sys
@@ -401,7 +456,9 @@ def test_a_stored_kernel_is_the_kernel_and_is_not_computed_again(tmp_path, monke
     np.testing.assert_array_equal(again.ntk, first.ntk)
 
 
-@pytest.mark.parametrize(("row", "column"), [extended(0, 0), (3, 50), extended(50, 3), extended(59, 59)])
+@pytest.mark.parametrize(
+    ("row", "column"), [extended(0, 0), (3, 50), extended(50, 3), extended(59, 59)]
+)
 def test_a_damaged_tile_is_computed_again(tmp_path, row, column):
     model, x = _stored_case()
     first = np.array(analytic_kernel(model, x, tile=16, store=tmp_path / "store").ntk)
@@ -429,7 +486,9 @@ def test_tiles_fit_the_memory_given_to_them():
     limited, whole = analytic_kernel(model, x, memory=budget), analytic_kernel(model, x)
     assert isinstance(limited.ntk, np.ndarray)
     np.testing.assert_allclose(limited.ntk, whole.ntk, rtol=1e-12, atol=1e-15)
-    with pytest.raises(ValueError, match="tile of side 60 needs .*pass a tile of at most") as refusal:
+    with pytest.raises(
+        ValueError, match="tile of side 60 needs .*pass a tile of at most"
+    ) as refusal:
         analytic_kernel(model, x, tile=60, memory=budget)
     fitting = int(str(refusal.value).split("at most ")[1].split(",")[0])
     analytic_kernel(model, x, tile=fitting, memory=budget)
@@ -458,7 +517,10 @@ print(peak() - before, gram.nngp.nbytes + gram.ntk.nbytes)
 def test_beside_the_result_memory_holds_one_tile(tmp_path, stored):
     command = [sys.executable, "-c", PEAK, *([str(tmp_path / "store")] if stored else [])]
     grown, result = map(
-        int, subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+        int,
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout.split(),
     )
     assert grown < result + 2**25
 
@@ -471,7 +533,11 @@ def test_a_store_of_another_kernel_is_refused(tmp_path, changed):
     x1 = x[:4] + 1 if changed == "x1" else x[:4]
     with pytest.raises(ValueError, match=f"another kernel.*{changed}"):
         analytic_kernel(
-            other, x1, x[:4] if changed == "x2" else None, tile=3 if changed == "tile" else 2, store=tmp_path / "store"
+            other,
+            x1,
+            x[:4] if changed == "x2" else None,
+            tile=3 if changed == "tile" else 2,
+            store=tmp_path / "store",
         )
 
 
@@ -505,7 +571,9 @@ def test_a_finished_store_is_read_without_permission_to_write(tmp_path, monkeypa
 
     monkeypatch.setattr(np.lib.format, "open_memmap", refusing)
     monkeypatch.setattr(Path, "rename", refusing)
-    np.testing.assert_array_equal(analytic_kernel(model, x[:6], tile=4, store=tmp_path / "store").ntk, expected)
+    np.testing.assert_array_equal(
+        analytic_kernel(model, x[:6], tile=4, store=tmp_path / "store").ntk, expected
+    )
 
 
 def test_the_home_folder_may_be_the_place_of_a_store(tmp_path, monkeypatch):
@@ -543,7 +611,9 @@ def test_a_store_knows_a_network_by_the_arrays_that_it_closes_over(setting, tmp_
 
     def said(factor):
         command = [sys.executable, "-c", CLOSED_OVER, str(tmp_path / "store"), factor]
-        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True
+        ).stdout
 
     first = said("1.0")
     assert said("1.0") == first and float(first)
@@ -572,7 +642,12 @@ print(sorted(used), float(np.max(np.abs(tiled.ntk - whole.ntk))))
 def test_tiles_are_dealt_to_all_devices():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     run = subprocess.run(
-        [sys.executable, "-c", DEVICES], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+        [sys.executable, "-c", DEVICES],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment,
     )
     used, _, difference = run.stdout.strip().rpartition(" ")
     assert used == "[0, 1, 2, 3]" and float(difference) < 1e-6
@@ -602,8 +677,16 @@ def test_two_processes_share_a_store(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     model, x = _stored_case()
-    starts = [f"import jax; jax.distributed.initialize('127.0.0.1:{port}', 2, {i})\n{WRITER}" for i in (0, 1)]
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store")], cwd=ROOT) for code in starts]
+    starts = [
+        f"import jax; jax.distributed.initialize('127.0.0.1:{port}', 2, {i})\n{WRITER}"
+        for i in (0, 1)
+    ]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store")], cwd=ROOT)
+        for code in starts
+    ]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert np.load(tmp_path / "store" / "done.npy").all()
-    np.testing.assert_array_equal(np.load(tmp_path / "store" / "ntk.npy"), analytic_kernel(model, x, tile=2).ntk)
+    np.testing.assert_array_equal(
+        np.load(tmp_path / "store" / "ntk.npy"), analytic_kernel(model, x, tile=2).ntk
+    )

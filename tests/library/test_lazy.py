@@ -24,7 +24,9 @@ PARAMS = initial(0, MODEL, X)
 def _direction(seed, scale=1.0):
     leaves, treedef = jax.tree.flatten(PARAMS)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return treedef.unflatten([scale * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)])
+    return treedef.unflatten(
+        [scale * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
+    )
 
 
 def test_alpha_infinity_is_exactly_jvp():
@@ -36,7 +38,9 @@ def test_alpha_infinity_is_exactly_jvp():
 def test_alpha_one_is_the_centered_model():
     u = _direction(3)
     expected = MODEL.apply(trees.add(PARAMS, u), X) - MODEL.apply(PARAMS, X)
-    np.testing.assert_allclose(ln.lazy(MODEL.apply, PARAMS, 1.0)(u, X), expected, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(
+        ln.lazy(MODEL.apply, PARAMS, 1.0)(u, X), expected, rtol=1e-13, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 100.0])
@@ -50,7 +54,10 @@ def test_displacement_form_equals_the_scaled_centered_model_of_the_weights(alpha
 def test_the_gap_to_the_tangent_model_falls_like_one_over_alpha():
     u = _direction(5)
     tangent = ln.lazy(MODEL.apply, PARAMS, math.inf)(u, X)
-    gaps = [float(jnp.linalg.norm(ln.lazy(MODEL.apply, PARAMS, a)(u, X) - tangent)) for a in (1e2, 1e3, 1e4)]
+    gaps = [
+        float(jnp.linalg.norm(ln.lazy(MODEL.apply, PARAMS, a)(u, X) - tangent))
+        for a in (1e2, 1e3, 1e4)
+    ]
     np.testing.assert_allclose(np.diff(np.log10(gaps)), -1.0, atol=0.02)
 
 
@@ -61,7 +68,10 @@ def test_a_doubled_model_is_zero_at_initialization_and_its_gap_falls_like_one_ov
     half = _direction(5)
     u = {"plus": half, "minus": jax.tree.map(jnp.negative, half)}
     tangent = ln.lazy(doubled.apply, params, math.inf)(u, X)
-    gaps = [float(jnp.linalg.norm(ln.lazy(doubled.apply, params, a)(u, X) - tangent)) for a in (10.0, 100.0, 1000.0)]
+    gaps = [
+        float(jnp.linalg.norm(ln.lazy(doubled.apply, params, a)(u, X) - tangent))
+        for a in (10.0, 100.0, 1000.0)
+    ]
     np.testing.assert_allclose(np.diff(np.log10(gaps)), -2.0, atol=0.05)
 
 
@@ -69,7 +79,9 @@ def test_linearize_is_affine_in_the_weights_and_tangent_at_the_start():
     tangent = ln.linearize(MODEL.apply, PARAMS)
     a, b = trees.add(PARAMS, _direction(6)), trees.add(PARAMS, _direction(7))
     middle = trees.divide(trees.add(a, b), 2.0)
-    np.testing.assert_allclose(tangent(middle, X), (tangent(a, X) + tangent(b, X)) / 2, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(
+        tangent(middle, X), (tangent(a, X) + tangent(b, X)) / 2, rtol=1e-11, atol=1e-12
+    )
     np.testing.assert_array_equal(tangent(PARAMS, X), MODEL.apply(PARAMS, X))
 
 
@@ -77,7 +89,11 @@ def test_linearize_is_affine_in_the_weights_and_tangent_at_the_start():
 def test_taylor_expansion_error_has_the_order_after_its_degree(degree):
     def error(size):
         params = trees.add_scaled(PARAMS, size, _direction(8))
-        return float(jnp.abs(ln.taylor_expand(MODEL.apply, PARAMS, degree)(params, X) - MODEL.apply(params, X)).max())
+        return float(
+            jnp.abs(
+                ln.taylor_expand(MODEL.apply, PARAMS, degree)(params, X) - MODEL.apply(params, X)
+            ).max()
+        )
 
     order = math.log2(error(2e-2) / error(1e-2))
     assert abs(order - (degree + 1)) < 0.25
@@ -85,7 +101,10 @@ def test_taylor_expansion_error_has_the_order_after_its_degree(degree):
 
 def test_first_order_taylor_expansion_is_linearize():
     params = trees.add(PARAMS, _direction(9))
-    a, b = ln.taylor_expand(MODEL.apply, PARAMS, 1)(params, X), ln.linearize(MODEL.apply, PARAMS)(params, X)
+    a, b = (
+        ln.taylor_expand(MODEL.apply, PARAMS, 1)(params, X),
+        ln.linearize(MODEL.apply, PARAMS)(params, X),
+    )
     np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13)
 
 
@@ -112,7 +131,8 @@ def test_params0_as_u_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda f: f, lambda f: ln.center(f, trees.zeros_like(PARAMS)), lambda f: ln.scale(f, 2.0)]
+    "wrap",
+    [lambda f: f, lambda f: ln.center(f, trees.zeros_like(PARAMS)), lambda f: ln.scale(f, 2.0)],
 )
 @pytest.mark.parametrize("alpha", [10.0, math.inf])
 def test_values_of_params0_are_refused_as_u_at_the_entrance_of_what_compiles(wrap, alpha):
@@ -160,14 +180,17 @@ def test_a_displacement_of_other_shapes_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "digits"), [(jnp.bfloat16, 8), (jnp.float16, 11), (jnp.float32, 24), (jnp.float64, 53)]
+    ("dtype", "digits"),
+    [(jnp.bfloat16, 8), (jnp.float16, 11), (jnp.float32, 24), (jnp.float64, 53)],
 )
 def test_a_dtype_of_n_binary_digits_carries_alpha_up_to_two_to_the_n_minus_six(dtype, digits):
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
     largest = largest_alpha(MODEL.apply, params)
     assert largest == 2.0 ** (digits - 6)
     ln.lazy(MODEL.apply, params, largest)
-    with pytest.raises(ValueError, match="alpha got .* expected at most .* use alpha=inf.* or float64"):
+    with pytest.raises(
+        ValueError, match="alpha got .* expected at most .* use alpha=inf.* or float64"
+    ):
         ln.lazy(MODEL.apply, params, 1.001 * largest)
 
 
@@ -177,8 +200,13 @@ def test_the_type_of_the_computation_counts_as_that_of_the_weights_does():
 
 
 @pytest.mark.parametrize("alpha", [1e6, 1e8, 1e30, 1e39])
-def test_scales_that_float32_cannot_carry_are_refused_where_known_and_close_to_the_tangent_where_traced(alpha):
-    single, u = (jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree) for tree in (PARAMS, _direction(11)))
+def test_scales_that_float32_cannot_carry_are_refused_where_known_and_close_to_the_tangent_where_traced(
+    alpha,
+):
+    single, u = (
+        jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+        for tree in (PARAMS, _direction(11))
+    )
     x = X.astype(jnp.float32)
     with pytest.raises(ValueError, match=re.escape(f"alpha got {alpha:g}")):
         ln.lazy(MODEL.apply, single, alpha)
@@ -196,7 +224,9 @@ def test_what_is_no_scale_is_refused(alpha):
 @pytest.mark.extended
 def test_alpha_may_be_traced():
     u = _direction(12)
-    values = jax.vmap(lambda alpha: ln.lazy(MODEL.apply, PARAMS, alpha)(u, X))(jnp.array([1.0, 5.0]))
+    values = jax.vmap(lambda alpha: ln.lazy(MODEL.apply, PARAMS, alpha)(u, X))(
+        jnp.array([1.0, 5.0])
+    )
     np.testing.assert_allclose(values[1], ln.lazy(MODEL.apply, PARAMS, 5.0)(u, X), rtol=1e-12)
 
 
@@ -224,11 +254,18 @@ def test_gated_network_is_the_network_at_initialization_with_the_same_tangent():
 def test_gated_network_is_linear_in_each_layer_and_not_in_all_of_them():
     g = ln.gated(GATED, GATED_PARAMS)
     for name in OTHER_PARAMS:
-        first, second = g(OTHER_PARAMS, IMAGES), g(OTHER_PARAMS | {name: GATED_PARAMS[name]}, IMAGES)
+        first, second = (
+            g(OTHER_PARAMS, IMAGES),
+            g(OTHER_PARAMS | {name: GATED_PARAMS[name]}, IMAGES),
+        )
         middle = jax.tree.map(lambda a, b: (a + b) / 2, OTHER_PARAMS[name], GATED_PARAMS[name])
-        np.testing.assert_allclose(g(OTHER_PARAMS | {name: middle}, IMAGES), (first + second) / 2, rtol=1e-11)
+        np.testing.assert_allclose(
+            g(OTHER_PARAMS | {name: middle}, IMAGES), (first + second) / 2, rtol=1e-11
+        )
     halves = jax.tree.map(lambda a, b: (a + b) / 2, OTHER_PARAMS, GATED_PARAMS)
-    assert not np.allclose(g(halves, IMAGES), (g(OTHER_PARAMS, IMAGES) + g(GATED_PARAMS, IMAGES)) / 2, rtol=1e-3)
+    assert not np.allclose(
+        g(halves, IMAGES), (g(OTHER_PARAMS, IMAGES) + g(GATED_PARAMS, IMAGES)) / 2, rtol=1e-3
+    )
 
 
 def test_gated_network_differs_from_the_network_by_the_gates_that_flipped():
@@ -248,7 +285,9 @@ def test_a_gated_layer_alone_needs_no_path():
     np.testing.assert_array_equal(ln.gated(ln.Relu(), {})({}, X), jnp.maximum(X, 0))
 
 
-@pytest.mark.parametrize(("model", "message"), [(MODEL, "1_Erf"), (ln.serial(ln.Dense(3)), "no layer with gates")])
+@pytest.mark.parametrize(
+    ("model", "message"), [(MODEL, "1_Erf"), (ln.serial(ln.Dense(3)), "no layer with gates")]
+)
 def test_gates_of_a_network_without_gates_are_refused(model, message):
     with pytest.raises(ValueError, match=message):
         ln.gated(model, initial(0, model, X))(initial(1, model, X), X)

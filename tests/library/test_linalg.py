@@ -25,7 +25,9 @@ def test_the_decomposition_reproduces_the_matrix_in_float64(dtype):
     matrix = _psd(6).astype(dtype)
     values, vectors, _ = linalg.eigh(matrix)
     assert values.dtype == vectors.dtype == np.float64
-    np.testing.assert_allclose((vectors * values) @ vectors.T, matrix, atol=1e-6 if dtype == np.float32 else 1e-12)
+    np.testing.assert_allclose(
+        (vectors * values) @ vectors.T, matrix, atol=1e-6 if dtype == np.float32 else 1e-12
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
@@ -51,7 +53,11 @@ def test_the_rank_tolerance_bounds_the_norm_of_the_rounding_of_a_kernel():
 def test_cholesky_and_eigendecomposition_invert_alike(ridge):
     x = np.random.default_rng(0).normal(size=(80, 2))
     smooth = np.exp(-((x[:, None] - x) ** 2).sum(-1) / 2)
-    for matrix in (smooth.astype(np.float32), smooth + np.diag(np.full(80, 0.1)), _psd(80, rank=40)):
+    for matrix in (
+        smooth.astype(np.float32),
+        smooth + np.diag(np.full(80, 0.1)),
+        _psd(80, rank=40),
+    ):
         eigen = linalg.ridge_eigh(matrix, ridge)
         expected = eigen.vectors @ (eigen.inverse_values(ridge) * (eigen.vectors.T @ np.ones(80)))
         solved = linalg.solve_psd(matrix, np.ones(80), ridge=ridge)
@@ -60,7 +66,9 @@ def test_cholesky_and_eigendecomposition_invert_alike(ridge):
 
 def test_a_ridge_that_lifts_a_negative_eigenvalue_makes_a_plain_solve():
     matrix = np.diag([1.0, -0.1])
-    np.testing.assert_allclose(linalg.solve_psd(matrix, np.ones(2), ridge=0.3), [1 / 1.3, 1 / 0.2], rtol=1e-12)
+    np.testing.assert_allclose(
+        linalg.solve_psd(matrix, np.ones(2), ridge=0.3), [1 / 1.3, 1 / 0.2], rtol=1e-12
+    )
     inverse = linalg.ridge_eigh(matrix, 0.3).inverse_values(0.3)
     np.testing.assert_allclose(inverse, [1 / 0.2, 1 / 1.3], rtol=1e-12)
 
@@ -71,7 +79,9 @@ def test_half_precision_is_inverted_where_its_digits_do_and_refused_where_not(dt
     kernel = jnp.asarray(np.exp(-((x[:, None] - x) ** 2).sum(-1) / 10), dtype)
     ridge = linalg.rank_tolerance(kernel)
     expected = np.linalg.solve(np.asarray(kernel, np.float64) + ridge * np.eye(60), np.ones(60))
-    np.testing.assert_allclose(linalg.solve_psd(kernel, np.ones(60), ridge=ridge), expected, rtol=1e-9)
+    np.testing.assert_allclose(
+        linalg.solve_psd(kernel, np.ones(60), ridge=ridge), expected, rtol=1e-9
+    )
     with pytest.raises(ValueError, match=r"below its rounding .*: compute the kernel in float32"):
         linalg.solve_psd(kernel, np.ones(60), ridge=0.0)
 
@@ -102,14 +112,18 @@ def test_inverse_values_make_the_pseudo_inverse_of_a_singular_matrix():
     matrix = _psd(5, rank=3)
     eigen = linalg.psd_eigh(matrix)
     inverse = (eigen.vectors * eigen.inverse_values()) @ eigen.vectors.T
-    np.testing.assert_allclose(inverse, np.linalg.pinv(matrix, hermitian=True), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        inverse, np.linalg.pinv(matrix, hermitian=True), rtol=1e-10, atol=1e-12
+    )
 
 
 def test_inverse_values_with_a_ridge_make_the_inverse():
     matrix = _psd(5, rank=3)
     eigen = linalg.psd_eigh(matrix)
     inverse = (eigen.vectors * eigen.inverse_values(0.5)) @ eigen.vectors.T
-    np.testing.assert_allclose(inverse, np.linalg.inv(matrix + 0.5 * np.eye(5)), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        inverse, np.linalg.inv(matrix + 0.5 * np.eye(5)), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("columns", [(), (1,), (3,)])
@@ -120,7 +134,9 @@ def test_solve_psd_agrees_with_a_general_solver(columns):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_solve_psd_gives_duplicate_rows_the_pseudo_inverse_even_when_rounding_lets_cholesky_pass(dtype):
+def test_solve_psd_gives_duplicate_rows_the_pseudo_inverse_even_when_rounding_lets_cholesky_pass(
+    dtype,
+):
     matrix = _psd(5)[np.ix_([0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 4])].astype(dtype)
     expected = np.linalg.pinv(matrix.astype(np.float64), rtol=1e-6, hermitian=True) @ np.ones(6)
     np.testing.assert_allclose(linalg.solve_psd(matrix, np.ones(6), ridge=0.0), expected, rtol=1e-8)
@@ -137,7 +153,9 @@ def test_a_product_by_blocks_of_a_mapped_file_is_that_of_the_matrix(tmp_path, mo
     matrix, columns = _psd(7).astype(dtype), np.random.default_rng(1).normal(size=(7, 2))
     mapped = np.memmap(tmp_path / "kernel", dtype, "w+", shape=(7, 7))
     mapped[:] = matrix
-    np.testing.assert_allclose(linalg.blocked_product(mapped, columns), matrix.astype(np.float64) @ columns, rtol=1e-12)
+    np.testing.assert_allclose(
+        linalg.blocked_product(mapped, columns), matrix.astype(np.float64) @ columns, rtol=1e-12
+    )
     full = _psd(6).reshape(3, 2, 3, 2).transpose(0, 2, 1, 3).astype(dtype)
     expected = linalg.kernel_matrix(full).astype(np.float64) @ columns[:6]
     np.testing.assert_allclose(linalg.blocked_product(full, columns[:6]), expected, rtol=1e-12)
@@ -161,7 +179,9 @@ def test_the_full_kernel_of_decoupled_outputs_is_a_kronecker_product():
 
 def test_the_largest_eigenvalue_is_that_of_the_decomposition():
     matrix = _psd(6)
-    assert linalg.largest_eigenvalue(matrix) == pytest.approx(linalg.eigh(matrix).values[-1], rel=1e-12)
+    assert linalg.largest_eigenvalue(matrix) == pytest.approx(
+        linalg.eigh(matrix).values[-1], rel=1e-12
+    )
 
 
 def test_rounding_asymmetry_of_float32_is_averaged_away():

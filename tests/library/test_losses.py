@@ -20,7 +20,9 @@ def test_mse_gradient_is_the_residual_over_n():
 
 
 def test_cross_entropy_gradient_is_softmax_minus_target_over_n():
-    np.testing.assert_allclose(jax.grad(ln.cross_entropy)(F, Y), (jax.nn.softmax(F) - Y) / 6, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        jax.grad(ln.cross_entropy)(F, Y), (jax.nn.softmax(F) - Y) / 6, rtol=1e-12, atol=1e-15
+    )
 
 
 def test_logistic_is_the_two_class_cross_entropy():
@@ -41,7 +43,12 @@ def test_accuracy_of_one_output_compares_signs():
 
 @pytest.mark.parametrize("loss", [ln.mse, ln.cross_entropy, ln.logistic, ln.accuracy])
 @pytest.mark.parametrize(
-    ("f", "y"), [(jnp.ones(6), jnp.ones((6, 1))), (jnp.ones((6, 2)), jnp.ones((6, 3))), (jnp.ones(6), jnp.ones(6))]
+    ("f", "y"),
+    [
+        (jnp.ones(6), jnp.ones((6, 1))),
+        (jnp.ones((6, 2)), jnp.ones((6, 3))),
+        (jnp.ones(6), jnp.ones(6)),
+    ],
 )
 def test_shapes_that_would_broadcast_are_refused(loss, f, y):
     with pytest.raises(ValueError, match=r"expected the same \[n, k\]"):
@@ -53,14 +60,18 @@ def test_objective_weight_scales_the_value_and_the_gradient():
     full = ln.objective(lambda w, x: x * w, ln.mse)
     half = ln.objective(lambda w, x: x * w, ln.mse, 0.5)
     w = jnp.asarray(1.3)
-    np.testing.assert_allclose(jax.grad(half.value)(w, data), 0.5 * jax.grad(full.value)(w, data), rtol=1e-14)
+    np.testing.assert_allclose(
+        jax.grad(half.value)(w, data), 0.5 * jax.grad(full.value)(w, data), rtol=1e-14
+    )
 
 
 def test_a_class_of_probability_zero_adds_nothing_where_its_logit_is_minus_infinity():
     logits, targets = jnp.array([[0.0, 1.0, -jnp.inf]]), jnp.array([[1.0, 0.0, 0.0]])
     assert float(ln.cross_entropy(logits, targets)) == pytest.approx(np.log(1 + np.e), rel=1e-14)
     gradient = np.asarray(jax.grad(ln.cross_entropy)(logits, targets))[0]
-    np.testing.assert_allclose(gradient, np.array([1.0, np.e, 0.0]) / (1 + np.e) - [1, 0, 0], rtol=1e-14)
+    np.testing.assert_allclose(
+        gradient, np.array([1.0, np.e, 0.0]) / (1 + np.e) - [1, 0, 0], rtol=1e-14
+    )
 
 
 def test_a_class_of_positive_probability_and_logit_minus_infinity_costs_infinitely_much():
@@ -95,7 +106,11 @@ def test_complex_outputs_are_refused(loss):
 @pytest.mark.parametrize(
     ("loss", "targets", "message"),
     [
-        (ln.cross_entropy, np.eye(3) - 1 / 3, r"y\[0\] is .*expected one-hot or probability targets"),
+        (
+            ln.cross_entropy,
+            np.eye(3) - 1 / 3,
+            r"y\[0\] is .*expected one-hot or probability targets",
+        ),
         (ln.cross_entropy, np.array([[1.0, 0.0], [2.0, -1.0]]), r"y\[1\] is \[2.0, -1.0\]"),
         (ln.cross_entropy, np.array([[1.0, np.nan]]), r"y\[0\] is \[1.0, nan\]"),
         (ln.logistic, np.array([[1.0], [0.0]]), r"y\[1\] is \[0.0\], expected -1 or 1"),
@@ -105,7 +120,9 @@ def test_complex_outputs_are_refused(loss):
 def test_targets_of_another_kind_than_the_loss_are_named(loss, targets, message):
     with pytest.raises(ValueError, match=message):
         check_labels(loss, targets)
-    with pytest.raises(ValueError, match=message.replace("y", "targets", 1) if message.startswith("y") else message):
+    with pytest.raises(
+        ValueError, match=message.replace("y", "targets", 1) if message.startswith("y") else message
+    ):
         loss(np.zeros(targets.shape), targets * 1.0)
 
 

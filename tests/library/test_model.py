@@ -26,14 +26,18 @@ def test_serial_is_composition():
 
 def test_appending_a_layer_does_not_change_earlier_weights():
     short, long = ln.serial(ln.Dense(5), ln.Relu()), ln.serial(ln.Dense(5), ln.Relu(), ln.Dense(2))
-    np.testing.assert_array_equal(short.init(KEY, X)["0_Dense"]["W"], long.init(KEY, X)["0_Dense"]["W"])
+    np.testing.assert_array_equal(
+        short.init(KEY, X)["0_Dense"]["W"], long.init(KEY, X)["0_Dense"]["W"]
+    )
 
 
 def test_parallel_adds_its_branches_and_residual_adds_the_identity():
     body = ln.serial(ln.Relu(), ln.Dense(6))
     block = ln.residual(ln.Relu(), ln.Dense(6))
     params = block.init(KEY, X)
-    np.testing.assert_allclose(block.apply(params, X), X + body.apply(params["1_serial"], X), rtol=1e-14)
+    np.testing.assert_allclose(
+        block.apply(params, X), X + body.apply(params["1_serial"], X), rtol=1e-14
+    )
 
 
 def test_repeat_draws_different_weights_for_each_copy():
@@ -44,7 +48,9 @@ def test_repeat_draws_different_weights_for_each_copy():
 @pytest.mark.parametrize(
     "model",
     [
-        ln.serial(ln.Dense(5, 1.0, 0.1), ln.Relu(), ln.residual(ln.Relu(), ln.Dense(5)), ln.Dense(2)),
+        ln.serial(
+            ln.Dense(5, 1.0, 0.1), ln.Relu(), ln.residual(ln.Relu(), ln.Dense(5)), ln.Dense(2)
+        ),
         ln.symmetrize(ln.serial(ln.Dense(5), ln.Erf(), ln.Dense(2))),
         ln.parallel(ln.Dense(3), ln.serial(ln.Dense(4), ln.Relu(), ln.Dense(3))),
     ],
@@ -63,12 +69,19 @@ def test_trace_returns_the_output_of_apply_and_paths_into_the_parameters(model):
 
 @pytest.mark.extended
 def test_traced_preactivations_are_the_affine_maps_of_the_traced_inputs():
-    model = ln.serial(ln.Conv(4, (3, 3), padding="SAME", W_std=1.5), ln.Relu(), ln.Flatten(), ln.Dense(2, 1.5, 0.3))
+    model = ln.serial(
+        ln.Conv(4, (3, 3), padding="SAME", W_std=1.5),
+        ln.Relu(),
+        ln.Flatten(),
+        ln.Dense(2, 1.5, 0.3),
+    )
     params = model.init(KEY, IMAGES)
     _, inside = model.trace(params, IMAGES)
     x, z = inside["3_Dense"]
     own = params["3_Dense"]
-    np.testing.assert_allclose(z, 1.5 * x @ own["W"] / np.sqrt(x.shape[1]) + 0.3 * own["b"][None], rtol=1e-12)
+    np.testing.assert_allclose(
+        z, 1.5 * x @ own["W"] / np.sqrt(x.shape[1]) + 0.3 * own["b"][None], rtol=1e-12
+    )
     np.testing.assert_array_equal(inside["1_Relu"][1], inside["0_Conv"][1])
 
 
@@ -98,20 +111,30 @@ def test_parameters_take_the_dtype_of_the_example():
 def test_conv_equals_the_sum_over_shifts(padding, strides):
     layer = ln.Conv(2, (3, 2), strides, padding, 1.5, 0.5)
     params = layer.init(KEY, IMAGES)
-    pads = [(0, 0)] * 2 if padding == "VALID" else lax.padtype_to_pads(IMAGES.shape[1:3], (3, 2), strides, "SAME")
-    image = np.pad(IMAGES, [(0, 0), *pads, (0, 0)], mode="wrap" if padding == "CIRCULAR" else "constant")
+    pads = (
+        [(0, 0)] * 2
+        if padding == "VALID"
+        else lax.padtype_to_pads(IMAGES.shape[1:3], (3, 2), strides, "SAME")
+    )
+    image = np.pad(
+        IMAGES, [(0, 0), *pads, (0, 0)], mode="wrap" if padding == "CIRCULAR" else "constant"
+    )
     h, w = (image.shape[1] - 3) // strides[0] + 1, (image.shape[2] - 2) // strides[1] + 1
     expected = np.zeros((2, h, w, 2))
     for i in range(h):
         for j in range(w):
-            patch = image[:, i * strides[0] : i * strides[0] + 3, j * strides[1] : j * strides[1] + 2]
+            patch = image[
+                :, i * strides[0] : i * strides[0] + 3, j * strides[1] : j * strides[1] + 2
+            ]
             expected[:, i, j] = np.einsum("nabc,abcf->nf", patch, params["W"])
     expected = 1.5 * expected / np.sqrt(18) + 0.5 * np.asarray(params["b"])
     np.testing.assert_allclose(layer.apply(params, IMAGES), expected, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("name", "reduce", "identity"), [("MaxPool", lax.max, -np.inf), ("SumPool", lax.add, 0.0)])
+@pytest.mark.parametrize(
+    ("name", "reduce", "identity"), [("MaxPool", lax.max, -np.inf), ("SumPool", lax.add, 0.0)]
+)
 def test_pools_equal_reduce_window(name, reduce, identity, padding):
     expected = lax.reduce_window(IMAGES, identity, reduce, (1, 3, 2, 1), (1, 2, 2, 1), padding)
     pooled = getattr(ln, name)((3, 2), (2, 2), padding).apply({}, IMAGES)
@@ -119,7 +142,9 @@ def test_pools_equal_reduce_window(name, reduce, identity, padding):
 
 
 def test_average_pool_is_the_sum_pool_over_the_window_size_also_at_padded_edges():
-    avg, total = (pool((3, 3), (1, 1), "SAME").apply({}, IMAGES) for pool in (ln.AvgPool, ln.SumPool))
+    avg, total = (
+        pool((3, 3), (1, 1), "SAME").apply({}, IMAGES) for pool in (ln.AvgPool, ln.SumPool)
+    )
     np.testing.assert_allclose(avg, total / 9, rtol=1e-14)
 
 
@@ -127,7 +152,9 @@ def test_circular_convolution_commutes_with_shifts():
     layer = ln.Conv(4, (3, 3), padding="CIRCULAR")
     params = layer.init(KEY, IMAGES)
     shifted = layer.apply(params, jnp.roll(IMAGES, (2, 3), (1, 2)))
-    np.testing.assert_allclose(shifted, jnp.roll(layer.apply(params, IMAGES), (2, 3), (1, 2)), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(
+        shifted, jnp.roll(layer.apply(params, IMAGES), (2, 3), (1, 2)), rtol=1e-12, atol=1e-13
+    )
 
 
 def test_max_pool_trace_holds_the_window_entries_whose_maximum_is_the_output():
@@ -143,7 +170,9 @@ def test_layer_norm_has_zero_mean_and_unit_variance_over_features():
 
 
 def test_global_pools_and_flatten():
-    np.testing.assert_allclose(ln.GlobalAvgPool().apply({}, IMAGES), IMAGES.mean((1, 2)), rtol=1e-14)
+    np.testing.assert_allclose(
+        ln.GlobalAvgPool().apply({}, IMAGES), IMAGES.mean((1, 2)), rtol=1e-14
+    )
     np.testing.assert_allclose(ln.GlobalSumPool().apply({}, IMAGES), IMAGES.sum((1, 2)), rtol=1e-13)
     assert ln.Flatten().apply({}, IMAGES).shape == (2, 192)
 

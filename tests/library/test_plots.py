@@ -65,7 +65,9 @@ def test_a_logarithmic_clock_leaves_time_zero_out():
 
 def test_the_limit_of_a_flow_at_infinite_time_is_not_drawn():
     flow = _run()._replace(time=np.array([0.0, 1.0, 10.0, np.inf]))
-    assert plots.plot_trajectories({"kernel": flow}, "train_loss").lines[0].get_xdata().tolist() == [1.0, 10.0]
+    assert plots.plot_trajectories({"kernel": flow}, "train_loss").lines[
+        0
+    ].get_xdata().tolist() == [1.0, 10.0]
 
 
 def test_seeds_become_their_mean_and_a_band_of_one_standard_deviation():
@@ -107,7 +109,9 @@ def test_seeds_with_their_own_learning_rates_stand_at_their_mean_time():
 def test_a_power_law_is_fitted_in_its_range_and_named_in_the_legend():
     alpha = np.array([0.1, 1.0, 10.0, 100.0, 1000.0])
     values = np.where(alpha < 10, 1.0, 3.0 / alpha)
-    ax = plots.plot_power_law(alpha, {"weight drift": values}, fit_range=(10, 1000), ylabel="relative drift")
+    ax = plots.plot_power_law(
+        alpha, {"weight drift": values}, fit_range=(10, 1000), ylabel="relative drift"
+    )
     assert _legend(ax) == ["weight drift: slope −1.00"]
     assert ax.get_ylabel() == "relative drift" and "alpha" in ax.get_xlabel()
     (law,) = [line for line in ax.lines if len(line.get_xdata()) == 2]
@@ -121,10 +125,20 @@ def test_the_fit_range_is_shaded():
 
 
 def test_alpha_infinity_stands_on_the_right_and_takes_no_part_in_the_fit():
-    ax = plots.plot_power_law([1.0, 10.0, np.inf], {"gap": [1.0, 0.1, 7.0], "drift": [1.0, 0.1, 0.0]})
+    ax = plots.plot_power_law(
+        [1.0, 10.0, np.inf], {"gap": [1.0, 0.1, 7.0], "drift": [1.0, 0.1, 0.0]}
+    )
     assert _legend(ax) == ["gap: slope −1.00", "drift: slope −1.00"]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["$10^{0}$", "$10^{1}$", r"$\infty$"]
-    marks = [line.get_xdata() for line in ax.lines if line.get_linestyle() == "None" and line.get_marker() in "os"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [
+        "$10^{0}$",
+        "$10^{1}$",
+        r"$\infty$",
+    ]
+    marks = [
+        line.get_xdata()
+        for line in ax.lines
+        if line.get_linestyle() == "None" and line.get_marker() in "os"
+    ]
     assert [mark.tolist() for mark in marks] == [[1, 10, 100], [1, 10]]
 
 
@@ -137,7 +151,9 @@ def test_seeds_of_a_quantity_become_error_bars_of_one_standard_deviation():
 def test_a_kernel_is_sorted_by_class_and_the_classes_are_named():
     matrix = np.arange(16.0).reshape(4, 4)
     ax = plots.plot_kernel(matrix, labels=[1, 0, 1, 0], name="NTK")
-    np.testing.assert_array_equal(ax.images[0].get_array(), matrix[np.ix_([1, 3, 0, 2], [1, 3, 0, 2])])
+    np.testing.assert_array_equal(
+        ax.images[0].get_array(), matrix[np.ix_([1, 3, 0, 2], [1, 3, 0, 2])]
+    )
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1"]
     np.testing.assert_allclose(ax.get_xticks(), [0.5, 2.5])
     assert ax.figure.axes[1].get_ylabel() == "NTK"
@@ -204,9 +220,15 @@ def test_saving_into_a_missing_folder_names_it(tmp_path):
 
 RUNS = {"run": _run()}
 MISTAKES = {
-    "unknown metric": (lambda: plots.plot_trajectories(RUNS, "loss"), r"'loss'.*\['test_accuracy', 'train_loss'\]"),
+    "unknown metric": (
+        lambda: plots.plot_trajectories(RUNS, "loss"),
+        r"'loss'.*\['test_accuracy', 'train_loss'\]",
+    ),
     "no curves": (lambda: plots.plot_trajectories({}, "train_loss"), "at least one entry"),
-    "no seeds": (lambda: plots.plot_trajectories({"run": []}, "train_loss"), "expected a Trajectory or a list"),
+    "no seeds": (
+        lambda: plots.plot_trajectories({"run": []}, "train_loss"),
+        "expected a Trajectory or a list",
+    ),
     "other steps": (
         lambda: plots.plot_trajectories({"two": [_run(), _run(step=2 * STEP)]}, "train_loss"),
         "different steps.*save_at",
@@ -216,14 +238,26 @@ MISTAKES = {
         "no finite record of 'train_loss'",
     ),
     "no quantities": (lambda: plots.plot_power_law([1.0, 2.0], {}), "at least one entry"),
-    "other length": (lambda: plots.plot_power_law([1.0, 2.0], {"gap": [1.0]}), r"shape \(1, 1\).*a=2"),
-    "negative alpha": (lambda: plots.plot_power_law([-1.0, 2.0], {"gap": [1.0, 1.0]}), r"\[-1.0, 2.0\].*positive"),
-    "only infinity": (lambda: plots.plot_power_law([np.inf], {"gap": [1.0]}), "at least two of them finite"),
+    "other length": (
+        lambda: plots.plot_power_law([1.0, 2.0], {"gap": [1.0]}),
+        r"shape \(1, 1\).*a=2",
+    ),
+    "negative alpha": (
+        lambda: plots.plot_power_law([-1.0, 2.0], {"gap": [1.0, 1.0]}),
+        r"\[-1.0, 2.0\].*positive",
+    ),
+    "only infinity": (
+        lambda: plots.plot_power_law([np.inf], {"gap": [1.0]}),
+        "at least two of them finite",
+    ),
     "one point": (
         lambda: plots.plot_power_law([1.0, 10.0], {"gap": [1.0, 0.0]}),
         "'gap' has 1 positive values.*widen fit_range",
     ),
-    "gram": (lambda: plots.plot_kernel(np.stack(Gram(np.eye(2), np.eye(2)))), "gram.ntk or gram.nngp"),
+    "gram": (
+        lambda: plots.plot_kernel(np.stack(Gram(np.eye(2), np.eye(2)))),
+        "gram.ntk or gram.nngp",
+    ),
     "kernel with nan": (lambda: plots.plot_kernel(np.full((2, 2), np.nan)), "4 non-finite entries"),
     "one-hot labels": (lambda: plots.plot_kernel(np.eye(2), np.eye(2)), r"argmax\(1\)"),
     "labels of a rectangle": (lambda: plots.plot_kernel(np.ones((2, 3)), [0, 1]), "square matrix"),

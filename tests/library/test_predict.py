@@ -1,8 +1,9 @@
 """Oracle: outputs of neural-tangents 0.6.5 in float64, recorded in golden/predict.npz.
 
-`mse`: gradient_descent_mse, learning rate 0.7. `ce`, `ce_mom`: gradient_descent on the cross-entropy averaged over
-examples, learning rate 1, and learning rate 0.1 with momentum 0.9. `ens`: gradient_descent_mse_ensemble of
-`serial(Dense(64, 1.4, 0.2), Erf(), Dense(3, 1.1, 0.1))`, learning rate 0.7, diag_reg 1e-3.
+`mse`: gradient_descent_mse, learning rate 0.7. `ce`, `ce_mom`: gradient_descent on the
+cross-entropy averaged over examples, learning rate 1, and learning rate 0.1 with momentum 0.9.
+`ens`: gradient_descent_mse_ensemble of `serial(Dense(64, 1.4, 0.2), Erf(), Dense(3, 1.1, 0.1))`,
+learning rate 0.7, diag_reg 1e-3.
 """
 
 from __future__ import annotations
@@ -42,7 +43,11 @@ def erf_kernel_fn(x1, x2=None, get=("nngp", "ntk")):
     slope = 4 / np.pi / np.sqrt(root**2 - 4 * q12**2)
     nngp = 1.1**2 * sigma + 0.1**2
     kernels = Kernels(nngp, nngp + 1.1**2 * slope * q12)
-    return getattr(kernels, get) if isinstance(get, str) else Kernels(*(getattr(kernels, name) for name in get))
+    return (
+        getattr(kernels, get)
+        if isinstance(get, str)
+        else Kernels(*(getattr(kernels, name) for name in get))
+    )
 
 
 def _ensemble_kernels():
@@ -77,24 +82,33 @@ def test_times_may_have_any_shape_and_order():
 
 def test_the_full_kernel_of_decoupled_outputs_gives_the_same_predictions():
     z = golden()
-    full, cross = (z[f"mse/k_{name}_train"][:, :, None, None] * np.eye(3) for name in ("train", "test"))
+    full, cross = (
+        z[f"mse/k_{name}_train"][:, :, None, None] * np.eye(3) for name in ("train", "test")
+    )
     for ridge in ({}, {"diag_reg": 0.1}, {"diag_reg": 0.1, "diag_reg_absolute_scale": True}):
         small = predict.gradient_descent_mse(z["mse/k_train_train"], z["mse/y"], **ridge)
         large = predict.gradient_descent_mse(full, z["mse/y"], trace_axes=(), **ridge)
-        _close(large(5.0, None, z["mse/g0"], cross), small(5.0, None, z["mse/g0"], z["mse/k_test_train"]), 1e-9)
+        _close(
+            large(5.0, None, z["mse/g0"], cross),
+            small(5.0, None, z["mse/g0"], z["mse/k_test_train"]),
+            1e-9,
+        )
 
 
 def test_the_relative_ridge_is_a_fraction_of_the_mean_diagonal_entry():
     z = golden()
     kernel = z["mse/k_train_train"]
     relative = predict.gradient_descent_mse(kernel, z["mse/y"], diag_reg=0.1)
-    absolute = predict.gradient_descent_mse(kernel + 0.1 * np.trace(kernel) / 12 * np.eye(12), z["mse/y"])
+    absolute = predict.gradient_descent_mse(
+        kernel + 0.1 * np.trace(kernel) / 12 * np.eye(12), z["mse/y"]
+    )
     _close(relative(5.0), absolute(5.0), 1e-12)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
-    ("case", "settings"), [("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})]
+    ("case", "settings"),
+    [("ce", {"learning_rate": 1.0}), ("ce_mom", {"learning_rate": 0.1, "momentum": 0.9})],
 )
 def test_gradient_descent_agrees_with_neural_tangents(case, settings):
     z = golden()
@@ -108,7 +122,9 @@ def test_gradient_descent_agrees_with_neural_tangents(case, settings):
 @pytest.mark.parametrize("t", [None, 5.0])
 def test_the_ensemble_agrees_with_neural_tangents(t):
     z = golden()
-    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"], 0.7, 1e-3)
+    predict_fn = predict.gradient_descent_mse_ensemble(
+        erf_kernel_fn, z["ens/x1"], z["ens/y"], 0.7, 1e-3
+    )
     both = predict_fn(t, z["ens/x2"], compute_cov=True)
     assert both._fields == ("nngp", "ntk")
     for get in ("nngp", "ntk"):
@@ -180,7 +196,9 @@ def test_predictions_have_the_dtype_of_the_targets():
 @pytest.mark.parametrize("get", ["nngp", "ntk"])
 def test_with_a_ridge_the_training_set_is_still_the_test_set_at_the_training_inputs(get, t):
     z = golden()
-    predict_fn = predict.gradient_descent_mse_ensemble(erf_kernel_fn, z["ens/x1"], z["ens/y"], 1.0, 0.1)
+    predict_fn = predict.gradient_descent_mse_ensemble(
+        erf_kernel_fn, z["ens/x1"], z["ens/y"], 1.0, 0.1
+    )
     left_out = predict_fn(t, None, get=get, compute_cov=True)
     given = predict_fn(t, z["ens/x1"], get=get, compute_cov=True)
     _close(left_out.mean, given.mean, 1e-12)
@@ -197,7 +215,9 @@ def test_gp_inference_of_the_training_set_is_its_posterior_given_noise(get, name
     _close(predict_fn(get), gain @ z["ens/y"], 1e-9)
     _close(predict_fn(get, None, True).covariance, kernel - gain @ kernel, 1e-9)
     _close(predict_fn("ntk", None, True).mean, predict_fn("ntk", train, train).mean, 1e-12)
-    _close(predict_fn("ntk", None, True).covariance, predict_fn("ntk", train, train).covariance, 1e-12)
+    _close(
+        predict_fn("ntk", None, True).covariance, predict_fn("ntk", train, train).covariance, 1e-12
+    )
 
 
 def test_targets_that_are_integers_or_booleans_are_computed_in_floating_point():
@@ -211,7 +231,10 @@ def test_named_tuples_of_predictions_are_one_class_that_pickles():
     z = golden()
     train, cross, test = _ensemble_kernels()
     predict_fn = predict.gp_inference(train, z["ens/y"], 1e-3)
-    first, second = predict_fn(("ntk", "nngp"), cross, test), predict_fn(("ntk", "nngp"), cross, test)
+    first, second = (
+        predict_fn(("ntk", "nngp"), cross, test),
+        predict_fn(("ntk", "nngp"), cross, test),
+    )
     assert type(first) is type(second) and first._fields == ("ntk", "nngp")
     for copied in (pickle.loads(pickle.dumps(first)), copy.deepcopy(first)):
         assert type(copied) is type(first)
@@ -224,9 +247,15 @@ def test_the_covariance_of_trained_networks_needs_both_kernels():
     train, cross, test = _ensemble_kernels()
     y = golden()["ens/y"]
     for kernels in ((train.ntk, cross.ntk), (train, cross.ntk), (train.ntk, cross)):
-        with pytest.raises(ValueError, match=r"expected NNGP and NTK.*pass Gram\(nngp=..., ntk=...\)"):
+        with pytest.raises(
+            ValueError, match=r"expected NNGP and NTK.*pass Gram\(nngp=..., ntk=...\)"
+        ):
             predict.gp_inference(kernels[0], y)("ntk", kernels[1], test.nngp)
-    _close(predict.gp_inference(train.ntk, y)("ntk", cross.ntk), predict.gp_inference(train, y)("ntk", cross), 1e-12)
+    _close(
+        predict.gp_inference(train.ntk, y)("ntk", cross.ntk),
+        predict.gp_inference(train, y)("ntk", cross),
+        1e-12,
+    )
     predict.gp_inference(train.ntk, y)("ntkgp", cross.ntk, test.ntk)
 
 
@@ -253,7 +282,9 @@ def test_predictions_are_those_of_neural_tangents(get):
     train, cross, test = (Kernels(*map(jnp.asarray, kernel)) for kernel in _ensemble_kernels())
     y = jnp.asarray(z["ens/y"])
     for diag_reg in (1e-3, 0.3):
-        expected, found = (library.gp_inference(train, y, diag_reg) for library in (theirs, predict))
+        expected, found = (
+            library.gp_inference(train, y, diag_reg) for library in (theirs, predict)
+        )
         prior = test.ntk if get == "ntkgp" else test.nngp
         _close(found(get, cross, prior).mean, expected(get, cross, prior).mean, 1e-8)
         _close(found(get, cross, prior).covariance, expected(get, cross, prior).covariance, 1e-8)
@@ -262,7 +293,9 @@ def test_predictions_are_those_of_neural_tangents(get):
         _close(found(get, None, True).covariance, at_training.covariance, 1e-8)
         if get != "ntkgp":
             own, other = (
-                library.gradient_descent_mse_ensemble(kernel_fn, jnp.asarray(z["ens/x1"]), y, 0.7, diag_reg)
+                library.gradient_descent_mse_ensemble(
+                    kernel_fn, jnp.asarray(z["ens/x1"]), y, 0.7, diag_reg
+                )
                 for library in (predict, theirs)
             )
             for t in (None, 5.0):
@@ -279,12 +312,21 @@ FULL = EYE[:, :, None, None] * np.eye(3)
     ("call", "message"),
     [
         (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=()), r"trace_axes = \(\)"),
-        (lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)), r"expected targets \[n, k\] and \(-1,\)"),
-        (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0), "fx_test_0 without k_test_train"),
+        (
+            lambda: predict.gradient_descent_mse(EYE, Y, trace_axes=(0,)),
+            r"expected targets \[n, k\] and \(-1,\)",
+        ),
+        (
+            lambda: predict.gradient_descent_mse(EYE, Y)(1.0, 0.0, 0.0),
+            "fx_test_0 without k_test_train",
+        ),
         (lambda: predict.gradient_descent_mse(EYE, Y)(-1.0), "times >= 0"),
         (lambda: predict.gradient_descent_mse(EYE, Y)(np.nan), "increasing times"),
         (lambda: predict.gradient_descent_mse(EYE + np.tri(2), Y)(1.0), "not symmetric"),
-        (lambda: predict.gradient_descent_mse(EYE * np.nan, Y)(1.0), "4 entries that are not finite"),
+        (
+            lambda: predict.gradient_descent_mse(EYE * np.nan, Y)(1.0),
+            "4 entries that are not finite",
+        ),
         (lambda: predict.gradient_descent_mse(EYE, Y * np.nan)(1.0), "y has 6 NaN"),
         (lambda: predict.gradient_descent_mse(EYE, Y, diag_reg=-0.1), "diag_reg got -0.1"),
         (lambda: predict.gp_inference(EYE, Y, diag_reg=np.nan)("nngp"), "diag_reg got nan"),
@@ -293,7 +335,10 @@ FULL = EYE[:, :, None, None] * np.eye(3)
         (lambda: predict.gradient_descent(cross_entropy, EYE, Y, momentum=1.0), "momentum got 1.0"),
         (lambda: predict.gp_inference(EYE, Y)("cov1"), "get = 'cov1'"),
         (lambda: predict.gradient_descent_mse(EYE, Y)([]), "at least one time"),
-        (lambda: predict.gradient_descent_mse(EYE, Y)(1.0, np.ones((5, 1))), "fx_train_0 has shape"),
+        (
+            lambda: predict.gradient_descent_mse(EYE, Y)(1.0, np.ones((5, 1))),
+            "fx_train_0 has shape",
+        ),
         (lambda: predict.gp_inference(EYE, Y, trace_axes=()), r"write kernel\[:, :, None, None\]"),
         (
             lambda: predict.gp_inference(FULL, Y, trace_axes=())("nngp", FULL, FULL),
@@ -302,7 +347,10 @@ FULL = EYE[:, :, None, None] * np.eye(3)
         (lambda: predict.max_learning_rate(EYE, y_train_size=0), "y_train_size got 0"),
         (lambda: predict.max_learning_rate(EYE, y_train_size=-3), "y_train_size got -3"),
         (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
-        (lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"), "get = 'ntkgp'"),
+        (
+            lambda: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(get="ntkgp"),
+            "get = 'ntkgp'",
+        ),
     ],
 )
 def test_a_mistake_is_named(call, message):
@@ -319,23 +367,34 @@ def test_a_mistake_is_named(call, message):
         lambda a: predict.gp_inference(a * jnp.eye(2), Y),
         lambda a: predict.gp_inference(EYE, Y)("nngp", a * jnp.eye(2)),
         lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, a * jnp.eye(2), Y),
-        lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(x_test=a * jnp.eye(2)),
+        lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(
+            x_test=a * jnp.eye(2)
+        ),
         lambda a: predict.max_learning_rate(a * jnp.eye(2)),
     ],
 )
 @pytest.mark.parametrize("transform", [jax.jit, jax.grad])
 def test_inside_a_transformation_the_way_out_is_named(call, transform):
-    with pytest.raises(TypeError, match=r"got a traced array, .* outside of jit, grad and vmap, or write .*jnp.linalg"):
+    with pytest.raises(
+        TypeError,
+        match=r"got a traced array, .* outside of jit, grad and vmap, or write .*jnp.linalg",
+    ):
         transform(lambda a: (call(a), a)[1])(1.0)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: predict.gradient_descent_mse(Kernels(EYE, EYE), Y), "pass k_train_train.ntk or|Type-check"),
+        (
+            lambda: predict.gradient_descent_mse(Kernels(EYE, EYE), Y),
+            "pass k_train_train.ntk or|Type-check",
+        ),
         (lambda: predict.gradient_descent_mse("ntk", Y), "k_train_train got a str|Type-check"),
         (lambda: predict.gradient_descent(EYE, Y, 1.0), "loss got a ndarray|Type-check"),
-        (lambda: predict.gradient_descent_mse_ensemble(EYE, EYE, Y), "kernel_fn got a ndarray|Type-check"),
+        (
+            lambda: predict.gradient_descent_mse_ensemble(EYE, EYE, Y),
+            "kernel_fn got a ndarray|Type-check",
+        ),
         (lambda: predict.gradient_descent_mse(EYE, Y[:, 0]), r"y_train\[:, None\]|Type-check"),
         (lambda: predict.gradient_descent_mse(EYE, Y * 1j), "y_train has dtype complex128"),
     ],

@@ -45,9 +45,20 @@ def own_program(x):
 
 
 POOLS = (ln.AvgPool((2, 2)), ln.SumPool((2, 2)), ln.MaxPool((2, 2), (2, 2)), ln.GlobalAvgPool())
-ACTIVATIONS = ln.Relu(), ln.LeakyRelu(0.1), ln.Abs(), ln.ABRelu(0.2, 1.0), ln.Erf(), ln.Gelu(), ln.Sin(), ln.Cos()
+ACTIVATIONS = (
+    ln.Relu(),
+    ln.LeakyRelu(0.1),
+    ln.Abs(),
+    ln.ABRelu(0.2, 1.0),
+    ln.Erf(),
+    ln.Gelu(),
+    ln.Sin(),
+    ln.Cos(),
+)
 MODELS = {
-    "serial": lambda: ln.serial(ln.Dense(6, 1.5, 0.1), ln.LayerNorm(), ln.Dense(2, parameterization="standard")),
+    "serial": lambda: ln.serial(
+        ln.Dense(6, 1.5, 0.1), ln.LayerNorm(), ln.Dense(2, parameterization="standard")
+    ),
     "residual": lambda: ln.serial(
         ln.residual(ln.Identity(), ln.Dense(3)), ln.residual(ln.Dense(3), shortcut=ln.Dense(3))
     ),
@@ -57,10 +68,16 @@ MODELS = {
     "freeze": lambda: ln.serial(ln.freeze(ln.Dense(3)), ln.Dense(1)),
     "remat": lambda: remat(ln.serial(ln.Dense(3), ln.Dense(2))),
     "own layer": lambda: ln.layer("Own", own_layer, init=own_init),
-    "pools": lambda: ln.serial(ln.Conv(4, (3, 3), padding="SAME"), *POOLS[:3], ln.Conv(3), POOLS[3]),
+    "pools": lambda: ln.serial(
+        ln.Conv(4, (3, 3), padding="SAME"), *POOLS[:3], ln.Conv(3), POOLS[3]
+    ),
     "sum": lambda: ln.serial(ln.Conv(4), ln.GlobalSumPool(), ln.Dense(2)),
-    "activations": lambda: ln.serial(ln.Dense(3), *ACTIVATIONS, ln.elementwise(own_function), ln.Dense(1)),
-    "wrapped functions": lambda: ln.serial(*map(ln.elementwise, (jnp.tanh, jax.nn.relu, jax.nn.silu, own_program))),
+    "activations": lambda: ln.serial(
+        ln.Dense(3), *ACTIVATIONS, ln.elementwise(own_function), ln.Dense(1)
+    ),
+    "wrapped functions": lambda: ln.serial(
+        *map(ln.elementwise, (jnp.tanh, jax.nn.relu, jax.nn.silu, own_program))
+    ),
     "flat": lambda: ln.serial(ln.Conv(4, W_std=np.float64(1.5)), ln.Flatten(), ln.Dense(2)),
 }
 
@@ -81,7 +98,9 @@ def test_a_model_comes_back_from_pickle_as_the_same_functions(name, protocol):
     again = pickle.loads(pickle.dumps(model, protocol))
     assert again == model and hash(again) == hash(model)
     assert again.apply is model.apply
-    np.testing.assert_array_equal(again.apply(_params(name), _inputs(name)), model.apply(_params(name), _inputs(name)))
+    np.testing.assert_array_equal(
+        again.apply(_params(name), _inputs(name)), model.apply(_params(name), _inputs(name))
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -129,7 +148,8 @@ def test_functions_that_nobody_holds_are_forgotten():
 
 def test_one_function_serves_layers_of_different_rows():
     first, second = (
-        ln.layer("Own", own_layer, init=own_init, rows=rows, kernel=own_function) for rows in (jnp.sin, jnp.cos)
+        ln.layer("Own", own_layer, init=own_init, rows=rows, kernel=own_function)
+        for rows in (jnp.sin, jnp.cos)
     )
     assert ln.model.structure(first.apply).rows[""] is jnp.sin
     assert ln.model.structure(second.apply).rows[""] is jnp.cos
@@ -166,7 +186,9 @@ RECORDS = {
     "Gram": ln.Gram(X, X),
     "Trajectory": CURVE,
     "TrainState": ln.TrainState(1, 0.1, PARAMS, ()),
-    "EnsembleCurve": ensembles.EnsembleCurve(np.arange(1), np.arange(1.0), np.zeros((1, 1, 1, 1)), PARAMS),
+    "EnsembleCurve": ensembles.EnsembleCurve(
+        np.arange(1), np.arange(1.0), np.zeros((1, 1, 1, 1)), PARAMS
+    ),
     "SGD": ln.sgd(0.9),
     "schedule": ln.inverse_epoch_decay(0.1, 7),
     "own schedule": optimizers.step_sizes(ln.sgd(), ln.inverse_epoch_decay(0.1, 7)),
@@ -180,7 +202,9 @@ def test_records_come_back_equal(name, copied):
     assert type(again) is type(RECORDS[name])
     assert jax.tree.structure(again) == jax.tree.structure(RECORDS[name])
     jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a, b) if hasattr(a, "shape") else a == b, again, RECORDS[name]
+        lambda a, b: np.testing.assert_array_equal(a, b) if hasattr(a, "shape") else a == b,
+        again,
+        RECORDS[name],
     )
 
 

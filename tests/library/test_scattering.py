@@ -39,7 +39,12 @@ def relative(a, b):
 
 @pytest.mark.parametrize(
     ("case", "chunk"),
-    [("a", None), ("e", 4), *(extended(case, None) for case in CASES if case != "a"), extended("a", 100)],
+    [
+        ("a", None),
+        ("e", 4),
+        *(extended(case, None) for case in CASES if case != "a"),
+        extended("a", 100),
+    ],
 )
 def test_coefficients_equal_those_of_kymatio_in_float32(golden, case, chunk):
     facts = CASES[case]
@@ -57,7 +62,9 @@ def test_every_channel_equals_kymatio_s(golden):
 
 def test_the_exact_pi_differs_from_kymatio_s_by_a_power_of_their_ratio_per_order():
     x = image(32, 32)
-    exact, legacy = (scattering2d(x, filter_bank((32, 32), 2, pi=pi)) for pi in ("exact", "kymatio"))
+    exact, legacy = (
+        scattering2d(x, filter_bank((32, 32), 2, pi=pi)) for pi in ("exact", "kymatio")
+    )
     gain = np.array([(np.pi / 3.1415) ** (path.order + 1) for path in scattering_paths(2)])
     np.testing.assert_allclose(legacy, gain[:, None, None] * exact, rtol=1e-12)
 
@@ -114,7 +121,9 @@ def test_paths_are_as_many_as_coefficients_and_come_in_kymatio_s_order(J, L, cou
     paths = scattering_paths(J, L)
     second = [p for p in paths if p.order == 2]
     assert len(paths) == count == len(set(paths))
-    assert paths[0] == Path(0, (), ()) and [p.order for p in paths] == sorted(p.order for p in paths)
+    assert paths[0] == Path(0, (), ()) and [p.order for p in paths] == sorted(
+        p.order for p in paths
+    )
     assert second == sorted(second, key=lambda p: (p.j[0], p.theta[0], p.j[1], p.theta[1]))
     assert all(p.j[0] < p.j[1] for p in second)
 
@@ -132,7 +141,9 @@ def test_channels_last_images_give_channels_last_coefficients():
     x, filters = image(2, 16, 16, 3), filter_bank((16, 16), 2, 4)
     got = scattering2d_nhwc(x, filters)
     assert got.shape == (2, 4, 4, 3 * 25)
-    np.testing.assert_array_equal(got[..., 25:50], np.moveaxis(scattering2d(x[..., 1], filters), 1, -1))
+    np.testing.assert_array_equal(
+        got[..., 25:50], np.moveaxis(scattering2d(x[..., 1], filters), 1, -1)
+    )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, extended(jnp.float64)])
@@ -155,8 +166,12 @@ def test_jit_vmap_and_the_batch_axis_agree():
     x, filters = image(3, 2, 16, 16), filter_bank((16, 16), 2, 4)
     expected = scattering2d(x, filters)
     np.testing.assert_allclose(jax.jit(scattering2d)(x, filters), expected, atol=1e-13)
-    np.testing.assert_allclose(jax.vmap(lambda u: scattering2d(u, filters))(jnp.asarray(x)), expected, atol=1e-13)
-    np.testing.assert_allclose(jnp.stack([scattering2d(u, filters) for u in x]), expected, atol=1e-13)
+    np.testing.assert_allclose(
+        jax.vmap(lambda u: scattering2d(u, filters))(jnp.asarray(x)), expected, atol=1e-13
+    )
+    np.testing.assert_allclose(
+        jnp.stack([scattering2d(u, filters) for u in x]), expected, atol=1e-13
+    )
 
 
 @pytest.mark.extended
@@ -179,7 +194,9 @@ def test_derivatives_agree_with_finite_differences():
 @pytest.mark.extended
 def test_gradients_are_finite_at_zero_and_constant_images(sampling):
     filters = filter_bank((16, 16), 2, 2, sampling=sampling)
-    gradient = jax.jit(jax.grad(lambda u: (scattering2d(u, filters) ** 2).sum() + scattering2d(u, filters).sum()))
+    gradient = jax.jit(
+        jax.grad(lambda u: (scattering2d(u, filters) ** 2).sum() + scattering2d(u, filters).sum())
+    )
     for value in (0.0, 1.0, -1e-30):
         assert bool(jnp.isfinite(gradient(jnp.full((16, 16), value))).all())
 
@@ -195,7 +212,10 @@ def test_hessian_vector_products_are_finite_at_the_zero_image():
 def test_the_filters_can_be_differentiated():
     x, filters = jnp.asarray(image(8, 8)), filter_bank((8, 8), 2, 1)
     gradient = jax.grad(lambda f: (scattering2d(x, f) ** 2).sum())(filters)
-    assert gradient.psi[0][0].shape == filters.psi[0][0].shape and float(abs(gradient.psi[0][1]).max()) > 0
+    assert (
+        gradient.psi[0][0].shape == filters.psi[0][0].shape
+        and float(abs(gradient.psi[0][1]).max()) > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +261,11 @@ def test_orders_above_two_are_refused(max_order):
 
 
 def count_ffts(jaxpr):
-    inner = [value for eqn in jaxpr.eqns for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns"))]
+    inner = [
+        value
+        for eqn in jaxpr.eqns
+        for value in jax.tree.leaves(eqn.params, is_leaf=lambda v: hasattr(v, "eqns"))
+    ]
     nested = [getattr(value, "jaxpr", value) for value in inner]
     return sum(eqn.primitive.name == "fft" for eqn in jaxpr.eqns) + sum(
         count_ffts(sub) for sub in nested if hasattr(sub, "eqns")
@@ -290,7 +314,10 @@ def test_second_derivatives_of_the_modulus_are_those_of_its_formula_at_any_size(
 
 @pytest.mark.extended
 def test_second_derivatives_are_finite_at_tiny_images():
-    filters, x = filter_bank((8, 8), 1, 2), np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
+    filters, x = (
+        filter_bank((8, 8), 1, 2),
+        np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32),
+    )
     along = lambda t: scattering2d(jnp.float32(1e-15) * (x + t * x[::-1]), filters).sum()  # noqa: E731
     assert np.isfinite(jax.grad(jax.grad(along))(jnp.float32(0.0)))
 

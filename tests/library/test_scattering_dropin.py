@@ -32,9 +32,15 @@ def test_calling_equals_the_transform_with_kymatio_s_pi():
 
 @pytest.mark.parametrize(
     ("frontend", "to_numpy", "to_jax"),
-    [(None, np.ndarray, jax.Array), ("numpy", np.ndarray, np.ndarray), ("jax", jax.Array, jax.Array)],
+    [
+        (None, np.ndarray, jax.Array),
+        ("numpy", np.ndarray, np.ndarray),
+        ("jax", jax.Array, jax.Array),
+    ],
 )
-def test_the_output_has_the_type_of_the_input_unless_the_frontend_fixes_it(frontend, to_numpy, to_jax):
+def test_the_output_has_the_type_of_the_input_unless_the_frontend_fixes_it(
+    frontend, to_numpy, to_jax
+):
     S = Scattering2D(1, (8, 8), 2, frontend=frontend)
     assert isinstance(S(image(8, 8)), to_numpy)
     assert isinstance(S(jnp.asarray(image(8, 8))), to_jax)
@@ -53,7 +59,9 @@ def test_a_list_carries_the_coefficients_with_their_paths():
     assert len(entries) == len(scattering_paths(2, 4))
     assert entries[0]["j"] == entries[0]["n"] == entries[0]["theta"] == ()
     for k, entry in enumerate(entries):
-        assert entry["n"] == tuple(j * 4 + t for j, t in zip(entry["j"], entry["theta"], strict=True))
+        assert entry["n"] == tuple(
+            j * 4 + t for j, t in zip(entry["j"], entry["theta"], strict=True)
+        )
         np.testing.assert_array_equal(entry["coef"], array[:, k])
 
 
@@ -67,8 +75,13 @@ def test_images_may_be_padded_by_the_caller():
 def test_filters_are_listed_as_kymatio_lists_them():
     S = Scattering2D(3, (16, 16), 4)
     assert [(f["j"], f["theta"]) for f in S.psi] == [(j, t) for j in range(3) for t in range(4)]
-    assert [[level.shape for level in f["levels"]] for f in S.psi[::4]] == [[(32, 32)], *[[(32, 32), (16, 16)]] * 2]
-    assert [level.shape for level in S.phi["levels"]] == [(32, 32), (16, 16), (8, 8)] and S.phi["j"] == 3
+    assert [[level.shape for level in f["levels"]] for f in S.psi[::4]] == [
+        [(32, 32)],
+        *[[(32, 32), (16, 16)]] * 2,
+    ]
+    assert [level.shape for level in S.phi["levels"]] == [(32, 32), (16, 16), (8, 8)] and S.phi[
+        "j"
+    ] == 3
 
 
 @pytest.mark.parametrize(
@@ -111,7 +124,10 @@ def test_rows_of_pixels_become_rows_of_coefficients():
 
 def test_importing_it_does_not_import_scikit_learn_or_kymatio():
     code = "import sys, lazynet.scattering; print(sorted({'sklearn', 'kymatio', 'scipy.fft'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )
 
 
 @pytest.mark.oracle

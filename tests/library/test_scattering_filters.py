@@ -16,8 +16,15 @@ def spatial_wavelet(shape, j, theta, L, *, subtract_mean):
     sigma, xi, slant = 0.8 * 2**j, 3 * math.pi / 4 / 2**j, 4 / L
     rows, columns = (np.arange(-6 * n, 7 * n) for n in shape)
     u, v = np.meshgrid(rows, columns, indexing="ij")
-    along, across = math.cos(theta) * u + math.sin(theta) * v, math.cos(theta) * v - math.sin(theta) * u
-    envelope = np.exp(-(along**2 + slant**2 * across**2) / (2 * sigma**2)) * slant / (2 * math.pi * sigma**2)
+    along, across = (
+        math.cos(theta) * u + math.sin(theta) * v,
+        math.cos(theta) * v - math.sin(theta) * u,
+    )
+    envelope = (
+        np.exp(-(along**2 + slant**2 * across**2) / (2 * sigma**2))
+        * slant
+        / (2 * math.pi * sigma**2)
+    )
     wave = envelope * np.exp(1j * xi * along)
     if subtract_mean:
         wave = wave - wave.sum() / envelope.sum() * envelope
@@ -75,12 +82,21 @@ def test_averages_of_a_constant_are_the_constant(pool, sampling):
     filters = filter_bank((32, 28), 2, pool=pool, sampling=sampling)
     for axes in filters.average:
         for matrix in axes:
-            np.testing.assert_allclose(matrix.sum(1), 1.0, atol=2e-5 if pool == "lowpass" else 1e-14)
+            np.testing.assert_allclose(
+                matrix.sum(1), 1.0, atol=2e-5 if pool == "lowpass" else 1e-14
+            )
 
 
 @pytest.mark.parametrize(
     ("size", "J", "expected"),
-    [(32, 2, (4, 4)), (28, 2, (4, 4)), (32, 3, (8, 8)), (32, 4, (16, 16)), (32, 5, (32, 32)), (31, 2, (2, 3))],
+    [
+        (32, 2, (4, 4)),
+        (28, 2, (4, 4)),
+        (32, 3, (8, 8)),
+        (32, 4, (16, 16)),
+        (32, 5, (32, 32)),
+        (31, 2, (2, 3)),
+    ],
 )
 def test_margins_are_those_of_kymatio(size, J, expected):
     assert filter_bank((size, size), J).margins[0] == expected
@@ -119,7 +135,10 @@ def test_a_filter_bank_is_a_frozen_pytree_of_arrays():
         (dict(shape=(32, 32), J=2, pool="max"), "pool must be one of"),
         (dict(shape=(32, 32), J=2, pi="3.14"), "pi must be one of"),
         (dict(shape=(32, 32), J=2, wavelet="haar"), "'morlet', 'gabor' or a function"),
-        (dict(shape=(32, 32), J=2, wavelet=lambda w0, w1, j, theta: w0 + w1), "expected \\[L, P, Q\\]"),
+        (
+            dict(shape=(32, 32), J=2, wavelet=lambda w0, w1, j, theta: w0 + w1),
+            "expected \\[L, P, Q\\]",
+        ),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_remedy(arguments, message):
@@ -127,7 +146,9 @@ def test_wrong_arguments_are_refused_with_the_remedy(arguments, message):
         filter_bank(**arguments)
 
 
-@pytest.mark.parametrize(("J", "size", "upper"), [(2, 32, 1.0), (3, 32, 1.0185), (4, 64, 1.0485), (5, 32, 1.0442)])
+@pytest.mark.parametrize(
+    ("J", "size", "upper"), [(2, 32, 1.0), (3, 32, 1.0185), (4, 64, 1.0485), (5, 32, 1.0442)]
+)
 def test_littlewood_paley_sum_has_its_measured_bounds(J, size, upper):
     report = littlewood_paley(filter_bank((size, size), J))
     assert report.upper == pytest.approx(upper, abs=1e-3)
@@ -158,9 +179,12 @@ def test_frame_bounds_equal_those_of_the_dense_operator(level):
 
 
 @pytest.mark.parametrize(
-    ("J", "size", "first", "second", "bound"), [(2, 32, 1.0474, 1.011, 1.033), (3, 32, 1.1252, 1.049, 1.091)]
+    ("J", "size", "first", "second", "bound"),
+    [(2, 32, 1.0474, 1.011, 1.033), (3, 32, 1.1252, 1.049, 1.091)],
 )
-def test_frame_bounds_and_lipschitz_constant_have_their_measured_values(J, size, first, second, bound):
+def test_frame_bounds_and_lipschitz_constant_have_their_measured_values(
+    J, size, first, second, bound
+):
     filters = filter_bank((size, size), J, padding="periodic")
     assert frame_bounds(filters)[0][1] == pytest.approx(first, abs=1e-3)
     assert max(upper for _, upper in frame_bounds(filters)[1:]) < second
@@ -182,7 +206,9 @@ def test_frame_normalization_makes_every_layer_nonexpansive(sampling):
 
 
 def test_frame_normalization_scales_every_filter_and_average_alike():
-    plain, scaled = (filter_bank((16, 16), 2, 4, normalize=normalize) for normalize in (None, "frame"))
+    plain, scaled = (
+        filter_bank((16, 16), 2, 4, normalize=normalize) for normalize in (None, "frame")
+    )
     ratio = float(scaled.psi[0][0][0, 3, 3] / plain.psi[0][0][0, 3, 3])
     np.testing.assert_allclose(scaled.psi[0][1], ratio * plain.psi[0][1], rtol=1e-12)
     low = [np.outer(f.average[1][0][0], f.average[1][1][0]) for f in (plain, scaled)]

@@ -56,7 +56,9 @@ def test_sides_that_cannot_be_halved_are_refused():
 
 
 def test_the_cascade_of_gaussians_aliases_as_measured():
-    np.testing.assert_allclose([cascade_aliasing(s) for s in range(3)], [0.454, 0.0425, 3.3e-6], rtol=0.05)
+    np.testing.assert_allclose(
+        [cascade_aliasing(s) for s in range(3)], [0.454, 0.0425, 3.3e-6], rtol=0.05
+    )
 
 
 @pytest.mark.extended
@@ -74,7 +76,10 @@ def test_moments_approach_the_expected_modulus_of_filtered_white_noise():
     x = np.random.default_rng(0).standard_normal((200, 64, 64))
     moments = np.asarray(scattering_moments(x, filters, max_order=1))[:, 1:]
     psi = np.asarray(filters.psi[0][0])
-    z = np.random.default_rng(1).standard_normal((2000, 2, 64 * 64)) @ np.fft.ifft2(psi).reshape(2, -1).T
+    z = (
+        np.random.default_rng(1).standard_normal((2000, 2, 64 * 64))
+        @ np.fft.ifft2(psi).reshape(2, -1).T
+    )
     expected = [abs(z[:, 0, t]).mean() for t in range(2)]
     error = [abs(z[:, 0, t]).std() / np.sqrt(2000) for t in range(2)]
     assert np.all(abs(moments.mean(0) - expected) < 4 * np.array(error))

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lazynet.scattering import angles, filter_bank, morlet, rototranslation_scattering, scattering2d, scattering_paths
+from lazynet.scattering import (
+    angles,
+    filter_bank,
+    morlet,
+    rototranslation_scattering,
+    scattering2d,
+    scattering_paths,
+)
 from lazynet.scattering.wavelets import frequencies
 
 
@@ -43,7 +50,9 @@ def test_coefficients_equal_the_defining_sum():
     for d in range(L):
         z = [convolve(y1[s], coarse[(d + s) % (2 * L)])[::2, ::2] for s in range(2 * L)]
         for k, psi in enumerate(along):
-            y2 = [abs(sum(z[s] * psi[(t - s) % (2 * L)] for s in range(2 * L))) for t in range(2 * L)]
+            y2 = [
+                abs(sum(z[s] * psi[(t - s) % (2 * L)] for s in range(2 * L))) for t in range(2 * L)
+            ]
             expected[d, k] = np.mean(y2)
     got = np.asarray(rototranslation_scattering(x, filters, angular_scales=scales))[:, 0, 0]
     np.testing.assert_allclose(got[0], x.mean(), atol=1e-12)
@@ -69,18 +78,25 @@ def crossing_and_separate_strokes(n=32):
         return np.exp(-(rows**2 + columns**2) / (2 * 2.5**2))
 
     wave = 3 * np.pi / 4
-    return np.stack([blob(8) * np.cos(wave * u) + blob(center) * np.cos(wave * v) for center in (8, 24)])
+    return np.stack(
+        [blob(8) * np.cos(wave * u) + blob(center) * np.cos(wave * v) for center in (8, 24)]
+    )
 
 
 @pytest.mark.extended
 def test_only_the_joint_transform_tells_crossing_strokes_from_separate_ones():
-    x, filters = crossing_and_separate_strokes(), filter_bank((32, 32), 3, 8, padding="periodic", pool="mean")
+    x, filters = (
+        crossing_and_separate_strokes(),
+        filter_bank((32, 32), 3, 8, padding="periodic", pool="mean"),
+    )
     paths = scattering_paths(3, 8)
     plain = np.asarray(scattering2d(x, filters))[..., 0, 0]
     scales = sorted({path.j for path in paths})
     averaged = np.stack([plain[:, [p.j == j for p in paths]].mean(1) for j in scales], 1)
     joint = np.asarray(rototranslation_scattering(x, filters, angular_scales=3))[..., 0, 0]
-    change = [np.linalg.norm((f[0] - f[1])[4:]) / np.linalg.norm(f[0][4:]) for f in (averaged, joint)]
+    change = [
+        np.linalg.norm((f[0] - f[1])[4:]) / np.linalg.norm(f[0][4:]) for f in (averaged, joint)
+    ]
     assert change[0] < 0.02 and change[1] > 5 * change[0]
 
 

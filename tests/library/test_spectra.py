@@ -55,7 +55,8 @@ def forms(tmp_path):
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- eigenvalues
+# -------------------------------------------------------------------------------------------------------
+# eigenvalues
 
 
 @pytest.mark.parametrize("convolutional", [False, extended(True)])
@@ -63,7 +64,9 @@ def forms(tmp_path):
 def test_top_eigenvalues_are_those_of_the_formed_kernel(convolutional):
     product, shape, kernel = problem(convolutional)
     expected = np.linalg.eigvalsh(kernel)[::-1][:5]
-    np.testing.assert_allclose(spectra.top_eigenvalues(product, 5, key=KEY, shape=shape), expected, rtol=1e-8)
+    np.testing.assert_allclose(
+        spectra.top_eigenvalues(product, 5, key=KEY, shape=shape), expected, rtol=1e-8
+    )
 
 
 @pytest.mark.extended
@@ -74,7 +77,9 @@ def test_top_eigenvalues_are_the_same_for_every_form_of_a_kernel(tmp_path):
 
 
 def test_ritz_values_approach_the_largest_eigenvalue_from_below():
-    values = [spectra.top_eigenvalues(decaying(), 1, key=KEY, steps=steps)[0] for steps in (1, 2, 4, 16)]
+    values = [
+        spectra.top_eigenvalues(decaying(), 1, key=KEY, steps=steps)[0] for steps in (1, 2, 4, 16)
+    ]
     assert values == sorted(values)
     assert values[0] < 0.1 < 1 - 1e-9 < values[-1] <= 1 + 1e-12
 
@@ -104,7 +109,8 @@ def test_a_product_with_convolutions_is_not_put_into_a_compiled_loop(convolution
     assert (spectra._operator(product, shape).compiled is None) == convolutional
 
 
-# --------------------------------------------------------------------------------------------------------- estimates
+# ---------------------------------------------------------------------------------------------------------
+# estimates
 
 
 @pytest.mark.parametrize("convolutional", [False, extended(True)])
@@ -120,7 +126,9 @@ def test_the_trace_of_an_array_is_exact():
 
 def scatter(estimate, expected, keys):
     """Estimates and errors over keys: the mean must not be biased, the errors must be as large as the scatter."""
-    values, errors = np.transpose([estimate(key) for key in jax.random.split(jax.random.key(5), keys)])
+    values, errors = np.transpose(
+        [estimate(key) for key in jax.random.split(jax.random.key(5), keys)]
+    )
     assert abs(values.mean() - expected) < 3.5 * values.std() / np.sqrt(keys)
     assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std() < 1.35
 
@@ -128,7 +136,11 @@ def scatter(estimate, expected, keys):
 @pytest.mark.extended
 def test_the_error_of_a_trace_is_its_scatter_over_keys():
     matrix = decaying(50) + np.diag(np.linspace(0, 0.1, 50))
-    scatter(lambda key: spectra.trace(lambda v: matrix @ np.asarray(v), key=key, shape=(50,)), np.trace(matrix), 80)
+    scatter(
+        lambda key: spectra.trace(lambda v: matrix @ np.asarray(v), key=key, shape=(50,)),
+        np.trace(matrix),
+        80,
+    )
 
 
 def test_the_trace_is_far_closer_than_hutchinsons():
@@ -147,13 +159,20 @@ def test_the_trace_is_far_closer_than_hutchinsons():
 def test_the_error_of_an_effective_dimension_is_its_scatter_over_keys(ridge):
     values = 1 / np.arange(1, 51.0) ** 2
     expected = np.sum(values / (values + ridge))
-    scatter(lambda key: spectra.effective_dimension(decaying(50), ridge, key=key, probes=8), expected, 60)
+    scatter(
+        lambda key: spectra.effective_dimension(decaying(50), ridge, key=key, probes=8),
+        expected,
+        60,
+    )
 
 
 @pytest.mark.extended
 def test_effective_dimensions_are_the_same_for_every_form_of_a_kernel(tmp_path):
     ridges = np.array([1e-3, 1.0])
-    results = [spectra.effective_dimension(k, ridges, key=KEY, **shape, probes=4) for k, shape in forms(tmp_path)]
+    results = [
+        spectra.effective_dimension(k, ridges, key=KEY, **shape, probes=4)
+        for k, shape in forms(tmp_path)
+    ]
     for value, error in results[1:]:
         np.testing.assert_allclose(value, results[0].value, rtol=1e-8)
         np.testing.assert_allclose(error, results[0].standard_error, rtol=1e-6)
@@ -164,7 +183,9 @@ def test_effective_dimensions_are_the_same_for_every_form_of_a_kernel(tmp_path):
 def test_the_effective_dimension_of_a_tangent_kernel_is_that_of_the_formed_one(convolutional):
     product, shape, kernel = problem(convolutional)
     eigenvalues = np.linalg.eigvalsh(kernel)
-    value, error = spectra.effective_dimension(product, 1.0, key=KEY, shape=shape, steps=60, probes=6)
+    value, error = spectra.effective_dimension(
+        product, 1.0, key=KEY, shape=shape, steps=60, probes=6
+    )
     assert abs(value - np.sum(eigenvalues / (eigenvalues + 1.0))) < 4 * error < 10
 
 
@@ -188,7 +209,9 @@ def test_top_eigenvalues_of_a_float32_kernel_are_right_at_any_scale(scale):
 @pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
 def test_spectra_of_a_float64_kernel_are_right_at_any_scale(scale):
     kernel = decaying(30) * scale
-    np.testing.assert_allclose(spectra.top_eigenvalues(kernel, 1, key=KEY) / scale, [1.0], rtol=1e-9)
+    np.testing.assert_allclose(
+        spectra.top_eigenvalues(kernel, 1, key=KEY) / scale, [1.0], rtol=1e-9
+    )
     value, error = spectra.trace(lambda v: kernel @ np.asarray(v), key=KEY, shape=(30,))
     assert abs(value / scale - np.sum(1 / np.arange(1, 31.0) ** 2)) < 4 * error / scale < 1
 
@@ -196,11 +219,14 @@ def test_spectra_of_a_float64_kernel_are_right_at_any_scale(scale):
 def test_one_ridge_gives_numbers_and_an_axis_of_ridges_arrays():
     one = spectra.effective_dimension(decaying(), 0.1, key=KEY, probes=2)
     several = spectra.effective_dimension(decaying(), np.array([0.1, 1.0]), key=KEY, probes=2)
-    assert isinstance(one.value, float) and several.value.shape == several.standard_error.shape == (2,)
+    assert isinstance(one.value, float) and several.value.shape == several.standard_error.shape == (
+        2,
+    )
     assert one.value == pytest.approx(several.value[0])
 
 
-# ----------------------------------------------------------------------------------------------------------- density
+# -----------------------------------------------------------------------------------------------------------
+# density
 
 
 def test_quadratures_integrate_powers_of_the_kernel():
@@ -228,7 +254,8 @@ def test_a_singular_kernel_has_a_finite_density():
     assert np.isfinite(density.density).all() and (density.eigenvalues > 0).all()
 
 
-# ------------------------------------------------------------------------------------------------------------ errors
+# ------------------------------------------------------------------------------------------------------------
+# errors
 
 
 @pytest.mark.parametrize(
@@ -238,13 +265,19 @@ def test_a_singular_kernel_has_a_finite_density():
         (lambda: spectra.trace(np.eye(3) * np.nan, key=KEY), "9 entries that are not finite"),
         (lambda: spectra.top_eigenvalues(lambda v: v, 1, key=KEY), "a product without shape"),
         (lambda: spectra.top_eigenvalues(np.eye(3), 0, key=KEY), "count got 0"),
-        (lambda: spectra.trace(np.eye(3), key=KEY, probes=5), "probes got 5, expected an integer >= 6"),
+        (
+            lambda: spectra.trace(np.eye(3), key=KEY, probes=5),
+            "probes got 5, expected an integer >= 6",
+        ),
         (
             lambda: spectra.trace(lambda v: v[:2], key=KEY, shape=(3,)),
             "has 2 entries, 0 of them not finite, expected 3",
         ),
         (lambda: spectra.trace(lambda v: v * jnp.nan, key=KEY, shape=(3,)), "3 of them not finite"),
-        (lambda: spectra.top_eigenvalues(lambda v: v * jnp.nan, 1, key=KEY, shape=(3,)), "not finite"),
+        (
+            lambda: spectra.top_eigenvalues(lambda v: v * jnp.nan, 1, key=KEY, shape=(3,)),
+            "not finite",
+        ),
         (lambda: spectra.effective_dimension(np.eye(3), -1.0, key=KEY), "ridge got -1.0"),
         (lambda: spectra.effective_dimension(np.eye(3), 0.0, key=KEY), "ridge got 0.0"),
         (lambda: spectra.effective_dimension(np.eye(3), 1.0, key=KEY, probes=1), "probes got 1"),

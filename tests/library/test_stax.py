@@ -36,7 +36,9 @@ CONVOLUTIONAL = {
 
 def _network(expression, module=stax):
     return eval(
-        expression, {name: getattr(module, name) for name in stax.__all__ if hasattr(module, name)} | {"jnp": jnp}
+        expression,
+        {name: getattr(module, name) for name in stax.__all__ if hasattr(module, name)}
+        | {"jnp": jnp},
     )
 
 
@@ -49,7 +51,9 @@ def test_expressions_of_neural_tangents_give_its_kernels(name):
     case = GOLDEN[name]
     _, _, kernel_fn = _network(EXPRESSIONS[name])
     kernels = kernel_fn(case["x1"], case["x2"], ("nngp", "ntk"))
-    assert relative(kernels.nngp, case["nngp"]) < 1e-13 and relative(kernels.ntk, case["ntk"]) < 1e-13
+    assert (
+        relative(kernels.nngp, case["nngp"]) < 1e-13 and relative(kernels.ntk, case["ntk"]) < 1e-13
+    )
 
 
 @pytest.mark.extended
@@ -69,7 +73,9 @@ def test_the_script_of_kernel_regression_runs_after_changing_its_import():
     ntk_mean = predict_fn(x_test=x_test, get="ntk")
     k_train, k_test = kernel_fn(x_train, None, "ntk"), kernel_fn(x_test, x_train, "ntk")
     ridge = 1e-6 * jnp.trace(k_train) / 20 * jnp.eye(20)
-    np.testing.assert_allclose(ntk_mean, k_test @ jnp.linalg.solve(k_train + ridge, y_train), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        ntk_mean, k_test @ jnp.linalg.solve(k_train + ridge, y_train), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.extended
@@ -80,7 +86,9 @@ def test_the_script_of_gradient_descent_over_time_runs_after_changing_its_import
     predict_fn = predict.gradient_descent_mse(k_train_train, y_train, learning_rate=0.1)
     f_train, f_test = predict_fn(t=1e6, fx_train_0=0.0, fx_test_0=0.0, k_test_train=k_test_train)
     np.testing.assert_allclose(f_train, y_train, atol=1e-6)
-    np.testing.assert_allclose(f_test, k_test_train @ jnp.linalg.solve(k_train_train, y_train), atol=1e-6)
+    np.testing.assert_allclose(
+        f_test, k_test_train @ jnp.linalg.solve(k_train_train, y_train), atol=1e-6
+    )
 
 
 def _wide_resnet(block_size, k):
@@ -93,11 +101,18 @@ def _wide_resnet(block_size, k):
             stax.Relu(),
             stax.Conv(channels, (3, 3), padding="SAME"),
         )
-        shortcut = stax.Identity() if not channel_mismatch else stax.Conv(channels, (3, 3), strides, padding="SAME")
+        shortcut = (
+            stax.Identity()
+            if not channel_mismatch
+            else stax.Conv(channels, (3, 3), strides, padding="SAME")
+        )
         return stax.serial(stax.FanOut(2), stax.parallel(main, shortcut), stax.FanInSum())
 
     def group(n, channels, strides=(1, 1)):
-        return stax.serial(block(channels, strides, channel_mismatch=True), *[block(channels) for _ in range(n - 1)])
+        return stax.serial(
+            block(channels, strides, channel_mismatch=True),
+            *[block(channels) for _ in range(n - 1)],
+        )
 
     return stax.serial(
         stax.Conv(16, (3, 3), padding="SAME"),
@@ -127,7 +142,9 @@ def test_a_given_dual_is_used_with_its_automatic_derivative():
         return jnp.arcsin(2 * cov12 / jnp.sqrt((1 + 2 * var1) * (1 + 2 * var2))) * 2 / jnp.pi
 
     x1, x2 = _inputs((3, 4)), _inputs((2, 4), 1)
-    given = stax.serial(stax.Dense(4, 1.3, 0.1), stax.Elementwise(jax.scipy.special.erf, nngp_fn), stax.Dense(1))
+    given = stax.serial(
+        stax.Dense(4, 1.3, 0.1), stax.Elementwise(jax.scipy.special.erf, nngp_fn), stax.Dense(1)
+    )
     known = stax.serial(stax.Dense(4, 1.3, 0.1), stax.Erf(), stax.Dense(1))
     for ours, expected in zip(given[2](x1, x2), known[2](x1, x2), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-12)
@@ -139,7 +156,11 @@ def test_a_given_dual_is_used_with_its_automatic_derivative():
         (lambda: stax.serial(stax.Dense(1), stax.Relu), TypeError, "call its constructor"),
         (lambda: stax.serial(ln.Dense(1)), TypeError, "lazynet.serial"),
         (lambda: stax.Dense(1, channel_axis=1), ValueError, "channel_axis=1"),
-        (lambda: stax.Conv(1, (3, 3), dimension_numbers=("NCHW", "HWIO", "NCHW")), ValueError, "dimension_numbers"),
+        (
+            lambda: stax.Conv(1, (3, 3), dimension_numbers=("NCHW", "HWIO", "NCHW")),
+            ValueError,
+            "dimension_numbers",
+        ),
         (lambda: stax.Conv(1, (3,)), ValueError, "height, width"),
         (lambda: stax.FanInConcat(1), ValueError, "axis=1"),
         (lambda: stax.Dense(1)[2](jnp.ones((1, 2)), None, "cov1"), ValueError, "cov1"),
@@ -169,8 +190,11 @@ def _agree(expression, x1, x2, tolerance=1e-9):
     for pair in ((x1, x2), (x1, None)):
         got, expected = ours(*pair, ("nngp", "ntk")), theirs(*pair, ("nngp", "ntk"))
         assert relative(got.nngp, expected.nngp) < tolerance
-        # The reference takes the diagonal of the tangent kernel of kinked activations from a cancelling square root.
-        assert relative(got.ntk, expected.ntk) < (tolerance if pair[1] is not None else max(tolerance, 1e-7))
+        # The reference takes the diagonal of the tangent kernel of kinked activations from a
+        # cancelling square root.
+        assert relative(got.ntk, expected.ntk) < (
+            tolerance if pair[1] is not None else max(tolerance, 1e-7)
+        )
 
 
 @pytest.mark.oracle
@@ -187,7 +211,9 @@ def test_single_precision_kernels_of_near_duplicates_are_as_positive_as_rounding
             ntk = _network(expression, module)[2](jnp.asarray(x), None, "ntk")
             values = np.linalg.eigvalsh(np.asarray(ntk, np.float64))
             smallest.append(values[0] / values[-1])
-    ours, theirs = smallest  # the reference's depends on the processor: -6e-5 on some, -3e-8 on others
+    ours, theirs = (
+        smallest  # the reference's depends on the processor: -6e-5 on some, -3e-8 on others
+    )
     assert ours > -1e-7 and ours > theirs - 1e-7
 
 
@@ -199,7 +225,9 @@ def test_tuples_of_kernels_are_of_one_class_that_pickle_finds():
         assert type(first) is type(second) and first._fields == get
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(first)).ntk, first.ntk)
         chosen = jax.lax.cond(True, lambda a, b: a, lambda a, b: b, first, second)
-        np.testing.assert_array_equal(jax.tree.map(jnp.subtract, chosen, first).ntk, jnp.zeros((3, 3)))
+        np.testing.assert_array_equal(
+            jax.tree.map(jnp.subtract, chosen, first).ntk, jnp.zeros((3, 3))
+        )
 
 
 @pytest.mark.parametrize(
@@ -209,7 +237,10 @@ def test_tuples_of_kernels_are_of_one_class_that_pickle_finds():
         (lambda: stax.AvgPool((2, 2), None, "SAME", True), "normalize_edges=True.*VALID"),
         (lambda: stax.LayerNorm((1, 2)), "Flatten"),
         (lambda: stax.Dense(1, batch_axis=1), "moveaxis"),
-        (lambda: stax.Dense(1)[2](np.ones((2, 3)), get="cov1"), r"diagonal of kernel_fn\(x1, None, 'nngp'\)"),
+        (
+            lambda: stax.Dense(1)[2](np.ones((2, 3)), get="cov1"),
+            r"diagonal of kernel_fn\(x1, None, 'nngp'\)",
+        ),
         (lambda: stax.FanOut(0), "num got 0"),
     ],
 )

@@ -26,7 +26,9 @@ PARAMS = initial(0, MODEL, X)
 
 def _jacobian(params, x):
     rows = jax.jacrev(lambda w: MODEL.apply(w, x))(params)
-    return np.concatenate([np.asarray(j).reshape(2 * len(x), -1) for j in jax.tree.leaves(rows)], axis=1)
+    return np.concatenate(
+        [np.asarray(j).reshape(2 * len(x), -1) for j in jax.tree.leaves(rows)], axis=1
+    )
 
 
 def _lambda_max():
@@ -39,7 +41,9 @@ def test_linearized_full_batch_descent_is_the_matrix_power():
     theta, rate, steps = j @ j.T, N / _lambda_max(), 60
     goal = ln.objective(ln.lazy(MODEL.apply, PARAMS, math.inf), ln.mse)
     curve = ln.train(goal, None, DATA, ln.sgd(), key=KEY, save_at=[steps], learning_rate=rate)
-    residual = np.linalg.matrix_power(np.eye(2 * N) - rate * theta / N, steps) @ -np.asarray(Y).reshape(-1)
+    residual = np.linalg.matrix_power(np.eye(2 * N) - rate * theta / N, steps) @ -np.asarray(
+        Y
+    ).reshape(-1)
     outputs = goal.apply(curve.params, X)
     np.testing.assert_allclose(np.asarray(outputs - Y).reshape(-1), residual, atol=1e-10)
 
@@ -62,23 +66,38 @@ def test_momentum_is_the_heavy_ball_recursion():
         g = jax.grad(goal.value)(w, DATA)
         v = trees.add_scaled(g, 0.9, v)
         w = trees.add_scaled(w, -rate, v)
-    trained = ln.train(goal, PARAMS, DATA, ln.sgd(0.9), key=KEY, save_at=[5], learning_rate=rate).params
+    trained = ln.train(
+        goal, PARAMS, DATA, ln.sgd(0.9), key=KEY, save_at=[5], learning_rate=rate
+    ).params
     assert float(trees.norm(trees.subtract(trained, w))) < 1e-13
 
 
 def test_time_is_the_cumulated_learning_rate_over_one_minus_momentum():
     schedule = optax.linear_schedule(0.2, 0.0, 10)
     goal = ln.objective(MODEL.apply, ln.mse)
-    curve = ln.train(goal, PARAMS, DATA, ln.sgd(0.5), key=KEY, save_at=[0, 3, 10], learning_rate=schedule)
+    curve = ln.train(
+        goal, PARAMS, DATA, ln.sgd(0.5), key=KEY, save_at=[0, 3, 10], learning_rate=schedule
+    )
     rates = np.array([0.2 * (1 - s / 10) for s in range(10)])
-    np.testing.assert_allclose(curve.time, [0.0, rates[:3].sum() / 0.5, rates.sum() / 0.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        curve.time, [0.0, rates[:3].sum() / 0.5, rates.sum() / 0.5], rtol=1e-6
+    )
 
 
 def test_an_epoch_visits_every_example_once_in_an_order_of_its_own():
     data = ln.Data(2.0 ** jnp.arange(12.0)[:, None], jnp.zeros((12, 1)))
-    goal = ln.objective(lambda w, x: w * x, lambda f, y: jnp.sum(f))  # the gradient is the sum of the batch: a bit each
+    goal = ln.objective(
+        lambda w, x: w * x, lambda f, y: jnp.sum(f)
+    )  # the gradient is the sum of the batch: a bit each
     states = ln.snapshots(
-        goal, jnp.asarray(0.0), data, ln.sgd(), key=KEY, save_at=range(7), learning_rate=1.0, batch_size=4
+        goal,
+        jnp.asarray(0.0),
+        data,
+        ln.sgd(),
+        key=KEY,
+        save_at=range(7),
+        learning_rate=1.0,
+        batch_size=4,
     )
     batches = [int(w) for w in -np.diff([float(state.params) for state in states])]
     assert [batch.bit_count() for batch in batches] == [4] * 6
@@ -90,7 +109,9 @@ def test_resumed_training_is_bit_identical():
     goal = ln.objective(ln.lazy(MODEL.apply, PARAMS, 3.0), ln.mse)
     settings = dict(key=KEY, save_at=[0, 7, 20, 31], learning_rate=0.05, batch_size=5, test=DATA)
     saved = []
-    whole = ln.train(goal, None, DATA, ln.sgd(0.9), on_save=lambda *pair: saved.append(pair), **settings)
+    whole = ln.train(
+        goal, None, DATA, ln.sgd(0.9), on_save=lambda *pair: saved.append(pair), **settings
+    )
     resumed = ln.train(goal, None, DATA, ln.sgd(0.9), resume=saved[1], **settings)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -108,19 +129,25 @@ def test_measures_are_recorded_beside_the_losses():
         learning_rate=0.1,
         measure=lambda w: {"norm": trees.norm(w)},
     )
-    np.testing.assert_allclose(curve.metrics["norm"], [trees.norm(PARAMS), trees.norm(curve.params)], rtol=1e-14)
+    np.testing.assert_allclose(
+        curve.metrics["norm"], [trees.norm(PARAMS), trees.norm(curve.params)], rtol=1e-14
+    )
 
 
 def test_evaluation_does_not_depend_on_its_chunks():
     goal = ln.objective(MODEL.apply, ln.mse)
     whole, chunks = (ln.evaluate(goal, PARAMS, DATA, batch_size=size) for size in (N, 7))
-    np.testing.assert_allclose([whole["loss"], whole["accuracy"]], [chunks["loss"], chunks["accuracy"]], rtol=1e-13)
+    np.testing.assert_allclose(
+        [whole["loss"], whole["accuracy"]], [chunks["loss"], chunks["accuracy"]], rtol=1e-13
+    )
 
 
 def test_divergence_is_recorded_and_ends_the_training():
     goal = ln.objective(ln.lazy(MODEL.apply, PARAMS, math.inf), ln.mse)
     rate = 1e3 * N / _lambda_max()
-    curve = ln.train(goal, None, DATA, ln.sgd(), key=KEY, save_at=[0, 10, 400, 800], learning_rate=rate)
+    curve = ln.train(
+        goal, None, DATA, ln.sgd(), key=KEY, save_at=[0, 10, 400, 800], learning_rate=rate
+    )
     assert curve.diverged_at == 400
     assert curve.step.tolist() == [0, 10, 400]
 
@@ -137,7 +164,10 @@ def test_the_largest_stable_learning_rate_is_two_n_over_lambda_max(factor, conve
     ("optimizer", "reason"),
     [
         (optax.adam(1e-2), "do not scale with the gradient"),
-        (optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)), "do not scale with the gradient"),
+        (
+            optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
+            "do not scale with the gradient",
+        ),
         (optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(1.0)), "depend on the weights"),
     ],
 )
@@ -147,7 +177,12 @@ def test_optimizers_that_are_not_covariant_are_refused_for_lazy_functions(optimi
         ln.train(lazy_goal, None, DATA, optimizer, key=KEY, save_at=[1], learning_rate=1.0)
     plain = ln.objective(MODEL.apply, ln.mse)
     with jax.numpy_dtype_promotion("standard"):
-        assert ln.train(plain, PARAMS, DATA, optimizer, key=KEY, save_at=[1], learning_rate=1.0).diverged_at is None
+        assert (
+            ln.train(
+                plain, PARAMS, DATA, optimizer, key=KEY, save_at=[1], learning_rate=1.0
+            ).diverged_at
+            is None
+        )
 
 
 def test_a_raw_covariant_optax_transformation_trains_a_lazy_function_like_sgd():
@@ -211,7 +246,14 @@ def test_centered_targets_are_refused_by_cross_entropy():
 
 @pytest.mark.parametrize(
     ("n_steps", "n_points", "steps"),
-    [(1000, 1, [1000]), (1000, 2, [0, 1000]), (1000, 3, [0, 1, 1000]), (0, 4, [0]), (1, 4, [0, 1]), (2, 9, [0, 1, 2])],
+    [
+        (1000, 1, [1000]),
+        (1000, 2, [0, 1000]),
+        (1000, 3, [0, 1, 1000]),
+        (0, 4, [0]),
+        (1, 4, [0, 1]),
+        (2, 9, [0, 1, 2]),
+    ],
 )
 def test_log_spaced_ends_at_the_last_step_however_few_points_there_are(n_steps, n_points, steps):
     assert ln.log_spaced(n_steps, n_points) == steps
@@ -225,4 +267,9 @@ def test_log_spaced_refuses_what_is_no_number_of_steps(numbers):
 
 def test_log_spaced_starts_at_zero_and_ends_at_the_last_step():
     steps = ln.log_spaced(777, 30)
-    assert steps[:2] == [0, 1] and steps[-1] == 777 and steps == sorted(set(steps)) and len(steps) <= 30
+    assert (
+        steps[:2] == [0, 1]
+        and steps[-1] == 777
+        and steps == sorted(set(steps))
+        and len(steps) <= 30
+    )

@@ -44,11 +44,18 @@ def test_the_tangent_model_in_bfloat16_agrees_to_its_rounding():
 
 @pytest.mark.extended
 def test_training_in_bfloat16_keeps_float32_weights_and_reaches_the_loss_of_float32():
-    goals = [ln.objective(apply, ln.mse) for apply in (MODEL.apply, compute_in(MODEL.apply, jnp.bfloat16))]
-    exact, rounded = (ln.train(goal, PARAMS, DATA, ln.sgd(0.9), save_at=[0, 60], **SETTINGS) for goal in goals)
+    goals = [
+        ln.objective(apply, ln.mse)
+        for apply in (MODEL.apply, compute_in(MODEL.apply, jnp.bfloat16))
+    ]
+    exact, rounded = (
+        ln.train(goal, PARAMS, DATA, ln.sgd(0.9), save_at=[0, 60], **SETTINGS) for goal in goals
+    )
     assert {leaf.dtype for leaf in jax.tree.leaves(rounded.params)} == {jnp.dtype(jnp.float32)}
     assert rounded.metrics["train_loss"][-1] < 0.05 * rounded.metrics["train_loss"][0]
-    np.testing.assert_allclose(rounded.metrics["train_loss"][0], exact.metrics["train_loss"][0], rtol=0.02)
+    np.testing.assert_allclose(
+        rounded.metrics["train_loss"][0], exact.metrics["train_loss"][0], rtol=0.02
+    )
 
 
 def test_a_computation_in_integers_is_refused():
@@ -66,9 +73,13 @@ def test_rematerialized_blocks_have_the_same_values_and_gradients_and_keep_fewer
     x = jax.random.normal(KEY, (512, 64), jnp.float32)
     plain, thrifty = _deep(lambda block: block), _deep(remat)
     params = plain.init(KEY, x)
-    (value, backward), (same, backward_again) = (_mean_square(m, params, x) for m in (plain, thrifty))
+    (value, backward), (same, backward_again) = (
+        _mean_square(m, params, x) for m in (plain, thrifty)
+    )
     assert value == same
-    for a, b in zip(*(jax.tree.leaves(g(jnp.ones_like(value))) for g in (backward, backward_again)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(g(jnp.ones_like(value))) for g in (backward, backward_again)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert _bytes(backward_again) - _bytes(params) < 0.2 * (_bytes(backward) - _bytes(params))
 
@@ -87,7 +98,8 @@ def test_a_rematerialized_block_keeps_its_kernel_and_its_layers_known():
     assert jax.tree.structure(remat(block).init(KEY, X)) == jax.tree.structure(block.init(KEY, X))
     np.testing.assert_array_equal(*(ln.analytic_kernel(m, X).ntk for m in (block, remat(block))))
     np.testing.assert_allclose(
-        *(ln.empirical_ntk(m.apply, block.init(KEY, X), X) for m in (block, remat(block))), rtol=1e-5
+        *(ln.empirical_ntk(m.apply, block.init(KEY, X), X) for m in (block, remat(block))),
+        rtol=1e-5,
     )
 
 
@@ -106,7 +118,12 @@ def test_an_augmented_image_is_a_crop_of_the_padded_image_or_its_mirror():
     padded = np.pad(np.asarray(IMAGES), ((0, 0), (2, 2), (2, 2), (0, 0)))
     seen = set()
     for image, source in zip(augmented, padded, strict=True):
-        crops = {(a, b, m): source[a : a + 6, b : b + 5][:, ::m] for a in range(5) for b in range(5) for m in (1, -1)}
+        crops = {
+            (a, b, m): source[a : a + 6, b : b + 5][:, ::m]
+            for a in range(5)
+            for b in range(5)
+            for m in (1, -1)
+        }
         found = [name for name, crop in crops.items() if np.array_equal(crop, image)]
         assert len(found) == 1
         seen |= set(found)
@@ -131,13 +148,17 @@ def _train_images(**settings):
     data = ln.Data(IMAGES, jnp.ones((20, 1)))
     goal = ln.objective(lambda w, x: jnp.tanh(x.reshape(len(x), -1) @ w), ln.mse)
     start = jnp.zeros((90, 1))
-    return ln.train(goal, start, data, ln.sgd(0.9), batch_size=4, augment=crop_and_flip, **SETTINGS, **settings)
+    return ln.train(
+        goal, start, data, ln.sgd(0.9), batch_size=4, augment=crop_and_flip, **SETTINGS, **settings
+    )
 
 
 @pytest.mark.extended
 def test_augmented_training_resumes_bit_identically():
     saved = {}
-    whole = _train_images(save_at=[3, 7, 15], on_save=lambda state, curve: saved.update({state.step: (state, curve)}))
+    whole = _train_images(
+        save_at=[3, 7, 15], on_save=lambda state, curve: saved.update({state.step: (state, curve)})
+    )
     resumed = _train_images(save_at=[3, 7, 15], resume=saved[7])
     np.testing.assert_array_equal(whole.params, resumed.params)
     np.testing.assert_array_equal(whole.metrics["train_loss"], resumed.metrics["train_loss"])
@@ -148,7 +169,9 @@ def test_the_augmentation_gets_another_key_at_every_step_and_sees_no_evaluation(
     keys, data = [], ln.Data(IMAGES, jnp.ones((20, 1)))
 
     def augment(key, x):
-        jax.debug.callback(lambda bits: keys.append(tuple(np.asarray(bits).tolist())), jax.random.key_data(key))
+        jax.debug.callback(
+            lambda bits: keys.append(tuple(np.asarray(bits).tolist())), jax.random.key_data(key)
+        )
         return x
 
     goal = ln.objective(lambda w, x: x.reshape(len(x), -1) @ w, ln.mse)
@@ -167,22 +190,32 @@ class _Unhashable(list):
 
 def test_an_augmentation_that_cannot_be_compiled_once_is_refused():
     goal = ln.objective(MODEL.apply, ln.mse)
-    with pytest.raises(TypeError, match=r"augment got \[\], expected a function of \(key, x\) that can be hashed"):
+    with pytest.raises(
+        TypeError, match=r"augment got \[\], expected a function of \(key, x\) that can be hashed"
+    ):
         ln.train(goal, PARAMS, DATA, ln.sgd(), save_at=[1], augment=_Unhashable(), **SETTINGS)
 
 
 def test_the_rate_of_the_paper_decays_once_an_epoch():
     rate = ln.inverse_epoch_decay(0.3, 10)
-    np.testing.assert_allclose([rate(step) for step in (0, 9, 10, 29, 30)], 0.3 / np.array([1, 1, 4 / 3, 5 / 3, 2]))
+    np.testing.assert_allclose(
+        [rate(step) for step in (0, 9, 10, 29, 30)], 0.3 / np.array([1, 1, 4 / 3, 5 / 3, 2])
+    )
     goal = ln.objective(lambda w, x: x @ w, ln.mse)
-    settings = dict(key=KEY, save_at=[9], batch_size=4, learning_rate=ln.inverse_epoch_decay(0.3, 3))
+    settings = dict(
+        key=KEY, save_at=[9], batch_size=4, learning_rate=ln.inverse_epoch_decay(0.3, 3)
+    )
     curve = ln.train(goal, jnp.zeros((6, 2), jnp.float32), DATA, ln.sgd(), **settings)
     np.testing.assert_allclose(curve.time[-1], 3 * 0.3 * (1 + 3 / 4 + 3 / 5), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
     ("rate", "steps", "decay", "named"),
-    [(0.1, 0, 0.3, "steps_per_epoch got 0"), (0.1, 5, -1.0, "decay got -1.0"), (math.nan, 5, 0.3, "rate got nan")],
+    [
+        (0.1, 0, 0.3, "steps_per_epoch got 0"),
+        (0.1, 5, -1.0, "decay got -1.0"),
+        (math.nan, 5, 0.3, "rate got nan"),
+    ],
 )
 def test_impossible_decays_are_refused(rate, steps, decay, named):
     with pytest.raises(ValueError, match=named):

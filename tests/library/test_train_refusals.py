@@ -28,7 +28,9 @@ SETTINGS = dict(key=KEY, save_at=[0, 1, 2], learning_rate=0.1)
 
 def _train(goal=GOAL, params=PARAMS, data=DATA, optimizer=None, **changes):
     train = inspect.unwrap(ln.train)  # types are checked at run time in tests only
-    return train(goal, params, data, ln.sgd(0.9) if optimizer is None else optimizer, **(SETTINGS | changes))
+    return train(
+        goal, params, data, ln.sgd(0.9) if optimizer is None else optimizer, **(SETTINGS | changes)
+    )
 
 
 def _evaluate(**changes):
@@ -56,9 +58,20 @@ NAN = jax.tree.map(lambda leaf: leaf * jnp.nan, PARAMS)
         (dict(resume=(STATE, PAIRS[0][1])), "ends at step 0 .* state at step 1"),
         (dict(resume=(STATE._replace(time=7.0), CURVE)), "time 1, .*time 7"),
         (dict(resume=(STATE, CURVE._replace(time=CURVE.time[:1]))), "lengths"),
-        (dict(resume=(STATE._replace(params=NAN), CURVE)), r"resume\.params\['0_Dense'\]\['W'\] has 32 NaN"),
+        (
+            dict(resume=(STATE._replace(params=NAN), CURVE)),
+            r"resume\.params\['0_Dense'\]\['W'\] has 32 NaN",
+        ),
         (dict(resume=(STATE._replace(params={"w": X}), CURVE)), "structure"),
-        (dict(resume=(jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), STATE)._replace(step=1), CURVE)), "float32"),
+        (
+            dict(
+                resume=(
+                    jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), STATE)._replace(step=1),
+                    CURVE,
+                )
+            ),
+            "float32",
+        ),
         (dict(optimizer=ln.sgd()), r"resume\.opt_state is .*expected .*SGD\(momentum=0.0"),
         (dict(optimizer=optax.adam(0.1), learning_rate=None), r"resume\.opt_state"),
         (dict(test=None), "with others .'test_accuracy', 'test_loss'"),
@@ -80,7 +93,9 @@ def test_a_curve_that_lacks_the_test_set_is_not_resumed_with_one():
 
 
 def test_a_curve_resumes_with_its_metrics_in_any_order():
-    mixed = CURVE._replace(metrics={name: CURVE.metrics[name] for name in sorted(CURVE.metrics, reverse=True)})
+    mixed = CURVE._replace(
+        metrics={name: CURVE.metrics[name] for name in sorted(CURVE.metrics, reverse=True)}
+    )
     resumed = _train(**(RESUMED | dict(resume=(STATE, mixed))))
     assert set(resumed.metrics) == set(CURVE.metrics)
     for name, values in PAIRS[2][1].metrics.items():
@@ -141,7 +156,9 @@ def test_inconsistent_data_is_refused_before_anything_is_recorded(call, data, me
         call(data=data)
 
 
-@pytest.mark.parametrize(("size", "message"), [(-1, "got -1"), (0, "got 0"), (2.5, "2.5"), ("all", "all")])
+@pytest.mark.parametrize(
+    ("size", "message"), [(-1, "got -1"), (0, "got 0"), (2.5, "2.5"), ("all", "all")]
+)
 def test_a_batch_of_an_evaluation_has_at_least_one_example(size, message):
     with pytest.raises((TypeError, ValueError), match=f"batch_size.*{message}"):
         _evaluate(data=DATA, batch_size=size)
@@ -157,7 +174,10 @@ def test_targets_of_another_kind_are_refused_by_training_and_evaluation(loss):
     y = Y - 5.0 if loss is ln.cross_entropy else jnp.abs(jnp.sign(Y[:, :1])) * 0
     goal = ln.objective(lambda w, x: x @ w, loss)
     w = jnp.zeros((4, y.shape[1]))
-    for call in (lambda: _train(goal, w, ln.Data(X, y)), lambda: ln.evaluate(goal, w, ln.Data(X, y))):
+    for call in (
+        lambda: _train(goal, w, ln.Data(X, y)),
+        lambda: ln.evaluate(goal, w, ln.Data(X, y)),
+    ):
         with pytest.raises(ValueError, match=rf"data\.y\[0\] is .* {loss.__name__}"):
             call()
 
@@ -254,15 +274,35 @@ def test_impossible_momenta_are_refused(momentum):
 
 def test_no_step_waits_for_the_device(monkeypatch):
     kind, reads = type(jnp.ones(1)), []
-    for name in ("__array__", "__float__", "__bool__", "__int__", "__index__", "item", "tolist", "block_until_ready"):
+    for name in (
+        "__array__",
+        "__float__",
+        "__bool__",
+        "__int__",
+        "__index__",
+        "item",
+        "tolist",
+        "block_until_ready",
+    ):
         original = getattr(kind, name)
-        monkeypatch.setattr(kind, name, lambda self, *a, _f=original, **k: (reads.append(self), _f(self, *a, **k))[1])
+        monkeypatch.setattr(
+            kind,
+            name,
+            lambda self, *a, _f=original, **k: (reads.append(self), _f(self, *a, **k))[1],
+        )
 
     def count(steps):
         reads.clear()
         goal = ln.objective(ln.lazy(MODEL.apply, PARAMS, 3.0), ln.mse)
         rate = ln.inverse_epoch_decay(0.1, 3)
-        _train(goal, None, save_at=[steps], batch_size=2, learning_rate=rate, measure=lambda u: {"a": 0.0})
+        _train(
+            goal,
+            None,
+            save_at=[steps],
+            batch_size=2,
+            learning_rate=rate,
+            measure=lambda u: {"a": 0.0},
+        )
         return len(reads)
 
     assert count(3) == count(60) > 0

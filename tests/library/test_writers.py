@@ -25,13 +25,17 @@ def _train(on_save, resume=None):
     data = ln.Data(jnp.eye(4), jnp.ones((4, 1)))
     goal = ln.objective(lambda w, x: x @ w, ln.mse)
     settings = dict(key=jax.random.key(0), save_at=STEPS, learning_rate=0.3, batch_size=2)
-    return ln.train(goal, jnp.zeros((4, 1)), data, ln.sgd(0.5), on_save=on_save, resume=resume, **settings)
+    return ln.train(
+        goal, jnp.zeros((4, 1)), data, ln.sgd(0.5), on_save=on_save, resume=resume, **settings
+    )
 
 
 def _read(path):
     if path.suffix == ".csv":
         with open(path) as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            return [
+                {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
+            ]
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -64,7 +68,9 @@ def test_rows_are_in_the_file_as_soon_as_they_are_recorded(tmp_path, writer):
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("lost", [extended(0), 1, extended(9)])
 @pytest.mark.extended
-def test_a_run_resumed_from_an_older_checkpoint_repeats_no_row_and_mends_a_torn_one(tmp_path, writer, lost):
+def test_a_run_resumed_from_an_older_checkpoint_repeats_no_row_and_mends_a_torn_one(
+    tmp_path, writer, lost
+):
     path, saved = _path(tmp_path, writer), {}
 
     def on_save(state, curve):
@@ -92,14 +98,18 @@ def test_a_file_cut_off_anywhere_is_mended(tmp_path, writer):
 def test_long_files_are_continued_after_their_last_row(tmp_path):
     curve = ln.Trajectory(np.arange(2000), np.arange(2000.0), {"loss": np.ones(2000)}, None, None)
     for count in (1999, 2000):
-        part = curve._replace(step=curve.step[:count], time=curve.time[:count], metrics={"loss": np.ones(count)})
+        part = curve._replace(
+            step=curve.step[:count], time=curve.time[:count], metrics={"loss": np.ones(count)}
+        )
         write_jsonl(tmp_path / "metrics.jsonl", ln.TrainState(count, 0.0, {}, ()), part)
     assert [row["step"] for row in _read(tmp_path / "metrics.jsonl")] == list(range(2000))
 
 
 def test_a_file_of_another_run_is_refused(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,time,loss\n0,0.0,1.0\n")
-    with pytest.raises(ValueError, match=r"has the columns step,time,loss, expected step,time,train_loss"):
+    with pytest.raises(
+        ValueError, match=r"has the columns step,time,loss, expected step,time,train_loss"
+    ):
         _train(functools.partial(write_csv, tmp_path / "metrics.csv"))
     (tmp_path / "metrics.jsonl").write_text("hello\n")
     with pytest.raises(ValueError, match="has 'hello' in line 1, expected"):
@@ -108,12 +118,16 @@ def test_a_file_of_another_run_is_refused(tmp_path):
 
 
 def _curve(n, **metrics):
-    return ln.Trajectory(np.arange(n) * 5, np.arange(n) * 0.5, {"loss": 1 / (1 + np.arange(n))} | metrics, None, None)
+    return ln.Trajectory(
+        np.arange(n) * 5, np.arange(n) * 0.5, {"loss": 1 / (1 + np.arange(n))} | metrics, None, None
+    )
 
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("rows", [3, 5, 6])
-def test_a_flipped_bit_is_refused_by_name_or_repaired_as_soon_as_its_row_is_written(tmp_path, writer, rows):
+def test_a_flipped_bit_is_refused_by_name_or_repaired_as_soon_as_its_row_is_written(
+    tmp_path, writer, rows
+):
     path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
     writer(path, state, _curve(4))
     written = path.read_bytes()
@@ -132,7 +146,9 @@ def test_a_flipped_bit_is_refused_by_name_or_repaired_as_soon_as_its_row_is_writ
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-@pytest.mark.parametrize("text", [b"precious notes without a newline", b"\xff\xfe\n", b"notes\nmore notes\n", b"\n"])
+@pytest.mark.parametrize(
+    "text", [b"precious notes without a newline", b"\xff\xfe\n", b"notes\nmore notes\n", b"\n"]
+)
 def test_a_file_that_holds_no_metrics_is_refused_as_it_is(tmp_path, writer, text):
     path = _path(tmp_path, writer)
     path.write_bytes(text)
@@ -154,7 +170,9 @@ def test_columns_may_come_back_in_any_order(tmp_path, writer):
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_rows_that_a_resumed_run_computes_with_other_rounding_replace_the_old_ones(tmp_path, writer):
+def test_rows_that_a_resumed_run_computes_with_other_rounding_replace_the_old_ones(
+    tmp_path, writer
+):
     path, state = _path(tmp_path, writer), ln.TrainState(0, 0.0, {}, ())
     writer(path, state, _curve(4))
     again = _curve(5)
@@ -200,7 +218,9 @@ def test_without_tensorboardx_the_error_names_the_package(tmp_path, monkeypatch)
         tensorboard(tmp_path)
 
 
-def test_tensorboard_gets_every_metric_once_and_voids_what_a_killed_run_wrote_later(tmp_path, monkeypatch):
+def test_tensorboard_gets_every_metric_once_and_voids_what_a_killed_run_wrote_later(
+    tmp_path, monkeypatch
+):
     written = []
 
     class Writer:

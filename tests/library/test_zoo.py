@@ -21,7 +21,9 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_of_images_give_one_row_of_logits_an_example(name):
-    shapes = jax.eval_shape(lambda key: NETWORKS[name].apply(NETWORKS[name].init(key, IMAGE), IMAGE), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: NETWORKS[name].apply(NETWORKS[name].init(key, IMAGE), IMAGE), jax.random.key(0)
+    )
     assert shapes.shape == (2, 10)
 
 
@@ -32,11 +34,15 @@ def test_myrtle_networks_have_as_many_layers_with_weights_as_their_name_says(dep
 
 def test_resnet18_has_eighteen_layers_with_weights_besides_its_shortcuts():
     params = jax.eval_shape(zoo.resnet18(10).init, jax.random.key(0), IMAGE)
-    kernels = [leaf for leaf in jax.tree.leaves(params) if leaf.ndim in (2, 4) and leaf.shape[:2] != (1, 1)]
+    kernels = [
+        leaf for leaf in jax.tree.leaves(params) if leaf.ndim in (2, 4) and leaf.shape[:2] != (1, 1)
+    ]
     assert len(kernels) == 18
 
 
-@pytest.mark.parametrize("model", [zoo.two_layer(8), zoo.mlp((8, 8), 3, b_std=0.1)], ids=["two_layer", "mlp"])
+@pytest.mark.parametrize(
+    "model", [zoo.two_layer(8), zoo.mlp((8, 8), 3, b_std=0.1)], ids=["two_layer", "mlp"]
+)
 def test_networks_of_vectors_have_a_limit(model):
     assert bool(jnp.all(jnp.isfinite(analytic_kernel(model, jnp.ones((2, 5))).ntk)))
 
@@ -47,7 +53,9 @@ def test_pooled_networks_of_images_have_a_limit(model):
     assert float(analytic_kernel(model, jnp.ones((1, 8, 8, 3))).ntk[0, 0]) > 0
 
 
-@pytest.mark.parametrize(("make", "words"), [(lambda: zoo.cntk(1), "depth got"), (lambda: zoo.myrtle(6), "5, 7 or 10")])
+@pytest.mark.parametrize(
+    ("make", "words"), [(lambda: zoo.cntk(1), "depth got"), (lambda: zoo.myrtle(6), "5, 7 or 10")]
+)
 def test_impossible_depths_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

@@ -55,16 +55,24 @@ def training(folder: Path) -> None:
     data, optimizer = ln.Data(x, jnp.sin(3 * x[:, :1])), ln.sgd(0.9)
     model = ln.serial(ln.Dense(8), ln.Erf(), ln.Dense(1))
     goal = ln.objective(ln.lazy(model.apply, model.init(jax.random.key(0), x), 2.0), ln.mse)
-    settings = dict(key=jax.random.key(1), save_at=range(0, 240, 3), learning_rate=0.1, batch_size=4)
+    settings = dict(
+        key=jax.random.key(1), save_at=range(0, 240, 3), learning_rate=0.1, batch_size=4
+    )
 
     def compute(checkpoint):
         start = ln.trees.zeros_like(goal.apply.args[1])
-        curve = checkpointed(checkpoint, goal, start, data, optimizer, lambda step: None, **settings)
-        return cell_arrays(curve, {"loss": curve.metrics["train_loss"][-1]}, model.apply(curve.params, x))
+        curve = checkpointed(
+            checkpoint, goal, start, data, optimizer, lambda step: None, **settings
+        )
+        return cell_arrays(
+            curve, {"loss": curve.metrics["train_loss"][-1]}, model.apply(curve.params, x)
+        )
 
     with _run_folder(folder) as run:
         cell = stored_cell(run / "cells" / "one.npz", compute)
-        store.save_arrays(run / "trajectory.npz", store.curve_arrays(cell["curve"]) | {"outputs": cell["outputs"]})
+        store.save_arrays(
+            run / "trajectory.npz", store.curve_arrays(cell["curve"]) | {"outputs": cell["outputs"]}
+        )
         store.write_json(folder / "summary.json", cell["final"])
 
 
@@ -82,11 +90,18 @@ def drawn(folder: Path) -> None:
     jax.config.update("jax_enable_x64", True)
 
     def run(config, place, console):
-        cells = [store.stored_arrays(place / "cells" / f"{i}.npz", lambda i=i: {"x": np.full(9, i)}) for i in range(2)]
-        store.save_arrays(place / "trajectory.npz", {str(i): cell["x"] for i, cell in enumerate(cells)})
+        cells = [
+            store.stored_arrays(place / "cells" / f"{i}.npz", lambda i=i: {"x": np.full(9, i)})
+            for i in range(2)
+        ]
+        store.save_arrays(
+            place / "trajectory.npz", {str(i): cell["x"] for i, cell in enumerate(cells)}
+        )
         (place / "figures").mkdir(exist_ok=True)
         for name, cell in zip("ab", cells, strict=True):
-            plots.save(plots.plot_kernel(np.outer(cell["x"], cell["x"])), place / "figures" / f"{name}.png")
+            plots.save(
+                plots.plot_kernel(np.outer(cell["x"], cell["x"])), place / "figures" / f"{name}.png"
+            )
         return {"sum": float(sum(cell["x"].sum() for cell in cells))}
 
     trajectories_2d.run = run
@@ -106,7 +121,13 @@ def tiles(folder: Path) -> None:
 
 def download(folder: Path, archive: Archive) -> None:
     """The archive, received slowly, and unpacked."""
-    cifar10(folder, download=True, archive=archive, records_per_file=IMAGES, progress=lambda *_: time.sleep(0.004))
+    cifar10(
+        folder,
+        download=True,
+        archive=archive,
+        records_per_file=IMAGES,
+        progress=lambda *_: time.sleep(0.004),
+    )
 
 
 def hold(folder: Path) -> None:

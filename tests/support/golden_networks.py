@@ -27,7 +27,9 @@ def _serial(*layers_):
     return model.serial(*[layer for layer in layers_ if layer is not None])
 
 
-NAMES = {name: getattr(module, name) for module in (layers, activations) for name in module.__all__} | {
+NAMES = {
+    name: getattr(module, name) for module in (layers, activations) for name in module.__all__
+} | {
     "serial": _serial,
     "parallel": model.parallel,
     "FanOut": lambda n: None,

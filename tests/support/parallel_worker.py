@@ -68,7 +68,10 @@ def as_lists(curve) -> dict:
     import numpy as np
 
     metrics = {name: np.asarray(values).tolist() for name, values in curve.metrics.items()}
-    leaves = {f"leaf {i}": np.asarray(leaf).tolist() for i, leaf in enumerate(jax.tree.leaves(curve.params))}
+    leaves = {
+        f"leaf {i}": np.asarray(leaf).tolist()
+        for i, leaf in enumerate(jax.tree.leaves(curve.params))
+    }
     return metrics | leaves
 
 
@@ -104,7 +107,9 @@ def gram_tiles(folder: Path | None, *, pause: float) -> dict:
     x = np.random.default_rng(0).normal(size=(32, 6))
     model = ln.serial(ln.Dense(1, 1.5, 0.1), ln.Relu(), ln.Dense(1))
     every, computed = tiles.tiles(32, 32, 2, symmetric=True), []
-    store = tiles.open_store(folder, {"ntk": (32, 32)}, np.float64, len(every), {"kernel": "a test"})
+    store = tiles.open_store(
+        folder, {"ntk": (32, 32)}, np.float64, len(every), {"kernel": "a test"}
+    )
 
     def compute(_, tile):
         computed.append(tile)
@@ -126,7 +131,10 @@ def sharded_checkpoint(sharding, folder: Path) -> dict:
     host = {"w": np.arange(48.0).reshape(16, 3) / 7}
     divided, whole = place(host, sharding), place(host, replicated(sharding))
     save_sharded(folder, ln.TrainState(4, 0.25, divided, ()))
-    loaded = [load_sharded(folder, ln.TrainState(0, 0.0, like, ())).params["w"] for like in (divided, whole)]
+    loaded = [
+        load_sharded(folder, ln.TrainState(0, 0.0, like, ())).params["w"]
+        for like in (divided, whole)
+    ]
     return {
         "divided": loaded[0].sharding.is_equivalent_to(sharding, 2),
         "rows here": [np.asarray(shard.data).tolist() for shard in loaded[0].addressable_shards],
@@ -144,14 +152,18 @@ if __name__ == "__main__":
         curve = long_training(data_parallel(), Path(words[2]), save_at=range(0, 100, 2), pause=0.1)
         result = as_lists(curve)
     elif task == "alone":
-        result = as_lists(long_training(None, Path(words[0]), save_at=range(int(words[1])), pause=0.0))
+        result = as_lists(
+            long_training(None, Path(words[0]), save_at=range(int(words[1])), pause=0.0)
+        )
     elif task == "tiles":
         result = gram_tiles(Path(words[2]), pause=0.05)
     elif task == "orbax":
         result = sharded_checkpoint(data_parallel(), Path(words[2]))
     else:
         cases = [word.split(",") for word in words[2 if task == "two" else 0 :]]
-        settings = [dict(batch_size=None if b == "None" else int(b), microbatches=int(m)) for b, m in cases]
+        settings = [
+            dict(batch_size=None if b == "None" else int(b), microbatches=int(m)) for b, m in cases
+        ]
         result = {"curves": [as_lists(training(data_parallel(), **each)) for each in settings]}
         result["refused"] = refusal(data_parallel())
     print(json.dumps(result | {"devices": jax.device_count()}))

@@ -14,7 +14,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Serves one file; `server.plan` says per request how many bytes to send and whether ranges are understood."""
 
     def do_GET(self):
-        body, (limit, ranges) = self.server.body, self.server.plan.pop(0) if self.server.plan else (None, True)
+        body, (limit, ranges) = (
+            self.server.body,
+            self.server.plan.pop(0) if self.server.plan else (None, True),
+        )
         asked = self.headers.get("Range")
         self.server.asked.append(asked)
         if self.path != "/" + self.server.name:
@@ -37,7 +40,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def serve(body: bytes, plan=()):
     """A server on loopback and the archive record that describes its file truthfully."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.body, server.plan, server.asked, server.name = body, list(plan), [], "cifar-10-binary.tar.gz"
+    server.body, server.plan, server.asked, server.name = (
+        body,
+        list(plan),
+        [],
+        "cifar-10-binary.tar.gz",
+    )
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     url = f"http://127.0.0.1:{server.server_address[1]}/{server.name}"

@@ -1,7 +1,8 @@
 """What comes into the functions of this package, checked once and in one form.
 
-Examples are an array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis. Parameters are a tree
-of arrays: real floating-point leaves are differentiated, complex ones as pairs of real ones, all others are constants.
+Examples are an array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis.
+Parameters are a tree of arrays: real floating-point leaves are differentiated, complex ones as
+pairs of real ones, all others are constants.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Complex(NamedTuple):
     imag: Array
 
 
-def canonical(apply: Apply, params: Params, x1: Examples, x2: Examples | None = None, name: str = "x1") -> Arguments:
+def canonical(
+    apply: Apply, params: Params, x1: Examples, x2: Examples | None = None, name: str = "x1"
+) -> Arguments:
     """The function as a `Partial`, real parameters, and examples of one structure and dtype.
 
     Args:
@@ -55,8 +58,8 @@ def canonical(apply: Apply, params: Params, x1: Examples, x2: Examples | None = 
 
     Raises:
         TypeError: A leaf is no array of numbers, or `apply` no function.
-        ValueError: There are no examples, values that are not finite, two sets that do not fit each other, or
-            parameters that are the initialization of a lazy function.
+        ValueError: There are no examples, values that are not finite, two sets that do not fit each
+            other, or parameters that are the initialization of a lazy function.
     """
     function = as_partial(apply)
     check_displacement(function, params)
@@ -74,7 +77,10 @@ def check_examples(name: str, x: Any) -> int:
     """Their number; refuses what is no array, or tree of arrays, of numbers with a common first axis >= 1."""
     if isinstance(x, list) or hasattr(x, "todense"):
         guards.array(name, x)
-    leaves = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree_util.tree_leaves_with_path(x)}
+    leaves = {
+        f"{name}{jax.tree_util.keystr(path)}": leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(x)
+    }
     if not leaves:
         raise TypeError(f"{name} got {x!r}, expected an array of examples [n, ...].")
     for path, leaf in leaves.items():
@@ -126,7 +132,9 @@ def real_parameters(function: Partial, params: Params) -> tuple[Partial, Params]
             )
     if not any(_is_complex(leaf) for leaf in jax.tree.leaves(params)):
         return function, params
-    parted = jax.tree.map(lambda w: Complex(jnp.real(w), jnp.imag(w)) if _is_complex(w) else w, params)
+    parted = jax.tree.map(
+        lambda w: Complex(jnp.real(w), jnp.imag(w)) if _is_complex(w) else w, params
+    )
     return Partial(_of_complex, function), parted
 
 
@@ -181,7 +189,9 @@ def _nnx_statistics(params: Params, names: tuple[str, ...] | None) -> str:
     def kind(node: Any) -> str:
         return getattr(getattr(node, "type", None), "__name__", type(node).__name__)
 
-    nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: kind(node) in STATISTICS)
+    nodes = jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda node: kind(node) in STATISTICS
+    )
     for path, node in nodes:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if kind(node) in STATISTICS and _is_chosen(name, names):
@@ -205,7 +215,9 @@ def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
     shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], x) for x in (x1, x2)]
     if jax.tree.structure(x1) != jax.tree.structure(x2) or shapes[0] != shapes[1]:
         found = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (x1, x2)]
-        raise ValueError(f"{name} has shape {found[0]} and x2 {found[1]}, expected the same but for the first axis.")
+        raise ValueError(
+            f"{name} has shape {found[0]} and x2 {found[1]}, expected the same but for the first axis."
+        )
 
     def promoted(leaf: ArrayLike, other: ArrayLike) -> ArrayLike:
         if leaf.dtype == other.dtype:

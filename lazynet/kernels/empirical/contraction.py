@@ -19,7 +19,9 @@ MIRROR = {"full": (1, 0, 3, 2), "trace": (1, 0), "sum": (1, 0), "diagonal": (1, 
 """Order of axes that turns a block of a symmetric kernel into its mirror image."""
 
 
-def features(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> Features:
+def features(
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+) -> Features:
     """What the named leaves contribute to the kernel of the examples x, for each leaf."""
     known = layer_names(function, names)
     rest = tuple(name for name in names if name not in known)
@@ -71,9 +73,13 @@ def _factored(a: Pair, b: Pair, outputs: Outputs) -> Array:
         inner = jnp.einsum("iapf,jaqf->aipjq", a.cotangents, b.cotangents, precision="highest")
         return jnp.sum(inner * gram[None], axis=(2, 4)).transpose(1, 2, 0)
     if outputs == "trace":
-        one, two = (side.transpose(0, 2, 1, 3).reshape(-1, k * f) for side in (a.cotangents, b.cotangents))
+        one, two = (
+            side.transpose(0, 2, 1, 3).reshape(-1, k * f) for side in (a.cotangents, b.cotangents)
+        )
         return jnp.sum(_matmul(one, two).reshape(gram.shape) * gram, axis=(1, 3))
-    inner = _matmul(a.cotangents.reshape(-1, f), b.cotangents.reshape(-1, f)).reshape(n1, k, p, n2, k, q)
+    inner = _matmul(a.cotangents.reshape(-1, f), b.cotangents.reshape(-1, f)).reshape(
+        n1, k, p, n2, k, q
+    )
     return jnp.sum(inner * gram[:, None, :, :, None], axis=(2, 5))
 
 

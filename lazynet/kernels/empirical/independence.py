@@ -1,8 +1,9 @@
 """Refusal of functions that mix the examples of a batch, of which per-example derivatives would be wrong.
 
-Some examples are replaced by others and the rest is looked at: its outputs and their derivative along a direction of
-the parameters must stay the same. The derivative sees what outputs hide, as those of a lazy function at u = 0 or of a
-head of zeros. Everything is finite, because compilers drop NaN, and so do casts to integers.
+Some examples are replaced by others and the rest is looked at: its outputs and their derivative
+along a direction of the parameters must stay the same. The derivative sees what outputs hide, as
+those of a lazy function at u = 0 or of a head of zeros. Everything is finite, because compilers
+drop NaN, and so do casts to integers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples, differentiable
+from lazynet.kernels.empirical.arguments import (
+    Examples,
+    canonical,
+    check_outputs,
+    count_examples,
+    differentiable,
+)
 from lazynet.kernels.empirical.layerwise import known_layers
 from lazynet.programs import PerFunction, first_line, refuse_state
 from lazynet.trees import is_traced
@@ -26,7 +33,8 @@ EXAMPLES = 4
 
 CHANGED = ((0, 3), (1, 2), (0, 1), (2, 3))
 """Examples replaced together. For any two one of the sets has the first and not the second, so that neighbours, halves
-and mirror images of a batch are told apart; half of them, so that a mean over the batch moves as much as one example.
+and mirror images of a batch are told apart; half of them, so that a mean over the batch moves as
+much as one example.
 """
 
 ADVICE = (
@@ -39,9 +47,10 @@ ADVICE = (
 def check_independent(apply: Apply, params: Params, x: Examples) -> None:
     """Refuses a function whose outputs or derivatives at one example depend on the other examples of the batch.
 
-    Whatever takes derivatives example by example, or speaks of more examples than it looks at, relies on it. The check
-    costs five passes over four examples, outputs and one derivative, by one compiled program for each function. Models
-    of which every layer is known to treat examples one by one pass without, and so do traced values.
+    Whatever takes derivatives example by example, or speaks of more examples than it looks at,
+    relies on it. The check costs five passes over four examples, outputs and one derivative, by one
+    compiled program for each function. Models of which every layer is known to treat examples one
+    by one pass without, and so do traced values.
 
     Args:
         apply: `apply(params, x)`.
@@ -49,7 +58,8 @@ def check_independent(apply: Apply, params: Params, x: Examples) -> None:
         x: Examples of any dtype, or a dictionary or tuple of arrays with a common first axis.
 
     Raises:
-        ValueError: It mixes the examples, does not return one array with as many rows, or keeps a state of its own.
+        ValueError: It mixes the examples, does not return one array with as many rows, or keeps a
+            state of its own.
 
     Example:
         >>> check_independent(lambda w, x: x @ w, jnp.ones((3, 1)), jnp.ones((8, 3)))
@@ -116,13 +126,18 @@ def _mixed(function: Partial, params: Params, x: Examples) -> str:
             if not any(_differ(one, two, one, rows) for one, two in pairs):
                 continue
             again = evaluate(function, _shaken(params), x, kept)
-            if any(_differ(*pair, rounded, rows) for pair, rounded in zip(pairs, again[what], strict=True)):
+            if any(
+                _differ(*pair, rounded, rows)
+                for pair, rounded in zip(pairs, again[what], strict=True)
+            ):
                 return what
     return ""
 
 
 @PerFunction
-def _tangents(function: Partial, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+def _tangents(
+    function: Partial, params: Params, x: Examples, kept: Array
+) -> dict[str, list[Array]]:
     """Outputs, and their derivative along a fixed direction of the parameters."""
     weights, rebuilt = differentiable(params)
     direction = [_direction(w, i) for i, w in enumerate(weights)]
@@ -131,12 +146,17 @@ def _tangents(function: Partial, params: Params, x: Examples, kept: Array) -> di
 
 
 @PerFunction
-def _gradients(function: Partial, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+def _gradients(
+    function: Partial, params: Params, x: Examples, kept: Array
+) -> dict[str, list[Array]]:
     """Outputs, and the gradient of a combination of those of the examples that are kept."""
     weights, rebuilt = differentiable(params)
     h, pull_back = jax.vjp(lambda w: _outputs(function, rebuilt(w), x), weights)
     own = kept.reshape(-1, *[1] * (h.ndim - 1))
-    return {"outputs": [h], "derivatives": pull_back(jnp.where(own, _direction(h, 0), jnp.zeros_like(h)))[0]}
+    return {
+        "outputs": [h],
+        "derivatives": pull_back(jnp.where(own, _direction(h, 0), jnp.zeros_like(h)))[0],
+    }
 
 
 def _outputs(function: Partial, params: Params, x: Examples) -> Array:
@@ -162,8 +182,9 @@ def _shaken(params: Params) -> Params:
 def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -> bool:
     """Whether values differ by more than rounding: 256 units of the largest, or 16 times what another rounding makes.
 
-    Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and added again, as the
-    largest logit of a batch in a softmax, leaves a few units, and many where little is left of large terms.
+    Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and
+    added again, as the largest logit of a batch in a softmax, leaves a few units, and many where
+    little is left of large terms.
     """
     one, two, three = (np.asarray(values).astype(np.float64) for values in (before, after, again))
     eps = float(jnp.finfo(before.dtype).eps)
@@ -192,8 +213,9 @@ def _sample(x: Examples) -> Examples:
 def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
     """Others in the place of the changed examples, within the range of the values.
 
-    Real ones are drawn with more weight on small values, which moves sums and squares alike, also sums over many
-    pixels. Whole numbers go to the other end of the range, each as far as it is from this one, or to the ends alone.
+    Real ones are drawn with more weight on small values, which moves sums and squares alike, also
+    sums over many pixels. Whole numbers go to the other end of the range, each as far as it is from
+    this one, or to the ends alone.
     """
     if leaf.dtype == bool:
         other = ~leaf
@@ -201,9 +223,15 @@ def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
         low, high = leaf.min(), leaf.max()
         mirrored = low + (high - leaf) if draw % 2 else np.where(leaf == low, high, low)
         constant = np.where(leaf == 0, 1, 0).astype(leaf.dtype)
-        other = constant if low == high else np.where(mirrored == leaf, low, mirrored).astype(leaf.dtype)
+        other = (
+            constant
+            if low == high
+            else np.where(mirrored == leaf, low, mirrored).astype(leaf.dtype)
+        )
     elif jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        other = (_drawn(np.real(leaf), draw) + 1j * _drawn(np.imag(leaf), draw + 10)).astype(leaf.dtype)
+        other = (_drawn(np.real(leaf), draw) + 1j * _drawn(np.imag(leaf), draw + 10)).astype(
+            leaf.dtype
+        )
     else:
         other = _drawn(leaf, draw).astype(leaf.dtype)
     return np.where(changed.reshape(-1, *[1] * (leaf.ndim - 1)), other, leaf)

@@ -38,17 +38,25 @@ def chosen_names(params: Params, where: Where | None) -> Names:
     The two parts of a complex leaf are chosen together, by its own path.
     """
     if where is not None and not callable(where):
-        raise TypeError(f"where got {where!r}, expected a function of paths: lambda path: path.startswith('0_Dense').")
-    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: isinstance(node, Complex))
+        raise TypeError(
+            f"where got {where!r}, expected a function of paths: lambda path: path.startswith('0_Dense')."
+        )
+    nodes, _ = jax.tree_util.tree_flatten_with_path(
+        params, is_leaf=lambda node: isinstance(node, Complex)
+    )
     names, free = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes], []
     for name, (_, node) in zip(names, nodes, strict=True):
         parts = parameter_names(node) if isinstance(node, Complex) else [""]
         if is_weight(jax.tree.leaves(node)[0]) and (where is None or bool(where(name))):
             free += ["/".join(filter(None, (name, part))) for part in parts]
     if not any(is_weight(leaf) for leaf in jax.tree.leaves(params)):
-        raise ValueError(f"params has no floating-point arrays ({names}), expected weights: integers are constants.")
+        raise ValueError(
+            f"params has no floating-point arrays ({names}), expected weights: integers are constants."
+        )
     if not free:
-        raise ValueError(f"where selects none of the parameters {names}: it gets one of these paths at a time.")
+        raise ValueError(
+            f"where selects none of the parameters {names}: it gets one of these paths at a time."
+        )
     return tuple(free)
 
 
@@ -57,11 +65,16 @@ def jacobian_features(
 ) -> dict[str, Jacobian]:
     """Jacobians of every example by the named leaves.
 
-    A vmapped weight gradient of a convolution is a grouped convolution, which is an order of magnitude slower on a CPU
-    than a loop over examples.
+    A vmapped weight gradient of a convolution is a grouped convolution, which is an order of
+    magnitude slower on a CPU than a loop over examples.
     """
     if loops(function, params, x):
-        return stacked([example_jacobian(function, params, example, names, outputs) for example in _one_by_one(x)])
+        return stacked(
+            [
+                example_jacobian(function, params, example, names, outputs)
+                for example in _one_by_one(x)
+            ]
+        )
     return vmapped_jacobian(function, params, x, names, outputs)
 
 

@@ -1,8 +1,9 @@
 """The layer-wise way to the features of an empirical kernel, for networks of Dense and Conv layers.
 
-The derivative of an output by the weights of `z = m (R W) + b` is `R^T D`, with R the rows that enter the layer and D
-the cotangents of `R W`. One backward pass per output gives the cotangents of all examples and layers; the products of
-R and D for two examples then give the kernel without the derivative itself, which is as large as the weights.
+The derivative of an output by the weights of `z = m (R W) + b` is `R^T D`, with R the rows that
+enter the layer and D the cotangents of `R W`. One backward pass per output gives the cotangents of
+all examples and layers; the products of R and D for two examples then give the kernel without the
+derivative itself, which is as large as the weights.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def layer_names(function: Partial, names: Names) -> Names:
     found = known_layers(function)
     if found is None:
         return ()
-    return tuple(name for name in names if _split(name)[0] in found.rows and _split(name)[1] in ("W", "b"))
+    return tuple(
+        name for name in names if _split(name)[0] in found.rows and _split(name)[1] in ("W", "b")
+    )
 
 
 @partial(PerFunction, static_argnames=("names", "outputs"))
@@ -85,7 +88,9 @@ def _node(params: Params, path: str) -> Any:
 def _with_probes(params: Params, probes: dict[str, Array]) -> Params:
     for name, value in probes.items():
         path, own = _split(name)
-        params = _inserted(params, [*filter(None, path.split("/")), "probe" if own == "W" else own], value)
+        params = _inserted(
+            params, [*filter(None, path.split("/")), "probe" if own == "W" else own], value
+        )
     return params
 
 
@@ -111,7 +116,8 @@ def _feature(
 def _stays_factored(rows: Array, cotangents: Array, outputs: Outputs) -> bool:
     """Whether products of rows and of cotangents are cheaper, for a pair of examples, than those of derivatives.
 
-    With several positions the products must also be multiplied entry by entry, hence the margin of 2.
+    With several positions the products must also be multiplied entry by entry, hence the margin of
+    2.
     """
     _, positions, fan_in = rows.shape
     _, k, _, features = cotangents.shape

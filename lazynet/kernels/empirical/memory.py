@@ -11,7 +11,13 @@ from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import Examples, count_examples, one_example
 from lazynet.kernels.empirical.contraction import Features, contract, features
-from lazynet.kernels.empirical.jacobians import Names, Outputs, example_jacobian, loops, vmapped_jacobian
+from lazynet.kernels.empirical.jacobians import (
+    Names,
+    Outputs,
+    example_jacobian,
+    loops,
+    vmapped_jacobian,
+)
 from lazynet.kernels.empirical.layerwise import layer_features, layer_names
 from lazynet.tiles import reserved
 from lazynet.trees import is_traced
@@ -29,12 +35,18 @@ class Plan(NamedTuple):
 
 
 def plan(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs, memory: int, tile: int | None
+    function: Partial,
+    params: Params,
+    x: Examples,
+    names: Names,
+    outputs: Outputs,
+    memory: int,
+    tile: int | None,
 ) -> Plan:
     """The largest tile, of examples first and of parameters where one example is too much, that fits the memory.
 
-    A first guess counts the features of rows and columns and a copy of them; the compiler's account of the programs
-    decides (unless the call is traced).
+    A first guess counts the features of rows and columns and a copy of them; the compiler's account
+    of the programs decides (unless the call is traced).
     """
     sizes, share, n = _sizes(function, params, x, names, outputs), memory // 4, count_examples(x)
     side = tile or min(n, max(1, share // sum(sizes.values())))
@@ -52,22 +64,30 @@ def plan(
             share = min(share * memory // needed, side * (max(map(_total(sizes), groups)) - 1))
 
 
-def peak_bytes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> int:
+def peak_bytes(
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+) -> int:
     """Bytes held while the kernel of x with as many other examples is computed, by the compiler's account.
 
-    Counted are the features of both sides, what the programs need beside them and the block of the kernel; parameters
-    and inputs are not.
+    Counted are the features of both sides, what the programs need beside them and the block of the
+    kernel; parameters and inputs are not.
     """
     shapes = _shapes(function, params, x, names, outputs)
     held = _bytes(shapes)
     known = layer_names(function, names)
     rest = tuple(name for name in names if name not in known)
-    made = [reserved(layer_features.lower(function, params, x, known, outputs).compile())] if known else []
+    made = (
+        [reserved(layer_features.lower(function, params, x, known, outputs).compile())]
+        if known
+        else []
+    )
     if rest and loops(function, params, x):
         own = _bytes({name: shapes[name] for name in rest})
         made.append(
             reserved(
-                example_jacobian.lower(function, params, jax.tree.map(lambda leaf: leaf[0], x), rest, outputs).compile()
+                example_jacobian.lower(
+                    function, params, jax.tree.map(lambda leaf: leaf[0], x), rest, outputs
+                ).compile()
             )
             + 2 * own
         )
@@ -76,14 +96,21 @@ def peak_bytes(function: Partial, params: Params, x: Examples, names: Names, out
     return held + max(sum(made), held + reserved(contract.lower(shapes, shapes, outputs).compile()))
 
 
-def entry_shape(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> jax.ShapeDtypeStruct:
+def entry_shape(
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+) -> jax.ShapeDtypeStruct:
     """The kernel of one example with itself, as a shape."""
     shapes = _shapes(function, params, one_example(x), names, outputs)
     return jax.eval_shape(lambda own: contract(own, own, outputs), shapes)
 
 
 def _needed(
-    function: Partial, params: Params, x: Examples, side: int, groups: tuple[Names, ...], outputs: Outputs
+    function: Partial,
+    params: Params,
+    x: Examples,
+    side: int,
+    groups: tuple[Names, ...],
+    outputs: Outputs,
 ) -> int:
     if is_traced((function, params, x)):
         return 0
@@ -96,7 +123,9 @@ def _shapes(function: Partial, params: Params, x: Any, names: Names, outputs: Ou
     return jax.eval_shape(lambda examples: features(function, params, examples, names, outputs), x)
 
 
-def _sizes(function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs) -> dict[str, int]:
+def _sizes(
+    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+) -> dict[str, int]:
     """Bytes of each leaf's features of one example."""
     shapes = _shapes(function, params, one_example(x), names, outputs)
     return {name: max(1, _bytes(shapes[name])) for name in names}

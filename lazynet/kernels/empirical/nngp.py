@@ -27,7 +27,8 @@ def empirical_nngp(
         apply: Pure function `apply(params, x)`.
         params: Parameters.
         x1: Examples of the rows, `[n1, *inputs]`, or a dictionary or tuple of arrays.
-        x2: Examples of the columns; None for those of the rows, which makes the result exactly symmetric.
+        x2: Examples of the columns; None for those of the rows, which makes the result exactly
+            symmetric.
 
     Raises:
         TypeError: If inputs are no arrays of numbers.

@@ -8,7 +8,12 @@ import jax
 from jaxtyping import Float
 
 from lazynet import guards
-from lazynet.kernels.empirical.arguments import Examples, canonical, check_no_statistics, count_examples
+from lazynet.kernels.empirical.arguments import (
+    Examples,
+    canonical,
+    check_no_statistics,
+    count_examples,
+)
 from lazynet.kernels.empirical.contraction import MIRROR
 from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.kernels.empirical.jacobians import Outputs, Where, chosen_names
@@ -33,42 +38,47 @@ def empirical_ntk(
 ) -> Float[ArrayLike, "n1 n2 *k"]:
     """Empirical neural tangent kernel `Theta[i, j, a, b] = <dh_a(x1_i)/dw, dh_b(x2_j)/dw>`.
 
-    It governs gradient descent on the linearized network: with the loss 1/(2n) sum |h - y|^2, its outputs follow
-    `dh/dt = -Theta (h - y) / n`.
+    It governs gradient descent on the linearized network: with the loss 1/(2n) sum |h - y|^2, its
+    outputs follow `dh/dt = -Theta (h - y) / n`.
 
-    The apply of a `Model` knows its Dense and Conv layers, whose Jacobians are then never formed where the products of
-    layer inputs and of cotangents are cheaper. Any other function, also a lazy or linearized one, goes through
-    per-example Jacobians.
+    The apply of a `Model` knows its Dense and Conv layers, whose Jacobians are then never formed
+    where the products of layer inputs and of cotangents are cheaper. Any other function, also a
+    lazy or linearized one, goes through per-example Jacobians.
 
     Args:
-        apply: Pure function `apply(params, x)` with outputs `[n, *outputs]`, flattened to k of them.
-        params: Where to take the derivative. Integers, booleans and keys are constants; a complex leaf counts as two
-            real ones.
-        x1: Examples of the rows, `[n1, *inputs]`, or a dictionary or tuple of arrays with a common first axis.
-        x2: Examples of the columns; None for those of the rows, which makes the result exactly symmetric and computes
-            its upper triangle only.
-        outputs: `"full"` gives `[n1, n2, k, k]`; `"trace"` the mean `1/k sum_a Theta[i, j, a, a]` and `"sum"` the
-            kernel of `1/sqrt(k) sum_a h_a`, k times cheaper, both `[n1, n2]`; `"diagonal"` gives `Theta[i, j, a, a]`,
-            `[n1, n2, k]`.
-        where: Which parameters to differentiate, a predicate on their paths such as `"0_Dense/W"`; None for all. The
-            kernels of disjoint sets of parameters add up.
-        tile: Number of examples whose Jacobians are held at a time, on each side; None for as many as fit the memory.
-            A Jacobian is computed once per row of tiles.
-        memory: Bytes that may be held beside parameters, inputs and result, by the compiler's account of the programs.
-            Where one example's Jacobian is too much, parameters are taken in groups, each in a pass of its own.
-        store: Folder for the kernel as a memory-mapped `ntk.npy`, where a killed run continues. Rows of tiles are
-            spread over the devices of a process, and over processes that share the folder (`jax.distributed`).
+        apply: Pure function `apply(params, x)` with outputs `[n, *outputs]`, flattened to k of
+            them.
+        params: Where to take the derivative. Integers, booleans and keys are constants; a complex
+            leaf counts as two real ones.
+        x1: Examples of the rows, `[n1, *inputs]`, or a dictionary or tuple of arrays with a common
+            first axis.
+        x2: Examples of the columns; None for those of the rows, which makes the result exactly
+            symmetric and computes its upper triangle only.
+        outputs: `"full"` gives `[n1, n2, k, k]`; `"trace"` the mean `1/k sum_a Theta[i, j, a, a]`
+            and `"sum"` the kernel of `1/sqrt(k) sum_a h_a`, k times cheaper, both `[n1, n2]`;
+            `"diagonal"` gives `Theta[i, j, a, a]`, `[n1, n2, k]`.
+        where: Which parameters to differentiate, a predicate on their paths such as `"0_Dense/W"`;
+            None for all. The kernels of disjoint sets of parameters add up.
+        tile: Number of examples whose Jacobians are held at a time, on each side; None for as many
+            as fit the memory. A Jacobian is computed once per row of tiles.
+        memory: Bytes that may be held beside parameters, inputs and result, by the compiler's
+            account of the programs. Where one example's Jacobian is too much, parameters are taken
+            in groups, each in a pass of its own.
+        store: Folder for the kernel as a memory-mapped `ntk.npy`, where a killed run continues.
+            Rows of tiles are spread over the devices of a process, and over processes that share
+            the folder (`jax.distributed`).
         progress: Whether to show a progress bar with the time left.
 
     Returns:
         The kernel, on the host with a store, a progress bar, or several tiles on several devices.
 
     Raises:
-        TypeError: If inputs or parameters are no arrays of numbers, or an option has the wrong type.
-        ValueError: If there are no examples or they are not finite, both sets differ in shape, `outputs`, `tile` or
-            `memory` is out of range, `where` selects nothing, `apply` mixes the examples of a batch, `params` holds
-            running averages of flax, one example and one parameter do not fit the memory, or the store belongs to
-            another kernel.
+        TypeError: If inputs or parameters are no arrays of numbers, or an option has the wrong
+            type.
+        ValueError: If there are no examples or they are not finite, both sets differ in shape,
+            `outputs`, `tile` or `memory` is out of range, `where` selects nothing, `apply` mixes
+            the examples of a batch, `params` holds running averages of flax, one example and one
+            parameter do not fit the memory, or the store belongs to another kernel.
 
     Example:
         >>> import jax.numpy as jnp
@@ -91,7 +101,9 @@ def empirical_ntk(
     chosen = plan(function, params, largest, names, outputs, memory, tile)
     traced = is_traced((function, params, x1, x2))
     if store is not None and traced:
-        raise ValueError("empirical_ntk got a store inside a jax transformation: call it outside of jit and vmap.")
+        raise ValueError(
+            "empirical_ntk got a store inside a jax transformation: call it outside of jit and vmap."
+        )
     several = len(jax.local_devices()) > 1 and count_examples(x1) > chosen.tile and not traced
     if store is None and not progress and not several:
         return in_memory(function, params, x1, x2, chosen, outputs)

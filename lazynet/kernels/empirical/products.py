@@ -44,12 +44,14 @@ def ntk_vector_product(
         x2: Examples of the columns; None for those of the rows.
 
     Returns:
-        A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an argument.
+        A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an
+        argument.
 
     Raises:
         TypeError: If inputs or parameters are no arrays of numbers.
-        ValueError: If there are no examples, they are not finite, both sets differ in shape, or `params` holds running
-            averages of flax; when called, if v does not have the shape of the outputs at x2.
+        ValueError: If there are no examples, they are not finite, both sets differ in shape, or
+            `params` holds running averages of flax; when called, if v does not have the shape of
+            the outputs at x2.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -67,8 +69,9 @@ def largest_ntk_eigenvalue(
 ) -> float:
     """Largest eigenvalue `lambda_max(Theta)` of the `[n k, n k]` kernel, by Lanczos iteration on products.
 
-    The value approaches lambda_max from below, and is at least that of as many power iterations from the same start.
-    The iteration runs on the host, in float64, around one compiled product: convolutions are slow in compiled loops.
+    The value approaches lambda_max from below, and is at least that of as many power iterations
+    from the same start. The iteration runs on the host, in float64, around one compiled product:
+    convolutions are slow in compiled loops.
 
     Args:
         apply: Pure function `apply(params, x)`.
@@ -79,8 +82,9 @@ def largest_ntk_eigenvalue(
 
     Raises:
         TypeError: If inputs or parameters are no arrays of numbers.
-        ValueError: If there are no examples or they are not finite, `apply` mixes the examples of a batch, `params`
-            holds running averages of flax, `iterations` is below 1, or the product is not finite.
+        ValueError: If there are no examples or they are not finite, `apply` mixes the examples of a
+            batch, `params` holds running averages of flax, `iterations` is below 1, or the product
+            is not finite.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -98,10 +102,14 @@ def largest_ntk_eigenvalue(
     start = jax.random.normal(key, shape.shape, shape.dtype)
 
     def on_host(v):
-        product, size = _scaled_product(function, params, x, jnp.asarray(v.reshape(start.shape), start.dtype))
+        product, size = _scaled_product(
+            function, params, x, jnp.asarray(v.reshape(start.shape), start.dtype)
+        )
         return np.asarray(product, np.float64).ravel() * float(size)
 
-    values, _ = ritz_values(*lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size)))
+    values, _ = ritz_values(
+        *lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size))
+    )
     return float(values[-1])
 
 
@@ -116,8 +124,9 @@ def estimate_max_learning_rate(
 ) -> float:
     """Largest stable learning rate `2 (1 + momentum) n / lambda_max(Theta)`, without forming the kernel.
 
-    Full-batch gradient descent on the linearized network with the loss 1/(2n) sum |h - y|^2 diverges above it;
-    minibatches need a fraction of it. The eigenvalue is approached from below, so this bound is approached from above.
+    Full-batch gradient descent on the linearized network with the loss 1/(2n) sum |h - y|^2
+    diverges above it; minibatches need a fraction of it. The eigenvalue is approached from below,
+    so this bound is approached from above.
 
     Args:
         apply: Pure function `apply(params, x)`.
@@ -150,12 +159,18 @@ def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: A
     guards.array("v", v)
     if v.shape != values.shape or jnp.issubdtype(v.dtype, jnp.complexfloating):
         found = f"v has shape {v.shape} and dtype {v.dtype}"
-        raise ValueError(f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}.")
-    return jax.jvp(lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype)))[1]
+        raise ValueError(
+            f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}."
+        )
+    return jax.jvp(
+        lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype))
+    )[1]
 
 
 @PerFunction
-def _scaled_product(function: Partial, params: Params, x: Examples, v: Array) -> tuple[Array, Array]:
+def _scaled_product(
+    function: Partial, params: Params, x: Examples, v: Array
+) -> tuple[Array, Array]:
     """`Theta v` and a power of two that it is to be multiplied by: the square of a derivative may leave its dtype."""
     weights, rebuilt = differentiable(params)
     _, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)

@@ -23,7 +23,12 @@ from lazynet.typing import Array, Params
 
 
 def in_memory(
-    function: Partial, params: Params, x1: Examples, x2: Examples | None, chosen: Plan, outputs: Outputs
+    function: Partial,
+    params: Params,
+    x1: Examples,
+    x2: Examples | None,
+    chosen: Plan,
+    outputs: Outputs,
 ) -> Array:
     """The kernel on the device of its inputs."""
     own = split(x1, chosen.tile)
@@ -51,7 +56,9 @@ def row(
     for group in chosen.groups:
         rows = features(function, params, own, group, outputs)
         for j, other in enumerate(others):
-            columns = rows if diagonal and j == 0 else features(function, params, other, group, outputs)
+            columns = (
+                rows if diagonal and j == 0 else features(function, params, other, group, outputs)
+            )
             block = contract(rows, columns, outputs)
             totals[j : j + 1] = [totals[j] + block if j < len(totals) else block]
             if len(others) > 1 or len(chosen.groups) > 1:
@@ -77,7 +84,11 @@ def in_store(
     shape, entry = (n1, n2, *block.shape[2:]), block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
     every = tiles(n1, n2, chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
-    identity = {} if store is None else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
+    identity = (
+        {}
+        if store is None
+        else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
+    )
     target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
 
@@ -86,7 +97,11 @@ def in_store(
         others = split(jax.device_put(_part(two, strip[1]), device), chosen.tile)
         diagonal = x2 is None and strip[0].start == strip[1].start
         here, weights = placed(device)
-        return {"ntk": concatenated([row(here, weights, own, others, chosen, outputs, diagonal=diagonal)])}
+        return {
+            "ntk": concatenated(
+                [row(here, weights, own, others, chosen, outputs, diagonal=diagonal)]
+            )
+        }
 
     mirror = {"ntk": MIRROR[outputs]} if x2 is None else None
     return assemble(compute, every, target, mirror=mirror, progress=progress)["ntk"]
@@ -97,7 +112,9 @@ def split(x: Examples, tile: int) -> list[Examples]:
     n = count_examples(x)
 
     def part(start: int) -> Examples:
-        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, min(tile, n - start)), x)
+        return jax.tree.map(
+            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, min(tile, n - start)), x
+        )
 
     return [part(start) for start in range(0, n, tile)]
 
@@ -113,7 +130,12 @@ def _part(x: Examples, rows: range) -> Examples:
 
 
 def _identity(
-    function: Partial, params: Params, x1: Examples, x2: Examples | None, chosen: Plan, outputs: Outputs
+    function: Partial,
+    params: Params,
+    x1: Examples,
+    x2: Examples | None,
+    chosen: Plan,
+    outputs: Outputs,
 ) -> dict[str, Any]:
     """What a stored kernel depends on; the function is known by the program of its derivatives and by its arrays."""
     return {
@@ -128,14 +150,19 @@ def _identity(
     }
 
 
-def _derivatives(function: Partial, params: Params, x: Examples, chosen: Plan, outputs: Outputs) -> str:
+def _derivatives(
+    function: Partial, params: Params, x: Examples, chosen: Plan, outputs: Outputs
+) -> str:
     """A name for the program of the features of one example, and for the arrays that it closes over.
 
-    Functions with equal outputs may have other derivatives: a gradient that is stopped, a rule of one's own.
+    Functions with equal outputs may have other derivatives: a gradient that is stopped, a rule of
+    one's own.
     """
 
     def computed(function, params, x):
-        return [contraction.features(function, params, x, group, outputs) for group in chosen.groups]
+        return [
+            contraction.features(function, params, x, group, outputs) for group in chosen.groups
+        ]
 
     return fingerprint(jax.jit(computed).trace(function, params, one_example(x)))
 
@@ -143,4 +170,7 @@ def _derivatives(function: Partial, params: Params, x: Examples, chosen: Plan, o
 def _values(tree: Any) -> list[Any]:
     """Leaves as arrays of numbers, keys by what they hold."""
     leaves = map(jnp.asarray, jax.tree.leaves(tree))
-    return [jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a for a in leaves]
+    return [
+        jax.random.key_data(a) if jnp.issubdtype(a.dtype, jax.dtypes.prng_key) else a
+        for a in leaves
+    ]
