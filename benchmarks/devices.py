@@ -20,7 +20,8 @@ ENVIRONMENT = {
     "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2".strip()
 }
 
-WIDTH, BATCH = 1 / 8, 32
+WIDTH = 1 / 8
+BATCH = 32
 
 
 def cases(quick: bool) -> Iterator[Case]:

@@ -27,7 +27,9 @@ NETWORKS = {
         (32, 32, 3),
     ),
 }
-BATCH, EPOCH, EXAMPLES = 50, 20, 64
+BATCH = 50
+EPOCH = 20
+EXAMPLES = 64
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -37,7 +39,8 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def _programs(name) -> dict[str, Program]:
     build, shape = NETWORKS[name]
-    model, x = build(), jax.random.normal(jax.random.key(0), (BATCH * EPOCH, *shape))
+    model = build()
+    x = jax.random.normal(jax.random.key(0), (BATCH * EPOCH, *shape))
     data = Data(x, jnp.eye(10)[jnp.arange(len(x)) % 10] - 0.1)
     params0 = jax.jit(model.init)(jax.random.key(1), x[:1])
     part = Data(data.x[:EXAMPLES], data.y[:EXAMPLES])
@@ -55,9 +58,11 @@ def _trained(model, params, data, steps):
 
 def _calls(model, params0, params, data, part):
     """{name: a call of each diagnostic}."""
-    x, key = part.x, jax.random.key(2)
+    x = part.x
+    key = jax.random.key(2)
     kernel0, kernel = (empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params))
-    product, shape = ntk_vector_product(model.apply, params, x), part.y.shape
+    product = ntk_vector_product(model.apply, params, x)
+    shape = part.y.shape
     short = dict(key=key, iterations=5, restarts=1)
     return {
         "evaluate, all examples": lambda: evaluate(objective(model.apply, mse), params, data),

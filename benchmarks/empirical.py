@@ -74,7 +74,8 @@ def lazynet(apply: Callable[..., Any], params: Any, x: jax.Array) -> Program:
     """The kernel by this library, with the memory that it plans."""
 
     def reserved():
-        function, names = as_partial(apply), chosen_names(params, None)
+        function = as_partial(apply)
+        names = chosen_names(params, None)
         tile, groups = plan(function, params, x, names, "full", MEMORY, None)
         return max(peak_bytes(function, params, x[:tile], group, "full") for group in groups)
 

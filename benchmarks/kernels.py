@@ -124,7 +124,8 @@ def _case(name, build: Callable[[Any], Any], ours, theirs, rounds) -> Case:
 
 
 def _lazynet(name, build, sizes) -> Program:
-    network, inputs = build(stax).model, _inputs(name, sizes)
+    network = build(stax).model
+    inputs = _inputs(name, sizes)
     note = (
         (lambda _, cpu_s: f"{1e9 * cpu_s / PAIRS[name]:.2f} ns a pair and layer")
         if name in PAIRS

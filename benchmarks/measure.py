@@ -133,7 +133,8 @@ def jitted(
 def first_call(run: Callable[[], Any]) -> First | Failure:
     """Times and result of the first call, or what it raised."""
     try:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu = time.process_time()
+        wall = time.perf_counter()
         result = jax.block_until_ready(run())
         return First(Times(time.process_time() - cpu, time.perf_counter() - wall), result)
     except Exception as error:
@@ -183,7 +184,8 @@ def measure(group: str, case: Case) -> list[Row]:
 
 
 def _timed(run, calls) -> Times:
-    cpu, wall = time.process_time(), time.perf_counter()
+    cpu = time.process_time()
+    wall = time.perf_counter()
     for _ in range(calls):
         jax.block_until_ready(run())
     return Times((time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls)

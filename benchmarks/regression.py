@@ -75,7 +75,8 @@ def relu_ntk(x1, x2, depth=4, rows=50):
 def problem(n, m=1000, dtype=np.float64):
     """Kernels of n training and m test examples, and their labels."""
     (x, y), (x_test, y_test) = digits(n, 0), digits(m, 1)
-    x, x_test = x.astype(dtype), x_test.astype(dtype)
+    x = x.astype(dtype)
+    x_test = x_test.astype(dtype)
     return relu_ntk(x, x), relu_ntk(x_test, x), Data(x, y), Data(x_test, y_test)
 
 
@@ -85,7 +86,8 @@ def _ridges(n) -> dict[str, Program]:
     def by_numpy():
         values, vectors = np.linalg.eigh(kernel)
         weights = 1 / (values[:, None] + RIDGES)
-        inside, outside = vectors.T @ data.y, cross @ vectors
+        inside = vectors.T @ data.y
+        outside = cross @ vectors
         return np.stack([outside @ (weight[:, None] * inside) for weight in weights.T])
 
     return {
@@ -133,7 +135,8 @@ def _times(n) -> dict[str, Program]:
 
     def by_numpy():
         values, vectors = np.linalg.eigh(kernel)
-        inside, outside = vectors.T @ data.y, cross @ vectors
+        inside = vectors.T @ data.y
+        outside = cross @ vectors
         weights = -np.expm1(-np.maximum(values, 0) * TIMES[:, None] / n) / values
         return test_loss(outside @ (weight[:, None] * inside) for weight in weights)
 

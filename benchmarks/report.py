@@ -119,7 +119,8 @@ def amount(count: int | None) -> str:
 
 
 def _ratio(row: Row, first: Row, name: str) -> float | None:
-    mine, theirs = getattr(row, name), getattr(first, name)
+    mine = getattr(row, name)
+    theirs = getattr(first, name)
     if mine is None or not theirs:
         return None
     return (mine / row.entries) / (theirs / first.entries)
@@ -127,7 +128,8 @@ def _ratio(row: Row, first: Row, name: str) -> float | None:
 
 def _table(pairs: Iterable[tuple[Row, Ratio]]) -> list[list[str]]:
     """Cells of a group; a case is named in its first row alone."""
-    cells, last = [], None
+    cells = []
+    last = None
     for row, ratio in pairs:
         head, *rest = _cells(row, ratio)
         cells.append(["" if row.case == last else head, *rest])

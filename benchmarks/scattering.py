@@ -42,7 +42,8 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def _images(size, J, n) -> dict[str, Program]:
     x = np.random.default_rng(0).standard_normal((n, 3, size, size)).astype(np.float32)
-    device_x, filters = jnp.asarray(x), filter_bank((size, size), J)
+    device_x = jnp.asarray(x)
+    filters = filter_bank((size, size), J)
 
     def compiled(library):
         return jitted(library.ScatteringJax2D(J, (size, size)).scattering, device_x, entries=n)
@@ -69,7 +70,8 @@ def _construction(size, J) -> dict[str, Program]:
 
 
 def _compilation(J, gradient) -> dict[str, Program]:
-    x, filters = jnp.zeros((1, 32, 32), jnp.float32), filter_bank((32, 32), J)
+    x = jnp.zeros((1, 32, 32), jnp.float32)
+    filters = filter_bank((32, 32), J)
 
     def program(transform):
         function = jax.grad(lambda u: (transform(u) ** 2).sum()) if gradient else transform
@@ -91,10 +93,8 @@ def _fft_operations(compiled, _) -> str:
 
 def _all_of_cifar(batch=500, total=60_000) -> dict[str, Program]:
     """The coefficients are summed and dropped."""
-    x, filters = (
-        np.random.default_rng(0).random((batch, 3, 32, 32), np.float32),
-        filter_bank((32, 32), 2),
-    )
+    x = np.random.default_rng(0).random((batch, 3, 32, 32), np.float32)
+    filters = filter_bank((32, 32), 2)
     transform = jax.jit(lambda u, f: scattering2d(u, f).sum(0))
     workers = os.cpu_count() if jax.default_backend() == "cpu" else 1
 

@@ -42,7 +42,8 @@ def cases(quick: bool) -> Iterator[Case]:
 def full_batch(config: test_loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
     """Programs that return hidden and output weights over tau of every scale, `[s, m, d + 1]`."""
     weights0, (x, y, *_) = test_loss_vs_scale.draw(config, 0)
-    alpha, tau = np.square(taus), np.reshape(taus, (-1, 1, 1))
+    alpha = np.square(taus)
+    tau = np.reshape(taus, (-1, 1, 1))
     rates = np.minimum(10.0, 0.1 / alpha)
     starts = [jax.tree.map(lambda leaf, t=t: t * leaf, tuple(weights0)) for t in taus]
     batch = ln.Data(x.T, y.T)
@@ -124,7 +125,8 @@ def _column(weights, x):
     return _network(weights, x)[:, None]
 
 
-_GOAL, _SGD = ln.objective(_column, ln.mse), ln.sgd()
+_GOAL = ln.objective(_column, ln.mse)
+_SGD = ln.sgd()
 
 
 def _by_snapshots(weights, batch, rate, steps):

@@ -20,7 +20,8 @@ from benchmarks.measure import Case, Program
 from lazynet import trees, zoo
 from lazynet.models.model import Model
 
-MOMENTUM, RATE = 0.9, 1e-3
+MOMENTUM = 0.9
+RATE = 1e-3
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -70,7 +71,8 @@ def start(model: Model, shape: tuple[int, ...]):
 
 def trained(apply, params, data, steps: int, sharding=None) -> Program:
     """Full-batch steps with momentum, by `snapshots`."""
-    goal, optimizer = ln.objective(apply, ln.mse), ln.sgd(MOMENTUM)
+    goal = ln.objective(apply, ln.mse)
+    optimizer = ln.sgd(MOMENTUM)
     settings = dict(key=jax.random.key(0), save_at=[steps], learning_rate=RATE, sharding=sharding)
     run = partial(ln.snapshots, goal, params, data, optimizer, **settings)
     return Program(lambda: next(run()).params, len(data.x) * steps)

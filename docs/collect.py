@@ -1,7 +1,7 @@
 """Stores what the smoke presets of the theory measured, for the theory page: `docs/data/theory.json`.
 
-    python -m experiments run alpha_rates --preset smoke     # and so on, for each experiment of the
-    table python docs/collect.py runs/*
+    python -m experiments run alpha_rates --preset smoke  # and so on, for each experiment of the table
+    python docs/collect.py runs/*
 
 Copies the summary of each run folder given, with version, device and time, and leaves everything
 else as it was.

@@ -1,8 +1,9 @@
 """Experiments: each module declares a configuration, runs, stores its numbers and draws its figures.
 
-    python -m experiments list python -m experiments run NAME --help                  # its fields,
-    their meanings, bounds and values python -m experiments run NAME [--preset laptop] [--set
-    train.epochs=20 --set alphas=1,10,inf] [--out runs] python -m experiments show RUN_DIR
+    python -m experiments list
+    python -m experiments run NAME --help  # its fields, their meanings, bounds and values
+    python -m experiments run NAME [--preset laptop] [--set train.epochs=20 --set alphas=1,10,inf] [--out runs]
+    python -m experiments show RUN_DIR
 
 A module of this package is an experiment if it has `PRESETS`, a dictionary of frozen dataclasses,
 and `run(config, folder, console) -> summary`. Its docstring holds the command, the expected time

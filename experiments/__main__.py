@@ -93,7 +93,8 @@ def run(
         out: Folder of the run folders.
         quiet: Prints the run folder and nothing else.
     """
-    module, out = _experiment(name), out.expanduser()
+    module = _experiment(name)
+    out = out.expanduser()
     config = configure(module.PRESETS, preset, set)
     if getattr(module, "HOST_DEVICES", False):
         _use_all_cores()
@@ -201,7 +202,8 @@ def compare(
     """
     from experiments import compare as comparison
 
-    loaded, path = comparison.load([run.expanduser() for run in runs]), comparison.figure_path(out)
+    loaded = comparison.load([run.expanduser() for run in runs])
+    path = comparison.figure_path(out)
     collect = getattr(_experiment(loaded[0].config["experiment"]), "collect", None)
     if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {
         "alphas"

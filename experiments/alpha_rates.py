@@ -163,7 +163,8 @@ def _measure_one(config, symmetrized, params0, offset, x, x_test, y, alpha):
         return {"lazy": slope(lazy, state["lazy"]), "tangent": slope(tangent, state["tangent"])}
 
     def observe(state):
-        u, v = state["lazy"], state["tangent"]
+        u = state["lazy"]
+        v = state["tangent"]
         return {
             "weight_drift": ln.trees.norm(u) / alpha,
             "weight_gap": ln.trees.norm(ln.trees.subtract(u, v)) / alpha,
@@ -184,7 +185,8 @@ def _measure_one(config, symmetrized, params0, offset, x, x_test, y, alpha):
 
 def _problem(config, key):
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
-    shape, dtype = (config.examples, config.inputs), jnp.dtype(config.precision)
+    shape = (config.examples, config.inputs)
+    dtype = jnp.dtype(config.precision)
     x, x_test = (_unit_rows(jax.random.normal(k, shape, dtype)) for k in keys[:2])
     return x, x_test, jax.random.normal(keys[2], (config.examples, 1), dtype)
 

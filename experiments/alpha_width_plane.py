@@ -155,10 +155,8 @@ def build(config: Config, width: int) -> ln.Model:
 def infinite_width(config: Config, train: Data, test: Data) -> tuple[np.ndarray, float]:
     """Test outputs of the infinitely wide network after the same steps, and the learning rate of all networks."""
     model = build(config, 1)
-    ntk, cross = (
-        ln.analytic_kernel(model, train.x).ntk,
-        ln.analytic_kernel(model, test.x, train.x).ntk,
-    )
+    ntk = ln.analytic_kernel(model, train.x).ntk
+    cross = ln.analytic_kernel(model, test.x, train.x).ntk
     rate = config.lr_fraction * dynamics.max_learning_rate(ntk, momentum=config.momentum)
     settings = dict(learning_rate=rate, momentum=config.momentum, save_at=[config.steps])
     solution = dynamics.solve_descent(ntk, train.y, **settings)
@@ -169,7 +167,8 @@ def train_cell(
     config: Config, train: Data, test: Data, rate: float, width: int, alpha: float
 ) -> np.ndarray:
     """Test outputs `[seeds, m, 10]` of the networks of one width at one alpha."""
-    model, outputs = build(config, width), []
+    model = build(config, width)
+    outputs = []
     for key in jax.random.split(jax.random.key(0), config.seeds):
         function = ln.lazy(model.apply, model.init(key, train.x), alpha)
         settings = dict(key=key, save_at=[config.steps], learning_rate=rate)
@@ -187,14 +186,13 @@ def _evaluate(function, u, x):
 
 def measure(config: Config, outputs: dict, limit: np.ndarray, test: Data) -> dict[str, np.ndarray]:
     """Test accuracy, and rms distances to the linearized model and to the infinitely wide network, `[seeds, w, a]`."""
-    labels, shape = (
-        np.asarray(test.y).argmax(-1),
-        (config.seeds, len(config.widths), len(config.alphas)),
-    )
+    labels = np.asarray(test.y).argmax(-1)
+    shape = (config.seeds, len(config.widths), len(config.alphas))
     measured = {name: np.zeros(shape) for name in MEASURES}
     for i, width in enumerate(config.widths):
         for j, alpha in enumerate(config.alphas):
-            f, linearized = outputs[width, alpha], outputs[width, math.inf]
+            f = outputs[width, alpha]
+            linearized = outputs[width, math.inf]
             measured["accuracy"][:, i, j] = np.mean(f.argmax(-1) == labels, axis=1)
             measured["to_linearized"][:, i, j] = _distances(f, linearized)
             measured["to_kernel"][:, i, j] = _distances(f, np.broadcast_to(limit, f.shape))
@@ -228,7 +226,8 @@ def _pairs(config):
 
 
 def _facts(config, measured):
-    gap, distance = measured["to_linearized"].mean(0), measured["to_kernel"].mean(0)
+    gap = measured["to_linearized"].mean(0)
+    distance = measured["to_kernel"].mean(0)
     lazy = np.asarray([alpha for alpha in config.alphas if 10 <= alpha < math.inf])
     columns = [config.alphas.index(alpha) for alpha in lazy]
     from_one = gap[:, [i for i, alpha in enumerate(config.alphas) if alpha >= 1]]

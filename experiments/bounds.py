@@ -191,7 +191,8 @@ def unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 def describe(annotation: Any) -> str:
     """A type with its bounds in words."""
     kind, bounds = unwrap(annotation)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is tuple:
         entries = describe(arguments[0])
         number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
@@ -208,7 +209,8 @@ def describe(annotation: Any) -> str:
 
 def _check_value(name: str, value: Any, annotation: Any) -> None:
     kind, bounds = unwrap(annotation)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is tuple:
         if not isinstance(value, tuple) or (
             arguments[-1] is not Ellipsis and len(value) != len(arguments)

@@ -6,8 +6,7 @@
 ReLU units with weights all over the circle give the features relu(cos(s - t)), whose Fourier
 coefficients are
 
-    gamma_k = int relu(cos s) exp(-iks) ds = 2 (k = 0), pi/2 (k = 1), 2 (-1)^(p+1) / (k^2 - 1) (k =
-    2p), 0 (odd k >= 3).
+    gamma_k = int relu(cos s) exp(-iks) ds = 2 (k = 0), pi/2 (k = 1), 2 (-1)^(p+1) / (k^2 - 1) (k = 2p), 0 (odd k >= 3).
 
 Their kernel k(phi) = (sin phi + (pi - phi) cos phi) / 2 is pi times the library's NNGP of Dense,
 Relu, Dense. Expected eigenvalues are gamma_k^2: 4, 2.467, 0.444, 0, 0.0178, 0, 0.00327, then for

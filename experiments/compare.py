@@ -62,7 +62,8 @@ def load(folders: Sequence[Path]) -> list[Run]:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """A label for each run: the fields in which the configurations differ."""
-    flat, keys = [_flat(run.config) for run in runs], differing_fields(runs)
+    flat = [_flat(run.config) for run in runs]
+    keys = differing_fields(runs)
     return [
         ", ".join(f"{key}={config.get(key)}" for key in keys) or run.folder.name
         for config, run in zip(flat, runs, strict=True)

@@ -87,7 +87,8 @@ def _replace(config, path, value, item):
 def _parse(annotation, text, item):
     """The value of a text: of a list, of the words between commas, of which one may end it."""
     kind, _ = bounds.unwrap(annotation)
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    arguments = typing.get_args(kind)
     if origin is tuple:
         words = text.removesuffix(",").split(",") if text else []
         return tuple(_parse(arguments[0], word.strip(), item) for word in words)

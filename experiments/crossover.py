@@ -123,7 +123,8 @@ def show(summary: dict[str, Any], console) -> None:
 
 def _facts(config, measured):
     scales = np.asarray(config.scales)
-    lazy, features = scales >= LAZY_FROM, scales <= FEATURES_TO
+    lazy = scales >= LAZY_FROM
+    features = scales <= FEATURES_TO
     for variant in VARIANTS:
         drift, change = (measured[f"{name}/{variant}"].mean(1) for name in ("drift", "ntk_change"))
         same = features if variant == "centered" else slice(None)

@@ -149,7 +149,8 @@ def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> 
     second = ln.diagnostics.hessian_norm(
         model.apply, params0, data.x, restarts=config.restarts, **settings
     )
-    outputs, y = np.asarray(model.apply(params0, data.x)), np.asarray(data.y)
+    outputs = np.asarray(model.apply(params0, data.x))
+    y = np.asarray(data.y)
     measured = {"jacobian_norm": first * width**0.5, "hessian_norm": second * width**0.5}
     for name, scale in SCALES.items():
         alpha = scale(width) * width**0.5

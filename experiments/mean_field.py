@@ -162,7 +162,9 @@ def _train(config, model, rate, data, x_test, params0):
         slope = descent_direction(lambda w: ln.mse(model.apply(w, data.x), data.y), params)
         return ln.trees.add_scaled(params, rate, slope), None
 
-    params, done, outputs = params0, 0, []
+    params = params0
+    done = 0
+    outputs = []
     for step in config.steps:
         params, _ = jax.lax.scan(advance, params, length=step - done)
         outputs.append(model.apply(params, x_test)[:, 0])

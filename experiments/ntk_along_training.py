@@ -1,9 +1,8 @@
 """The tangent kernel along standard training: it predicts the velocity of the outputs, slows down, and learns.
 
-    python -m experiments run ntk_along_training --set data.root=DIR                  # about 20 CPU
-    minutes python -m experiments run ntk_along_training --preset smoke                       #
-    digits, about 40 CPU seconds python -m experiments run ntk_along_training --preset paper --set
-    data.root=DIR   # VGG-11, meant for a GPU
+    python -m experiments run ntk_along_training --set data.root=DIR                 # about 20 CPU minutes
+    python -m experiments run ntk_along_training --preset smoke                      # digits, about 40 CPU seconds
+    python -m experiments run ntk_along_training --preset paper --set data.root=DIR  # VGG-11, meant for a GPU
 
 A network is trained by minibatches with momentum (alpha = 1), on the square loss and on
 cross-entropy. At checkpoints:

@@ -53,6 +53,7 @@ def draw(panel: Panel, ax) -> None:
 
 def band(ax, x: Sequence[float], values, label: str) -> None:
     """Draws the mean of values `[trials, x]` with a band of one standard deviation."""
-    mean, std = values.mean(axis=0), values.std(axis=0)
+    mean = values.mean(axis=0)
+    std = values.std(axis=0)
     (line,) = ax.plot(x, mean, "o-", ms=3, label=label)
     ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)

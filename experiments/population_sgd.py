@@ -1,8 +1,7 @@
 """Population loss of SGD on fresh samples against the scale of initialization: a sharp transition to a plateau.
 
-    python -m experiments run population_sgd                    # 17 scales, 10 trials: about 8
-    minutes python -m experiments run population_sgd --preset smoke     # 4 scales, 2 trials: about
-    a minute
+    python -m experiments run population_sgd                 # 17 scales, 10 trials: about 8 minutes
+    python -m experiments run population_sgd --preset smoke  # 4 scales, 2 trials: about a minute
 
 Figure 2 (b) of the paper: inputs on the unit sphere of R^100, fresh batches of 200 at every step, a
 teacher of 3 ReLU neurons divided by 200 (as in the authors' code), a doubled student of m = 50 with
@@ -141,7 +140,8 @@ def train(config: Config, trial: int) -> np.ndarray:
     """Mean loss of the last batches at every scale, `[s]`."""
     start, teacher, key = draw(config, trial)
     tau = jnp.asarray(config.taus)
-    alpha, size = tau**2 / config.width, jnp.minimum(0.25 / tau**2, 25.0)
+    alpha = tau**2 / config.width
+    size = jnp.minimum(0.25 / tau**2, 25.0)
     student = Student(
         start, alpha, size * tau**2 / config.width, jnp.zeros_like(tau), float(config.d)
     )

@@ -92,7 +92,8 @@ def leave_one_out_ridge(train: Data, test: Data, ridges: tuple[float, ...]) -> d
     """
     (x, y), (x_test, y_test) = (_with_constant(part) for part in datasets.standardize(train, test))
     values, vectors = np.linalg.eigh(x.T @ x)
-    scores, values = x @ vectors, np.maximum(values, 0)
+    scores = x @ vectors
+    values = np.maximum(values, 0)
     shrunk = [1 / (values + ridge * values.mean()) for ridge in ridges]
     hits = [_accuracy(_left_out(scores, y, weights), y) for weights in shrunk]
     best = int(np.argmax(hits))
@@ -143,7 +144,8 @@ def _normalized(patches, normalization):
 @partial(jax.jit, static_argnums=0)
 def _encoded(config: PatchConfig, filters: Filters, x):
     """Responses of all patches by convolutions: a filter without its mean sees a patch without its mean."""
-    kernel, size = filters.kernel - jnp.mean(filters.kernel, (0, 1, 2), keepdims=True), config.size
+    kernel = filters.kernel - jnp.mean(filters.kernel, (0, 1, 2), keepdims=True)
+    size = config.size
     box = jnp.full((size, size, x.shape[-1], 1), 1 / (size**2 * x.shape[-1]), x.dtype)
     mean = jnp.mean(x, (1, 2, 3), keepdims=True)
     moments = [_convolved((x - mean) ** power, box) for power in (1, 2)]

@@ -99,7 +99,8 @@ def open_run(name: str, config: Any, out: Path) -> Path:
     Raises:
         ValueError: If the folder cannot be written, or holds another configuration.
     """
-    described, folder = _described(name, config), run_folder(name, config, out)
+    described = _described(name, config)
+    folder = run_folder(name, config, out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files.sweep(folder)

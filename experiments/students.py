@@ -9,8 +9,7 @@ by gradient descent on 1/(2n) sum (f - y)^2. Samples stand last, `[units, n]`, s
 scales that draw fresh samples at every step form one matrix product with the samples they share.
 The difference is not taken between two rounded outputs: neuron by neuron,
 
-    alpha [max(0, z0 + v/alpha) - max(0, z0)] = max(v, -alpha z0) if z0 > 0, else max(v + alpha z0,
-    0),
+    alpha [max(0, z0 + v/alpha) - max(0, z0)] = max(v, -alpha z0) if z0 > 0, else max(v + alpha z0, 0),
 
 which is exact in float32 for every alpha.
 """
@@ -89,7 +88,8 @@ def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[An
     # another order from a key, and the results stored so far depend on these draws: neither can be
     # made from the other, bit for bit.
     d = teacher.hidden.shape[1]
-    x, x_test = on_sphere(keys[0], n_train, d), on_sphere(keys[1], n_test, d)
+    x = on_sphere(keys[0], n_train, d)
+    x_test = on_sphere(keys[1], n_test, d)
     return x, relu_net(teacher, x)[None], x_test, relu_net(teacher, x_test)[None]
 
 
@@ -191,7 +191,8 @@ def _forward(student, z0, u, x):
     """Outputs, activations now, and pre-activations now."""
     alpha = student.alpha[:, None, None]
     moved = lax.dot_general(u.hidden, x, (((2,), (0,)), ((), ())), precision="highest")
-    scaled, now = alpha * z0[None], z0[None] + moved / alpha
+    scaled = alpha * z0[None]
+    now = z0[None] + moved / alpha
     active = jnp.maximum(now, 0)
     change = jnp.where(z0[None] > 0, jnp.maximum(moved, -scaled), jnp.maximum(moved + scaled, 0))
     f = jnp.einsum("sm,smn->sn", u.out, active, precision="highest")

@@ -1,9 +1,8 @@
 """The spectrum of the tangent kernel of VGG-11 at initialization: photographs against random images.
 
-    python -m experiments run tangent_spectrum --set data.root=DIR                  # about 10
-    minutes of CPU time python -m experiments run tangent_spectrum --preset smoke
-    # digits, about 40 CPU seconds python -m experiments run tangent_spectrum --preset paper --set
-    data.root=DIR   # full width, meant for a GPU
+    python -m experiments run tangent_spectrum --set data.root=DIR                 # about 10 minutes of CPU time
+    python -m experiments run tangent_spectrum --preset smoke                      # digits, about 40 CPU seconds
+    python -m experiments run tangent_spectrum --preset paper --set data.root=DIR  # full width, meant for a GPU
 
 The full kernel Theta[i, j, a, b] of 495 images and 10 outputs is a matrix of 4950 rows; its modes
 are learned one after the other, at the rates lambda_i / n. Random images have uniformly distributed
@@ -117,10 +116,12 @@ PRESETS = {
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes and decomposes the kernels that are not stored yet, draws the figure and returns the facts."""
     bounds.check(config)
-    sets, cells = load_images(config), {}
+    sets = load_images(config)
+    cells = {}
     model, params = network(config)
     for name in IMAGES:
-        path, kernel = folder / "cells" / f"{name}.npz", folder / "kernels" / name
+        path = folder / "cells" / f"{name}.npz"
+        kernel = folder / "kernels" / name
         if not path.exists():
             console.print(
                 f"tangent kernel of {config.n} images: {_titles(config)[name]}", highlight=False
@@ -215,7 +216,8 @@ def _measure(
     config: Config, model: Model, params: Any, data: Data, folder: Path, console
 ) -> dict[str, Any]:
     """Spectrum, label energies and effective ranks of the kernel, which a killed run goes on with in its folder."""
-    x, memory = jnp.asarray(data.x, config.precision), int(config.memory_gib * 2**30)
+    x = jnp.asarray(data.x, config.precision)
+    memory = int(config.memory_gib * 2**30)
     settings: dict[str, Any] = {"memory": memory, "store": folder, "progress": console.is_terminal}
     kernel = np.asarray(empirical.empirical_ntk(model.apply, params, x, **settings), np.float64)
     values, energy = decompose(kernel, label_columns(config, np.asarray(data.y, np.float64)))
@@ -301,8 +303,10 @@ def _draw(config: Config, cells, path: Path) -> None:
 
 def _draw_energy(ax, energy: np.ndarray, title: str, style: dict[str, Any]) -> None:
     """The labels' cumulative energy, and a band of two deviations around that of their other orders."""
-    modes, others = np.arange(1, len(energy) + 1), energy[:, 1:]
-    mean, spread = others.mean(axis=1), 2 * others.std(axis=1, ddof=1)
+    modes = np.arange(1, len(energy) + 1)
+    others = energy[:, 1:]
+    mean = others.mean(axis=1)
+    spread = 2 * others.std(axis=1, ddof=1)
     ax.plot(modes, energy[:, 0], label=f"{title}, labels", **style)
     ax.fill_between(
         modes,

@@ -1,8 +1,7 @@
 """Test loss against the scale of initialization: lazy students generalize worse.
 
-    python -m experiments run test_loss_vs_scale                    # 33 scales, 10 trials: about 12
-    minutes python -m experiments run test_loss_vs_scale --preset smoke     # 3 scales, 3 trials:
-    about half a minute
+    python -m experiments run test_loss_vs_scale                 # 33 scales, 10 trials: about 12 minutes
+    python -m experiments run test_loss_vs_scale --preset smoke  # 3 scales, 3 trials: about half a minute
 
 Figure 1 (c) of the paper: inputs on the unit sphere of R^100, 1,000 training and 1,000 test
 examples, a teacher of 3 ReLU neurons, a doubled student of 50 with standard normal weights times
@@ -132,9 +131,12 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
     alpha = jnp.asarray(taus) ** 2
     student = Student(start, alpha, jnp.minimum(10 * alpha, 0.1), jnp.zeros_like(alpha))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), start)
-    best, done, last = jnp.full(len(taus), jnp.inf), 0, {}
+    best = jnp.full(len(taus), jnp.inf)
+    done = 0
+    last = {}
     for look in np.linspace(0, config.steps, config.looks + 1).round().astype(int):
-        u, done = descend(student, u, *data[:2], look - done), look
+        u = descend(student, u, *data[:2], look - done)
+        done = look
         last = measure(student, u, *data)
         best = jnp.minimum(best, last["test_loss"])
     return {
@@ -162,7 +164,8 @@ def _summary(config, measured) -> dict[str, Any]:
 
 
 def _facts(config, measured):
-    taus, loss = np.asarray(config.taus), measured["test_loss"].mean(0)
+    taus = np.asarray(config.taus)
+    loss = measured["test_loss"].mean(0)
     at = {f"{tau:g}": value for tau, value in zip(taus, loss, strict=True)}
     if {"1", "0.01"} <= set(at):
         yield facts.within("ratio/tau=1/tau=0.01", at["1"] / at["0.01"], at_least=25, at_most=60)

@@ -1,8 +1,7 @@
 """Test loss against width: with the output scale 1/sqrt m wide students become lazy, with 1/m they do not.
 
-    python -m experiments run test_loss_vs_width                    # 13 widths, 2 scalings, 10
-    trials: about 30 minutes python -m experiments run test_loss_vs_width --preset smoke     # 2
-    widths, fewer steps: about half a minute
+    python -m experiments run test_loss_vs_width                 # 13 widths, 2 scalings, 10 trials: about 30 minutes
+    python -m experiments run test_loss_vs_width --preset smoke  # 2 widths, fewer steps: about half a minute
 
 Figure 2 (a) of the paper: the task of `test_loss_vs_scale` with targets times 100; students of m
 ReLU neurons with standard normal weights, not doubled, whose output is alpha(m) sum_j a_j max(0,
@@ -184,7 +183,8 @@ def _summary(config, measured) -> dict[str, Any]:
 
 
 def _facts(config, measured):
-    loss, widths = measured["test_loss"].mean(0), np.asarray(config.widths)
+    loss = measured["test_loss"].mean(0)
+    widths = np.asarray(config.widths)
     for scaling, curve in (
         zip(SCALINGS, loss.T, strict=True) if config.trials >= ENOUGH_TRIALS else ()
     ):

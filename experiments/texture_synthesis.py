@@ -131,7 +131,8 @@ def _strokes(size: int) -> np.ndarray:
     """Short strokes in two crossing directions."""
     u, v, rng = _offsets(size, size**2 // 64)
     angle = np.where(rng.random(len(u)) < 0.5, 0.4, 0.4 + np.pi / 2)[:, None, None]
-    along, across = u * np.cos(angle) + v * np.sin(angle), v * np.cos(angle) - u * np.sin(angle)
+    along = u * np.cos(angle) + v * np.sin(angle)
+    across = v * np.cos(angle) - u * np.sin(angle)
     return np.exp(-((along / 5) ** 4) - (across / 1.1) ** 2).max(0)
 
 

@@ -112,13 +112,12 @@ def _train(config, case, tau) -> dict[str, np.ndarray]:
     student = Student(case["start"], alpha, alpha * config.step_size, jnp.zeros(1))
     x, y, *_ = case["data"]
     saves = np.unique(np.geomspace(1, config.steps, config.iterates).round().astype(int))
-    u, done, path = (
-        jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), student.start),
-        0,
-        [student.start],
-    )
+    u = jax.tree.map(lambda leaf: jnp.zeros((1, *leaf.shape)), student.start)
+    done = 0
+    path = [student.start]
     for save in saves:
-        u, done = descend(student, u, x, y, save - done), save
+        u = descend(student, u, x, y, save - done)
+        done = save
         path.append(jax.tree.map(lambda w0, leaf: w0 + leaf[0] / tau**2, student.start, u))
     last = measure(student, u, *case["data"])
     return {
@@ -150,7 +149,8 @@ def _gain(path, case):
 
 def _aligned(path, teacher) -> float:
     """Share of the mass |a_j| |w_j| that points to within 10 degrees of a neuron of the teacher of the same sign."""
-    w, a = path["hidden"][-1], path["out"][-1]
+    w = path["hidden"][-1]
+    a = path["out"][-1]
     mass = np.abs(a) * np.linalg.norm(w, axis=1)
     cosine = w @ np.asarray(teacher.hidden).T / np.linalg.norm(w, axis=1, keepdims=True)
     same = np.sign(a)[:, None] == np.sign(np.asarray(teacher.out))[None]

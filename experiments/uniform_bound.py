@@ -126,7 +126,9 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     from experiments.store import save_arrays
 
     bounds.check(config)
-    collected, curves, summary = [], {}, {"seeds": config.seeds}
+    collected = []
+    curves = {}
+    summary = {"seeds": config.seeds}
     for width in track(
         config.widths,
         "many weights",
@@ -223,7 +225,8 @@ def _flows(steps, problem, step, alphas):
 
 def _flow(steps, problem, step, alpha):
     """The lazy and the linearized flow side by side: outputs, error, distances, and the last gradient and weights."""
-    x, y = problem.x, problem.y
+    x = problem.x
+    y = problem.y
     apply = Partial(_outputs, problem.signs)
     lazy, tangent = (ln.lazy(apply, problem.params0, scale) for scale in (alpha, math.inf))
 
@@ -346,7 +349,8 @@ def _many_examples(config):
             for t, of_seed in zip(seen["time"], distance, strict=True)
         ]
     )
-    rate, deviation = fits[..., 0], fits[..., 1]
+    rate = fits[..., 0]
+    deviation = fits[..., 1]
     tangent_rate = (constants.smallest**2)[:, None]
     collected = [
         facts.close(f"rate_over_curvature/alpha={alpha:g}", worst, 1, 0.05)

@@ -141,7 +141,8 @@ def trained(
     Weights and batches are functions of `config.seed` alone, so that all functions of a network
     share them. `seconds` are those of training with its records, interruptions left out.
     """
-    settings, n = config.train, len(problem.train.x)
+    settings = config.train
+    n = len(problem.train.x)
     rate = learning_rate(settings.loss, settings.eta0)
     curve = checkpointed(
         checkpoint,

@@ -209,7 +209,8 @@ def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
 
 def _compared(name, outputs, targets):
     """Outputs and targets of the same shape `[n, k]`, as real numbers: differences of bytes would wrap around."""
-    outputs, targets = guards.array("outputs", outputs), guards.array("targets", targets)
+    outputs = guards.array("outputs", outputs)
+    targets = guards.array("targets", targets)
     if outputs.shape != targets.shape or outputs.ndim != 2:
         raise ValueError(
             f"{name} got outputs of shape {tuple(outputs.shape)} and targets of shape "

@@ -193,7 +193,8 @@ def plot_kernel(
     """
     matrix = _checked_matrix(matrix)
     ax = _axes(ax, (4.6, 3.8))
-    classes, counts = None, None
+    classes = None
+    counts = None
     if labels is not None:
         labels = _checked_labels(labels, matrix)
         order = np.argsort(labels, kind="stable")

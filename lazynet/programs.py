@@ -94,7 +94,8 @@ class Program:
         Args:
             *shapes: The arguments, as trees of `jax.ShapeDtypeStruct`.
         """
-        leaves, sizes = jax.tree.leaves(shapes), self.compiled.sizes
+        leaves = jax.tree.leaves(shapes)
+        sizes = self.compiled.sizes
         shardings = tuple(leaf.sharding for leaf in leaves)
         if shardings not in sizes:
             sizes[shardings] = reserved(self.compiled.jitted.lower(*leaves).compile())
@@ -310,7 +311,8 @@ _kept = _Kept()
 
 
 def _new(function, static, args, donate):
-    structure, outputs = jax.tree.structure(args), []
+    structure = jax.tree.structure(args)
+    outputs = []
 
     def flat(*leaves):
         result = function(static, *jax.tree.unflatten(structure, leaves))

@@ -50,7 +50,8 @@ def named(value: Any) -> Any:
         >>> named(3)
         3
     """
-    module, name = getattr(value, "__module__", None), getattr(value, "__name__", None)
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__name__", None)
     plain = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     if plain or not (callable(value) and isinstance(module, str) and isinstance(name, str)):
         return value
@@ -96,7 +97,9 @@ class Function:
     """
 
     def __init__(self, function: Callable[..., Any], made: _Made, place: int | None):
-        self.function, self.made, self.place = function, made, place
+        self.function = function
+        self.made = made
+        self.place = place
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value of the function."""

@@ -1,18 +1,16 @@
 """VGG-11 on CIFAR-10 from standard (alpha = 1) to linearized (alpha = inf): accuracy falls, gates become stable.
 
-    python -m experiments run cifar10_alpha_sweep --preset smoke                       # digits,
-    about a minute python -m experiments run cifar10_alpha_sweep --set data.root=DIR
-    # about 25 minutes on 2 cores python -m experiments run cifar10_alpha_sweep --preset full --set
-    data.root=DIR    # an hour or two an alpha python -m experiments run cifar10_alpha_sweep
-    --preset paper --set data.root=DIR   # full width, meant for a GPU
+    python -m experiments run cifar10_alpha_sweep --preset smoke                      # digits, about a minute
+    python -m experiments run cifar10_alpha_sweep --set data.root=DIR                 # about 25 minutes on 2 cores
+    python -m experiments run cifar10_alpha_sweep --preset full --set data.root=DIR   # an hour or two an alpha
+    python -m experiments run cifar10_alpha_sweep --preset paper --set data.root=DIR  # full width, meant for a GPU
 
 Alphas may be trained by runs of their own, on several machines; `compare` puts runs that differ in
 their alphas alone into one table and two figures, and compares their stored outputs with those of
 the linearized model:
 
-    python -m experiments sweep cifar10_alpha_sweep --preset full --set data.root=DIR --over
-    alphas=1,10,inf --print python -m experiments compare runs/cifar10_alpha_sweep-* --out
-    figures/epochs.png
+    python -m experiments sweep cifar10_alpha_sweep --preset full --set data.root=DIR --over alphas=1,10,inf --print
+    python -m experiments compare runs/cifar10_alpha_sweep-* --out figures/epochs.png
 
 Every alpha starts from the same weights (Xavier normal, zero biases, no normalization), sees the
 same batches and has the same learning rate: eta0 = 1 on the loss averaged over examples and

@@ -44,7 +44,8 @@ def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
     model = vgg.build(config.network.width, config.network.gain)
     drawn = vgg.start(model, config.seed, vgg.load_images(config.data), config.precision)
     problem = functools.cache(lambda precision: _rounded(drawn, precision))
-    steps, cells = vgg.steps(config.train, len(drawn.train.x)), {}
+    steps = vgg.steps(config.train, len(drawn.train.x))
+    cells = {}
     with bar(console, "steps") as progress:
         task = progress.add_task("training", total=steps * len(config.alphas))
         for alpha in sorted(

@@ -94,7 +94,8 @@ def _name_scales(ax, place):
         ax.axvline(
             place[math.inf] / 30**0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0
         )
-        decades, names = [*decades, place[math.inf]], [*names, "∞\n(linearized)"]
+        decades = [*decades, place[math.inf]]
+        names = [*names, "∞\n(linearized)"]
     ax.set_xticks(decades, names)
     ax.set_xticks([], minor=True)
     ax.set_xlim(min(place.values()) / 2, max(place.values()) * 3)

@@ -1,9 +1,8 @@
 """VGG-11 on CIFAR-10, standard, gated and linearized at several widths, beside features and kernels that learn nothing.
 
-    python -m experiments run cifar10_linearized --preset smoke                       # digits,
-    about a minute python -m experiments run cifar10_linearized --set data.root=DIR
-    # about 45 CPU minutes python -m experiments run cifar10_linearized --preset paper --set
-    data.root=DIR   # 50,000 images, meant for a GPU
+    python -m experiments run cifar10_linearized --preset smoke                      # digits, about a minute
+    python -m experiments run cifar10_linearized --set data.root=DIR                 # about 45 CPU minutes
+    python -m experiments run cifar10_linearized --preset paper --set data.root=DIR  # 50,000 images, meant for a GPU
 
 One table. The three networks of a width start from the same weights and see the same batches with
 the same learning rate: the standard one (centered, alpha = 1), the gated one, whose ReLU gates and

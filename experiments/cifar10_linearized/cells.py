@@ -45,7 +45,8 @@ def compute(config, folder: Path, console) -> dict[str, Row]:
 
 
 def _networks(config, parts: Parts, folder: Path, console) -> dict[str, Row]:
-    rows, steps = {}, vgg.steps(config.train, len(parts[0].x))
+    rows = {}
+    steps = vgg.steps(config.train, len(parts[0].x))
     with bar(console, "steps", 26) as progress:
         task = progress.add_task("training", total=steps * len(config.widths) * len(config.kinds))
         for width in config.widths:
@@ -64,7 +65,8 @@ def _networks(config, parts: Parts, folder: Path, console) -> dict[str, Row]:
 
 def function(kind: str, problem: vgg.Problem):
     """The function of the displacement w - w0 that is trained; for the linearized network it is the tangent at w0."""
-    model, params0 = problem.model, problem.params0
+    model = problem.model
+    params0 = problem.params0
     if kind == "gated":
         return ln.lazy(ln.gated(model, params0), params0, 1.0)
     return ln.lazy(model.apply, params0, {"standard": 1.0, "linearized": math.inf}[kind])

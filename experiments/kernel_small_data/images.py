@@ -47,7 +47,8 @@ def learning_curves(config, folder: Path, console) -> dict[str, Any]:
         name: images.pooled_draws if case.pooled else images.draws for name, case in cases.items()
     }
     for name, case in cases.items():
-        chosen, seconds = [], 0.0
+        chosen = []
+        seconds = 0.0
         for draw in range(draws[name]):
             path = store.part(folder / "cells" / f"{name},draw={draw}.json")
             if not path.exists():
@@ -99,7 +100,8 @@ def _draw(config, case: Case, draw: int, folder: Path, console) -> dict[str, Any
     train, test = _load(
         config, case, max(sizes), images.pooled_test if case.pooled else images.n_test, draw
     )
-    start, shown = time.process_time(), console.is_terminal
+    start = time.process_time()
+    shown = console.is_terminal
     gram = analytic_kernel(case.network, train.x, store=f"{folder},train", progress=shown)
     cross = analytic_kernel(case.network, test.x, train.x, store=f"{folder},test", progress=shown)
     seconds = time.process_time() - start
@@ -146,10 +148,8 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
         _, train, test = datasets.standardize(
             unlabeled, train, test, center="channel", scale="channel"
         )
-    dtype, flat = (
-        np.dtype(config.precision),
-        (lambda x: x.reshape(len(x), -1)) if case.vectors else (lambda x: x),
-    )
+    dtype = np.dtype(config.precision)
+    flat = (lambda x: x.reshape(len(x), -1)) if case.vectors else (lambda x: x)
     return tuple(
         Data(flat(part.x.astype(dtype)), datasets.center_targets(part).y) for part in (train, test)
     )

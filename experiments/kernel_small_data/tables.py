@@ -68,14 +68,18 @@ def _nested(config, name, method) -> dict[str, Any]:
     data = _whole_table(name)
     labels = data.y.argmax(axis=1)
     outer = StratifiedKFold(config.tables.outer, shuffle=True, random_state=config.seed)
-    start, accuracies, chosen, count = time.process_time(), [], [], 0
+    start = time.process_time()
+    accuracies = []
+    chosen = []
+    count = 0
     for train, test in outer.split(data.x, labels):
         candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
         inner = list(_inner_folds(config, train, labels))
         scores = [
             np.mean([one.score(fit, held_out) for fit, held_out in inner]) for one in candidates
         ]
-        best, count = candidates[int(np.argmax(scores))], len(candidates)
+        best = candidates[int(np.argmax(scores))]
+        count = len(candidates)
         accuracies.append(float(np.mean(best.predict(train, test) == labels[test])))
         chosen.append(best.name)
     return {

@@ -1,10 +1,9 @@
 """One network trained at every alpha, from standard to linearized, beside its infinite-width kernel.
 
-    python -m experiments run lazy_vs_standard                                       # digits, about
-    a minute python -m experiments run lazy_vs_standard --preset smoke                        #
-    digits, some seconds python -m experiments run lazy_vs_standard --set data.name=cifar10 --set
-    data.root=DIR   # about 10 minutes python -m experiments run lazy_vs_standard --preset paper
-    --set data.root=DIR    # VGG-11, meant for a GPU
+    python -m experiments run lazy_vs_standard                                              # digits, about a minute
+    python -m experiments run lazy_vs_standard --preset smoke                               # digits, some seconds
+    python -m experiments run lazy_vs_standard --set data.name=cifar10 --set data.root=DIR  # about 10 minutes
+    python -m experiments run lazy_vs_standard --preset paper --set data.root=DIR           # VGG-11, meant for a GPU
 
 Every alpha starts from the same weights and sees the same minibatches; only `lazy(apply, params0,
 alpha)` changes. The common clock is gradient-flow time, learning rate times steps over (1 -
@@ -325,7 +324,8 @@ def _remarks(summary):
 
 
 def _cell(summary, name, column):
-    mean, deviation = summary.get(f"{name}/{column}"), summary.get(f"{name}_std/{column}")
+    mean = summary.get(f"{name}/{column}")
+    deviation = summary.get(f"{name}_std/{column}")
     if mean is None:
         return "-"
     if name in ("test_accuracy", "stability", "agreement"):

@@ -38,7 +38,8 @@ def load_data(config) -> tuple[Data, Data]:
         if config.network.name == "mlp":
             train, test = (Data(part.x.reshape(len(part.x), -1), part.y) for part in (train, test))
     if config.loss == "mse":
-        train, test = datasets.center_targets(train), datasets.center_targets(test)
+        train = datasets.center_targets(train)
+        test = datasets.center_targets(test)
     dtype = jnp.dtype(config.precision)
     return tuple(
         jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), part) for part in (train, test)
@@ -62,7 +63,9 @@ def build(config) -> ln.Model:
 
 def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple[dict, list[dict]]:
     """Every (seed, alpha): its curve, its final numbers and its final test outputs; and each seed's learning rates."""
-    model, cells, rates = build(config), {}, []
+    model = build(config)
+    cells = {}
+    rates = []
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
     with bar(console, "steps") as progress:
         task = progress.add_task("training", total=steps * config.seeds * len(config.alphas))
@@ -153,10 +156,8 @@ def _rates(config, model, params0, train, seed):
 
 def _train_cell(start, alpha, advance, checkpoint):
     config = start.config
-    function, u = (
-        _function(config, start.model.apply, start.params0, alpha),
-        trees.zeros_like(start.params0),
-    )
+    function = _function(config, start.model.apply, start.params0, alpha)
+    u = trees.zeros_like(start.params0)
     norm0 = float(trees.norm(start.params0))
     curve = checkpointed(
         checkpoint,

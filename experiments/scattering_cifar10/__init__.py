@@ -1,9 +1,8 @@
 """Prior features, kernels and training in one table: heads on scattering coefficients, from few images to all.
 
-    python -m experiments run scattering_cifar10 --preset smoke                     # digits,
-    seconds python -m experiments run scattering_cifar10 --set data.root=DIR                # about
-    20 minutes on 2 cores python -m experiments run scattering_cifar10 --preset paper --set
-    data.root=DIR # more draws, all test images
+    python -m experiments run scattering_cifar10 --preset smoke                      # digits, seconds
+    python -m experiments run scattering_cifar10 --set data.root=DIR                 # about 20 minutes on 2 cores
+    python -m experiments run scattering_cifar10 --preset paper --set data.root=DIR  # more draws, all test images
 
 The coefficients (order 2, logarithm of coefficient + 0.01) are computed once and kept in the run
 folder; the heads see their principal components, at most `components` of them, fitted on the
@@ -237,7 +236,8 @@ def _remarks(summary):
 
 
 def _cell(summary, name):
-    mean, deviation = summary.get(f"accuracy/{name}"), summary.get(f"accuracy_std/{name}")
+    mean = summary.get(f"accuracy/{name}")
+    deviation = summary.get(f"accuracy_std/{name}")
     if mean is None:
         return "-"
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")

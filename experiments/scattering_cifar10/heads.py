@@ -51,11 +51,13 @@ def principal_components(config, train: Data, test: Data) -> Problem:
         np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in (train, test)
     )
     center = rows.mean(0)
-    rows, others = rows - center, others - center
+    rows = rows - center
+    others = others - center
     values, vectors = _leading(rows @ rows.T, min(config.components, len(rows) - 1))
     scale = np.sqrt(values)
     unit = math.sqrt(np.square(scale).sum() / len(rows))
-    x, x_test = vectors * scale / unit, (others @ rows.T) @ vectors / scale / unit
+    x = vectors * scale / unit
+    x_test = (others @ rows.T) @ vectors / scale / unit
     problem = Problem(Data(x, train.y), Data(x_test, test.y))
     return Problem(*(_as_float32(datasets.center_targets(part)) for part in problem))
 
@@ -78,7 +80,8 @@ def _as_float32(data: Data) -> Data:
 
 def _linear(config, problem: Problem):
     """`x . x' + 1`; without a constant, leaving one out of centered rows would be no test: they sum to zero."""
-    x, x_test = problem.train.x, problem.test.x
+    x = problem.train.x
+    x_test = problem.test.x
     return x @ x.T + 1, x_test @ x.T + 1
 
 
@@ -107,8 +110,10 @@ KERNELS = {"ridge": _linear, "rbf": _rbf, "ntk": _ntk}
 
 def _kernel_ridge(config, problem: Problem, kernel, cross) -> dict[str, Any]:
     """Kernel ridge regression; the ridge, relative to the mean diagonal, has the best leave-one-out accuracy."""
-    y, kernel = np.asarray(problem.train.y, np.float64), np.asarray(kernel, np.float64)
-    eigen, mean = linalg.psd_eigh(kernel), float(np.trace(kernel)) / len(kernel)
+    y = np.asarray(problem.train.y, np.float64)
+    kernel = np.asarray(kernel, np.float64)
+    eigen = linalg.psd_eigh(kernel)
+    mean = float(np.trace(kernel)) / len(kernel)
     weights = [eigen.inverse_values(ridge * mean) for ridge in config.ridges]
     solved = [eigen.vectors @ (w[:, None] * (eigen.vectors.T @ y)) for w in weights]
     left_out = [
@@ -141,7 +146,8 @@ def _logistic(config, problem: Problem) -> dict[str, Any]:
 def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
     """One hidden layer trained by SGD on the squared loss, from the same initial weights for every alpha."""
     train, test = (Data(jnp.asarray(_unit_pixels(part.x)), jnp.asarray(part.y)) for part in problem)
-    model, settings = _model(config), config.mlp
+    model = _model(config)
+    settings = config.mlp
     params0 = model.init(jax.random.fold_in(key, 0), train.x)
     bound = empirical.estimate_max_learning_rate(
         model.apply,
@@ -185,8 +191,10 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
         datasets.center_targets(Data(part.x.reshape(len(part.x), -1), part.y))
         for part in (train, test)
     )
-    rows, y = train.x, np.asarray(train.y, np.float32)
-    split, center = len(rows) - len(rows) // 5, _mean(rows)
+    rows = train.x
+    y = np.asarray(train.y, np.float32)
+    split = len(rows) - len(rows) // 5
+    center = _mean(rows)
     first, last = (
         _normal_equations(rows[part], y[part], center, advance)
         for part in (slice(split), slice(split, None))

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,7 +78,8 @@ class Config:
     def check(self, prefix: str) -> None:
         """Refuses scales that are larger than the images."""
         for name in ("", "operator_"):
-            scales, size = getattr(self, f"{name}scales"), getattr(self, f"{name}size")
+            scales = getattr(self, f"{name}scales")
+            size = getattr(self, f"{name}size")
             if 2 ** max(scales) > size:
                 raise ValueError(
                     f"{prefix}{name}scales={scales}, expected 2^J at most {prefix}{name}size={size}."
@@ -122,7 +124,8 @@ def measure(config: Config) -> dict[str, np.ndarray]:
     from experiments.scattering_properties import measures
     from lazynet.scattering import filter_bank, littlewood_paley
 
-    x, measured = measures.photographs(config.size), {}
+    x = measures.photographs(config.size)
+    measured = {}
     for J in config.scales:
         report = littlewood_paley(filter_bank((config.size, config.size), J, padding="periodic"))
         measured[f"littlewood_paley/J={J}"] = np.array([report.lower, report.upper])
@@ -130,10 +133,8 @@ def measure(config: Config) -> dict[str, np.ndarray]:
         measured[f"translation/J={J}"] = measures.translations(x, J, config.offsets)
         measured[f"deformation/J={J}"] = measures.deformations(x, J, config.gradients)
     for J in config.operator_scales:
-        norm, shift = (
-            (lambda *a, J=J: measures.commutator_norm(J, config.operator_size, *a)),
-            config.operator_size / 6,
-        )
+        norm = partial(measures.commutator_norm, J, config.operator_size)
+        shift = config.operator_size / 6
         measured[f"commutator/J={J}"] = [norm(epsilon) for epsilon in config.gradients]
         measured[f"commutator_shifted/J={J}"] = norm(config.gradients[-1], shift)
         measured[f"commutator_translation/J={J}"] = norm(0.0, shift)
@@ -162,7 +163,8 @@ def _facts(config: Config, measured: dict[str, Any]):
                 f"{name}/J={J}", np.max(changes / np.asarray(sweep)), at_most=constant
             )
     yield from _operator_facts(config, measured)
-    fourier, scattering = measured["atom/fourier"], measured["atom/scattering"]
+    fourier = measured["atom/fourier"]
+    scattering = measured["atom/scattering"]
     yield facts.within("dilated_atom/fourier_growth", fourier[-1] / fourier[0], at_least=4)
     yield facts.within(
         "dilated_atom/scattering_spread", np.max(scattering) / np.min(scattering), at_most=1.5

@@ -29,12 +29,11 @@ def _wavelets(filters):
     axes = figure.subplots(filters.J, filters.L, squeeze=False)
     for j, waves in filters.psi[0].items():
         maps = np.fft.fftshift(np.fft.ifft2(np.asarray(waves)).real, axes=(-2, -1))
-        middle, half = len(maps[0]) // 2, min(len(maps[0]) // 2, 3 * 2**filters.J // 2)
+        middle = len(maps[0]) // 2
+        half = min(len(maps[0]) // 2, 3 * 2**filters.J // 2)
         for t, ax in enumerate(axes[j]):
-            shown, limit = (
-                maps[t, middle - half : middle + half, middle - half : middle + half],
-                np.abs(maps[t]).max(),
-            )
+            shown = maps[t, middle - half : middle + half, middle - half : middle + half]
+            limit = np.abs(maps[t]).max()
             ax.imshow(shown, cmap="gray", vmin=-limit, vmax=limit)
             ax.set(xticks=[], yticks=[])
         axes[j, 0].set_ylabel(f"$j$ = {j}", fontsize=10)

@@ -159,7 +159,8 @@ def _operator_norm(operator: Callable, deform: np.ndarray, spectra: np.ndarray) 
     """The largest singular value of `x -> operator(deform, spectra, x)`, by Lanczos iterations."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
-    n, arrays = len(deform), (jnp.asarray(deform), jnp.asarray(spectra))
+    n = len(deform)
+    arrays = (jnp.asarray(deform), jnp.asarray(spectra))
     matrix = LinearOperator(
         (n, n),
         matvec=lambda x: np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays)),
@@ -180,8 +181,10 @@ def dilated_atoms(
     J: int, size: int, frequencies: Sequence[float], dilation: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Changes of Fourier modulus and of scattering, relative to |x|, when `exp(-u^2 / 2 s^2) cos(w u)` is dilated."""
-    filters, u = _bank(size, J), np.arange(size) - size / 2
-    envelope, scale = u[:, None] ** 2 + u**2, (size / 8) ** 2
+    filters = _bank(size, J)
+    u = np.arange(size) - size / 2
+    envelope = u[:, None] ** 2 + u**2
+    scale = (size / 8) ** 2
     pairs = [
         [np.exp(-envelope * s**2 / (2 * scale)) * np.cos(w * s * u)[:, None] for w in frequencies]
         for s in (1.0, 1.0 + dilation)

@@ -62,7 +62,8 @@ def through(rules: Sequence[Rule], k: Any) -> Any:
 
 def _through_vectors(rules, k):
     for block, times in _blocks(_steps(rules, k)):
-        last, run = block[-1].after, functools.partial(_run, [step.rule for step in block], k)
+        last = block[-1].after
+        run = functools.partial(_run, [step.rule for step in block], k)
         arrays = _looped(run, times, _arrays(k)) if times > 1 else _fenced(run, _arrays(k))
         k = _restored(last, arrays)
     return k
@@ -93,7 +94,8 @@ def _fenced(run, arrays):
 
 def _blocks(steps) -> Iterator[tuple[list[_Step], int]]:
     """Blocks that repeat with how often they do, and pieces of what does not."""
-    at, piece = 0, []
+    at = 0
+    piece = []
     for length, times in repetitions([step.key for step in steps]):
         block = list(steps[at : at + length])
         at += length * times
@@ -110,7 +112,9 @@ def _blocks(steps) -> Iterator[tuple[list[_Step], int]]:
 
 def _steps(rules, k):
     """The steps through vectors, whose programs are compared by text, constants, and what else a state knows."""
-    steps, programs, numbers = [], [], {}
+    steps = []
+    programs = []
+    numbers = {}
     for rule in rules:
         states = [k]
 

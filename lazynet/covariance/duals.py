@@ -66,7 +66,8 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
 
     Source: Cho and Saul (2009), kernels of order 0 and 1.
     """
-    half, bend = (a**2 + b**2) / 2, (a - b) ** 2 / (2 * math.pi)
+    half = (a**2 + b**2) / 2
+    bend = (a - b) ** 2 / (2 * math.pi)
 
     def side(q):
         norm = safe_sqrt(q)
@@ -253,7 +254,8 @@ def _opening(side1, side2, s, gap):
     better.
     """
     (norm1, inverse1), (norm2, inverse2) = side1, side2
-    inverse, square = inverse1 * inverse2, (norm1 - norm2) ** 2
+    inverse = inverse1 * inverse2
+    square = (norm1 - norm2) ** 2
     near = square <= norm1 * norm2
     return jnp.where(inverse > 0, jnp.where(near, (gap - square) * inverse / 2, 1 - s * inverse), 1)
 

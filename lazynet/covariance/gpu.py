@@ -33,7 +33,8 @@ from lazynet.typing import Array
 
 __all__ = ["Chain", "Swept", "available", "fits", "sum_over_pairs"]
 
-SMALLEST, LARGEST = 16, 32
+SMALLEST = 16
+LARGEST = 32
 """Sides of the square that a program works on: tensor cores need 16, and larger planes do not fit the registers."""
 
 WARPS = 2
@@ -130,7 +131,8 @@ def sum_over_pairs(
     """
     plan = _plan(chain.steps, shape, canvas)
     first, second = (_stacked(chain.images[i], plan, i) for i in (0, 1))
-    who, channels = _who_meets(lanes, chain.images), chain.images[0].shape[-1]
+    who = _who_meets(lanes, chain.images)
+    channels = chain.images[0].shape[-1]
     out = _call(plan, channels, first, _wrapped(second, plan), who, same, interpret)
     nngp, ntk = jnp.sum(out, axis=-1).reshape(2, lanes.groups, -1)
     return nngp, ntk if plan.trained else None
@@ -162,7 +164,8 @@ class _Plan(NamedTuple):
 
 def _plan(steps, shape, canvas):
     side = max(SMALLEST, 1 << (max(canvas) - 1).bit_length())
-    tables, numbers = {}, {}
+    tables = {}
+    numbers = {}
     for step in steps:
         if isinstance(step, Swept) and step not in numbers:
             taps = together(step.window, step.shape, canvas)
@@ -188,7 +191,8 @@ def _plan(steps, shape, canvas):
 
 def _keys(steps):
     """What each step computes, equal for steps that compute the same (None: on arrays), and whether an ntk follows."""
-    keys, trained = [], False
+    keys = []
+    trained = False
     for step in steps:
         key, after = (step, trained) if isinstance(step, Swept) else _key(step.op, trained)
         keys.append(((trained, key) if key is not None else None, after))
@@ -286,12 +290,14 @@ def _compiler_params():
 
 
 def _kernel(plan, channels, each, same, who1, who2, first, second, tables, inside, out):
-    pair, chunk = pl.program_id(0), pl.program_id(1)
+    pair = pl.program_id(0)
+    chunk = pl.program_id(1)
     i, j, (height, width) = who1[pair], who2[pair], plan.canvas
 
     def add(step, total):
         at = chunk * each + step
-        p, q = at // width, at % width
+        p = at // width
+        q = at % width
         load = (
             (lambda n: first[n, i]),
             (lambda n: second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)]),

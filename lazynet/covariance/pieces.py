@@ -90,8 +90,10 @@ def _mean(h, q, kinks, nodes):
 
 def _products(fn, q1, q2, s, kinks, nodes):
     """`E[f(z) f(z')]` and `E[f'(z) f'(z')]`."""
-    q1, q2 = _floored(q1), _floored(q2)
-    norm1, norm2 = jnp.sqrt(q1), jnp.sqrt(q2)
+    q1 = _floored(q1)
+    q2 = _floored(q2)
+    norm1 = jnp.sqrt(q1)
+    norm2 = jnp.sqrt(q2)
     rho = attainable(s, norm1 * norm2) / (norm1 * norm2)
     tiny = 1e-10 if s.dtype == jnp.float64 else 1e-6
     tau = jnp.maximum(safe_sqrt((1 - rho) * (1 + rho)), tiny)
@@ -120,7 +122,8 @@ def _sum_pieces(h, cuts, nodes, radius=RADIUS):
     # Recomputed backwards: what a node leaves behind would be stored for each of them.
     @jax.checkpoint
     def add_node(total, k):
-        low, high = edges[k // nodes], edges[k // nodes + 1]
+        low = edges[k // nodes]
+        high = edges[k // nodes + 1]
         half = (high - low) / 2
         x = (high + low) / 2 + half * points[k % nodes]
         values = h(x)

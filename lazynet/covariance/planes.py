@@ -80,7 +80,8 @@ class Planes:
         ]
 
         def build(request):
-            below, canvas = self.build(request), request.canvas
+            below = self.build(request)
+            canvas = request.canvas
             first = [_placed(request.first(a), canvas) for a in sides[0]()]
             second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[-1]()]
             exact = [optional(_placed, a, canvas) for a in after[0]()] if request.same else None
@@ -105,7 +106,8 @@ class Planes:
                 return alone or _rewritten(
                     self, request, lambda pairs: together_everywhere(pairs, window)
                 )
-            below, canvas = self.build(request.finer(window.strides)), request.canvas
+            below = self.build(request.finer(window.strides))
+            canvas = request.canvas
             taps, (rows, columns), size = (
                 together(window, self.shape, canvas),
                 window.strides,
@@ -241,7 +243,8 @@ def _product(x1, x2):
 
     The plane of equal positions needs one product a position, for all pairs of images.
     """
-    channels, shape = x1.shape[-1], (x1.shape[1], x1.shape[2])
+    channels = x1.shape[-1]
+    shape = (x1.shape[1], x1.shape[2])
     pixels = [jnp.transpose(x, (1, 2, 3, 0)) for x in (x1, x2)]
     numbers = [jnp.arange(len(x)) for x in (x1, x2)]
 
@@ -256,7 +259,8 @@ def _product(x1, x2):
         if request.zero:
             lanes = equal()[..., request.first(numbers[0]), request.second(numbers[1])]
             return lambda p, q, done: (_placed(lanes, request.canvas, zeros=True), None)
-        first, second = request.first(pixels[0]), request.second(pixels[1])
+        first = request.first(pixels[0])
+        second = request.second(pixels[1])
         lanes = "n" if first.shape[-1] == second.shape[-1] else "m"
         pairs = jnp.einsum(f"ijc{lanes},klcn->ijkln", first, second, precision="highest") / channels
         return lambda p, q, done: (as_plane(pairs, p, q, request.canvas), None)
@@ -319,7 +323,8 @@ def _rewritten(planes, request, rule):
 def _averaged_at_zero(planes, request, window):
     """The plane of displacement zero alone: windows that move together need no other."""
     fine, (height, width) = request.new_loop(canvas=planes.canvas), planes.shape
-    plane, rows = planes.build(fine), fine.rows(0, 0)
+    plane = planes.build(fine)
+    rows = fine.rows(0, 0)
     means = [
         optional(lambda a: moving_mean(a[:height, :width], window), a)
         for a in plane(0, 0, {**rows})

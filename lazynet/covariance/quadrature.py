@@ -122,7 +122,8 @@ def shortfall(exact: Sequence[Array], rules: int, means: Callable[[Any], Sequenc
         missed = missed & ~jnp.all(jnp.stack(close), axis=0)
         return missed, total + missed.astype(total.dtype)
 
-    shape, dtype = exact[0].shape, exact[0].dtype
+    shape = exact[0].shape
+    dtype = exact[0].dtype
     missed, total = jax.lax.fori_loop(
         0, rules, check, (jnp.ones(shape, bool), jnp.zeros(shape, dtype))
     )
@@ -169,15 +170,19 @@ def _expectation(f: Function, g: Function):
 
     @jax.custom_jvp
     def expectation(nodes, q1, q2, s, *constants):
-        norm1, norm2 = safe_sqrt(q1), safe_sqrt(q2)
+        norm1 = safe_sqrt(q1)
+        norm2 = safe_sqrt(q2)
         product = norm1 * norm2
         rho = jnp.clip(jnp.where(product > 0, s / jnp.where(product > 0, product, 1), 0), -1, 1)
-        even, odd = jnp.sqrt((1 + rho) / 2), jnp.sqrt((1 - rho) / 2)
-        count, zero = nodes.astype(int), jnp.zeros_like(s)
+        even = jnp.sqrt((1 + rho) / 2)
+        odd = jnp.sqrt((1 - rho) / 2)
+        count = nodes.astype(int)
+        zero = jnp.zeros_like(s)
 
         def add_node(j, total, along):
             y, w = _node(j, count, s.dtype)
-            z1, z2 = norm1 * (along + odd * y), norm2 * (along - odd * y)
+            z1 = norm1 * (along + odd * y)
+            z2 = norm2 * (along - odd * y)
             return total + w * f(z1, *constants) * g(z2, *constants)
 
         def add_row(i, total):
@@ -190,7 +195,8 @@ def _expectation(f: Function, g: Function):
 
     @expectation.defjvp
     def expectation_jvp(primals, tangents):
-        df, dg = derivative(f), derivative(g)
+        df = derivative(f)
+        dg = derivative(g)
         along_s = _expectation(df, dg)(*primals)
         along_q1 = _expectation(derivative(df), g)(*primals) / 2
         along_q2 = _expectation(f, derivative(dg))(*primals) / 2

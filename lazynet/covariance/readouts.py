@@ -99,7 +99,8 @@ def _summed(planes, lanes, *, same=False):
 
 def _restored(chain, images, moments):
     """The recipe of a chain on other arrays."""
-    planes, moments = source(*images), iter(moments)
+    planes = source(*images)
+    moments = iter(moments)
     for step in chain.steps:
         if isinstance(step, gpu.Swept):
             planes = planes.window(step.window)
@@ -112,7 +113,12 @@ def _restored(chain, images, moments):
 
 
 def _request(planes, lanes, g, *, single=False, same=False):
-    first, second = (lambda a: lanes.first(a, g)), (lambda a: lanes.second(a, g))
+    def first(a):
+        return lanes.first(a, g)
+
+    def second(a):
+        return lanes.second(a, g)
+
     return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(
         single=single, zero=single
     )

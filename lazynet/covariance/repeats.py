@@ -32,7 +32,8 @@ def repetitions(keys: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
 
 def _times(keys, at, length):
     """How often the block of a length that starts at a place is there in a row."""
-    block, times = keys[at : at + length], 1
+    block = keys[at : at + length]
+    times = 1
     while len(block) == length and block == keys[at + times * length : at + (times + 1) * length]:
         times += 1
     return times

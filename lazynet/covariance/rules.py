@@ -74,7 +74,8 @@ def affine(
     In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`.
     Weights that are not trained leave `Theta' = W^2 Theta`.
     """
-    W2, b2 = W_std**2, 0.0 if b_std is None else b_std**2
+    W2 = W_std**2
+    b2 = 0.0 if b_std is None else b_std**2
 
     def diagonal(nngp, ntk):
         new = W2 * nngp + b2

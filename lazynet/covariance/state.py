@@ -159,7 +159,8 @@ class Kernel:
         after = self.replace(
             own=Side(once(lambda: Moments(*op.diagonal(*self.own.moments())))), **changes
         )
-        before, own = self.own.moments, after.own.moments
+        before = self.own.moments
+        own = after.own.moments
         pairs = self.own.pairs and self.own.pairs.pointwise(op, [before] * 2, [own] * 2)
         cross = self.cross.pointwise(op, self._moments(), after._moments())
         return after.replace(cross=cross, own=Side(own, pairs))
@@ -242,7 +243,8 @@ class Kernel:
                 f"branches {rough or stale} do not end in a fresh Dense or Conv: their sum has no closed-form limit; "
                 "end every branch in Dense or Conv (one shortcut of a Gaussian pre-activation is allowed)."
             )
-        head, tail = kernels[0], kernels[1:]
+        head = kernels[0]
+        tail = kernels[1:]
         return head.replace(
             cross=head.cross.add([k.cross for k in tail]),
             own=_sum_sides([k.own for k in kernels]),

@@ -140,7 +140,8 @@ def padded(x: Array, taps: list[Taps], canvas: Size) -> Array:
 
 def summed(x: Array, taps: Taps, masks: Sequence[Mask], count: int, axis: int) -> Array:
     """Sum over windows of a padded array along one axis, of which `count` outputs are kept."""
-    stop, stride = taps.stride * (count - 1) + 1, taps.stride
+    stop = taps.stride * (count - 1) + 1
+    stride = taps.stride
     parts = [
         masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
         for t, mask in enumerate(masks)
@@ -157,7 +158,8 @@ def moving_mean(variances: Array, window: Window) -> Array:
         (2, 1, 1)
     """
     shape = variances.shape[0], variances.shape[1]
-    wrap, before = window.padding == "CIRCULAR", window.before(shape)
+    wrap = window.padding == "CIRCULAR"
+    before = window.before(shape)
     taps = together(window._replace(padding="VALID"), shape, (1, 1))
     taps = [
         t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap)
@@ -194,8 +196,11 @@ def masked(x: Array, mask: Mask, axis: int) -> Array:
 
 
 def _taps(window, shape, canvas, axis, moves):
-    n, count, stride = shape[axis], canvas[axis], window.strides[axis]
-    before, out = window.before(shape)[axis], window.out(shape)[axis]
+    n = shape[axis]
+    count = canvas[axis]
+    stride = window.strides[axis]
+    before = window.before(shape)[axis]
+    out = window.out(shape)[axis]
     wrap = window.padding == "CIRCULAR"
     index = np.arange(count)
 

@@ -43,7 +43,8 @@ def check_data(data: Data, name: str = "data") -> None:
         if isinstance(data.x, (dict, tuple))
         else ""
     )
-    x, y = guards.array(f"{name}.x", data.x, several), guards.array(f"{name}.y", data.y)
+    x = guards.array(f"{name}.x", data.x, several)
+    y = guards.array(f"{name}.y", data.y)
     _check_shapes(x, y, name)
     is_token = jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != np.uint8 and x.ndim != 4
     if not is_token and x.dtype != bool:

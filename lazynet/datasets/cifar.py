@@ -22,8 +22,11 @@ from lazynet.records import Data
 __all__ = ["cifar10", "data_root"]
 
 VARIABLE = "LAZYNET_DATA"
-BINARY, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
-CLASSES, SIDE, CHANNELS = 10, 32, 3
+BINARY = "cifar-10-batches-bin"
+PICKLED = "cifar-10-batches-py"
+CLASSES = 10
+SIDE = 32
+CHANNELS = 3
 PIXELS = CHANNELS * SIDE * SIDE
 RECORD = 1 + PIXELS
 TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -149,7 +152,8 @@ def _select(batch: Batch, n: int | None, seed: int) -> Data:
     pixels, labels = batch
     if n is not None:
         kept = balanced_indices(labels, CLASSES, n, seed=seed)
-        pixels, labels = pixels[kept], labels[kept]
+        pixels = pixels[kept]
+        labels = labels[kept]
     return Data(_images(pixels), one_hot(labels, CLASSES, np.float32))
 
 
@@ -176,7 +180,8 @@ def _read_binary(path: Path, records: int) -> Batch:
 def _read_pickled(path: Path, records: int) -> Batch:
     content = _load(path)
     try:
-        pixels, labels = _array(content[b"data"]), np.asarray(content[b"labels"])
+        pixels = _array(content[b"data"])
+        labels = np.asarray(content[b"labels"])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         expected = "expected a dict with b'data' (uint8 array) and b'labels' (list)"
         raise ValueError(f"{path} is no CIFAR-10 batch ({error!r}): {expected}") from error

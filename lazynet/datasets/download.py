@@ -116,7 +116,8 @@ class _Bounded:
     """A stream that ends in an error after `MAX_UNPACKED` bytes, whatever an archive announces about its members."""
 
     def __init__(self, stream: Any):
-        self.stream, self.left = stream, MAX_UNPACKED
+        self.stream = stream
+        self.left = MAX_UNPACKED
 
     def read(self, size: int) -> bytes:
         chunk = self.stream.read(size)

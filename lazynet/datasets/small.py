@@ -42,7 +42,8 @@ def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Da
         >>> train.x.shape, test.y.shape, train.y.sum(axis=0).tolist()[:3]
         ((500, 64), (797, 10), [50.0, 50.0, 50.0])
     """
-    n_train, n_test = guards.count("n_train", n_train), guards.count("n_test", n_test)
+    n_train = guards.count("n_train", n_train)
+    n_test = guards.count("n_test", n_test)
     x, labels = _load("digits")
     total = len(labels)
     if n_train + n_test > total:

@@ -92,10 +92,8 @@ def hessian_norm(
         3.0
     """
     _checked(apply, params, x)
-    iterations, restarts = (
-        guards.count("iterations", iterations),
-        guards.count("restarts", restarts),
-    )
+    iterations = guards.count("iterations", iterations)
+    restarts = guards.count("restarts", restarts)
     function = as_partial(apply)
     values = []
     for start in jax.random.split(key, restarts):

@@ -74,7 +74,8 @@ def layer_drift(
         {'0_Dense': 0.0, '2_Dense': 2.0}
     """
     _check_weights(params, params0)
-    layers, layers0 = _by_layer(params), _by_layer(params0)
+    layers = _by_layer(params)
+    layers0 = _by_layer(params0)
     return {
         name: param_drift(leaves, layers0[name], relative=relative)
         for name, leaves in layers.items()
@@ -103,7 +104,8 @@ def output_gap(
 
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for its rate 1/alpha.
     """
-    outputs, reference = guards.real("outputs", outputs), guards.real("reference", reference)
+    outputs = guards.real("outputs", outputs)
+    reference = guards.real("reference", reference)
     if outputs.shape != reference.shape or outputs.size == 0:
         raise ValueError(
             f"outputs of shape {outputs.shape} and reference of shape {reference.shape}, expected the "
@@ -184,7 +186,8 @@ def ntk_change(
     product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
     outputs = shape_of(as_partial(apply), params, x)
     guards.same_length(outputs=outputs)
-    changes, sizes = [], []
+    changes = []
+    sizes = []
     for probe in jax.random.split(key, probes):
         v = jax.random.normal(probe, outputs.shape, outputs.dtype)
         before = product0(v)

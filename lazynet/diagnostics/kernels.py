@@ -174,9 +174,11 @@ def target_alignment(
     Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its
     centered form.
     """
-    kernel, y = jnp.asarray(guards.real("kernel", kernel)), jnp.asarray(guards.real("y", y))
+    kernel = jnp.asarray(guards.real("kernel", kernel))
+    y = jnp.asarray(guards.real("y", y))
     _check_targets(kernel.shape, y.shape)
-    kernel, y = _unit("kernel", kernel, centered), _unit("y", y, centered, axes=(0,))
+    kernel = _unit("kernel", kernel, centered)
+    y = _unit("y", y, centered, axes=(0,))
     if kernel.ndim == 4:
         return jnp.einsum("ijab,ia,jb->", kernel, y, y, precision="highest")
     of_targets = jnp.matmul(y, y.T, precision="highest")
@@ -234,7 +236,8 @@ def kernel_spectrum(
         _check_targets(kernel.shape, guards.real("y", y).shape)
         guards.finite("y", y)
     values, vectors, tolerance = eigh(kernel_matrix(guards.real("kernel", kernel)))
-    values, vectors = values[::-1], vectors[:, ::-1]
+    values = values[::-1]
+    vectors = vectors[:, ::-1]
     largest = np.abs(values).max()
     if largest == 0:
         raise ValueError("kernel is zero, expected one with a spectrum.")

@@ -107,10 +107,8 @@ def is_lazy(
     """
     steps = guards.count("steps", steps, fix="nothing moves without a step")
     thresholds = _checked_thresholds(thresholds)
-    function, keys = (
-        as_partial(apply),
-        jax.random.split(jax.random.key(0) if key is None else key, 3),
-    )
+    function = as_partial(apply)
+    keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
     measured = {
         "kappa": kappa(
             function, params, data, key=keys[1], iterations=iterations, restarts=restarts
@@ -148,14 +146,17 @@ def _check_moved(function: Partial, params: Params, params0: Params) -> None:
     """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
     inner = lazy_part(function)
     if inner is not None:
-        after, before = weights(inner, params), weights(inner, params0)
+        after = weights(inner, params)
+        before = weights(inner, params0)
         if (
             after is not before
         ):  # the tangent model has weights that stand still: its variable counts
-            params, params0 = after, before
+            params = after
+            params0 = before
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
-    way, size = float(trees.norm(trees.subtract(params, params0))), float(trees.norm(params0))
+    way = float(trees.norm(trees.subtract(params, params0)))
+    size = float(trees.norm(params0))
     if way <= ROUNDINGS * rounding * size:
         raise ValueError(
             f"is_lazy moved weights of norm {size:.2g} by {way:.2g}, expected at least {ROUNDINGS} times their "

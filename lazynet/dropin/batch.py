@@ -65,7 +65,8 @@ def batch(
         turns = itertools.cycle(devices)
         placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
         other = x1 if x2 is None else x2
-        n1, n2 = check_examples("x1", x1), check_examples("x2", other)
+        n1 = check_examples("x1", x1)
+        n2 = check_examples("x2", other)
         side = batch_size or -(-n1 // len(devices))
         width = batch_size or n2
         rows = []

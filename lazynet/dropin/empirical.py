@@ -134,19 +134,15 @@ def empirical_ntk_fn(
     guards.count(
         "implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel"
     )
-    trace_axes, diagonal_axes = (
-        _axes("trace_axes", trace_axes),
-        _axes("diagonal_axes", diagonal_axes),
-    )
+    trace_axes = _axes("trace_axes", trace_axes)
+    diagonal_axes = _axes("diagonal_axes", diagonal_axes)
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function = _bound(f, kwargs)
         shape = _output_shape(function, params, x1)
         traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
-        inner, ntk_of = (
-            set(range(1, len(shape))),
-            functools.partial(empirical_ntk, function, params, x1, x2),
-        )
+        inner = set(range(1, len(shape)))
+        ntk_of = functools.partial(empirical_ntk, function, params, x1, x2)
         if traced == inner and not diagonal:
             return ntk_of(outputs="trace")
         if diagonal == inner and not traced:
@@ -184,10 +180,8 @@ def empirical_nngp_fn(
         >>> nngp_fn(jnp.eye(2), None, jnp.ones((2, 3))).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    trace_axes, diagonal_axes = (
-        _axes("trace_axes", trace_axes),
-        _axes("diagonal_axes", diagonal_axes),
-    )
+    trace_axes = _axes("trace_axes", trace_axes)
+    diagonal_axes = _axes("diagonal_axes", diagonal_axes)
 
     def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         function, params, x1, x2 = canonical(_bound(f, kwargs), params, x1, x2)
@@ -321,7 +315,8 @@ def monte_carlo_kernel_fn(
     sample = batch(empirical, batch_size, device_count, store_on_device)
 
     def means(x1: Any, x2: Any, get: Get, **kwargs: Any) -> Iterator[Any]:
-        rest, total = key, None
+        rest = key
+        total = None
         for count in range(1, max(counts) + 1):
             rest, own = jax.random.split(rest)
             _, params = init_fn(jax.random.split(own)[0], x1.shape)

@@ -72,13 +72,14 @@ class Scattering2D:
             )
         check_max_order(max_order)
         filters = filter_bank(shape, J, L, padding="given" if pre_pad else "reflect", pi="kymatio")
-        self.J, self.shape, self.L, self.max_order = J, shape, L, max_order
-        self.pre_pad, self.backend, self.out_type, self.frontend = (
-            pre_pad,
-            backend,
-            out_type,
-            frontend,
-        )
+        self.J = J
+        self.shape = shape
+        self.L = L
+        self.max_order = max_order
+        self.pre_pad = pre_pad
+        self.backend = backend
+        self.out_type = out_type
+        self.frontend = frontend
         self.filters = filters
 
     def __call__(self, x: ArrayLike) -> Any:

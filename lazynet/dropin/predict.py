@@ -208,7 +208,8 @@ def gradient_descent_mse_ensemble(
             f"kernel_fn got a {type(kernel_fn).__name__}, expected a function kernel_fn(x1, x2, get): pass the third "
             "of stax.serial's triple; for kernels that are computed already there is gp_inference."
         )
-    y, rate = _checked_targets(y_train), guards.rate(learning_rate)
+    y = _checked_targets(y_train)
+    rate = guards.rate(learning_rate)
     _check_trace_axes(trace_axes, (-1,))
     guards.same_length(x_train=x_train, y_train=y)
     kinds = ("nngp", "ntk")
@@ -218,7 +219,8 @@ def gradient_descent_mse_ensemble(
 
     def predict_fn(t=None, x_test=None, get: Get = None, compute_cov: bool = False):
         guards.concrete("predict_fn", t, x_test)
-        names, clock = _names(get, kinds), _times(t, rate / y.shape[1])
+        names = _names(get, kinds)
+        clock = _times(t, rate / y.shape[1])
         cross, prior = (train, train) if compute_cov else (train, None)
         if x_test is not None:
             cross = kernel_fn(x_test, x_train, kinds, **kernel_fn_train_train_kwargs)
@@ -280,7 +282,8 @@ def gp_inference(
 
     def predict_fn(get: Get = None, k_test_train: Kernels = None, k_test_test: Kernels = None):
         guards.concrete("predict_fn", k_test_train, k_test_test)
-        names, clock = _names(get, tuple(ROLES)), _times(None, 1.0)
+        names = _names(get, tuple(ROLES))
+        clock = _times(None, 1.0)
         cross = k_train_train if k_test_train is None else k_test_train
         prior = k_train_train if k_test_train is None and k_test_test is not None else k_test_test
         if prior is not None:
@@ -317,10 +320,8 @@ def max_learning_rate(
         12.0
     """
     guards.concrete("max_learning_rate", ntk_train_train, momentum)
-    n, size = (
-        len(np.atleast_1d(guards.numbers("ntk_train_train", ntk_train_train))),
-        len(kernel_matrix(ntk_train_train)),
-    )
+    n = len(np.atleast_1d(guards.numbers("ntk_train_train", ntk_train_train)))
+    size = len(kernel_matrix(ntk_train_train))
     if y_train_size is not None:
         size = guards.count(
             "y_train_size", y_train_size, fix="it is y_train.size, examples times outputs"
@@ -367,10 +368,8 @@ def _ensemble(name, train, cross, prior, y, clock, regularize):
     (time, restore), (trained, drawn) = clock, ROLES[name]
     kernel = _member("k_train_train", train, trained)
     ridge = _ridge(kernel, *regularize[:2])
-    eigen, rows = (
-        _regularized(kernel, ridge, regularize[2]),
-        _member("k_test_train", cross, trained),
-    )
+    eigen = _regularized(kernel, ridge, regularize[2])
+    rows = _member("k_test_train", cross, trained)
     targets = np.asarray(y, np.float64)
     if prior is None:
         return _like(
@@ -381,7 +380,8 @@ def _ensemble(name, train, cross, prior, y, clock, regularize):
             ),
             y,
         )
-    columns, prior = _member("k_test_train", cross, drawn), _member("k_test_test", prior, drawn)
+    columns = _member("k_test_train", cross, drawn)
+    prior = _member("k_test_test", prior, drawn)
     start = kernel if trained == drawn else _member("k_train_train", train, drawn)
     noise = ridge if trained == drawn else 0.0
     law = ensemble_law(

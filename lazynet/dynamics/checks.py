@@ -72,7 +72,8 @@ def modes(kernel, n, time, tolerance) -> tuple[Eigen, int]:
         eigen, ndim = _given(kernel, n, tolerance)
     else:
         matrix = kernel_matrix(kernel)
-        eigen, ndim = psd_eigh(matrix, tolerance=tolerance), np.ndim(kernel)
+        eigen = psd_eigh(matrix, tolerance=tolerance)
+        ndim = np.ndim(kernel)
         if tolerance is None and np.isinf(time[-1]):
             check_digits(matrix, eigen, 0.0)
     if tolerance is None:

@@ -173,7 +173,8 @@ def _system_of_product(product, y, ridge, diagonal):
 
 def _pivoted_cholesky(diagonal, row, rank):
     """Rows of L' with `K - L L'` small, by elimination of the largest remaining diagonal entry, and what remains."""
-    rest, factor = diagonal.copy(), np.zeros((rank, len(diagonal)))
+    rest = diagonal.copy()
+    factor = np.zeros((rank, len(diagonal)))
     for i in range(rank):
         pivot = int(rest.argmax())
         if rest[pivot] <= np.finfo(np.float64).eps * len(diagonal) * diagonal.max():
@@ -208,15 +209,19 @@ def _solve(system: _System, precondition, y, rtol, max_iterations):
     y = y / scale
     size = np.linalg.norm(y, axis=0)
     size[size == 0] = 1.0
-    solution, iterations, residual = np.zeros_like(y), 0, y.copy()
+    solution = np.zeros_like(y)
+    iterations = 0
+    residual = y.copy()
     reached = np.inf
     while iterations < max_iterations:
         step, used = _iterate(
             system, precondition, residual, rtol / 2 * size, max_iterations - iterations
         )
-        solution, iterations = solution + step, iterations + used
+        solution = solution + step
+        iterations = iterations + used
         residual = y - system.product(solution) - system.ridge * solution
-        before, reached = reached, float((np.linalg.norm(residual, axis=0) / size).max())
+        before = reached
+        reached = float((np.linalg.norm(residual, axis=0) / size).max())
         if not rtol < reached < before / 2:
             break
     return solution * scale, iterations, reached
@@ -226,7 +231,8 @@ def _iterate(system: _System, precondition, residual, target, max_iterations):
     """Conjugate gradient for all columns side by side; a column that has converged stands still."""
     solution = np.zeros_like(residual)
     conditioned = precondition(residual)
-    direction, inner = conditioned, _dots(residual, conditioned)
+    direction = conditioned
+    inner = _dots(residual, conditioned)
     for iteration in range(max_iterations):
         active = np.linalg.norm(residual, axis=0) > target
         if not active.any():
@@ -236,7 +242,8 @@ def _iterate(system: _System, precondition, residual, target, max_iterations):
         solution += length * direction
         residual = residual - length * image
         conditioned = precondition(residual)
-        before, inner = inner, _dots(residual, conditioned)
+        before = inner
+        inner = _dots(residual, conditioned)
         direction = conditioned + _ratio(inner, before, active) * direction
     return solution, max_iterations
 

@@ -83,7 +83,9 @@ def solve_descent(
 
 def _simulate(ntk, y, f0, loss, learning_rate, momentum, step, key, batch_size):
     """Dual coefficients at the given steps, `[s, n, k]`."""
-    coefficients, velocity, saved = np.zeros_like(y), np.zeros_like(y), []
+    coefficients = np.zeros_like(y)
+    velocity = np.zeros_like(y)
+    saved = []
     batches = _batches(key, len(y), batch_size)
     with np.errstate(over="ignore", invalid="ignore"):
         for steps in np.diff(step, prepend=0):
@@ -144,7 +146,8 @@ def _descent_weights(values, n, learning_rate, momentum, step):
 
 def _change_per_step(values, n, learning_rate, momentum):
     """`M - I` of the affine map M of (a, v, 1) that one step is, per mode."""
-    rate, zero = values / n, np.zeros_like(values)
+    rate = values / n
+    zero = np.zeros_like(values)
     velocity = np.stack([rate, zero + momentum, zero - 1 / n], axis=-1)
     rows = [
         -learning_rate * velocity,
@@ -160,5 +163,6 @@ def _change_after(change, steps):
     while steps:
         if steps % 2:
             total = total + change + change @ total
-        change, steps = 2 * change + change @ change, steps // 2
+        change = 2 * change + change @ change
+        steps = steps // 2
     return total

@@ -291,7 +291,8 @@ def _check_blocks(nngp, cross, prior, y, name="cross"):
         raise TypeError(
             "nngp got an eigendecomposition, expected the kernel: pass the matrix itself."
         )
-    n, m = len(y), len(np.atleast_1d(guards.numbers(name, cross)))
+    n = len(y)
+    m = len(np.atleast_1d(guards.numbers(name, cross)))
     _check_decoupled("nngp", nngp, (n, n))
     _check_decoupled(name, cross, (m, n))
     _check_decoupled("prior", prior, (m, m))

@@ -238,10 +238,8 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
 
 
 def _curves(name, outputs, y, loss):
-    outputs, y = (
-        jnp.asarray(outputs, jnp.result_type(float)),
-        jnp.asarray(y, jnp.result_type(float)),
-    )
+    outputs = jnp.asarray(outputs, jnp.result_type(float))
+    y = jnp.asarray(y, jnp.result_type(float))
     measures = {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return {
         key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)

@@ -246,7 +246,8 @@ def _mirrored(full, diagonal):
 
 
 def _tiled(model, x1, x2, side, store, progress):
-    symmetric, other = x2 is None, x1 if x2 is None else x2
+    symmetric = x2 is None
+    other = x1 if x2 is None else x2
     every = tiles(len(x1), len(other), side, symmetric=symmetric)
 
     def compute(device, tile):

@@ -288,7 +288,8 @@ def effective_dimension(
 
 def _fitted(rule, ridges):
     """`sum_i weights nodes / (nodes + ridge)` of a quadrature rule, for each ridge."""
-    nodes, weights = np.maximum(rule[0], 0.0)[:, None], rule[1][:, None]
+    nodes = np.maximum(rule[0], 0.0)[:, None]
+    weights = rule[1][:, None]
     return np.sum(weights * nodes / (nodes + ridges.ravel()), axis=0)
 
 

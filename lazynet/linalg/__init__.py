@@ -348,7 +348,8 @@ def check_digits(matrix: Float[ArrayLike, "m1 m2"], eigen: Eigen, ridge: float |
 
 
 def _check_sign(eigen: Eigen) -> None:
-    smallest, largest = eigen.values[0], eigen.values[-1]
+    smallest = eigen.values[0]
+    largest = eigen.values[-1]
     if smallest < -NEGATIVE_LIMIT * max(largest, 0.0):
         raise ValueError(
             f"matrix is not positive semi-definite: lambda_min = {smallest:.3g} against lambda_max = "

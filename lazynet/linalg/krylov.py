@@ -33,8 +33,11 @@ def lanczos(
 
     Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
     """
-    q, basis = start / np.linalg.norm(start), np.empty((steps, start.size))
-    diagonal, beside, scale = np.zeros(steps), np.zeros(steps), 1.0
+    q = start / np.linalg.norm(start)
+    basis = np.empty((steps, start.size))
+    diagonal = np.zeros(steps)
+    beside = np.zeros(steps)
+    scale = 1.0
     for i in range(steps):
         basis[i] = q
         q = product(q)

@@ -32,17 +32,15 @@ def from_flax(module: Any, **call: Any) -> Model:
     Args:
         module: One of
 
-            - a linen module, `MLP(features=64)`, or one with its variables,
-              `MLP(64).bind(variables)`, of which `init(None, x)` returns the weights;
-            - a factory of nnx modules, called as `module(rngs=nnx.Rngs(key))`: `lambda rngs:
-              MLP(64, rngs=rngs)` or `functools.partial(MLP, 64)`, so that `init` draws new weights
-              for every key;
-            - an nnx module that exists already, for instance a trained one. It holds one set of
-              weights, which `init(None, x)` returns; with a key, `init` raises instead of returning
-              the same weights again.
-        **call: Keyword arguments of every call of the module, for instance `train=False`. State
-            besides the parameters (statistics of BatchNorm, generators of Dropout) stays as it is:
-            that of the variables or of the module that is given, else that of a new module.
+            - a linen module, `MLP(features=64)`, or one with its variables, `MLP(64).bind(variables)`, of which
+              `init(None, x)` returns the weights;
+            - a factory of nnx modules, called as `module(rngs=nnx.Rngs(key))`: `lambda rngs: MLP(64, rngs=rngs)` or
+              `functools.partial(MLP, 64)`, so that `init` draws new weights for every key;
+            - an nnx module that exists already, for instance a trained one. It holds one set of weights, which
+              `init(None, x)` returns; with a key, `init` raises instead of returning the same weights again.
+        **call: Keyword arguments of every call of the module, for instance `train=False`. State besides the parameters
+            (statistics of BatchNorm, generators of Dropout) stays as it is: that of the variables or of the module that
+            is given, else that of a new module.
 
     Returns:
         A model. Its `trace` records input and output of every linen Dense, DenseGeneral, Conv and

@@ -149,10 +149,8 @@ def Conv(
     features, scheme = _check_affine("Conv", features, parameterization, s)
     W_std, b_std = _check_scales("Conv", W_std, b_std)
     _check_padding("Conv", padding)
-    kernel_size, strides = (
-        _pair("Conv", "kernel_size", kernel_size),
-        _pair("Conv", "strides", strides),
-    )
+    kernel_size = _pair("Conv", "kernel_size", kernel_size)
+    strides = _pair("Conv", "strides", strides)
 
     def fan_in(channels):
         return math.prod(kernel_size) * channels

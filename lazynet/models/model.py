@@ -417,7 +417,8 @@ def child_path(i: int, member: Model) -> str:
 
 def _attach(apply: Callable, trace: Callable, members: dict[str, Model]) -> None:
     """Makes what is known of the members known to the apply of the model they form."""
-    rows, independent = {}, True
+    rows = {}
+    independent = True
     for path, member in members.items():
         found = structure(member.apply) or Structure(member.trace, {}, member.kernel is not None)
         rows |= _nested(path, found.rows)

@@ -268,10 +268,8 @@ def wide_resnet(
     Source: Zagoruyko and Komodakis (2016), with 3x3 convolutions as shortcuts where the shape
     changes.
     """
-    blocks, width = (
-        guards.count("wide_resnet blocks", blocks),
-        guards.count("wide_resnet width", width),
-    )
+    blocks = guards.count("wide_resnet blocks", blocks)
+    width = guards.count("wide_resnet width", width)
     convolution = partial(Conv, padding="SAME", W_std=W_std, b_std=b_std)
     layers = [convolution(16)]
     for channels, stride in ((16, 1), (32, 2), (64, 2)):

@@ -209,7 +209,8 @@ def _waves(wavelet: str | Wavelet, padded: tuple[int, ...], J: int, L: int) -> l
         raise ValueError(
             f"wavelet must be 'morlet', 'gabor' or a function of (w0, w1, j, theta), got {wavelet!r}"
         )
-    w0, w1 = frequencies(padded[0])[:, None], frequencies(padded[1])[None, :]
+    w0 = frequencies(padded[0])[:, None]
+    w1 = frequencies(padded[1])[None, :]
     waves = [np.asarray(evaluate(w0, w1, j, angles(L))) for j in range(J)]
     for j, wave in enumerate(waves):
         if wave.shape != (L, *padded):

@@ -91,7 +91,9 @@ def lipschitz_bound(filters: Filters, max_order: int = 2) -> float:
         >>> lipschitz_bound(filter_bank((32, 32), 2, normalize="frame")) <= 1 + 1e-6
         True
     """
-    phi, J, sampling = _host(filters.phi), filters.J, filters.sampling
+    phi = _host(filters.phi)
+    J = filters.J
+    sampling = filters.sampling
     first = layer_bounds(layer(_host(filters.psi[0]), phi, 0, J, sampling))[1]
     if max_order == 0:
         return math.sqrt(layer_bounds(layer({}, phi, 0, J, sampling))[1])

@@ -61,7 +61,9 @@ def averaging(
 ) -> np.ndarray:
     """The matrix from one axis of a map at a level to the output samples inside the image."""
     spectrum = crop(phi, level, 0)
-    n, step, position = spectrum.size, 2 ** (J - level), np.arange(spectrum.size)
+    n = spectrum.size
+    step = 2 ** (J - level)
+    position = np.arange(spectrum.size)
     if pool == "mean":
         pixel = 2**level * position + (0.5 * (2**level - 1) if sampling == "centered" else 0)
         inside = (pixel >= margin[0]) & (pixel < margin[0] + size)

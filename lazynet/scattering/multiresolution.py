@@ -69,7 +69,8 @@ def fast_wavelet_transform(
             f"x got shape {tuple(x.shape)}, expected sides that are multiples of 2^levels = {2**levels}"
         )
     guards.finite("x", x)
-    approximation, details = jnp.asarray(x), []
+    approximation = jnp.asarray(x)
+    details = []
     for _ in range(levels):
         rows = _split(approximation, lowpass, -2)
         (approximation, vertical), (horizontal, diagonal) = (

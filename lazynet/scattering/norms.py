@@ -29,7 +29,8 @@ def layer_bounds(layer: Layer) -> tuple[float, float]:
         (4.0, 4.0)
     """
     coarse = max(step for _, step in layer)
-    rows, columns = layer[0][0].shape[-2] // coarse, layer[0][0].shape[-1] // coarse
+    rows = layer[0][0].shape[-2] // coarse
+    columns = layer[0][0].shape[-1] // coarse
     # The blocks of q and -q are conjugate, so half of the coarse grid is enough.
     blocks = [_block(layer, coarse, q0, q1) for q0 in range(rows // 2 + 1) for q1 in range(columns)]
     extremes = [np.linalg.eigvalsh(block)[[0, -1]] for block in blocks]
@@ -41,7 +42,8 @@ def _block(layer: Layer, coarse: int, q0: int, q1: int) -> Shaped[np.ndarray, "a
     gram = np.zeros((coarse**2, coarse**2))
     for filters, step in layer:
         height, width = filters.shape[-2:]
-        k0, k1 = alias * (height // coarse) + q0, alias * (width // coarse) + q1
+        k0 = alias * (height // coarse) + q0
+        k1 = alias * (width // coarse) + q1
         same = alias[:, None] % (coarse // step) == alias[None] % (coarse // step)
         coupled = np.kron(same, same)
         for values in (filters[:, k0][:, :, k1], filters[:, -k0][:, :, -k1].conj()):

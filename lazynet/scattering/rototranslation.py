@@ -100,8 +100,10 @@ def _transform(x, filters: Filters, angular_scales: int, chunk: int | None) -> A
 
 def _plane(x: Array, *, filters: Filters, angular_scales: int) -> Array:
     x = pad_plane(x, filters)
-    spectrum, circulants = jnp.fft.fft2(x)[None], angular_filters(filters.L, angular_scales)
-    first, second = [], []
+    spectrum = jnp.fft.fft2(x)[None]
+    circulants = angular_filters(filters.L, angular_scales)
+    first = []
+    second = []
     for j1 in range(filters.J):
         y1 = modulus(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j1)))
         first.append(average_maps(y1.mean(0), filters.average[j1])[None])
@@ -116,7 +118,8 @@ def _plane(x: Array, *, filters: Filters, angular_scales: int) -> Array:
 def _along_angles(z: Array, circulants: np.ndarray) -> Array:
     """Mean over t of |sum_t' C_k[t, t'] z(t', d + t')|, [d, k, P, Q], from z [t1, t2, P, Q] on the half circle."""
     L = len(z)
-    t, d = np.arange(L)[None, :], np.arange(L)[:, None]
+    t = np.arange(L)[None, :]
+    d = np.arange(L)[:, None]
     half = z[t, (t + d) % L]
     half = jnp.where((t + d)[..., None, None] >= L, jnp.conj(half), half)
     circle = jnp.concatenate([half, jnp.conj(half)], axis=1)

@@ -47,7 +47,8 @@ def scattering_paths(J: int, L: int = 8, max_order: int = 2) -> tuple[Path, ...]
         >>> len(paths), paths[1], paths[17]
         (81, Path(order=1, j=(0,), theta=(0,)), Path(order=2, j=(0, 1), theta=(0, 0)))
     """
-    J, L = guards.count("J", J), guards.count("L", L)
+    J = guards.count("J", J)
+    L = guards.count("L", L)
     check_max_order(max_order)
     first = [Path(1, (j,), (t,)) for j in range(J) for t in range(L)]
     second = [
@@ -174,10 +175,8 @@ def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
     x, filters = jnp.asarray(x), _cast(filters, x.dtype)
     *batch, height, width = x.shape
     planes = x.reshape(-1, height, width)
-    chunk, each = (
-        chunk or _default_chunk(filters, x.dtype.itemsize),
-        partial(transform, filters=filters),
-    )
+    chunk = chunk or _default_chunk(filters, x.dtype.itemsize)
+    each = partial(transform, filters=filters)
     many = (
         jax.vmap(each)(planes)
         if len(planes) <= chunk
@@ -198,10 +197,13 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
     on the same grid: they share one inverse FFT, one modulus and one average.
     """
     x = pad_plane(x, filters)
-    zeroth, first, second = average_maps(x, filters.average[0])[None], [], []
+    zeroth = average_maps(x, filters.average[0])[None]
+    first = []
+    second = []
     if max_order == 0:
         return zeroth
-    spectrum, moduli = jnp.fft.fft2(x)[None], []
+    spectrum = jnp.fft.fft2(x)[None]
+    moduli = []
     for j in range(filters.J):
         filtered = [filter_maps(spectrum, filters, 0, j)]
         for j1, spectra in enumerate(moduli):
@@ -261,15 +263,14 @@ def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
     Decimation is the mean over the frequencies that alias to the same one. Those outside the band
     of psi_j do not contribute and are cropped first.
     """
-    wave, step = filters.psi[level][j], 2 ** (j - level)
+    wave = filters.psi[level][j]
+    step = 2 ** (j - level)
     wave = wave.reshape((1,) * (spectrum.ndim - wave.ndim) + wave.shape)
     levels = filters.band[j] - level
     if levels > 0:
-        spectrum, wave, step = (
-            _crop(spectrum, levels),
-            _crop(wave, levels) / 4**levels,
-            step >> levels,
-        )
+        spectrum = _crop(spectrum, levels)
+        wave = _crop(wave, levels) / 4**levels
+        step = step >> levels
     if jnp.iscomplexobj(wave):
         return _alias(spectrum * wave, step)
     if 1 < step <= 4 and wave.shape[-1] * wave.shape[-2] <= _SMALL_GRID:

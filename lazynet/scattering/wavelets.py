@@ -134,7 +134,8 @@ def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
         >>> bool(abs(morlet_1d(frequencies(16), 1)[0]) < 1e-15)
         True
     """
-    sigma, xi = WIDTH * 2**j, CENTER_FREQUENCY / 2**j
+    sigma = WIDTH * 2**j
+    xi = CENTER_FREQUENCY / 2**j
     at = np.append(w, 0.0)
     wave, envelope = (
         np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0)
@@ -162,7 +163,8 @@ def _lattice_sum(
     """`sum_m exp(-|D R_theta^T (omega + 2 pi m - xi e_theta)|^2 / 2)` at every (theta, w0, w1)."""
     along = WIDTH * 2**j
     across = along * len(theta) / SLANT
-    reverse, sums = -np.arange(w1.size), {}
+    reverse = -np.arange(w1.size)
+    sums = {}
     symmetric = bool(np.abs(np.sin(0.5 * (w1 + w1[:, reverse]))).max() < 1e-12)
     for angle in theta.tolist():
         opposite = next((other for other in sums if symmetric and abs(other + angle) < 1e-12), None)
@@ -176,7 +178,8 @@ def _lattice_sum(
 def _one_lattice_sum(
     w0: np.ndarray, w1: np.ndarray, along: float, across: float, angle: float, xi: float
 ):
-    cos, sin = math.cos(angle), math.sin(angle)
+    cos = math.cos(angle)
+    sin = math.sin(angle)
     u = _periods(w0, xi * cos, _CUTOFF * math.hypot(cos / along, sin / across))
     v = _periods(w1, xi * sin, _CUTOFF * math.hypot(sin / along, cos / across))
     exponent = np.multiply.outer((across**2 - along**2) * cos * sin * u, v)

@@ -104,7 +104,8 @@ def load_sharded(folder: str | os.PathLike, example: TrainState) -> TrainState:
                 arrays=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()
             ),
         )
-    arrays, progress = stored["arrays"], stored["progress"]
+    arrays = stored["arrays"]
+    progress = stored["progress"]
     time = float.fromhex(progress["time"])
     return TrainState(progress["step"], time, arrays["params"], arrays["opt_state"])
 

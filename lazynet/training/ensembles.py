@@ -101,7 +101,8 @@ def train_ensemble(
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
     gradient descent.
     """
-    steps, n = guards.steps(save_at), len(data.x)
+    steps = guards.steps(save_at)
+    n = len(data.x)
     every = "None takes all examples"
     batch_size = (
         n if batch_size is None else guards.count("batch_size", batch_size, at_most=n, fix=every)
@@ -111,14 +112,18 @@ def train_ensemble(
     check_labels(loss, data.y, "data.y")
     members = _members(params)
     x = _inputs(x, data.x)
-    static, function = (transform, loss, optimizer, batch_size), as_partial(apply)
+    static = (transform, loss, optimizer, batch_size)
+    function = as_partial(apply)
     goal = objective(transform(function, jax.tree.map(lambda leaf: leaf[0], params)), loss)
     check_optimizer(goal, optimizer)
     trained = params if lazy_part(goal.apply) is None else trees.zeros_like(params)
     data = Data(jnp.asarray(data.x), jnp.asarray(data.y))
     jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], trained), data)
-    state, keys = jax.vmap(optimizer.init)(trained), jax.random.split(key, members)
-    step, order, outputs = 0, None, []
+    state = jax.vmap(optimizer.init)(trained)
+    keys = jax.random.split(key, members)
+    step = 0
+    order = None
+    outputs = []
     for last in steps:
         while step < last:
             epoch, batch = divmod(step, n // batch_size)
@@ -159,7 +164,8 @@ def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
             f"outputs of shape {values.shape}, expected [..., networks, examples, k], none of them empty."
         )
     guards.finite("outputs", values, "leave out the networks that diverged")
-    members, outputs_each = values.shape[-3], values.shape[-1]
+    members = values.shape[-3]
+    outputs_each = values.shape[-1]
     if members < 2:
         raise ValueError(
             f"outputs of {members} network, expected at least 2: a covariance needs a difference."

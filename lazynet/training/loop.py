@@ -257,7 +257,8 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Ru
     """The training, after all checks that need no step."""
     rate = step_sizes(plan.optimizer, learning_rate)
     check_data(data)
-    n, every = len(data.x), "None takes all examples"
+    n = len(data.x)
+    every = "None takes all examples"
     whole = plan.batch_size is None
     plan = plan._replace(
         batch_size=n if whole else guards.count("batch_size", plan.batch_size, at_most=n, fix=every)
@@ -303,11 +304,10 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
         *_copied((state.params, state.opt_state)),
     )
     objective, params, opt_state = place((objective, params, opt_state), everywhere)
-    damping, per_epoch = (
-        1 - getattr(plan.optimizer, "momentum", 0.0),
-        len(data.x) // plan.batch_size,
-    )
-    epoch, source = None, Source(data, None, draws)
+    damping = 1 - getattr(plan.optimizer, "momentum", 0.0)
+    per_epoch = len(data.x) // plan.batch_size
+    epoch = None
+    source = Source(data, None, draws)
     for last in steps:
         while step < last:
             if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
@@ -317,12 +317,14 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
                 )
             rate = learning_rate(step)
             params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
-            step, time = step + 1, time + rate / damping
+            step = step + 1
+            time = time + rate / damping
         yield TrainState(step, time, *_copied(_local(plan, (params, opt_state))))
 
 
 def _evaluated(objective, params, data, batch_size, sharding):
-    n, totals = len(data.x), np.zeros(2)
+    n = len(data.x)
+    totals = np.zeros(2)
     everywhere = None if sharding is None else replicated(sharding)
     objective, params = place((objective, params), everywhere)
     for start in range(0, n, batch_size):

@@ -230,7 +230,8 @@ def check_optimizer(
     grads = [jax.tree.map(lambda p, s=s: jnp.cos(s + p), params) for s in (0.0, 1.0, 2.0)]
 
     def updates(params, factor):
-        state, seen = optimizer.init(params), []
+        state = optimizer.init(params)
+        seen = []
         for g in grads:
             update, state = optimizer.update(
                 jax.tree.map(lambda leaf: factor * leaf, g), state, params

@@ -96,7 +96,8 @@ def check_curve(state: TrainState, curve: Trajectory) -> None:
         raise ValueError(
             f"resume has a curve with columns of lengths {lengths}, expected one length >= 1 for all."
         )
-    end, now = (int(curve.step[-1]), float(curve.time[-1])), (state.step, float(state.time))
+    end = (int(curve.step[-1]), float(curve.time[-1]))
+    now = (state.step, float(state.time))
     if (
         end[0] != now[0]
         or not np.isclose(end[1], now[1], rtol=1e-6, atol=0)

@@ -148,7 +148,8 @@ def advance(
     start = step % (len(source.data.x) // plan.batch_size) * plan.batch_size
     if plan.microbatches == 1:
         return _step(plan, objective, params, opt_state, source, start, step, rate)
-    size, total = plan.batch_size // plan.microbatches, trees.zeros_like(params)
+    size = plan.batch_size // plan.microbatches
+    total = trees.zeros_like(params)
     for i in range(plan.microbatches):
         total = _accumulate(
             plan, objective, params, total, source, start + i * size, step * plan.microbatches + i

@@ -162,7 +162,8 @@ _JSON = _Form(header=lambda names: [], line=_json_line, columns=lambda line: Non
 
 
 def _append(path: Path, curve: Trajectory, form: _Form) -> None:
-    rows, names = _rows(curve), ["step", "time", *curve.metrics]
+    rows = _rows(curve)
+    names = ["step", "time", *curve.metrics]
     if form is _CSV and any(set(name) & set(',"\r\n') for name in names):
         raise ValueError(
             f"metrics are called {names[2:]}, expected names without commas, quotes and line ends."

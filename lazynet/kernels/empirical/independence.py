@@ -220,7 +220,8 @@ def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
     if leaf.dtype == bool:
         other = ~leaf
     elif np.issubdtype(leaf.dtype, np.integer):
-        low, high = leaf.min(), leaf.max()
+        low = leaf.min()
+        high = leaf.max()
         mirrored = low + (high - leaf) if draw % 2 else np.where(leaf == low, high, low)
         constant = np.where(leaf == 0, 1, 0).astype(leaf.dtype)
         other = (
@@ -239,6 +240,7 @@ def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
 
 def _drawn(leaf: np.ndarray, draw: int) -> np.ndarray:
     values = leaf.astype(np.float64)
-    low, high = values.min(), values.max()
+    low = values.min()
+    high = values.max()
     span = high - low or abs(high) or 1.0
     return low + span * np.random.default_rng(draw).random(leaf.shape) ** 2

@@ -44,7 +44,8 @@ def chosen_names(params: Params, where: Where | None) -> Names:
     nodes, _ = jax.tree_util.tree_flatten_with_path(
         params, is_leaf=lambda node: isinstance(node, Complex)
     )
-    names, free = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes], []
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes]
+    free = []
     for name, (_, node) in zip(names, nodes, strict=True):
         parts = parameter_names(node) if isinstance(node, Complex) else [""]
         if is_weight(jax.tree.leaves(node)[0]) and (where is None or bool(where(name))):

@@ -48,7 +48,9 @@ def plan(
     A first guess counts the features of rows and columns and a copy of them; the compiler's account
     of the programs decides (unless the call is traced).
     """
-    sizes, share, n = _sizes(function, params, x, names, outputs), memory // 4, count_examples(x)
+    sizes = _sizes(function, params, x, names, outputs)
+    share = memory // 4
+    n = count_examples(x)
     side = tile or min(n, max(1, share // sum(sizes.values())))
     while True:
         side = min(side, n)

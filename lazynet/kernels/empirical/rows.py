@@ -79,9 +79,11 @@ def in_store(
 ) -> np.ndarray:
     """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
     one, two = (jax.tree.map(np.asarray, x) for x in (x1, x1 if x2 is None else x2))
-    n1, n2 = count_examples(one), count_examples(two)
+    n1 = count_examples(one)
+    n2 = count_examples(two)
     block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
-    shape, entry = (n1, n2, *block.shape[2:]), block.size * block.dtype.itemsize
+    shape = (n1, n2, *block.shape[2:])
+    entry = block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
     every = tiles(n1, n2, chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
     identity = (
