@@ -24,7 +24,7 @@ from pathlib import Path
 
 from benchmarks import GROUPS, group, history, machine, report
 from benchmarks.measure import Row
-from experiments import store
+from experiments.harness import store
 
 __all__ = ["main"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from experiments import store
+from experiments.harness import store
 
 __all__ = ["FOLDER", "curves", "load", "plot", "record"]
 

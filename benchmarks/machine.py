@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from experiments import store
+from experiments.harness import store
 
 __all__ = ["describe"]
 

@@ -20,15 +20,15 @@ from jax import lax
 
 import lazynet as ln
 from benchmarks.measure import Case, Program
-from experiments import population_sgd, test_loss_vs_scale
-from experiments.students import Student, descend, on_sphere, relu_net
+from experiments import loss_vs_scale, population_sgd
+from experiments.shared.students import Student, descend, on_sphere, relu_net
 
 TAUS = (0.1, 1.0)
 
 
 def cases(quick: bool) -> Iterator[Case]:
     steps, rounds = (60, 2) if quick else (1000, 3)
-    config = test_loss_vs_scale.Config()
+    config = loss_vs_scale.Config()
     sizes = f"m = {config.width}, d = {config.d}"
     name = f"figure 1 (c): {sizes}, n = {config.n:,}, 2 scales, {steps} steps"
     yield Case(
@@ -39,9 +39,9 @@ def cases(quick: bool) -> Iterator[Case]:
     yield Case(name, partial(fresh_batches, fresh), "step and scale", rounds, np.asarray, 1e-2)
 
 
-def full_batch(config: test_loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
+def full_batch(config: loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
     """Programs that return hidden and output weights over tau of every scale, `[s, m, d + 1]`."""
-    weights0, (x, y, *_) = test_loss_vs_scale.draw(config, 0)
+    weights0, (x, y, *_) = loss_vs_scale.draw(config, 0)
     alpha = np.square(taus)
     tau = np.reshape(taus, (-1, 1, 1))
     rates = np.minimum(10.0, 0.1 / alpha)

@@ -14,7 +14,7 @@ import importlib
 import json
 from pathlib import Path
 
-from experiments.store import read_json, run_folder
+from experiments.harness.store import read_json, run_folder
 
 STORED = Path(__file__).resolve().parent / "data" / "theory.json"
 

@@ -183,9 +183,9 @@ def _notebooks():
 
 
 def _experiments():
-    from experiments.__main__ import experiment_names
+    from experiments.harness import catalog
 
-    return [(name, importlib.import_module(f"experiments.{name}")) for name in experiment_names()]
+    return [(name, importlib.import_module(f"experiments.{name}")) for name in catalog.names()]
 
 
 def _docstring(benchmark):

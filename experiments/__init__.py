@@ -8,5 +8,5 @@
 A module of this package is an experiment if it has `PRESETS`, a dictionary of frozen dataclasses,
 and `run(config, folder, console) -> summary`. Its docstring holds the command, the expected time
 and the expected numbers; those of its dataclasses hold the meaning of every field, whose types are
-its bounds (`experiments.bounds`).
+its bounds (`experiments.harness.bounds`).
 """

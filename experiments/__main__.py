@@ -15,8 +15,6 @@ if __name__ == "__main__":  # Ctrl-C while modules are imported, before main() c
     )
 
 import csv
-import importlib
-import pkgutil
 import re
 import shlex
 import signal
@@ -30,30 +28,18 @@ import tyro
 from rich.console import Console
 
 import experiments
-from experiments import streams
-from experiments.config import preset as configure
-from experiments.errors import RunError
+from experiments.harness import catalog, streams
+from experiments.harness.config import preset as configure
+from experiments.harness.errors import RunError
 
 console = Console()
 
 
-def experiment_names() -> list[str]:
-    """Modules of this package that are experiments."""
-    names = [
-        module.name
-        for module in pkgutil.iter_modules(experiments.__path__)
-        if module.name != "__main__"
-    ]
-    return [
-        name for name in names if hasattr(importlib.import_module(f"experiments.{name}"), "PRESETS")
-    ]
-
-
 def list_experiments() -> None:
     """What each experiment shows, its presets and how long they take."""
-    for name in experiment_names():
-        module = importlib.import_module(f"experiments.{name}")
-        times = expected_times(name, module.__doc__)
+    for name in catalog.names():
+        module = catalog.find(name)
+        times = catalog.expected_times(name, module.__doc__)
         presets = "; ".join(
             f"{key}: {times[key]}" if key in times else key for key in module.PRESETS
         )
@@ -63,16 +49,6 @@ def list_experiments() -> None:
                 text, console.width, initial_indent="    ", subsequent_indent="      "
             )
             console.print(indented, highlight=False, markup=False, soft_wrap=True)
-
-
-def expected_times(name: str, doc: str) -> dict[str, str]:
-    """`{preset: time}` from the commands in an experiment's docstring and the comments behind them."""
-    times: dict[str, str] = {}
-    for options, comment in re.findall(rf"python -m experiments run {name}\b(.*?)#(.*)", doc):
-        found = dict(re.findall(r"(--preset|data\.name)[ =](\S+)", options))
-        variant = f"/{found['data.name']}" if "data.name" in found else ""
-        times.setdefault(f"{found.get('--preset', 'laptop')}{variant}", comment.strip())
-    return times
 
 
 def run(
@@ -93,13 +69,14 @@ def run(
         out: Folder of the run folders.
         quiet: Prints the run folder and nothing else.
     """
-    module = _experiment(name)
+    name = catalog.current(name)
+    module = catalog.find(name)
     out = out.expanduser()
     config = configure(module.PRESETS, preset, set)
     if getattr(module, "HOST_DEVICES", False):
         _use_all_cores()
     _set_precision(config)
-    from experiments import store
+    from experiments.harness import store
 
     folder = store.run_folder(name, config, out)
     shown = Console(quiet=True) if quiet else console
@@ -130,7 +107,7 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
         folder: Run folder, as printed by `run`.
         csv: Prints all numbers instead, as lines key,value.
     """
-    from experiments import store
+    from experiments.harness import store
 
     folder = folder.expanduser()
     if not (folder / "DONE").exists():
@@ -143,7 +120,7 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
     if csv:
         return _print_csv(summary)
     name = store.read_json(folder / "config.json")["experiment"]
-    _experiment(name).show(summary, console)
+    catalog.find(name).show(summary, console)
     for path in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure   {path}", soft_wrap=True, highlight=False)
     console.print(f"numbers  {folder / 'summary.json'}", soft_wrap=True, highlight=False)
@@ -174,9 +151,10 @@ def sweep(
         print: Prints one command per unfinished run, for a cluster's own scheduler, and runs
             nothing.
     """
-    from experiments.sweep import grid, run_points
+    from experiments.harness.sweep import grid, run_points
 
-    points = grid(name, _experiment(name).PRESETS, preset, over, set, out.expanduser())
+    name = catalog.current(name)
+    points = grid(name, catalog.find(name).PRESETS, preset, over, set, out.expanduser())
     if print:
         for point in points:
             if not point.finished:
@@ -200,11 +178,11 @@ def compare(
         runs: Run folders of one experiment, as printed by `run` and `sweep`.
         out: File of the figure.
     """
-    from experiments import compare as comparison
+    from experiments.harness import compare as comparison
 
     loaded = comparison.load([run.expanduser() for run in runs])
     path = comparison.figure_path(out)
-    collect = getattr(_experiment(loaded[0].config["experiment"]), "collect", None)
+    collect = getattr(catalog.find(loaded[0].config["experiment"]), "collect", None)
     if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {
         "alphas"
     }:
@@ -223,7 +201,7 @@ def compare(
 
 def _is_finished(folder: Path) -> bool:
     """Whether a run has ended, all its files are what was written, and no other process left any."""
-    from experiments import store
+    from experiments.harness import store
 
     ended = all((folder / name).exists() for name in ("config.json", "summary.json", store.DONE))
     return ended and not store.damages(folder) and not store.has_leftovers(folder)
@@ -231,7 +209,7 @@ def _is_finished(folder: Path) -> bool:
 
 def _clear(folder: Path) -> float:
     """Names and removes what is damaged of a run that had ended, so that it is made again; the seconds it took."""
-    from experiments import store
+    from experiments.harness import store
 
     if not (folder / store.DONE).exists():
         return 0.0
@@ -252,7 +230,7 @@ def _clear(folder: Path) -> float:
 
 def _compute(module, config, folder: Path, shown: Console, seconds: float) -> None:
     """Runs the experiment and writes its summary, and last of all the mark that it has ended."""
-    from experiments import store
+    from experiments.harness import store
 
     start = time.perf_counter()
     store.write_json(folder / "summary.json", module.run(config, folder, shown))
@@ -271,14 +249,6 @@ def _check_facts(summary) -> None:
 
 def _print_csv(summary) -> None:
     csv.writer(sys.stdout, lineterminator="\n").writerows([("key", "value"), *summary.items()])
-
-
-def _experiment(name: str):
-    if name not in experiment_names():
-        raise ValueError(
-            f"unknown experiment {name!r}, expected one of {', '.join(experiment_names())}."
-        )
-    return importlib.import_module(f"experiments.{name}")
 
 
 def _set_precision(config) -> None:
@@ -347,10 +317,10 @@ def main() -> None:
 
 def _show_fields(words: list[str]) -> None:
     """Prints the fields of the experiment among the words, if there is one, before the help of the command."""
-    from experiments import fields
+    from experiments.harness import fields
 
-    for name in [word for word in words if word in experiment_names()]:
-        module = _experiment(name)
+    for name in [word for word in words if catalog.current(word) in catalog.names()]:
+        module = catalog.find(name)
         chosen = re.search(r"--preset[ =](\S+)", " ".join(words))
         size = chosen[1] if chosen else "laptop"
         config = configure(module.PRESETS, size)

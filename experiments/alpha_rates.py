@@ -35,9 +35,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Positive, Values
-from experiments.flows import descent_direction, integrate
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Positive, Values
+from experiments.shared.flows import descent_direction, integrate
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -101,7 +101,7 @@ EXPECTED = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Integrates every variant at all scales and seeds at once, draws the figure and returns the facts."""
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     with console.status("gradient flows"):

@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, store
-from experiments.bounds import Count, Momentum, Positive, Scale, Values
-from experiments.progress import over_devices
+from experiments.harness import bounds, facts, store
+from experiments.harness.bounds import Count, Momentum, Positive, Scale, Values
+from experiments.harness.progress import over_devices
 from lazynet import datasets, dynamics, guards, zoo
 from lazynet.records import Data
 

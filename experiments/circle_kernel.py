@@ -29,8 +29,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Integer, Values
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Integer, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -72,7 +72,7 @@ TOLERANCE = 1e-5
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures coefficients, eigenvalues and norms, draws the figure and returns the facts."""
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     with console.status("kernel on the circle"):

@@ -33,9 +33,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts
-from experiments.bounds import Count, Positive, Values
-from experiments.flows import descent_direction
+from experiments.harness import bounds, facts
+from experiments.harness.bounds import Count, Positive, Values
+from experiments.shared.flows import descent_direction
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -92,7 +92,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains all widths, scales and seeds, draws the figure and returns the facts."""
     from rich.progress import track
 
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     cells = [(variant, width) for variant in VARIANTS for width in config.widths]

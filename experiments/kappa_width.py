@@ -34,8 +34,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Values
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -91,7 +91,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures kappa and its factors for every width, init and seed, draws the figure and returns the facts."""
     from rich.progress import track
 
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     values: dict[str, list] = {}

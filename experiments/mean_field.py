@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Natural, Positive, Values
-from experiments.flows import descent_direction
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Natural, Positive, Values
+from experiments.shared.flows import descent_direction
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -72,7 +72,7 @@ SCALES = {"mean_field": 0.5, "ntk": 0.0}
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains all widths, seeds and both scales, draws the figure and returns the facts."""
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     with console.status("training"):

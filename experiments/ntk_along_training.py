@@ -40,10 +40,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, lazy_vs_standard, panels, store
-from experiments.bounds import Positive, Seed, Values
+from experiments import lazy_vs_standard
+from experiments.harness import bounds, facts, panels, store
+from experiments.harness.bounds import Positive, Seed, Values
+from experiments.harness.progress import bar
 from experiments.lazy_vs_standard import DataConfig, NetworkConfig, TrainConfig, cells
-from experiments.progress import bar
 from lazynet import datasets, diagnostics, dynamics, empirical, guards, trees
 from lazynet.losses import Objective
 from lazynet.records import Data, Trajectory

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments import bounds, facts, panels, store
-from experiments.bounds import Count, Even, Positive, Values
-from experiments.progress import over_devices
-from experiments.students import (
+from experiments.harness import bounds, facts, panels, store
+from experiments.harness.bounds import Count, Even, Positive, Values
+from experiments.harness.progress import over_devices
+from experiments.shared.students import (
     Student,
     Weights,
     doubled,

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from experiments.bounds import Count, Integer, NonNegative, Positive
+from experiments.harness.bounds import Count, Integer, NonNegative, Positive
 from lazynet import datasets, guards
 from lazynet.records import Data
 

@@ -43,9 +43,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, facts, store
-from experiments.bounds import Integer, Positive, Seed, check_photographs
-from experiments.vgg import enlarged
+from experiments.harness import bounds, facts, store
+from experiments.harness.bounds import Integer, Positive, Seed, check_photographs
+from experiments.shared.vgg import enlarged
 from lazynet import datasets, empirical, guards, linalg, zoo
 from lazynet.models.model import Model
 from lazynet.records import Data

@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, facts
-from experiments.bounds import Count, Integer, Seed, Values
+from experiments.harness import bounds, facts
+from experiments.harness.bounds import Count, Integer, Seed, Values
 from lazynet import guards
 from lazynet.scattering import filter_bank, scattering_moments
 
@@ -75,7 +75,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Synthesizes every texture, draws the figure and returns the facts."""
     from rich.progress import track
 
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     measured = {}

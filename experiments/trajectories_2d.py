@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, facts
-from experiments.bounds import Count, Even, Positive, Seed, Values
-from experiments.students import (
+from experiments.harness import bounds, facts
+from experiments.harness.bounds import Count, Even, Positive, Seed, Values
+from experiments.shared.students import (
     Student,
     Weights,
     descend,
@@ -72,7 +72,7 @@ DEGREES = 10.0
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains both students, draws their neurons and returns the facts."""
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     with console.status("two students"):

@@ -42,9 +42,9 @@ from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
 
 import lazynet as ln
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Positive, Values
-from experiments.flows import descent_direction, integrate
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Positive, Values
+from experiments.shared.flows import descent_direction, integrate
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -123,7 +123,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Integrates the flows of both cases, draws the figure and returns the facts."""
     from rich.progress import track
 
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     collected = []

@@ -36,9 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import bounds, facts, panels
-from experiments.bounds import Count, Positive, Values
-from experiments.flows import descent_direction
+from experiments.harness import bounds, facts, panels
+from experiments.harness.bounds import Count, Positive, Values
+from experiments.shared.flows import descent_direction
 from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -108,7 +108,7 @@ ITEMS = {"0_Dense": "input", "2_Dense": "hidden", "4_Dense": "output"}
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures the three parts, draws the figure and returns the facts."""
-    from experiments.store import save_arrays
+    from experiments.harness.store import save_arrays
 
     bounds.check(config)
     with console.status("empirical kernels"):

@@ -39,10 +39,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments import bounds, facts
-from experiments.bounds import Positive, Scale, Seed, Values, check_batch
+from experiments.harness import bounds, facts
+from experiments.harness.bounds import Positive, Scale, Seed, Values, check_batch
 from experiments.lazy_vs_standard import DataConfig
-from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
+from experiments.shared.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 
 __all__ = ["PRESETS", "Config", "collect", "run", "show"]
 
@@ -141,7 +141,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains every alpha that is not stored yet, draws the figure and returns the flat summary."""
     from experiments.cifar10_alpha_sweep.cells import train_cells
     from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
-    from experiments.store import curve_arrays, save_arrays
+    from experiments.harness.store import curve_arrays, save_arrays
 
     bounds.check(config)
     cells = train_cells(config, folder, console)
@@ -164,7 +164,7 @@ def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
     Agreement with the linearized model is computed from the stored test outputs.
 
     Args:
-        runs: Finished runs, as `experiments.compare.load` returns them.
+        runs: Finished runs, as `experiments.harness.compare.load` returns them.
         out: Figure of the accuracies against epochs; the others stand beside it.
         console: Where the table is printed.
 
@@ -174,9 +174,9 @@ def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
     Raises:
         ValueError: If two runs have an alpha in common.
     """
-    from experiments import store
     from experiments.cifar10_alpha_sweep.cells import stored_cells
     from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
+    from experiments.harness import store
 
     alphas = sorted(float(alpha) for run in runs for alpha in run.config["alphas"])
     bounds.Values().check("alphas of all runs", tuple(alphas))
@@ -202,7 +202,7 @@ def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
 
 def summarize(config: Config, cells: dict[float, dict]) -> dict[str, Any]:
     """The final numbers of every alpha; what diverged has none but the step at which that was seen."""
-    from experiments.vgg import learning_rate
+    from experiments.shared.vgg import learning_rate
 
     data = config.data
     summary: dict[str, Any] = {
@@ -225,7 +225,7 @@ def summarize(config: Config, cells: dict[float, dict]) -> dict[str, Any]:
 
 def checked_facts(config: Config, summary: dict[str, Any]) -> list:
     """What lazy training is expected to show, as far as the run can: some facts need photographs or both ends."""
-    from experiments.facts import within
+    from experiments.harness.facts import within
 
     ends = {end: summary.get(f"test_accuracy/alpha={end}") for end in ("1", "inf")}
     found = []

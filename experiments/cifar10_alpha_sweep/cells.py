@@ -12,10 +12,11 @@ import jax
 import numpy as np
 
 import lazynet as ln
-from experiments import store, vgg
 from experiments.cifar10_alpha_sweep import FLOAT32_UP_TO
-from experiments.progress import advancing, bar
-from experiments.training import as_cell, batched_outputs, stored_cell
+from experiments.harness import store
+from experiments.harness.progress import advancing, bar
+from experiments.shared import vgg
+from experiments.shared.training import as_cell, batched_outputs, stored_cell
 from lazynet import diagnostics, trees
 from lazynet.records import Data
 

@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments import bounds
-from experiments.bounds import Count, Integer, Natural, Positive, Seed, Values, check_batch
+from experiments.harness import bounds
+from experiments.harness.bounds import Count, Integer, Natural, Positive, Seed, Values, check_batch
 from experiments.lazy_vs_standard import DataConfig
 from experiments.random_features import PatchConfig
 from experiments.scattering_cifar10 import FeatureConfig
-from experiments.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
+from experiments.shared.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "run", "show"]
@@ -143,9 +143,9 @@ TITLES = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Computes every row that is not stored yet, draws the figure and returns the flat summary."""
-    from experiments import facts
     from experiments.cifar10_linearized.cells import compute
     from experiments.cifar10_linearized.figure import draw
+    from experiments.harness import facts
 
     bounds.check(config)
     rows = compute(config, folder, console)
@@ -170,7 +170,7 @@ def summarize(config: Config, rows: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 def checked_facts(config: Config, summary: dict[str, Any]) -> list:
     """How far the others are above the widest linearized network; features are only learned from enough photographs."""
-    from experiments.facts import within
+    from experiments.harness.facts import within
 
     width = f"width={max(config.widths):g}"
     linearized = summary.get(f"test_accuracy/linearized/{width}")
@@ -193,7 +193,7 @@ def show(summary: dict[str, Any], console) -> None:
     """Prints the table, one row for each method, and the facts."""
     from rich.table import Table
 
-    from experiments import facts
+    from experiments.harness import facts
 
     table = Table(box=None, title=f"{summary['data']}, accuracies in %")
     for title in ("method", "width", "weights", "n", "tested", "train\nacc.", "test\nacc.", "time"):

@@ -13,12 +13,13 @@ import jax
 import numpy as np
 
 import lazynet as ln
-from experiments import store, vgg
-from experiments.progress import advancing, bar
+from experiments.harness import store
+from experiments.harness.progress import advancing, bar
 from experiments.random_features import draw_filters, leave_one_out_ridge, patch_features
 from experiments.scattering_cifar10.features import scattering_features
 from experiments.scattering_cifar10.heads import all_images
-from experiments.training import stored_cell
+from experiments.shared import vgg
+from experiments.shared.training import stored_cell
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data

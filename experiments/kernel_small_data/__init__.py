@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments import bounds
-from experiments.bounds import Count, Integer, Positive, Seed, Values, check_photographs
+from experiments.harness import bounds
+from experiments.harness.bounds import Count, Integer, Positive, Seed, Values, check_photographs
 from lazynet import guards
 
 __all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import store
+from experiments.harness import store
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.models.model import Model

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import track
 
-from experiments import store
+from experiments.harness import store
 from lazynet import datasets
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.models.activations import Relu

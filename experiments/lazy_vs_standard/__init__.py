@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import bounds
-from experiments.bounds import (
+from experiments.harness import bounds
+from experiments.harness.bounds import (
     Count,
     Integer,
     Momentum,
@@ -200,9 +200,9 @@ PRESETS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Trains every cell (seed, alpha) that is not stored yet, draws the figures and returns the flat summary."""
+    from experiments.harness.store import curve_arrays, save_arrays
     from experiments.lazy_vs_standard.cells import kernel_curve, load_data, train_cells
     from experiments.lazy_vs_standard.figures import draw
-    from experiments.store import curve_arrays, save_arrays
 
     bounds.check(config)
     train, test = load_data(config)

@@ -12,8 +12,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 import lazynet as ln
-from experiments.progress import advancing, bar
-from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed, stored_cell
+from experiments.harness.progress import advancing, bar
+from experiments.shared.training import (
+    LOSSES,
+    batched_outputs,
+    cell_arrays,
+    checkpointed,
+    stored_cell,
+)
 from lazynet import datasets, diagnostics, dynamics, empirical, kernels, trees, zoo
 from lazynet.records import Data, Trajectory
 from lazynet.trees import as_partial

@@ -40,8 +40,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import bounds
-from experiments.bounds import Count, Integer, NonNegative, Positive, Scale, Values
+from experiments.harness import bounds
+from experiments.harness.bounds import Count, Integer, NonNegative, Positive, Scale, Values
 from experiments.lazy_vs_standard import DataConfig
 from lazynet import guards
 

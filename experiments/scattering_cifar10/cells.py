@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from experiments import store
-from experiments.progress import bar
+from experiments.harness import store
+from experiments.harness.progress import bar
 from experiments.scattering_cifar10.features import load_images, scattering_features
 from experiments.scattering_cifar10.heads import all_images, head, head_names, principal_components
 from lazynet import datasets

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store
+from experiments.harness import store
 from lazynet import datasets
 from lazynet.records import Data
 from lazynet.scattering import filter_bank, scattering2d_nhwc

@@ -30,8 +30,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments import bounds, facts
-from experiments.bounds import Count, Integer, Positive, Values
+from experiments.harness import bounds, facts
+from experiments.harness.bounds import Count, Integer, Positive, Values
 
 __all__ = ["PRESETS", "Config", "run", "show"]
 
@@ -103,8 +103,8 @@ PRESETS = {
 
 def run(config: Config, folder: Path, console) -> dict[str, Any]:
     """Measures every property, draws the figures and returns the facts."""
+    from experiments.harness.store import save_arrays
     from experiments.scattering_properties.figures import draw
-    from experiments.store import save_arrays
 
     bounds.check(config)
     with console.status("scattering coefficients and operators"):

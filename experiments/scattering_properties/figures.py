@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import panels
+from experiments.harness import panels
 from lazynet import plots
 from lazynet.scattering import filter_bank, littlewood_paley
 

@@ -10,7 +10,7 @@ import pytest
 
 import lazynet as ln
 from experiments import alpha_width_plane as plane
-from experiments.facts import summarize
+from experiments.harness.facts import summarize
 from lazynet import dynamics
 
 pytestmark = pytest.mark.extended

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import __main__ as cli
-from experiments import bounds, cifar10_alpha_sweep, lazy_vs_standard
-from experiments.config import preset
-from experiments.fields import fields_of, meanings
+from experiments import cifar10_alpha_sweep, lazy_vs_standard
+from experiments.harness import bounds, catalog
+from experiments.harness.config import preset
+from experiments.harness.fields import fields_of, meanings
 
-MODULES = {name: importlib.import_module(f"experiments.{name}") for name in cli.experiment_names()}
+MODULES = {name: importlib.import_module(f"experiments.{name}") for name in catalog.names()}
 
 
 def _classes(config):
@@ -124,7 +124,7 @@ def test_every_sound_scale_is_accepted_by_the_alpha_sweep():
 
 
 def test_a_sweep_over_a_bad_value_is_refused_before_the_first_run(tmp_path):
-    from experiments.sweep import grid
+    from experiments.harness.sweep import grid
 
     with pytest.raises(ValueError, match="train.epochs got 0"):
         grid(

@@ -13,10 +13,12 @@ from rich.console import Console
 
 import lazynet as ln
 from experiments import __main__ as cli
-from experiments import cifar10_alpha_sweep, cifar10_linearized, compare, store, vgg
-from experiments import config as configuration
+from experiments import cifar10_alpha_sweep, cifar10_linearized
 from experiments.cifar10_alpha_sweep import cells as sweep_cells
 from experiments.cifar10_linearized import cells as table_cells
+from experiments.harness import compare, store
+from experiments.harness import config as configuration
+from experiments.shared import vgg
 from lazynet.models.initializers import xavier_normal
 
 QUIET = Console(quiet=True)

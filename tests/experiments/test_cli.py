@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from experiments import __main__ as cli
-from experiments import lazy_vs_standard, store, trajectories_2d
-from experiments.config import preset
-from experiments.fields import fields_of, written
+from experiments import lazy_vs_standard, trajectories_2d
+from experiments.harness import catalog, store
+from experiments.harness.config import preset
+from experiments.harness.fields import fields_of, written
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = cli.experiment_names()
+NAMES = catalog.names()
 SUMMARY = {
     "slope/a": -1.0,
     "expected/a": -1.0,
@@ -76,7 +77,7 @@ def test_the_list_has_the_title_the_presets_and_the_times_of_every_experiment(mo
     blocks = re.split(r"^(?=\S)", printed, flags=re.MULTILINE)[1:]
     assert [block.split()[0] for block in blocks] == NAMES
     for name, block in zip(NAMES, blocks, strict=True):
-        module = cli._experiment(name)
+        module = catalog.find(name)
         words = " ".join(block.split())
         assert module.__doc__.strip().splitlines()[0] in words and len(block.splitlines()) <= 8
         assert all(preset in words for preset in module.PRESETS)
@@ -84,8 +85,8 @@ def test_the_list_has_the_title_the_presets_and_the_times_of_every_experiment(mo
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_experiment_says_how_long_its_smoke_and_laptop_presets_take(name):
-    module = cli._experiment(name)
-    times = cli.expected_times(name, module.__doc__)
+    module = catalog.find(name)
+    times = catalog.expected_times(name, module.__doc__)
     assert {"smoke", "laptop"} & {key.split("/")[0] for key in module.PRESETS} <= {
         key.split("/")[0] for key in times
     }

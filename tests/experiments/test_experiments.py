@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import lazynet as ln
-from experiments import config as configuration
-from experiments import lazy_vs_standard, store
+from experiments import lazy_vs_standard
+from experiments.harness import config as configuration
+from experiments.harness import store
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}

@@ -11,8 +11,9 @@ import pytest
 from marks import extended
 from rich.console import Console
 
-from experiments import config as configuration
-from experiments import scattering_cifar10, scattering_properties, store, texture_synthesis
+from experiments import scattering_cifar10, scattering_properties, texture_synthesis
+from experiments.harness import config as configuration
+from experiments.harness import store
 from experiments.scattering_cifar10 import heads
 from experiments.scattering_properties import measures
 from lazynet import datasets

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments import circle_kernel, compare, sweep
+from experiments import circle_kernel
+from experiments.harness import compare, sweep
 
 CONSOLE = Console(file=io.StringIO(), width=200)
 ROOT = Path(__file__).resolve().parents[2]

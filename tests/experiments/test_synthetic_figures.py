@@ -10,14 +10,9 @@ import pytest
 from rich.console import Console
 
 import lazynet as ln
-from experiments import (
-    population_sgd,
-    students,
-    test_loss_vs_scale,
-    test_loss_vs_width,
-    trajectories_2d,
-)
-from experiments.students import (
+from experiments import loss_vs_scale, loss_vs_width, population_sgd, trajectories_2d
+from experiments.harness import progress
+from experiments.shared.students import (
     Student,
     Weights,
     descend,
@@ -115,7 +110,7 @@ def test_measurements_at_the_start_are_those_of_an_untrained_network():
 
 
 def test_cells_come_back_in_their_order():
-    assert list(students.spread(lambda cell: cell**2, range(7))) == [cell**2 for cell in range(7)]
+    assert list(progress.spread(lambda cell: cell**2, range(7))) == [cell**2 for cell in range(7)]
 
 
 @pytest.mark.extended
@@ -127,10 +122,10 @@ def test_neurons_align_with_the_teacher_or_hardly_move(tmp_path):
 
 
 SMALL = {
-    test_loss_vs_scale: test_loss_vs_scale.Config(
+    loss_vs_scale: loss_vs_scale.Config(
         taus=(0.1, 1.0, 2.0), trials=2, d=10, n=40, width=6, steps=60, looks=3
     ),
-    test_loss_vs_width: test_loss_vs_width.Config(widths=(2, 64), trials=2, d=100, n=60, steps=60),
+    loss_vs_width: loss_vs_width.Config(widths=(2, 64), trials=2, d=100, n=60, steps=60),
     population_sgd: population_sgd.Config(
         taus=(0.1, 1.0), trials=2, d=10, width=6, batch_size=20, steps=60, last=20
     ),
@@ -149,16 +144,16 @@ def test_a_small_run_draws_its_figure_and_is_not_computed_again(module, tmp_path
 
 
 def _expected_keys(module):
-    if module is test_loss_vs_width:
+    if module is loss_vs_width:
         return ["test_loss/m=2/scaling=inv", "test_loss/m=64/scaling=inv_sqrt", "ratio/m=64"]
     return ["test_loss/tau=0.1", "test_loss/tau=1"]
 
 
 @pytest.mark.extended
 def test_scales_trained_together_are_scales_trained_alone():
-    config = SMALL[test_loss_vs_scale]
-    together = test_loss_vs_scale.train(config, 0, (0.1, 1.0))
-    alone = [test_loss_vs_scale.train(config, 0, (tau,)) for tau in (0.1, 1.0)]
+    config = SMALL[loss_vs_scale]
+    together = loss_vs_scale.train(config, 0, (0.1, 1.0))
+    alone = [loss_vs_scale.train(config, 0, (tau,)) for tau in (0.1, 1.0)]
     for name, values in together.items():
         np.testing.assert_allclose(values, [one[name][0] for one in alone], rtol=1e-9)
 
@@ -166,9 +161,9 @@ def test_scales_trained_together_are_scales_trained_alone():
 @pytest.mark.extended
 def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_width():
     """One step of the displacement is one step of the weights with the rates of the text."""
-    config = dataclasses.replace(SMALL[test_loss_vs_width], steps=1)
-    start, (x, y, *rest) = test_loss_vs_width.draw(config, 0, 8)
-    measured = test_loss_vs_width.train(config, 0, 8)
+    config = dataclasses.replace(SMALL[loss_vs_width], steps=1)
+    start, (x, y, *rest) = loss_vs_width.draw(config, 0, 8)
+    measured = loss_vs_width.train(config, 0, 8)
     for s, (scale, rate) in enumerate(((8**-0.5, 1.0), (1 / 8, 0.4))):
 
         def loss(w, scale=scale):
@@ -194,9 +189,9 @@ def test_the_steps_on_fresh_samples_are_those_of_the_weights():
 @pytest.mark.parametrize(
     ("module", "change", "words"),
     [
-        (test_loss_vs_scale, {"width": 7}, "width got 7"),
-        (test_loss_vs_scale, {"taus": (1.0, 0.1)}, "taus"),
-        (test_loss_vs_width, {"trials": 0}, "trials got 0"),
+        (loss_vs_scale, {"width": 7}, "width got 7"),
+        (loss_vs_scale, {"taus": (1.0, 0.1)}, "taus"),
+        (loss_vs_width, {"trials": 0}, "trials got 0"),
         (population_sgd, {"last": 100}, "last got 100"),
         (trajectories_2d, {"taus": (2.0, 0.1)}, "taus"),
     ],

@@ -15,7 +15,9 @@ from marks import extended_but
 from rich.console import Console
 
 import lazynet as ln
-from experiments import facts, flows, kappa_width, width_convergence
+from experiments import kappa_width, width_convergence
+from experiments.harness import facts
+from experiments.shared import flows
 
 QUICK = ("alpha_rates", "circle_kernel", "kappa_width")
 SLOW = ("uniform_bound", "width_convergence", "crossover", "mean_field")

@@ -24,7 +24,7 @@ from test_faults_kill import served as served
 from test_faults_kill import training_result
 
 import lazynet as ln
-from experiments import store
+from experiments.harness import store
 from lazynet import tiles
 from lazynet.datasets import download
 

@@ -20,8 +20,8 @@ import pytest
 from faults_processes import finish, start
 from served import serve
 
-from experiments import store
-from experiments.errors import RunError
+from experiments.harness import store
+from experiments.harness.errors import RunError
 
 DATA = "cifar-10-batches-bin"
 FEW_AND_MANY = [3, pytest.param(20, marks=pytest.mark.slow)]

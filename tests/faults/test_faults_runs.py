@@ -15,8 +15,10 @@ import pytest
 
 import lazynet as ln
 from experiments import __main__ as cli
-from experiments import store, streams, students, training, trajectories_2d
-from experiments.errors import RunError
+from experiments import trajectories_2d
+from experiments.harness import progress, store, streams
+from experiments.harness.errors import RunError
+from experiments.shared import training
 from lazynet import files, plots
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,7 +219,7 @@ def test_a_curve_reloads_with_its_names_in_any_order(tmp_path, monkeypatch):
 
 PRINTING = """
 import sys
-from experiments import streams
+from experiments.harness import streams
 streams.outlive_readers()
 for _ in range(20_000):
     print("0.5 ± 0.1 ∞ é")
@@ -378,7 +380,7 @@ def test_cells_that_have_not_begun_are_dropped_when_a_run_is_stopped():
         return cell
 
     with pytest.raises(KeyboardInterrupt):
-        list(students.spread(compute, range(1000)))
+        list(progress.spread(compute, range(1000)))
     assert len(begun) < 1000
 
 

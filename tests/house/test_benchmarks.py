@@ -13,7 +13,7 @@ from benchmarks import GROUPS, group, history, report, synthetic
 from benchmarks import __main__ as command
 from benchmarks.measure import Case, Program, Row, in_turns, jitted, measure
 from benchmarks.peers import beside
-from experiments import population_sgd, test_loss_vs_scale
+from experiments import loss_vs_scale, population_sgd
 
 MACHINE = {
     "python": "3.11",
@@ -228,7 +228,7 @@ def _answers(programs):
 
 @pytest.mark.extended
 def test_the_engine_of_figure_1c_trains_as_autodiff_the_host_loop_and_numpy_do():
-    config = test_loss_vs_scale.Config(d=6, n=20, width=8)
+    config = loss_vs_scale.Config(d=6, n=20, width=8)
     expected, *others = _answers(synthetic.full_batch(config, (0.1, 2.0), 15)).values()
     start = _answers(synthetic.full_batch(config, (0.1, 2.0), 1))["NumPy"]
     assert len(others) == 3 and np.abs(expected - start).max() > 1e-3

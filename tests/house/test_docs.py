@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import lazynet
-from experiments.__main__ import experiment_names
+from experiments.harness import catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -212,7 +212,7 @@ def _described_constants(module):
     return names
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", catalog.names())
 def test_an_experiment_says_its_command_its_time_and_what_to_expect(name):
     documentation = importlib.import_module(f"experiments.{name}").__doc__
     assert f"python -m experiments run {name}" in documentation
@@ -224,7 +224,7 @@ def test_every_figure_belongs_to_an_experiment_and_has_a_caption():
         (name, *item) for name, figures in _json("figures").items() for item in figures.items()
     ]
     assert {file for _, file, _ in listed} == {path.name for path in (DOCS / "figures").iterdir()}
-    assert {name for name, _, _ in listed} <= set(experiment_names())
+    assert {name for name, _, _ in listed} <= set(catalog.names())
     assert all(caption for _, _, caption in listed)
 
 

@@ -19,9 +19,10 @@ import pytest
 from draws import initial
 
 import lazynet as ln
-from experiments import config as configuration
-from experiments import lazy_vs_standard, store
+from experiments import lazy_vs_standard
 from experiments.__main__ import run as run_experiment
+from experiments.harness import config as configuration
+from experiments.harness import store
 from lazynet import datasets
 
 KEY = jax.random.key(0)

@@ -16,8 +16,8 @@ from draws import initial
 from hypothesis.extra.numpy import arrays
 
 import lazynet as ln
-from experiments import config as configuration
 from experiments import lazy_vs_standard
+from experiments.harness import config as configuration
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.scattering import filter_bank, scattering2d, wavelet_coefficients
 

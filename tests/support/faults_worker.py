@@ -17,10 +17,11 @@ from rich.console import Console
 
 import lazynet as ln
 from experiments import __main__ as command_line
-from experiments import config as configuration
-from experiments import lazy_vs_standard, store, trajectories_2d
-from experiments import training as training_module
-from experiments.training import cell_arrays, checkpointed, stored_cell
+from experiments import lazy_vs_standard, trajectories_2d
+from experiments.harness import config as configuration
+from experiments.harness import store
+from experiments.shared import training as training_module
+from experiments.shared.training import cell_arrays, checkpointed, stored_cell
 from lazynet import plots
 from lazynet.datasets import Archive, cifar10
 from lazynet.kernels.analytic import analytic_kernel

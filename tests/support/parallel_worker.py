@@ -78,7 +78,7 @@ def as_lists(curve) -> dict:
 def long_training(sharding, folder: Path, *, save_at, pause: float):
     """A training that takes long enough to be killed, with a checkpoint at every record."""
     import lazynet as ln
-    from experiments import store
+    from experiments.harness import store
 
     path = folder / "checkpoint.npz"
     example = training(None, save_at=[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import store
+from experiments.harness import catalog, store
 
 __all__ = [
     "Run",
@@ -52,7 +52,7 @@ def load(folders: Sequence[Path]) -> list[Run]:
         Run(f, store.read_json(f / "config.json"), store.read_json(f / "summary.json"))
         for f in folders
     ]
-    names = sorted({run.config["experiment"] for run in runs})
+    names = sorted({catalog.current(run.config["experiment"]) for run in runs})
     if len(names) > 1:
         raise ValueError(
             f"compare got runs of {', '.join(names)}: expected at least two of one experiment."

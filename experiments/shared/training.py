@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 import lazynet as ln
-from experiments import store
-from experiments.errors import RunError
+from experiments.harness import store
+from experiments.harness.errors import RunError
 from lazynet.records import Data, Trajectory
 
 __all__ = ["LOSSES", "as_cell", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]

@@ -34,8 +34,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.config import as_dictionary
-from experiments.errors import RunError
+from experiments.harness.config import as_dictionary
+from experiments.harness.errors import RunError
 from lazynet import files
 from lazynet.records import Trajectory
 from lazynet.training.loop import TrainState

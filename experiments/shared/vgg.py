@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments import store
-from experiments.bounds import Count, Momentum, NonNegative, Positive
-from experiments.training import LOSSES, batched_outputs, cell_arrays, checkpointed
+from experiments.harness import store
+from experiments.harness.bounds import Count, Momentum, NonNegative, Positive
+from experiments.shared.training import LOSSES, batched_outputs, cell_arrays, checkpointed
 from lazynet import datasets, initializers, trees, zoo
 from lazynet.records import Data
 

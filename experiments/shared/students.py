@@ -17,8 +17,6 @@ which is exact in float32 for every alpha.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +36,6 @@ __all__ = [
     "on_sphere",
     "outputs",
     "relu_net",
-    "spread",
     "step",
 ]
 
@@ -169,22 +166,6 @@ def measure(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str, Any
         "stability": jnp.mean((now > 0) == (z0 > 0)[None], axis=(1, 2), dtype=f.dtype),
         "drift": moved / norm0,
     }
-
-
-def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]:
-    """`compute(cell)` for every cell, as many at a time as there are devices, in the order of the cells."""
-    devices = jax.local_devices()
-
-    def on(turn_cell):
-        turn, cell = turn_cell
-        with jax.default_device(devices[turn % len(devices)]):
-            return compute(cell)
-
-    pool = ThreadPoolExecutor(len(devices))
-    try:
-        yield from pool.map(on, enumerate(cells))
-    finally:  # at once also after Ctrl-C, which main() then says before it waits for what is running
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _forward(student, z0, u, x):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,7 +17,7 @@ from rich.progress import (
     track,
 )
 
-__all__ = ["advancing", "bar", "over_devices"]
+__all__ = ["advancing", "bar", "over_devices", "spread"]
 
 
 def bar(console, unit: str, width: int = 20) -> Progress:
@@ -36,10 +38,24 @@ def advancing(progress: Progress, task: TaskID, done: int) -> Callable[[int], No
 
 def over_devices(compute: Callable[[Any], Any], cells: Sequence[Any], console) -> dict[Any, Any]:
     """`{cell: compute(cell)}`, as many at a time as there are devices, with a bar on a terminal."""
-    from experiments.students import spread
-
     done = spread(compute, cells)
     shown = track(
         done, "trials", len(cells), console=console, transient=True, disable=not console.is_terminal
     )
     return dict(zip(cells, shown, strict=True))
+
+
+def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]:
+    """`compute(cell)` for every cell, as many at a time as there are devices, in the order of the cells."""
+    devices = jax.local_devices()
+
+    def on(turn_cell):
+        turn, cell = turn_cell
+        with jax.default_device(devices[turn % len(devices)]):
+            return compute(cell)
+
+    pool = ThreadPoolExecutor(len(devices))
+    try:
+        yield from pool.map(on, enumerate(cells))
+    finally:  # at once also after Ctrl-C, which main() then says before it waits for what is running
+        pool.shutdown(wait=False, cancel_futures=True)

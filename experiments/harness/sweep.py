@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.config import preset as configure
-from experiments.errors import RunError
-from experiments.store import DONE, damages, run_folder
+from experiments.harness.config import preset as configure
+from experiments.harness.errors import RunError
+from experiments.harness.store import DONE, damages, run_folder
 
 __all__ = ["Point", "grid", "run_points"]
 

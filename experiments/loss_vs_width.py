@@ -1,9 +1,9 @@
 """Test loss against width: with the output scale 1/sqrt m wide students become lazy, with 1/m they do not.
 
-    python -m experiments run test_loss_vs_width                 # 13 widths, 2 scalings, 10 trials: about 30 minutes
-    python -m experiments run test_loss_vs_width --preset smoke  # 2 widths, fewer steps: about half a minute
+    python -m experiments run loss_vs_width                 # 13 widths, 2 scalings, 10 trials: about 30 minutes
+    python -m experiments run loss_vs_width --preset smoke  # 2 widths, fewer steps: about half a minute
 
-Figure 2 (a) of the paper: the task of `test_loss_vs_scale` with targets times 100; students of m
+Figure 2 (a) of the paper: the task of `loss_vs_scale` with targets times 100; students of m
 ReLU neurons with standard normal weights, not doubled, whose output is alpha(m) sum_j a_j max(0,
 <w_j, x>) with alpha = 1/sqrt m or 1/m; 25,000 steps of gradient descent with learning rate 1 for
 1/sqrt m and 0.05 m for 1/m. (The steps in the authors' code are 1/m and 0.05/m, because its
@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, facts, panels, store
-from experiments.bounds import Count, Values
-from experiments.progress import over_devices
-from experiments.students import (
+from experiments.harness import bounds, facts, panels, store
+from experiments.harness.bounds import Count, Values
+from experiments.harness.progress import over_devices
+from experiments.shared.students import (
     Student,
     Weights,
     descend,
@@ -110,7 +110,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         for name in MEASURES
     }
     store.save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
-    _draw(config, measured, folder / "figures" / "test_loss_vs_width.png")
+    _draw(config, measured, folder / "figures" / "loss_vs_width.png")
     return _summary(config, measured)
 
 

@@ -1,7 +1,7 @@
 """Test loss against the scale of initialization: lazy students generalize worse.
 
-    python -m experiments run test_loss_vs_scale                 # 33 scales, 10 trials: about 12 minutes
-    python -m experiments run test_loss_vs_scale --preset smoke  # 3 scales, 3 trials: about half a minute
+    python -m experiments run loss_vs_scale                 # 33 scales, 10 trials: about 12 minutes
+    python -m experiments run loss_vs_scale --preset smoke  # 3 scales, 3 trials: about half a minute
 
 Figure 1 (c) of the paper: inputs on the unit sphere of R^100, 1,000 training and 1,000 test
 examples, a teacher of 3 ReLU neurons, a doubled student of 50 with standard normal weights times
@@ -24,10 +24,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import bounds, facts, panels, store
-from experiments.bounds import Count, Even, Positive, Values
-from experiments.progress import over_devices
-from experiments.students import (
+from experiments.harness import bounds, facts, panels, store
+from experiments.harness.bounds import Count, Even, Positive, Values
+from experiments.harness.progress import over_devices
+from experiments.shared.students import (
     Student,
     Weights,
     descend,
@@ -91,7 +91,7 @@ def run(config: Config, folder: Path, console) -> dict[str, Any]:
         for name in ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
     }
     store.save_arrays(folder / "measured.npz", {"tau": config.taus, **measured})
-    _draw(config, measured, folder / "figures" / "test_loss_vs_scale.png")
+    _draw(config, measured, folder / "figures" / "loss_vs_scale.png")
     return _summary(config, measured)
 
 

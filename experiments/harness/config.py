@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import bounds
+from experiments.harness import bounds
 
 __all__ = ["as_dictionary", "override", "preset"]
 
