@@ -385,6 +385,13 @@ if __name__ == "__main__":
     sys.unraisablehook = _interrupt_again
     try:
         main()
+    except SystemExit as end:
+        # An interpreter that was interrupted now and then crashes in the threads of XLA when it ends.
+        if end.code == 130:
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            os._exit(130)
+        raise
     finally:  # the interpreter that ends would be killed by a Ctrl-C, whatever the status was
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if streams.failed():
