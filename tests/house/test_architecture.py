@@ -27,6 +27,7 @@ LAYERS = (
     {"diagnostics"},
     {"plots"},
     {"dropin"},
+    {"stax", "predict"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = [

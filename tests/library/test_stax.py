@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import pickle
 
 import jax
@@ -247,3 +248,12 @@ def test_tuples_of_kernels_are_of_one_class_that_pickle_finds():
 def test_arguments_of_neural_tangents_without_a_counterpart_say_what_to_write(call, words):
     with pytest.raises((ValueError, TypeError), match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["stax", "predict"])
+def test_the_facades_are_modules_of_lazynet_for_an_import_statement(name):
+    facade = importlib.import_module(f"lazynet.{name}")
+    core = importlib.import_module(f"lazynet.dropin.{name}")
+    assert {key: getattr(facade, key) for key in core.__all__} == {
+        key: getattr(core, key) for key in core.__all__
+    }
