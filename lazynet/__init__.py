@@ -57,6 +57,7 @@ from lazynet.models import foreign as foreign
 from lazynet.models import initializers as initializers
 from lazynet.models import layers as layers
 from lazynet.models import model as model
+from lazynet.models import special as special
 from lazynet.models import zoo as zoo
 from lazynet.models.activations import ABRelu as ABRelu
 from lazynet.models.activations import Abs as Abs

@@ -25,8 +25,10 @@ __all__ = [
     "gelu_pair",
     "noisy",
     "noisy_angle",
+    "opening",
     "rbf_dual",
     "rectifier_dual",
+    "rectifier_side",
     "sine_dual",
 ]
 
@@ -69,13 +71,9 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
     half = (a**2 + b**2) / 2
     bend = (a - b) ** 2 / (2 * math.pi)
 
-    def side(q):
-        norm = safe_sqrt(q)
-        return norm, jnp.where(q > 0, 1 / jnp.where(q > 0, norm, 1), 0)
-
     def pair(side1, side2, s, gap, acute):
-        (norm1, inverse1), (norm2, inverse2) = side1, side2
-        u = 1 - s * (inverse1 * inverse2) if gap is None else _opening(side1, side2, s, gap)
+        (norm1, _inverse1), (norm2, _inverse2) = side1, side2
+        u = opening(side1, side2, s, gap)
         curved = bend * (norm1 * norm2) * segment(u, acute)
         return (
             half * s + curved,
@@ -87,7 +85,18 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
         return half * q, jnp.where(q > 0, half, (a + b) ** 2 / 4)
 
     positive = not is_traced((a, b)) and bool(a <= 0 <= b)
-    return Dual(side, pair, diagonal, positive)
+    return Dual(rectifier_side, pair, diagonal, positive)
+
+
+def rectifier_side(q: Array) -> tuple[Array, Array]:
+    """Norm `sqrt q` and its inverse, which is zero for a vanishing input.
+
+    Example:
+        >>> [a.tolist() for a in rectifier_side(jnp.array([4.0, 0.0]))]
+        [[2.0, 0.0], [0.5, 0.0]]
+    """
+    norm = safe_sqrt(q)
+    return norm, jnp.where(q > 0, 1 / jnp.where(q > 0, norm, 1), 0)
 
 
 def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
@@ -246,15 +255,22 @@ def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple
     return value, half_plane + cosine / sine * bracket / (2 * math.pi)
 
 
-def _opening(side1, side2, s, gap):
-    """1 - cos(angle); 1 (a right angle) if one of the two vanishes.
+def opening(side1: Sequence[Array], side2: Sequence[Array], s: Array, gap: Array | None) -> Array:
+    """`1 - cos(angle)` from sides of `rectifier_side`; 1 (a right angle) if one of the two vanishes.
 
     From the squared distance, which knows small angles, unless the norms differ by more than a
     factor of 2.6: the distance then hardly knows of the smaller vector, and the covariance is
     better.
+
+    Example:
+        >>> side = rectifier_side(jnp.array(2.0))
+        >>> round(float(opening(side, side, jnp.array(1.0), None)), 6)
+        0.5
     """
     (norm1, inverse1), (norm2, inverse2) = side1, side2
     inverse = inverse1 * inverse2
+    if gap is None:
+        return 1 - s * inverse
     square = (norm1 - norm2) ** 2
     near = square <= norm1 * norm2
     return jnp.where(inverse > 0, jnp.where(near, (gap - square) * inverse / 2, 1 - s * inverse), 1)

@@ -113,7 +113,7 @@ def Erf(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
         0.0
     """
     a, b, c = _numbers(a, b, c)
-    return _elementwise("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
+    return activation("Erf", lambda x: a * erf(b * x) + c, erf_dual(a, b, c))
 
 
 @recipe
@@ -124,7 +124,7 @@ def Sigmoid_like() -> Model:
         >>> float(Sigmoid_like().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.5
     """
-    return _elementwise(
+    return activation(
         "Sigmoid_like",
         lambda x: 0.5 * erf(SIGMOID_SCALE * x) + 0.5,
         erf_dual(0.5, SIGMOID_SCALE, 0.5),
@@ -139,7 +139,7 @@ def Gelu() -> Model:
         >>> float(Gelu().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _elementwise("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
+    return activation("Gelu", lambda x: jax.nn.gelu(x, approximate=False), gelu_dual())
 
 
 @recipe
@@ -156,7 +156,7 @@ def Sin(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
         0.0
     """
     a, b, c = _numbers(a, b, c)
-    return _elementwise("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
+    return activation("Sin", lambda x: a * jnp.sin(b * x + c), sine_dual(a, b, c))
 
 
 @recipe
@@ -173,7 +173,7 @@ def Cos(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
         1.0
     """
     a, b, c = _numbers(a, b, c)
-    return _elementwise("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
+    return activation("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
 
 
 @recipe
@@ -190,7 +190,7 @@ def Rbf(gamma: Scale = 1.0) -> Model:
         1.0
     """
     gamma = guards.number("gamma", gamma, at_least=0)
-    return _elementwise(
+    return activation(
         "Rbf",
         lambda x: math.sqrt(2.0) * jnp.sin((2.0 * gamma) ** 0.5 * x + math.pi / 4),
         rbf_dual(gamma),
@@ -205,7 +205,7 @@ def Tanh() -> Model:
         >>> float(Tanh().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _elementwise("Tanh", jnp.tanh, tanh_dual())
+    return activation("Tanh", jnp.tanh, tanh_dual())
 
 
 @recipe
@@ -216,7 +216,7 @@ def Softplus() -> Model:
         >>> round(float(Softplus().apply({}, jnp.zeros((1, 1)))[0, 0]), 6)
         0.693147
     """
-    return _elementwise("Softplus", jax.nn.softplus, softplus_dual())
+    return activation("Softplus", jax.nn.softplus, softplus_dual())
 
 
 @recipe
@@ -227,7 +227,7 @@ def SiLU() -> Model:
         >>> float(SiLU().apply({}, jnp.zeros((1, 1)))[0, 0])
         0.0
     """
-    return _elementwise("SiLU", jax.nn.silu, silu_dual())
+    return activation("SiLU", jax.nn.silu, silu_dual())
 
 
 @recipe
@@ -257,7 +257,7 @@ def Elu(alpha: Scale = 1.0) -> Model:
     def elu(x):
         return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
-    return _elementwise("Elu", elu, piecewise_dual(elu, (0.0,)))
+    return activation("Elu", elu, piecewise_dual(elu, (0.0,)))
 
 
 @recipe
@@ -340,7 +340,13 @@ def _rectifier(name, a, b, fn=None):
     return _activation(name, apply, activation_rule(name, rectifier_dual(a, b)))
 
 
-def _elementwise(name: str, fn: Callable[[Array], Array], dual: Dual) -> Model:
+def activation(name: str, fn: Callable[[Array], Array], dual: Dual) -> Model:
+    """A function of each entry with the dual that is its limit.
+
+    Example:
+        >>> activation("Sine", jnp.sin, sine_dual(1.0, 1.0, 0.0)).name
+        'Sine'
+    """
     return _activation(name, lambda params, x: fn(x), activation_rule(name, dual))
 
 

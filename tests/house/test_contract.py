@@ -148,6 +148,14 @@ ROWS = {
     ),
     "LayerNorm": Row(lambda: dict(eps=1e-6), "", "eps: positive"),
     "LeakyRelu": Row(lambda: dict(negative_slope=0.1), "", "negative_slope: number"),
+    "special.Exp": Row(lambda: dict(a=0.1, b=1.0), "", "a: number, b: number"),
+    "special.ExpNormalized": Row(
+        lambda: dict(gamma=0.1, shift=1.0), "", "gamma: number, shift: number"
+    ),
+    "special.Gaussian": Row(lambda: dict(a=0.1, b=-1.0), "", "a: number, b: number"),
+    "special.Hermite": Row(lambda: dict(degree=2), "", "degree: count"),
+    "special.Monomial": Row(lambda: dict(degree=2), "", "degree: count"),
+    "special.RectifiedMonomial": Row(lambda: dict(degree=2), "", "degree: count"),
     "ABRelu": Row(lambda: dict(a=0.1, b=1.0), "", "a: number, b: number"),
     "Erf": Row(lambda: dict(a=1.0, b=1.0, c=0.0), "", "a: number, b: number, c: number"),
     "Sin": Row(lambda: dict(a=1.0, b=1.0, c=0.0), "", "a: number, b: number, c: number"),
@@ -637,7 +645,7 @@ EXEMPT = {
     ),
     "layers without numbers, or with windows of which their own tests try what is wrong": (
         "AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten Identity Relu Abs Gelu Sigmoid_like "
-        "SiLU Softplus Swish Tanh"
+        "SiLU Softplus Swish Tanh special.Gabor special.Polynomial special.Sign"
     ),
     "combinators of models and functions, which refuse what is none in their own tests": (
         "serial parallel residual symmetrize freeze remat gated"
