@@ -39,6 +39,7 @@ from lazynet.kernels.empirical import empirical_nngp as empirical_nngp
 from lazynet.kernels.empirical import empirical_ntk as empirical_ntk
 from lazynet.kernels.empirical import estimate_max_learning_rate as estimate_max_learning_rate
 from lazynet.kernels.empirical import ntk_vector_product as ntk_vector_product
+from lazynet.lazy import LazyFunction as LazyFunction
 from lazynet.lazy import center as center
 from lazynet.lazy import gated as gated
 from lazynet.lazy import lazy as lazy

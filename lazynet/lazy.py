@@ -1,9 +1,9 @@
 """The plane's horizontal axis: from the standard model (alpha = 1) to the tangent model (alpha = inf).
 
-Each transform returns a `jax.tree_util.Partial` around a module-level function, with the
-initialization and the scale as leaves. Passed as an argument to a compiled step, all finite alphas
-and all initializations share one compilation; captured by a closure, each would become a constant
-of its own program.
+Each transform returns a function that is a record: a pytree with the initialization and the scale
+among its leaves. Passed as an argument to a compiled step, all finite alphas and all
+initializations share one compilation; captured by a closure, each would become a constant of its
+own program.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
+from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys_class
 
 from lazynet import guards, trees
-from lazynet.models.model import Model, structure
+from lazynet.models.model import Model, evaluation
 from lazynet.precision import ComputeIn, carried_scale
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
 
 __all__ = [
     "GATES",
+    "LazyFunction",
     "center",
     "check_displacement",
     "gated",
-    "is_lazy_function",
     "layer_name",
     "lazy",
     "lazy_part",
@@ -46,7 +46,7 @@ GATES = ("Relu", "LeakyRelu", "Abs", "ABRelu")
 SCALES = "alpha = 1 is standard training, large alpha is lazy"
 
 
-def linearize(apply: Apply, params0: Params) -> Partial:
+def linearize(apply: Apply, params0: Params) -> Apply:
     """Tangent model `hbar(w) = h(w0) + Dh(w0) (w - w0)`, by one `jax.jvp` per evaluation.
 
     Args:
@@ -63,10 +63,10 @@ def linearize(apply: Apply, params0: Params) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), equation 4; Lee et al. (2019), equation 5.
     """
-    return Partial(_linearized, as_partial(apply), params0)
+    return _Linearized(as_partial(apply), params0)
 
 
-def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
+def taylor_expand(apply: Apply, params0: Params, degree: int) -> Apply:
     """Taylor polynomial `sum_{j <= degree} D^j h(w0) (w - w0)^j / j!`, by nested `jax.jvp`.
 
     Args:
@@ -83,12 +83,11 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Partial:
         >>> quadratic(2.0 * jnp.ones((1, 1)), jnp.ones((1, 1))).tolist()
         [[8.0]]
     """
-    return Partial(
-        _Taylor(guards.count("degree", degree, at_least=0)), as_partial(apply), _on_device(params0)
-    )
+    degree = guards.count("degree", degree, at_least=0)
+    return _Taylor(as_partial(apply), _on_device(params0), degree)
 
 
-def center(apply: Apply, params0: Params) -> Partial:
+def center(apply: Apply, params0: Params) -> Apply:
     """Centered model `h(w) - h(w0)`: zero at initialization, which laziness needs.
 
     Args:
@@ -102,10 +101,10 @@ def center(apply: Apply, params0: Params) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), section 1.2.
     """
-    return Partial(_centered, as_partial(apply), _on_device(params0))
+    return _Centered(as_partial(apply), _on_device(params0))
 
 
-def scale(apply: Apply, alpha: float | int | Array) -> Partial:
+def scale(apply: Apply, alpha: float | int | Array) -> Apply:
     """Scaled model `alpha h(w)`, a function of the weights w themselves.
 
     Trained on the loss times 1/alpha^2 it is the paper's definition of lazy training. In float32 it
@@ -125,14 +124,13 @@ def scale(apply: Apply, alpha: float | int | Array) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), equation 2.
     """
-    return Partial(
-        _scaled,
-        as_partial(apply),
-        guards.number("alpha", alpha, above=0, at_most=_largest(), fix=SCALES),
-    )
+    function = as_partial(apply)
+    largest = float(jnp.finfo(jnp.result_type(float)).max)
+    alpha = guards.number("alpha", alpha, above=0, at_most=largest, fix=SCALES)
+    return _Scaled(function, alpha)
 
 
-def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
+def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> LazyFunction:
     """Lazy function `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
 
     Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by
@@ -157,8 +155,10 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
         alpha: Scale in (0, inf]; 1 is standard (centered) training, inf the tangent model.
 
     Returns:
-        A function of (u, x) as a pytree with `params0` and `alpha` as leaves: passed as an argument
-        to a compiled function, all finite alphas share one compilation and inf has another.
+        A function of (u, x) with the fields `apply`, `params0` and `alpha`, of which `f.weights(u)`
+        are the weights and `f.start()` is u = 0. It is a pytree with `params0` and a finite alpha
+        as leaves: passed as an argument to a compiled function, all finite alphas share one
+        compilation and inf has another.
 
     Raises:
         ValueError: If alpha is not in (0, inf], or more than the dtype of the weights carries; when
@@ -175,13 +175,71 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> Partial:
     """
     apply = as_partial(apply)
     alpha = guards.number("alpha", alpha, above=0, or_inf=True, fix=SCALES)
-    if isinstance(alpha, float) and math.isinf(alpha):
-        return Partial(_tangent, apply, params0)
-    return Partial(_displaced, apply, params0, carried_scale(alpha, apply, params0))
+    if not _is_infinite(alpha):
+        alpha = carried_scale(alpha, apply, params0)
+    return LazyFunction(apply, params0, alpha)
 
 
-def weights(lazy_apply: Partial, u: Params) -> Params:
-    """Weights `w = w0 + u / alpha` of a lazy function at u; w0 at alpha = inf.
+@register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyFunction:
+    """What `lazy` returns: `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
+
+    Attributes:
+        apply: Model h.
+        params0: w0, the initialization.
+        alpha: Scale in (0, inf]. A finite one is a leaf, inf is structure.
+
+    Example:
+        >>> f = lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 10.0)
+        >>> f.alpha, f.start().tolist(), f.weights(f.start()).tolist()
+        (10.0, [[0.0]], [[1.0]])
+    """
+
+    apply: Apply
+    params0: Params = dataclasses.field(repr=False)
+    alpha: Any
+
+    def __call__(self, u: Params, x: Any) -> Array:
+        """Outputs at the displacement u on the examples x."""
+        _check_displacement(u, self.params0)
+        if self.is_tangent:
+            return jax.jvp(lambda w: self.apply(w, x), (self.params0,), (u,))[1]
+        with _full_products():
+            change = self.apply(self.weights(u), x) - self.apply(self.params0, x)
+        return _as(self.alpha, change) * change
+
+    @property
+    def is_tangent(self) -> bool:
+        """Whether alpha is inf, which is known also where a finite alpha is traced."""
+        return _is_infinite(self.alpha)
+
+    def weights(self, u: Params) -> Params:
+        """Weights `w = w0 + u / alpha`; w0 at alpha = inf."""
+        if self.is_tangent:
+            return self.params0
+        return jax.tree.map(lambda w, v: w + v / _as(self.alpha, w), self.params0, u)
+
+    def start(self) -> Params:
+        """The displacement u = 0, at which the weights are w0."""
+        return trees.zeros_like(self.params0)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], float | None]:
+        """Leaves by name, and the scale where it is structure."""
+        known = (GetAttrKey("apply"), self.apply), (GetAttrKey("params0"), self.params0)
+        if self.is_tangent:
+            return known, math.inf
+        return (*known, (GetAttrKey("alpha"), self.alpha)), None
+
+    @classmethod
+    def tree_unflatten(cls, infinity: float | None, children: Any) -> LazyFunction:
+        """The record of these leaves."""
+        apply, params0, alpha = children if infinity is None else (*children, infinity)
+        return cls(apply, params0, alpha)
+
+
+def weights(lazy_apply: LazyFunction, u: Params) -> Params:
+    """Weights `w = w0 + u / alpha` of a lazy function at u, `lazy_apply.weights(u)`; w0 at alpha = inf.
 
     Args:
         lazy_apply: What `lazy` returned.
@@ -195,15 +253,14 @@ def weights(lazy_apply: Partial, u: Params) -> Params:
         >>> round(float(weights(f, jnp.ones((1, 1)))[0, 0]), 6)
         1.1
     """
-    if not is_lazy_function(lazy_apply):
+    if not isinstance(lazy_apply, LazyFunction):
         raise TypeError(
             f"weights got {lazy_apply!r}, expected what lazy(apply, params0, alpha) returned."
         )
-    params0 = lazy_apply.args[1]
-    return params0 if lazy_apply.func is _tangent else _move(params0, lazy_apply.args[2], u)
+    return lazy_apply.weights(u)
 
 
-def gated(model: Model, params0: Params) -> Partial:
+def gated(model: Model, params0: Params) -> Apply:
     """Gated network `g(w; x)`: the weights are w, but ReLU gates and max-pooling winners are those of w0 on x.
 
     `phi(z)` becomes `1[z0 > 0] z`, z0 the pre-activation at w0, and a max-pool passes on the entry
@@ -234,15 +291,11 @@ def gated(model: Model, params0: Params) -> Partial:
 
     Source: Chizat, Oyallon and Bach (2019), appendix C, whose activations it freezes.
     """
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or evaluation(model.apply) is None:
         raise TypeError(
-            f"gated got {model!r}, expected a Model, for instance zoo.vgg11(): gates need its layers."
+            f"gated got {model!r}, expected a Model of lazynet's layers, for instance zoo.vgg11(): gates are theirs."
         )
-    found = structure(model.apply)
-    return Partial(
-        _Gated(model.apply, model.trace, frozenset(found.rows if found else ()), model.name),
-        params0,
-    )
+    return _Gated(model, params0)
 
 
 def layer_name(path: str) -> str:
@@ -282,13 +335,13 @@ def check_displacement(apply: Apply, u: Params, name: str = "params") -> None:
     lazy_function = lazy_part(apply)
     if lazy_function is None:
         return
-    params0 = lazy_function.args[1]
+    params0 = lazy_function.params0
     trees.check_same_structure(u, params0, name=name, expected="params0")
     if not trees.is_traced((u, params0)) and _equal(u, params0):
         raise ValueError(_mistaken(name))
 
 
-def lazy_part(function: object) -> Partial | None:
+def lazy_part(function: object) -> LazyFunction | None:
     """The lazy function in whose variable u a function is written: itself, or what transforms of it were made of.
 
     Example:
@@ -296,22 +349,9 @@ def lazy_part(function: object) -> Partial | None:
         >>> lazy_part(center(f, jnp.zeros((1, 1)))) is f, lazy_part(jnp.sin) is None
         (True, True)
     """
-    while isinstance(function, Partial) and not is_lazy_function(function):
-        keeps_variable = function.func in (_linearized, _centered, _scaled)
-        if not keeps_variable and not isinstance(function.func, (_Taylor, ComputeIn)):
-            return None
-        function = function.args[0]
-    return function if isinstance(function, Partial) else None
-
-
-def is_lazy_function(function: object) -> bool:
-    """Whether `function` was made by `lazy`, so that its variable is the displacement u and not the weights.
-
-    Example:
-        >>> is_lazy_function(lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 2.0)), is_lazy_function(jnp.sin)
-        (True, False)
-    """
-    return isinstance(function, Partial) and function.func in (_displaced, _tangent)
+    while isinstance(function, (_Linearized, _Taylor, _Centered, _Scaled, ComputeIn)):
+        function = function.apply
+    return function if isinstance(function, LazyFunction) else None
 
 
 def _on_device(params0):
@@ -321,78 +361,85 @@ def _on_device(params0):
     )
 
 
-def _linearized(apply, params0, params, x):
-    trees.check_same_structure(params, params0, name="params", expected="params0")
-    outputs, change = jax.jvp(lambda w: apply(w, x), (params0,), (trees.subtract(params, params0),))
-    return outputs + change
+@partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=())
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Linearized:
+    apply: Apply
+    params0: Params = dataclasses.field(repr=False)
+
+    def __call__(self, params, x):
+        trees.check_same_structure(params, self.params0, name="params", expected="params0")
+        displacement = trees.subtract(params, self.params0)
+        h, change = jax.jvp(lambda w: self.apply(w, x), (self.params0,), (displacement,))
+        return h + change
 
 
-@dataclasses.dataclass(frozen=True)
+@partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=("degree",))
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Taylor:
-    """The expansion of a static degree; equal degrees compare equal, so that they share compilations."""
-
+    apply: Apply
+    params0: Params = dataclasses.field(repr=False)
     degree: int
 
-    def __call__(self, apply, params0, params, x):
-        trees.check_same_structure(params, params0, name="params", expected="params0")
-        direction = trees.subtract(params, params0)
+    def __call__(self, params, x):
+        trees.check_same_structure(params, self.params0, name="params", expected="params0")
+        direction = trees.subtract(params, self.params0)
 
         def derivative(order):
             if order == 0:
-                return lambda w: apply(w, x)
+                return lambda w: self.apply(w, x)
             return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
 
-        return sum(
-            derivative(j)(params0) / math.factorial(j) for j in range(1, self.degree + 1)
-        ) + apply(params0, x)
+        orders = range(1, self.degree + 1)
+        terms = sum(derivative(j)(self.params0) / math.factorial(j) for j in orders)
+        return terms + self.apply(self.params0, x)
 
 
-class _Gated(NamedTuple):
-    """The gated network of a model: equal models compare equal, so that they share compilations."""
+@partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=())
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Centered:
+    apply: Apply
+    params0: Params = dataclasses.field(repr=False)
 
-    apply: Callable
-    trace: Callable
-    affine: frozenset[str]
-    name: str
+    def __call__(self, params, x):
+        trees.check_same_structure(params, self.params0, name="params", expected="params0")
+        return self.apply(params, x) - self.apply(self.params0, x)
 
-    def __call__(self, params0, params, x):
-        inside = self.trace(params0, x)[1]
-        gates = {path: z for path, (_, z) in inside.items() if path not in self.affine}
-        smooth = [
-            path for path in gates if layer_name(path or self.name) not in (*GATES, "MaxPool")
-        ]
+
+@partial(register_dataclass, data_fields=("apply", "alpha"), meta_fields=())
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Scaled:
+    apply: Apply
+    alpha: Any
+
+    def __call__(self, params, x):
+        outputs = self.apply(params, x)
+        return _as(self.alpha, outputs) * outputs
+
+
+@partial(register_dataclass, data_fields=("params0",), meta_fields=("model",))
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gated:
+    """The gated network of a model, which is structure: equal models share compilations."""
+
+    model: Model
+    params0: Params = dataclasses.field(repr=False)
+
+    def __call__(self, params, x):
+        known = evaluation(self.model.apply)
+        affine = known.rows if known else {}
+        inside = self.model.trace(self.params0, x)[1]
+        gates = {path: z for path, (_, z) in inside.items() if path not in affine}
+        smooth = [path for path in gates if self._layer_name(path) not in (*GATES, "MaxPool")]
         if smooth or not gates:
             found = f"layer {smooth[0]}, which has no gates" if smooth else "no layer with gates"
             raise ValueError(
                 f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool."
             )
-        for path, z in gates.items():
-            params = _with_gate(params, path.split("/") if path else [], z)
-        return self.apply(params, x)
+        return self.model.apply(params, x, gates)
 
-
-def _with_gate(params, names, z):
-    """Parameters with the entry "gate" of one layer, which activations and max-pools look for."""
-    if not names:
-        return params | {"gate": z}
-    return params | {names[0]: _with_gate(params.get(names[0], {}), names[1:], z)}
-
-
-def _centered(apply, params0, params, x):
-    trees.check_same_structure(params, params0, name="params", expected="params0")
-    return apply(params, x) - apply(params0, x)
-
-
-def _scaled(apply, alpha, params, x):
-    outputs = apply(params, x)
-    return _as(alpha, outputs) * outputs
-
-
-def _displaced(apply, params0, alpha, u, x):
-    _check_displacement(u, params0)
-    with _full_products():
-        change = apply(_move(params0, alpha, u), x) - apply(params0, x)
-    return _as(alpha, change) * change
+    def _layer_name(self, path):
+        return layer_name(path or self.model.name)
 
 
 def _full_products():
@@ -401,13 +448,9 @@ def _full_products():
     return contextlib.nullcontext() if chosen else jax.default_matmul_precision("highest")
 
 
-def _tangent(apply, params0, u, x):
-    _check_displacement(u, params0)
-    return jax.jvp(lambda w: apply(w, x), (params0,), (u,))[1]
-
-
-def _move(params0, alpha, u):
-    return jax.tree.map(lambda w, v: w + v / _as(alpha, w), params0, u)
+def _is_infinite(alpha):
+    """Whether this is the tangent model, whose scale is no array."""
+    return isinstance(alpha, float) and math.isinf(alpha)
 
 
 def _as(alpha, array):
@@ -439,7 +482,3 @@ def _equal(u, params0):
         return not is_zero and all(
             a is b or bool(np.all(np.asarray(a) == np.asarray(b))) for a, b in pairs
         )
-
-
-def _largest():
-    return float(jnp.finfo(jnp.result_type(float)).max)

@@ -125,8 +125,8 @@ class Objective(NamedTuple):
     """`weight * loss(apply(params, x), y)`: a pytree, so that it is an argument of a compiled step, not a constant.
 
     Attributes:
-        apply: The model, as a `jax.tree_util.Partial`.
-        loss: The loss, as a `jax.tree_util.Partial`.
+        apply: The model, as a pytree of the arrays that it carries.
+        loss: The loss, as such a pytree.
         weight: Factor of the loss, for instance 1/alpha^2.
 
     Example:
@@ -135,8 +135,8 @@ class Objective(NamedTuple):
         2.0
     """
 
-    apply: jax.tree_util.Partial
-    loss: jax.tree_util.Partial
+    apply: Apply
+    loss: LossFn
     weight: float | Array
 
     def value(self, params: Params, data: Data) -> Float[Scalar, ""]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazynet import guards, trees
-from lazynet.models.model import Model, structure
+from lazynet.models.model import Model, evaluation
 from lazynet.recipes import recipe
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
@@ -19,7 +19,7 @@ from lazynet.typing import Apply, Array, Params
 __all__ = ["ComputeIn", "carried_scale", "compute_in", "largest_alpha", "remat"]
 
 
-def compute_in(apply: Apply, dtype: Any) -> Partial:
+def compute_in(apply: Apply, dtype: Any) -> ComputeIn:
     """The function `round(h(round(w), round(x)))`: weights and inputs cast to `dtype`, outputs back to that of w.
 
     With `jnp.bfloat16` activations take half the memory and matrix products run on the fast units
@@ -45,7 +45,7 @@ def compute_in(apply: Apply, dtype: Any) -> Partial:
         raise TypeError(
             f"compute_in got dtype={dtype!r}, expected a floating-point type such as jnp.bfloat16."
         )
-    return Partial(ComputeIn(jnp.dtype(dtype)), as_partial(apply))
+    return ComputeIn(as_partial(apply), jnp.dtype(dtype))
 
 
 @recipe
@@ -68,12 +68,14 @@ def remat(model: Model) -> Model:
         (1, 3)
     """
     checkpointed = jax.checkpoint(model.apply)
+    known = evaluation(model.apply)
+    if known is None:
+        return model._replace(apply=lambda params, x: checkpointed(params, x))
 
-    def apply(params, x):
-        return checkpointed(params, x)
+    def outputs(params, x, given):
+        return checkpointed(params, x, given)
 
-    vars(apply)["structure"] = structure(model.apply)
-    return model._replace(apply=apply)
+    return model._replace(apply=dataclasses.replace(known, outputs=outputs))
 
 
 def largest_alpha(apply: Apply, params0: Params) -> float:
@@ -123,15 +125,26 @@ def carried_scale(alpha, apply, params0):
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@partial(jax.tree_util.register_dataclass, data_fields=("apply",), meta_fields=("dtype",))
+@dataclasses.dataclass(frozen=True, eq=False)
 class ComputeIn:
-    """The cast to a static type; equal types compare equal, so that they share compilations."""
+    """What `compute_in` returns: a function in another precision.
 
+    Attributes:
+        apply: The function.
+        dtype: Type of the computation. It is structure, no leaf: each type has its own compilation.
+
+    Example:
+        >>> compute_in(lambda w, x: x @ w, jnp.bfloat16).dtype
+        dtype(bfloat16)
+    """
+
+    apply: Apply
     dtype: Any
 
-    def __call__(self, apply: Apply, params: Params, x: Any) -> Array:
+    def __call__(self, params: Params, x: Any) -> Array:
         """Outputs of the function on rounded weights and inputs, in the type of the weights."""
-        outputs = apply(_cast(params, self.dtype), _cast(x, self.dtype))
+        outputs = self.apply(_cast(params, self.dtype), _cast(x, self.dtype))
         return outputs.astype(_dtype_of(params, outputs))
 
 
@@ -152,9 +165,9 @@ def _dtype_of(params, outputs):
 def _dtypes(apply, params0):
     """Floating-point types of the weights, and those in which the transforms behind a function compute."""
     dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params0)]
-    while isinstance(apply, Partial):
-        dtypes += [apply.func.dtype] if isinstance(apply.func, ComputeIn) else []
-        apply = apply.args[0] if apply.args else None
-    return [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)] or [
-        jnp.result_type(float)
-    ]
+    while apply is not None:
+        if isinstance(apply, ComputeIn):
+            dtypes.append(apply.dtype)
+        apply = getattr(apply, "apply", None)
+    floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
+    return floating or [jnp.result_type(float)]

@@ -20,10 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from lazynet.tiles import digest, reserved
-from lazynet.trees import is_traced
+from lazynet.trees import as_partial, is_traced
 
 __all__ = [
     "Compiled",
@@ -235,7 +234,7 @@ def shape_of(function: Callable[..., Any], *args: Any) -> Any:
         (8, 1)
     """
     try:  # all arguments are traced, those that a Partial carries too, as in a compiled program
-        return jax.eval_shape(lambda function, *args: function(*args), Partial(function), *args)
+        return jax.eval_shape(lambda function, *args: function(*args), as_partial(function), *args)
     except Exception as error:
         refuse_state(error)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -124,21 +125,35 @@ def zeros_like(a: Params) -> Params:
     return jax.tree.map(jnp.zeros_like, a)
 
 
-def as_partial(function, name: str = "apply") -> jax.tree_util.Partial:
-    """The function as a pytree: arrays it carries in a `Partial` stay arguments of a compiled function.
+def as_partial(function, name: str = "apply") -> Callable[..., Any]:
+    """The function as a pytree: arrays that it carries stay arguments of a compiled function.
+
+    A `jax.tree_util.Partial` is one, and so is a callable record of arrays such as what `lazy`
+    returns: they come back as they are. Any other function gets a `Partial` around it.
+
+    Raises:
+        TypeError: If it cannot be called.
 
     Example:
         >>> as_partial(jnp.sin, "loss").func is jnp.sin
         True
     """
-    if isinstance(function, jax.tree_util.Partial):
-        return function
     if not callable(function):
         raise TypeError(
             f"{name} got {function!r}, expected a function of (params, x) or a jax.tree_util.Partial; "
             "of a Model pass model.apply."
         )
-    return jax.tree_util.Partial(function)
+    is_tree = isinstance(function, jax.tree_util.Partial) or _holds_arrays(function)
+    return function if is_tree else jax.tree_util.Partial(function)
+
+
+def _holds_arrays(record: Any) -> bool:
+    """Whether it is a pytree of arrays and numbers; a plain function is a leaf."""
+    leaves = jax.tree.leaves(record)
+    return all(
+        leaf is not record and (hasattr(leaf, "dtype") or isinstance(leaf, (int, float, complex)))
+        for leaf in leaves
+    )
 
 
 def check_same_structure(params: Params, reference: Params, *, name: str, expected: str) -> None:

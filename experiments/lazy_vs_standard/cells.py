@@ -22,7 +22,6 @@ from experiments.shared.training import (
 )
 from lazynet import datasets, diagnostics, dynamics, empirical, kernels, trees, zoo
 from lazynet.records import Data, Trajectory
-from lazynet.trees import as_partial
 
 __all__ = ["kernel_curve", "load_data", "train_cells"]
 
@@ -213,15 +212,12 @@ def _compare_with_linearized(config, cells) -> None:
 def _function(config, apply, params0, alpha):
     """`lazy(apply, params0, alpha)`; without centering, the outputs at initialization are added back, times alpha."""
     centered = ln.lazy(apply, params0, alpha)
-    if config.center:
-        return centered
-    return Partial(
-        _uncentered, centered, as_partial(apply), params0, alpha if np.isfinite(alpha) else 1.0
-    )
+    return centered if config.center else Partial(_uncentered, centered)
 
 
-def _uncentered(centered, apply, params0, factor, u, x):
-    return centered(u, x) + factor * apply(params0, x)
+def _uncentered(centered, u, x):
+    factor = 1.0 if centered.is_tangent else centered.alpha
+    return centered(u, x) + factor * centered.apply(centered.params0, x)
 
 
 def _save_at(config, n):

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet import guards, trees
@@ -197,7 +196,7 @@ def _finite(name: str, value: float) -> float:
 
 
 @PerFunction
-def _distance(function: Partial, params: Params, data: Data, alpha: float | Array) -> Array:
+def _distance(function: Apply, params: Params, data: Data, alpha: float | Array) -> Array:
     """`1/alpha |alpha h - y|`, finite for alpha = inf."""
     outputs = function(params, data.x)
     return _norm(outputs - jnp.asarray(data.y, outputs.dtype) / jnp.asarray(alpha, outputs.dtype))
@@ -205,7 +204,7 @@ def _distance(function: Partial, params: Params, data: Data, alpha: float | Arra
 
 @functools.partial(PerFunction, by=(0, 1))
 def _relative_value(
-    function: Partial, loss: Partial, params: Params, data: Data, alpha: float | Array
+    function: Apply, loss: LossFn, params: Params, data: Data, alpha: float | Array
 ) -> Array:
     """`R / |grad R|` of the scaled model, a distance in the space of weights."""
 
@@ -219,7 +218,7 @@ def _relative_value(
 
 @PerFunction
 def _alternate(
-    function: Partial, params: Params, x: Any, u: Params, v: Params
+    function: Apply, params: Params, x: Any, u: Params, v: Params
 ) -> tuple[Params, Params, Array]:
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Float, Num
 
 from lazynet import guards, trees
@@ -210,7 +209,7 @@ def _check_weights(params: Params, params0: Params) -> None:
 
 
 @PerFunction
-def _gap(function: Partial, params: Params, params0: Params, x: Array) -> Array:
+def _gap(function: Apply, params: Params, params0: Params, x: Array) -> Array:
     return output_gap(function(params, x), linearize(function, params0)(params, x))
 
 

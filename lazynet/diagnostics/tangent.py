@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jax.tree_util import Partial
-
 from lazynet import guards
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.lazy import linearize
@@ -28,11 +26,11 @@ class Tangent(NamedTuple):
 
     Example:
         >>> import jax.numpy as jnp
-        >>> Tangent(Partial(jnp.multiply), jnp.ones(2), lambda x1: x1).params.tolist()
+        >>> Tangent(jnp.multiply, jnp.ones(2), lambda x1: x1).params.tolist()
         [1.0, 1.0]
     """
 
-    apply: Partial
+    apply: Apply
     params: Params
     kernel: Callable[..., ArrayLike]
 

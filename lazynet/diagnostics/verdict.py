@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazynet import guards, trees
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.kernels.empirical import estimate_max_learning_rate
-from lazynet.lazy import center, lazy_part, weights
+from lazynet.lazy import center, lazy_part
 from lazynet.losses import mse
 from lazynet.programs import PerFunction
 from lazynet.records import Data
@@ -142,12 +141,12 @@ def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
     return dict(thresholds)
 
 
-def _check_moved(function: Partial, params: Params, params0: Params) -> None:
+def _check_moved(function: Apply, params: Params, params0: Params) -> None:
     """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
     inner = lazy_part(function)
     if inner is not None:
-        after = weights(inner, params)
-        before = weights(inner, params0)
+        after = inner.weights(params)
+        before = inner.weights(params0)
         if (
             after is not before
         ):  # the tangent model has weights that stand still: its variable counts
@@ -166,6 +165,6 @@ def _check_moved(function: Partial, params: Params, params0: Params) -> None:
 
 
 @PerFunction
-def _step(function: Partial, params: Params, data: Data, learning_rate: float | Array) -> Params:
+def _step(function: Apply, params: Params, data: Data, learning_rate: float | Array) -> Params:
     gradient = jax.grad(lambda w: mse(function(w, data.x), jnp.asarray(data.y)))(params)
     return trees.add_scaled(params, -jnp.asarray(learning_rate), gradient)

@@ -27,7 +27,7 @@ from lazynet.kernels.empirical.ntk import empirical_ntk
 from lazynet.kernels.empirical.products import ntk_vector_product
 from lazynet.programs import shape_of
 from lazynet.trees import as_partial
-from lazynet.typing import Array, ArrayLike, Params
+from lazynet.typing import Apply, Array, ArrayLike, Params
 
 __all__ = [
     "empirical_kernel_fn",
@@ -334,7 +334,7 @@ def monte_carlo_kernel_fn(
     return kernel_fn
 
 
-def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Partial:
+def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Apply:
     """The function with its keyword arguments; arrays among them stay arguments of the compiled code."""
     if kwargs.get("rng") is not None:
         raise ValueError(
@@ -343,9 +343,13 @@ def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Partial:
     arrays = {name: value for name, value in kwargs.items() if isinstance(value, ArrayLike)}
     static = {name: value for name, value in kwargs.items() if name not in arrays}
     if not static:
-        return as_partial(f, "f") if not arrays else Partial(f, **arrays)
+        return Partial(_call, as_partial(f, "f"), **arrays) if arrays else as_partial(f, "f")
     fixed = _Fixed(f, tuple(sorted(static.items())))
     return Partial(fixed if _hashable(fixed) else functools.partial(f, **static), **arrays)
+
+
+def _call(f, *args, **kwargs):
+    return f(*args, **kwargs)
 
 
 class _Fixed(NamedTuple):
@@ -367,7 +371,7 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _output_shape(function: Partial, params: Params, x: Any) -> tuple[int, ...]:
+def _output_shape(function: Apply, params: Params, x: Any) -> tuple[int, ...]:
     if not isinstance(x, (dict, tuple)):
         guards.array("x1", x)
         guards.same_length(x1=x)

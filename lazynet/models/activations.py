@@ -328,13 +328,13 @@ def _numbers(a, b, c):
 
 
 def _rectifier(name, a, b, fn=None):
-    """Slopes a and b on the two sides of zero, of x or of the entry "gate" of the parameters (`lazynet.gated`)."""
+    """Slopes a and b on the two sides of zero, of x or of a gate (`lazynet.gated`)."""
     fn = fn or (lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0))
 
-    def apply(params, x):
-        if "gate" not in params:
+    def apply(params, x, gate=None):
+        if gate is None:
             return fn(x)
-        side = jnp.sign(params["gate"])  # at zero the derivative is the mean of both slopes
+        side = jnp.sign(gate)  # at zero the derivative is the mean of both slopes
         return (0.5 * (1 + side) * b + 0.5 * (1 - side) * a) * x
 
     return _activation(name, apply, activation_rule(name, rectifier_dual(a, b)))

@@ -92,10 +92,10 @@ def Dense(
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
         return _draw(key, (x.shape[-1], features), x.shape[-1], x.dtype, W_std, b_std, scheme)
 
-    def apply(params, x):
+    def apply(params, x, probe=None):
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
         _check_channels("Dense", x, params["W"].shape[0])
-        z = _probed(x @ params["W"], params) * _multiplier(x.shape[-1], W_std, scheme)
+        z = _probed(x @ params["W"], probe) * _multiplier(x.shape[-1], W_std, scheme)
         return _add_bias(z, params, b_std, scheme)
 
     kernel = dense_rule(features, W_std, b_std, scheme)
@@ -168,7 +168,7 @@ def Conv(
             scheme,
         )
 
-    def apply(params, x):
+    def apply(params, x, probe=None):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         _check_channels("Conv", x, params["W"].shape[2])
@@ -176,7 +176,7 @@ def Conv(
         z = lax.conv_general_dilated(
             image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        z = _probed(z, params)
+        z = _probed(z, probe)
         return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):
@@ -248,11 +248,11 @@ def MaxPool(
     def patches(x):
         return jnp.stack(entries(x), axis=3)
 
-    def apply(params, x):
-        if "gate" in params:  # the windows that decide, `lazynet.gated`
-            winners = jnp.argmax(params["gate"], axis=3, keepdims=True)
-            return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
-        return functools.reduce(jnp.maximum, entries(x))
+    def apply(params, x, gate=None):
+        if gate is None:
+            return functools.reduce(jnp.maximum, entries(x))
+        winners = jnp.argmax(gate, axis=3, keepdims=True)  # in the windows that decide
+        return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
 
     return layer("MaxPool", apply, record=lambda x, outputs: (x, patches(x)))
 
@@ -364,9 +364,9 @@ def _multiplier(fan_in, W_std, scheme):
     return W_std / math.sqrt(fan_in) if scheme is None else 1 / math.sqrt(scheme[0])
 
 
-def _probed(z, params):
+def _probed(z, probe):
     """Adds the zeros by which an empirical kernel differentiates (`model.layer`)."""
-    return z + params["probe"] if "probe" in params else z
+    return z if probe is None else z + probe
 
 
 def _add_bias(z, params, b_std, scheme):

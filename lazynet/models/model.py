@@ -7,9 +7,10 @@ nested dictionaries whose keys are positions and names (`{"0_Dense": {"W": ..., 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,13 +20,14 @@ from jax import lax
 from lazynet import guards
 from lazynet.covariance.depth import through
 from lazynet.covariance.state import Kernel
-from lazynet.recipes import recipe
+from lazynet.recipes import Function, recipe
 from lazynet.typing import Array, Params
 
 __all__ = [
+    "Evaluation",
     "Model",
-    "Structure",
     "child_path",
+    "evaluation",
     "freeze",
     "layer",
     "parallel",
@@ -33,12 +35,13 @@ __all__ = [
     "repeat",
     "residual",
     "serial",
-    "structure",
     "symmetrize",
 ]
 
 Rule = Callable[[Kernel], Kernel]
 Rows = Callable[[Any], Array]
+Inside = dict[str, tuple[Array, Array]]
+Given = Mapping[str, Array]
 
 
 class Model(NamedTuple):
@@ -47,7 +50,8 @@ class Model(NamedTuple):
     Attributes:
         init: `init(key, x) -> params`; `x` is an example batch or its `jax.ShapeDtypeStruct` (only
             shape and dtype are used, and the parameters get the dtype of `x`).
-        apply: `apply(params, x) -> outputs`, pure, batch first, channels last.
+        apply: `apply(params, x) -> outputs`, pure, batch first, channels last: an `Evaluation`, which
+            has fields, or a plain function.
         trace: `trace(params, x) -> (outputs, {path: (layer input, pre-activation)})`. Dense and
             Conv record their input and their output; an activation records its input twice; MaxPool
             records its input and the window entries `[n, h, w, window, c]` over which it takes the
@@ -69,48 +73,66 @@ class Model(NamedTuple):
     """
 
     init: Callable[[Any, Any], Params]
-    apply: Callable[[Params, Any], Array]
-    trace: Callable[[Params, Any], tuple[Array, dict[str, tuple[Array, Array]]]]
+    apply: Callable[..., Array]
+    trace: Callable[[Params, Any], tuple[Array, Inside]]
     kernel: Rule | None
     name: str
 
 
-class Structure(NamedTuple):
-    """What the apply of a model knows of its Dense and Conv layers, `z = m (rows(x) W) + b`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The apply of a model of lazynet's layers: `apply(params, x)`, a function that knows its inside.
 
     Attributes:
-        trace: `Model.trace` of the same model.
-        rows: For the path of each such layer, the function from its input `[n, ...]` to the rows
-            `[n, positions, fan_in]` that its weights multiply.
+        outputs: `outputs(params, x, given)`, the function.
+        trace: `trace(params, x, given=None)`, `Model.trace` of the same model.
+        rows: For the path of each Dense and Conv layer `z = m (rows(x) W) + b` the function from its
+            input `[n, ...]` to the rows `[n, positions, fan_in]` that its weights multiply.
         independent: Whether every layer has an infinite-width rule, hence treats the examples of a
             batch one by one.
 
     Example:
         >>> import lazynet as ln
-        >>> found = structure(ln.serial(ln.Conv(8, (3, 3)), ln.Relu()).apply)
-        >>> found.rows["0_Conv"](jnp.ones((1, 5, 5, 2))).shape
-        (1, 9, 18)
+        >>> apply = ln.serial(ln.Conv(8, (3, 3)), ln.Relu()).apply
+        >>> apply.rows["0_Conv"](jnp.ones((1, 5, 5, 2))).shape, apply.independent
+        ((1, 9, 18), True)
     """
 
-    trace: Callable[[Params, Any], tuple[Array, dict[str, tuple[Array, Array]]]]
+    outputs: Callable[[Params, Any, Given], Array]
+    trace: Callable[..., tuple[Array, Inside]]
     rows: dict[str, Rows]
     independent: bool
 
+    __name__ = "apply"
 
-def structure(apply: Any) -> Structure | None:
-    """The Dense and Conv layers behind the apply of a model, or None for any other function.
+    def __call__(self, params: Params, x: Any, given: Given | None = None) -> Array:
+        """Outputs at the weights.
+
+        Args:
+            params: Weights.
+            x: Examples.
+            given: What layers take from outside, by their paths: a Relu, or another layer with two
+                slopes, and a MaxPool the pre-activations that decide its gates; a Dense or Conv a
+                probe that is added to its products `rows(x) W`.
+        """
+        return self.outputs(params, x, given or {})
+
+
+def evaluation(apply: Any) -> Evaluation | None:
+    """The evaluation of a model of lazynet's layers, whose fields tell its inside; None for any other function.
 
     Example:
-        >>> structure(jnp.sin) is None
+        >>> evaluation(jnp.sin) is None
         True
     """
-    return getattr(apply, "structure", None)
+    function = apply.function if isinstance(apply, Function) else apply
+    return function if isinstance(function, Evaluation) else None
 
 
 @recipe
 def layer(
     name: str,
-    apply: Callable[[Params, Any], Array],
+    apply: Callable[..., Array],
     *,
     init: Callable[[Any, Any], Params] | None = None,
     record: Callable[[Any, Array], tuple[Array, Array]] | None = None,
@@ -127,10 +149,9 @@ def layer(
             passes over.
         kernel: Infinite-width rule, None if there is none, or if `apply` mixes the examples of a
             batch.
-        rows: For a layer `z = m (rows(x) W) + b` the function of `Structure`. Its apply must then
-            add the entry `"probe"` of its parameters, if there is one, to `rows(x) W`, and take
-            biases `[n, features]` of each example; derivatives by the probe are those by W for one
-            example at a time.
+        rows: For a layer `z = m (rows(x) W) + b` the function of `Evaluation`. Its apply must then
+            take a third argument, a probe to add to `rows(x) W`, and biases `[n, features]` of each
+            example: derivatives by the probe give those by W for one example at a time.
 
     Raises:
         TypeError: If something other than the name cannot be called.
@@ -145,16 +166,16 @@ def layer(
         if function is not None:
             guards.function(part, function, "None leaves it out")
 
-    def trace(params: Params, x: Array) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-        outputs = apply(params, x)
-        return outputs, {} if record is None else {"": record(x, outputs)}
+    def outputs(params, x, given):
+        return apply(params, x, given[""]) if given else apply(params, x)
 
-    if rows is not None:
-        apply = functools.partial(
-            apply
-        )  # an object of its own, since one function may serve layers of different rows
-        vars(apply)["structure"] = Structure(trace, {"": rows}, kernel is not None)
-    return Model(init or (lambda key, x: {}), apply, trace, kernel, name)
+    def trace(params, x, given=None):
+        h = outputs(params, x, given)
+        return h, {} if record is None else {"": record(x, h)}
+
+    own_rows = {} if rows is None else {"": rows}
+    evaluate = Evaluation(outputs, trace, own_rows, kernel is not None)
+    return Model(init or (lambda key, x: {}), evaluate, trace, kernel, name)
 
 
 @recipe
@@ -180,36 +201,34 @@ def serial(*layers: Model, name: str = "serial") -> Model:
     """
     _check_models(layers, "serial")
 
+    members = _by_path(layers)
+
     def init(key, x):
         params = {}
-        for i, member in enumerate(layers):
+        for i, (path, member) in enumerate(members.items()):
             own = member.init(jax.random.fold_in(key, i), x)
             if own:
-                params[child_path(i, member)] = own
+                params[path] = own
             x = jax.eval_shape(member.apply, own, x)
         return params
 
-    def apply(params, x):
-        for i, member in enumerate(layers):
-            x = member.apply(params.get(child_path(i, member), {}), x)
+    def outputs(params, x, given):
+        for path, member in members.items():
+            x = member.apply(*_arguments(path, params, x, given))
         return x
 
-    def trace(params, x):
+    def trace(params, x, given=None):
         inside = {}
-        for i, member in enumerate(layers):
-            path = child_path(i, member)
-            x, below = member.trace(params.get(path, {}), x)
+        for path, member in members.items():
+            x, below = member.trace(*_arguments(path, params, x, given))
             inside |= _nested(path, below)
         return x, inside
 
     def kernel(k):
-        return through(
-            [functools.partial(propagate, m, path=child_path(i, m)) for i, m in enumerate(layers)],
-            k,
-        )
+        rules = [functools.partial(propagate, m, path=path) for path, m in members.items()]
+        return through(rules, k)
 
-    _attach(apply, trace, {child_path(i, member): member for i, member in enumerate(layers)})
-    return Model(init, apply, trace, kernel, name)
+    return Model(init, _evaluation_of(members, outputs, trace), trace, kernel, name)
 
 
 @recipe
@@ -237,35 +256,38 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         (2, 4)
     """
     _check_models(branches, "parallel")
-    paths = [child_path(i, branch) for i, branch in enumerate(branches)]
+    members = _by_path(branches)
 
     def init(key, x):
-        drawn = {
-            p: b.init(jax.random.fold_in(key, i), x)
-            for i, (p, b) in enumerate(zip(paths, branches, strict=True))
-        }
-        return {path: own for path, own in drawn.items() if own}
+        params = {}
+        for i, (path, branch) in enumerate(members.items()):
+            own = branch.init(jax.random.fold_in(key, i), x)
+            if own:
+                params[path] = own
+        return params
 
-    def apply(params, x):
+    def outputs(params, x, given):
         return _sum(
-            [b.apply(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)], paths
+            {
+                path: branch.apply(*_arguments(path, params, x, given))
+                for path, branch in members.items()
+            }
         )
 
-    def trace(params, x):
-        traced = [b.trace(params.get(p, {}), x) for p, b in zip(paths, branches, strict=True)]
+    def trace(params, x, given=None):
+        outputs = {}
         inside = {}
-        for path, (_, below) in zip(paths, traced, strict=True):
+        for path, branch in members.items():
+            outputs[path], below = branch.trace(*_arguments(path, params, x, given))
             inside |= _nested(path, below)
-        return _sum([outputs for outputs, _ in traced], paths), inside
+        return _sum(outputs), inside
 
     def kernel(k):
         start = k.replace(fresh=False)
-        return Kernel.sum_independent(
-            [propagate(b, start, p) for p, b in zip(paths, branches, strict=True)], paths
-        )
+        covariances = [propagate(branch, start, path) for path, branch in members.items()]
+        return Kernel.sum_independent(covariances, list(members))
 
-    _attach(apply, trace, dict(zip(paths, branches, strict=True)))
-    return Model(init, apply, trace, kernel, name)
+    return Model(init, _evaluation_of(members, outputs, trace), trace, kernel, name)
 
 
 @recipe
@@ -336,20 +358,22 @@ def symmetrize(model: Model) -> Model:
         params = model.init(key, x)
         return {"minus": params, "plus": jax.tree.map(jnp.copy, params)}
 
-    def apply(params, x):
-        return (model.apply(params["plus"], x) - model.apply(params["minus"], x)) / math.sqrt(2.0)
+    def outputs(params, x, given):
+        plus = model.apply(*_arguments("plus", params, x, given))
+        minus = model.apply(*_arguments("minus", params, x, given))
+        return (plus - minus) / math.sqrt(2.0)
 
-    def trace(params, x):
-        plus, inside_plus = model.trace(params["plus"], x)
-        minus, inside_minus = model.trace(params["minus"], x)
+    def trace(params, x, given=None):
+        plus, inside_plus = model.trace(*_arguments("plus", params, x, given))
+        minus, inside_minus = model.trace(*_arguments("minus", params, x, given))
         inside = _nested("plus", inside_plus) | _nested("minus", inside_minus)
         return (plus - minus) / math.sqrt(2.0), inside
 
     def kernel(k):
         return propagate(model, k, model.name).without_nngp()
 
-    _attach(apply, trace, {"plus": model, "minus": model})
-    return Model(init, apply, trace, kernel, f"symmetrize({model.name})")
+    evaluate = _evaluation_of({"plus": model, "minus": model}, outputs, trace)
+    return Model(init, evaluate, trace, kernel, f"symmetrize({model.name})")
 
 
 @recipe
@@ -378,13 +402,17 @@ def freeze(model: Model) -> Model:
     def rule(k):
         return propagate(model, k.replace(trained=False), model.name).replace(trained=k.trained)
 
-    def apply(params, x):
-        return model.apply(lax.stop_gradient(params), x)
+    def outputs(params, x, given):
+        return model.apply(lax.stop_gradient(params), x, *([given] if given else []))
 
-    def trace(params, x):
-        return model.trace(lax.stop_gradient(params), x)
+    def trace(params, x, given=None):
+        return model.trace(lax.stop_gradient(params), x, *([given] if given else []))
 
-    return Model(model.init, apply, trace, None if model.kernel is None else rule, model.name)
+    # without the rows of its layers, by which kernels would differentiate what is frozen
+    known = evaluation(model.apply)
+    independent = known.independent if known else model.kernel is not None
+    evaluate = Evaluation(outputs, trace, {}, independent)
+    return Model(model.init, evaluate, trace, None if model.kernel is None else rule, model.name)
 
 
 def propagate(member: Model, k: Any, path: str) -> Any:
@@ -415,32 +443,43 @@ def child_path(i: int, member: Model) -> str:
     return f"{i}_{member.name}"
 
 
-def _attach(apply: Callable, trace: Callable, members: dict[str, Model]) -> None:
-    """Makes what is known of the members known to the apply of the model they form."""
+def _by_path(layers: tuple[Model, ...]) -> dict[str, Model]:
+    return {child_path(i, member): member for i, member in enumerate(layers)}
+
+
+def _arguments(path: str, params: Params, x: Any, given: Given | None) -> tuple:
+    """Those of the member at a path: its weights, x, and what is given to its layers, if anything is."""
+    own = params.get(path, {})
+    below = {}
+    for name, value in (given or {}).items():
+        if name == path or name.startswith(f"{path}/"):
+            below[name[len(path) + 1 :]] = value
+    return (own, x, below) if below else (own, x)
+
+
+def _evaluation_of(members: dict[str, Model], outputs: Callable, trace: Callable) -> Evaluation:
+    """The evaluation of a model that is made of members, with what is known of theirs."""
     rows = {}
     independent = True
     for path, member in members.items():
-        found = structure(member.apply) or Structure(member.trace, {}, member.kernel is not None)
-        rows |= _nested(path, found.rows)
-        independent &= found.independent
-    vars(apply)["structure"] = Structure(trace, rows, independent)
+        known = evaluation(member.apply)
+        rows |= _nested(path, known.rows if known else {})
+        independent &= known.independent if known else member.kernel is not None
+    return Evaluation(outputs, trace, rows, independent)
 
 
 def _nested(path: str, below: dict) -> dict:
     return {"/".join(filter(None, (path, sub))): entry for sub, entry in below.items()}
 
 
-def _sum(outputs: list[Array], paths: list[str]) -> Array:
-    shapes = {path: value.shape for path, value in zip(paths, outputs, strict=True)}
+def _sum(outputs: dict[str, Array]) -> Array:
+    shapes = {path: value.shape for path, value in outputs.items()}
     if len(set(shapes.values())) != 1:
         raise ValueError(
             f"parallel adds its branches, but their output shapes differ: {shapes}; "
             "give each branch the same number of features (and strides)."
         )
-    total = outputs[0]
-    for value in outputs[1:]:
-        total = total + value
-    return total
+    return functools.reduce(jnp.add, outputs.values())
 
 
 def _check_models(members: tuple, where: str) -> None:

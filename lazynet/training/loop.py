@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
-from lazynet import guards, trees
+from lazynet import guards
 from lazynet.datasets import check_data
 from lazynet.lazy import check_displacement, lazy_part
 from lazynet.losses import Objective, accuracy, check_labels
@@ -270,18 +270,16 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Ru
         state = _start(objective, params, plan.optimizer)
     else:
         lazy_function = lazy_part(objective.apply)
-        state = check_state(
-            resume, params if lazy_function is None else lazy_function.args[1], plan.optimizer
-        )
+        start = params if lazy_function is None else lazy_function.params0
+        state = check_state(resume, start, plan.optimizer)
     return _Run(plan, objective, state, placed_data(plan, data), rate)
 
 
 def _start(objective, params, optimizer):
     lazy_function = lazy_part(objective.apply)
     if lazy_function is not None:
-        params0 = lazy_function.args[1]
-        guards.finite("params0", params0, WEIGHTS)
-        params = trees.zeros_like(params0) if params is None else params
+        guards.finite("params0", lazy_function.params0, WEIGHTS)
+        params = lazy_function.start() if params is None else params
         check_displacement(objective.apply, params)
     elif params is None:
         raise ValueError(

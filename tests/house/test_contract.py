@@ -636,7 +636,7 @@ EXEMPT = {
         "Model Objective Data Gram Trajectory TrainState precision.ComputeIn datasets.Archive "
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
-        "model.Structure optimizers.SGD optimizers.UnitRate scattering.Filters "
+        "LazyFunction model.Evaluation optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
         "stax.Triple"
     ),
@@ -677,7 +677,7 @@ EXEMPT = {
     "the ground of others, whose callers check": (
         "linalg.lanczos linalg.check_digits linalg.power_of_two linalg.rank_tolerance "
         "linalg.ritz_values trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
-        "trees.subtract trees.zeros_like model.child_path model.propagate model.structure"
+        "trees.subtract trees.zeros_like model.child_path model.propagate model.evaluation"
     ),
     "transforms between wavelets of filters that were made by functions with rows": (
         "scattering.cascade_aliasing scattering.dual_frame_inverse "

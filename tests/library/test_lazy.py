@@ -304,3 +304,31 @@ def test_weights_of_numpy_can_be_indexed_by_tokens_that_are_traced():
         outputs = jax.jit(function(lambda w, x: w[x], table))(table + 1, tokens)
         expected = np.ones((2, 2)) if function is ln.center else table[[0, 2]] + 1
         np.testing.assert_allclose(outputs, expected, rtol=1e-12)
+
+
+def test_a_lazy_function_is_a_record_whose_finite_scale_is_a_leaf_and_whose_infinite_one_is_structure():
+    finite = [ln.lazy(MODEL.apply, PARAMS, alpha) for alpha in (2.0, 300.0)]
+    tangent = ln.lazy(MODEL.apply, PARAMS, math.inf)
+    assert jax.tree.structure(finite[0]) == jax.tree.structure(finite[1])
+    assert jax.tree.structure(finite[0]) != jax.tree.structure(tangent)
+    assert len(jax.tree.leaves(finite[0])) == len(jax.tree.leaves(tangent)) + 1
+    assert jax.tree.map(lambda leaf: leaf, tangent).alpha == math.inf
+    assert finite[1].apply.func is MODEL.apply and finite[1].alpha == 300.0
+
+
+def test_a_lazy_function_starts_at_its_initialization_and_prints_in_one_line():
+    f = ln.lazy(MODEL.apply, PARAMS, 10.0)
+    jax.tree.map(np.testing.assert_array_equal, f.weights(f.start()), PARAMS)
+    assert not np.any(f(f.start(), X))
+    assert "alpha=10.0" in repr(f) and len(repr(f)) < 200
+
+
+def test_a_layer_takes_its_gate_and_its_probe_as_arguments_by_path():
+    x = jnp.array([[1.0, -2.0]])
+    model = ln.serial(ln.Relu(), ln.Dense(1))
+    params = {"1_Dense": {"W": jnp.ones((2, 1))}}
+    closed = model.apply(params, x, {"0_Relu": -x})
+    np.testing.assert_allclose(closed, [[-2.0 / math.sqrt(2)]], rtol=1e-6)
+    probed = model.apply(params, x, {"1_Dense": jnp.ones((1, 1))})
+    np.testing.assert_allclose(probed, [[2.0 / math.sqrt(2)]], rtol=1e-6)
+    assert set(params["1_Dense"]) == {"W"} and set(model.apply.rows) == {"1_Dense"}

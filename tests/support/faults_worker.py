@@ -61,7 +61,7 @@ def training(folder: Path) -> None:
     )
 
     def compute(checkpoint):
-        start = ln.trees.zeros_like(goal.apply.args[1])
+        start = goal.apply.start()
         curve = checkpointed(
             checkpoint, goal, start, data, optimizer, lambda step: None, **settings
         )

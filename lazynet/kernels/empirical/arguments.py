@@ -31,7 +31,7 @@ STATISTICS = {"BatchStat", "Cache", "Intermediate"}
 class Arguments(NamedTuple):
     """What `canonical` makes of the arguments of a public function."""
 
-    function: Partial
+    function: Apply
     params: Params
     x1: Examples
     x2: Examples | None
@@ -47,7 +47,7 @@ class Complex(NamedTuple):
 def canonical(
     apply: Apply, params: Params, x1: Examples, x2: Examples | None = None, name: str = "x1"
 ) -> Arguments:
-    """The function as a `Partial`, real parameters, and examples of one structure and dtype.
+    """The function as a pytree, real parameters, and examples of one structure and dtype.
 
     Args:
         apply: `apply(params, x)`.
@@ -121,7 +121,7 @@ def check_outputs(h: Any, n: int, derivative: bool = True) -> None:
         )
 
 
-def real_parameters(function: Partial, params: Params) -> tuple[Partial, Params]:
+def real_parameters(function: Apply, params: Params) -> tuple[Apply, Params]:
     """The function and its parameters, each complex one as a pair of real ones."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_number = isinstance(leaf, (ArrayLike, np.generic, bool, int, float, complex))
@@ -203,7 +203,7 @@ def _is_chosen(path: str, names: tuple[str, ...] | None) -> bool:
     return names is None or any(name == path or name.startswith(f"{path}/") for name in names)
 
 
-def _of_complex(function: Partial, params: Params, x: Any) -> Any:
+def _of_complex(function: Apply, params: Params, x: Any) -> Any:
     def joined(node: Any) -> Any:
         return jax.lax.complex(node.real, node.imag) if isinstance(node, Complex) else node
 

@@ -6,12 +6,11 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import Examples
 from lazynet.kernels.empirical.jacobians import Jacobian, Names, Outputs, jacobian_features
 from lazynet.kernels.empirical.layerwise import Pair, layer_features, layer_names
-from lazynet.typing import Array, Params
+from lazynet.typing import Apply, Array, Params
 
 Features = dict[str, Pair | Jacobian]
 
@@ -20,7 +19,7 @@ MIRROR = {"full": (1, 0, 3, 2), "trace": (1, 0), "sum": (1, 0), "diagonal": (1, 
 
 
 def features(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> Features:
     """What the named leaves contribute to the kernel of the examples x, for each leaf."""
     known = layer_names(function, names)

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import (
     Examples,
@@ -71,7 +70,7 @@ def check_independent(apply: Apply, params: Params, x: Examples) -> None:
     refuse_mixing(*canonical(apply, params, x, name="x")[:3])
 
 
-def refuse_mixing(function: Partial, params: Params, x: Examples, alone: bool = False) -> None:
+def refuse_mixing(function: Apply, params: Params, x: Examples, alone: bool = False) -> None:
     """The check of arguments that are `canonical`; `alone` if the function is evaluated at single examples."""
     known = known_layers(function)
     if (known and known.independent) or is_traced((function, params, x)):
@@ -94,7 +93,7 @@ def refuse_mixing(function: Partial, params: Params, x: Examples, alone: bool = 
         )
 
 
-def _mixed_as_it_is(function: Partial, params: Params, x: Examples, error: Exception) -> str:
+def _mixed_as_it_is(function: Apply, params: Params, x: Examples, error: Exception) -> str:
     """The same with all examples, for a function that fails at a few of them."""
     try:
         return _mixed(function, params, jax.tree.map(np.asarray, x))
@@ -103,7 +102,7 @@ def _mixed_as_it_is(function: Partial, params: Params, x: Examples, error: Excep
         raise same from None
 
 
-def _mixed(function: Partial, params: Params, x: Examples) -> str:
+def _mixed(function: Apply, params: Params, x: Examples) -> str:
     """What depends on other examples, `"outputs"`, `"derivatives"` or nothing."""
     group = np.arange(count_examples(x)) % EXAMPLES
     forward = True
@@ -135,9 +134,7 @@ def _mixed(function: Partial, params: Params, x: Examples) -> str:
 
 
 @PerFunction
-def _tangents(
-    function: Partial, params: Params, x: Examples, kept: Array
-) -> dict[str, list[Array]]:
+def _tangents(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
     """Outputs, and their derivative along a fixed direction of the parameters."""
     weights, rebuilt = differentiable(params)
     direction = [_direction(w, i) for i, w in enumerate(weights)]
@@ -146,9 +143,7 @@ def _tangents(
 
 
 @PerFunction
-def _gradients(
-    function: Partial, params: Params, x: Examples, kept: Array
-) -> dict[str, list[Array]]:
+def _gradients(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
     """Outputs, and the gradient of a combination of those of the examples that are kept."""
     weights, rebuilt = differentiable(params)
     h, pull_back = jax.vjp(lambda w: _outputs(function, rebuilt(w), x), weights)
@@ -159,7 +154,7 @@ def _gradients(
     }
 
 
-def _outputs(function: Partial, params: Params, x: Examples) -> Array:
+def _outputs(function: Apply, params: Params, x: Examples) -> Array:
     h = function(params, x)
     check_outputs(h, count_examples(x))
     return h

@@ -9,11 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import Complex, Examples, is_weight, one_example
 from lazynet.programs import PerFunction
-from lazynet.typing import Array, Params
+from lazynet.typing import Apply, Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]
 Where = Callable[[str], bool]
@@ -62,7 +61,7 @@ def chosen_names(params: Params, where: Where | None) -> Names:
 
 
 def jacobian_features(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians of every example by the named leaves.
 
@@ -79,7 +78,7 @@ def jacobian_features(
     return vmapped_jacobian(function, params, x, names, outputs)
 
 
-def loops(function: Partial, params: Params, x: Examples) -> bool:
+def loops(function: Apply, params: Params, x: Examples) -> bool:
     """Whether the Jacobians of examples are computed one by one."""
     if jax.default_backend() != "cpu":
         return False
@@ -88,7 +87,7 @@ def loops(function: Partial, params: Params, x: Examples) -> bool:
 
 @partial(PerFunction, static_argnames=("names", "outputs"))
 def example_jacobian(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians `[1, k, p]` at one example (k = 1 for `outputs="sum"`)."""
     leaves, treedef = jax.tree.flatten(params)
@@ -104,7 +103,7 @@ def example_jacobian(
 
 @partial(PerFunction, static_argnames=("names", "outputs"))
 def vmapped_jacobian(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, Jacobian]:
     """Jacobians `[n, k, p]` of all examples at once."""
     every = jax.vmap(lambda example: example_jacobian(function, params, example, names, outputs))(x)
@@ -124,7 +123,7 @@ def reduced(h: Array, outputs: Outputs) -> Array:
 
 
 @PerFunction
-def call(function: Partial, params: Params, x: Any) -> Any:
+def call(function: Apply, params: Params, x: Any) -> Any:
     """The function itself, compiled."""
     return function(params, x)
 

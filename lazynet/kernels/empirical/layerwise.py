@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.jacobians import Jacobian, Names, Outputs, reduced
-from lazynet.models.model import Structure, structure
+from lazynet.models.model import Evaluation, evaluation
 from lazynet.programs import PerFunction
-from lazynet.typing import Array, Params
+from lazynet.typing import Apply, Array, Params
 
 
 class Pair(NamedTuple):
@@ -28,41 +28,50 @@ class Pair(NamedTuple):
     cotangents: Array
 
 
-def layer_names(function: Partial, names: Names) -> Names:
+def layer_names(function: Apply, names: Names) -> Names:
     """Those of the named leaves that are weights or biases of a known layer."""
-    found = known_layers(function)
-    if found is None:
+    model = known_layers(function)
+    if model is None:
         return ()
     return tuple(
-        name for name in names if _split(name)[0] in found.rows and _split(name)[1] in ("W", "b")
+        name for name in names if _split(name)[0] in model.rows and _split(name)[1] in ("W", "b")
     )
 
 
 @partial(PerFunction, static_argnames=("names", "outputs"))
 def layer_features(
-    function: Partial, params: Params, x: Array, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Array, names: Names, outputs: Outputs
 ) -> dict[str, Pair | Jacobian]:
     """Features of the named weights and biases, from one forward pass and one backward pass per output."""
-    found = known_layers(function)
-    if found is None:
+    model = known_layers(function)
+    if model is None:
         raise TypeError(f"{function!r} is not the apply of a model.")
-    inside = jax.eval_shape(found.trace, params, x)[1]
-    probes = {name: _probe(name, params, inside, x) for name in names}
+    inside = jax.eval_shape(model.trace, params, x)[1]
+    weights = [name for name in names if _split(name)[1] == "W"]
+    biases = [name for name in names if _split(name)[1] == "b"]
+    variable = {name: _probe(name, params, inside) for name in weights}
+    variable |= {name: _biases_of_examples(name, params, len(x)) for name in biases}
 
     def value(variable):
-        h, inside = found.trace(_with_probes(params, variable), x)
+        probes = {_split(name)[0]: variable[name] for name in weights}
+        changed = params
+        for name in biases:
+            changed = _inserted(changed, name.split("/"), variable[name])
+        h, inside = model.trace(changed, x, probes)
         return reduced(h, outputs), {path: entry[0] for path, entry in inside.items()}
 
-    h, pull_back, inputs = jax.vjp(value, probes, has_aux=True)
+    h, pull_back, inputs = jax.vjp(value, variable, has_aux=True)
     n, k = h.shape
     basis = jnp.broadcast_to(jnp.eye(k, dtype=h.dtype)[:, None], (k, n, k))
     cotangents = jax.vmap(lambda row: pull_back(row)[0])(basis)
-    return {name: _feature(found, name, inputs, cotangents[name], outputs) for name in names}
+    return {name: _feature(model, name, inputs, cotangents[name], outputs) for name in names}
 
 
-def known_layers(function: Partial) -> Structure | None:
+def known_layers(function: Apply) -> Evaluation | None:
     """What is known of the layers of a function, if it is the apply of a model."""
-    return None if function.args or function.keywords else structure(function.func)
+    if not isinstance(function, Partial) or function.args or function.keywords:
+        return None
+    return evaluation(function.func)
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -70,13 +79,16 @@ def _split(name: str) -> tuple[str, str]:
     return path, own
 
 
-def _probe(name: str, params: Params, inside: dict, x: Array) -> Array:
-    """Zeros of the shape of `R W`, or the biases of every example."""
-    path, own = _split(name)
-    node = _node(params, path)
-    if own == "W":
-        return jnp.zeros(inside[path][1].shape, node["W"].dtype)
-    return jnp.broadcast_to(node["b"], (len(x), *node["b"].shape))
+def _probe(name: str, params: Params, inside: dict) -> Array:
+    """Zeros of the shape of `R W`."""
+    path, _ = _split(name)
+    return jnp.zeros(inside[path][1].shape, _node(params, path)["W"].dtype)
+
+
+def _biases_of_examples(name: str, params: Params, n: int) -> Array:
+    """The biases once more for each of n examples, by which each has a derivative of its own."""
+    b = _node(params, _split(name)[0])["b"]
+    return jnp.broadcast_to(b, (n, *b.shape))
 
 
 def _node(params: Params, path: str) -> Any:
@@ -85,27 +97,18 @@ def _node(params: Params, path: str) -> Any:
     return params
 
 
-def _with_probes(params: Params, probes: dict[str, Array]) -> Params:
-    for name, value in probes.items():
-        path, own = _split(name)
-        params = _inserted(
-            params, [*filter(None, path.split("/")), "probe" if own == "W" else own], value
-        )
-    return params
-
-
 def _inserted(node: Any, keys: list[str], value: Array) -> Any:
     return {**node, keys[0]: _inserted(node[keys[0]], keys[1:], value) if keys[1:] else value}
 
 
 def _feature(
-    found: Structure, name: str, inputs: dict[str, Array], cotangents: Array, outputs: Outputs
+    model: Evaluation, name: str, inputs: dict[str, Array], cotangents: Array, outputs: Outputs
 ) -> Pair | Jacobian:
     path, own = _split(name)
     k, n, f = *cotangents.shape[:2], cotangents.shape[-1]
     if own == "b":
         return Jacobian(cotangents.transpose(1, 0, 2))
-    rows = found.rows[path](inputs[path])
+    rows = model.rows[path](inputs[path])
     cotangents = cotangents.reshape(k, n, -1, f).transpose(1, 0, 2, 3)
     if _stays_factored(rows, cotangents, outputs):
         return Pair(rows, cotangents)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from lazynet.kernels.empirical.arguments import Examples, count_examples, one_example
 from lazynet.kernels.empirical.contraction import Features, contract, features
@@ -21,7 +20,7 @@ from lazynet.kernels.empirical.jacobians import (
 from lazynet.kernels.empirical.layerwise import layer_features, layer_names
 from lazynet.tiles import reserved
 from lazynet.trees import is_traced
-from lazynet.typing import Params
+from lazynet.typing import Apply, Params
 
 MEMORY = 2**32
 """Default budget in bytes."""
@@ -35,7 +34,7 @@ class Plan(NamedTuple):
 
 
 def plan(
-    function: Partial,
+    function: Apply,
     params: Params,
     x: Examples,
     names: Names,
@@ -66,9 +65,7 @@ def plan(
             share = min(share * memory // needed, side * (max(map(_total(sizes), groups)) - 1))
 
 
-def peak_bytes(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
-) -> int:
+def peak_bytes(function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs) -> int:
     """Bytes held while the kernel of x with as many other examples is computed, by the compiler's account.
 
     Counted are the features of both sides, what the programs need beside them and the block of the
@@ -99,7 +96,7 @@ def peak_bytes(
 
 
 def entry_shape(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> jax.ShapeDtypeStruct:
     """The kernel of one example with itself, as a shape."""
     shapes = _shapes(function, params, one_example(x), names, outputs)
@@ -107,7 +104,7 @@ def entry_shape(
 
 
 def _needed(
-    function: Partial,
+    function: Apply,
     params: Params,
     x: Examples,
     side: int,
@@ -120,13 +117,13 @@ def _needed(
     return max(peak_bytes(function, params, tile, group, outputs) for group in groups)
 
 
-def _shapes(function: Partial, params: Params, x: Any, names: Names, outputs: Outputs) -> Features:
+def _shapes(function: Apply, params: Params, x: Any, names: Names, outputs: Outputs) -> Features:
     """Abstract features; x may be made of `jax.ShapeDtypeStruct`."""
     return jax.eval_shape(lambda examples: features(function, params, examples, names, outputs), x)
 
 
 def _sizes(
-    function: Partial, params: Params, x: Examples, names: Names, outputs: Outputs
+    function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs
 ) -> dict[str, int]:
     """Bytes of each leaf's features of one example."""
     shapes = _shapes(function, params, one_example(x), names, outputs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jax.tree_util import Partial
 from jaxtyping import Float
 
 from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples
@@ -47,7 +46,7 @@ def empirical_nngp(
 
 
 @PerFunction
-def _outputs(function: Partial, params: Params, x: Any) -> Array:
+def _outputs(function: Apply, params: Params, x: Any) -> Array:
     h = function(params, x)
     check_outputs(h, count_examples(x), derivative=False)
     return h.reshape(len(h), -1)

@@ -152,7 +152,7 @@ def estimate_max_learning_rate(
 
 
 @PerFunction
-def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
+def _product(function: Apply, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
     weights, rebuilt = differentiable(params)
     values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
     check_outputs(values, count_examples(x2))
@@ -168,9 +168,7 @@ def _product(function: Partial, params: Params, x1: Examples, x2: Examples, v: A
 
 
 @PerFunction
-def _scaled_product(
-    function: Partial, params: Params, x: Examples, v: Array
-) -> tuple[Array, Array]:
+def _scaled_product(function: Apply, params: Params, x: Examples, v: Array) -> tuple[Array, Array]:
     """`Theta v` and a power of two that it is to be multiplied by: the square of a derivative may leave its dtype."""
     weights, rebuilt = differentiable(params)
     _, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.tree_util import Partial
 
 from lazynet.kernels.empirical import contraction
 from lazynet.kernels.empirical.arguments import Examples, count_examples, one_example
@@ -19,11 +18,11 @@ from lazynet.kernels.empirical.jacobians import Outputs
 from lazynet.kernels.empirical.memory import Plan, entry_shape
 from lazynet.programs import fingerprint
 from lazynet.tiles import assemble, digest, open_store, tiles
-from lazynet.typing import Array, Params
+from lazynet.typing import Apply, Array, Params
 
 
 def in_memory(
-    function: Partial,
+    function: Apply,
     params: Params,
     x1: Examples,
     x2: Examples | None,
@@ -43,7 +42,7 @@ def in_memory(
 
 
 def row(
-    function: Partial,
+    function: Apply,
     params: Params,
     own: Examples,
     others: list[Examples],
@@ -67,7 +66,7 @@ def row(
 
 
 def in_store(
-    function: Partial,
+    function: Apply,
     params: Params,
     x1: Examples,
     x2: Examples | None,
@@ -132,7 +131,7 @@ def _part(x: Examples, rows: range) -> Examples:
 
 
 def _identity(
-    function: Partial,
+    function: Apply,
     params: Params,
     x1: Examples,
     x2: Examples | None,
@@ -153,7 +152,7 @@ def _identity(
 
 
 def _derivatives(
-    function: Partial, params: Params, x: Examples, chosen: Plan, outputs: Outputs
+    function: Apply, params: Params, x: Examples, chosen: Plan, outputs: Outputs
 ) -> str:
     """A name for the program of the features of one example, and for the arrays that it closes over.
 
