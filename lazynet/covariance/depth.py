@@ -19,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lazynet.covariance.pointwise import Covariance
 from lazynet.covariance.repeats import repetitions
-from lazynet.covariance.state import Kernel, Moments, Side
+from lazynet.covariance.state import Kernel, Side
 from lazynet.trees import is_traced
 
 __all__ = ["DEEP", "PIECE", "through"]
@@ -170,7 +171,7 @@ def _restored(k, arrays):
 def _with(k, arrays):
     moments, (nngp, ntk, gap) = arrays
     cross = k.cross._replace(nngp=nngp, ntk=ntk, gap=gap)
-    return k.replace(cross=cross, own=Side(lambda: Moments(*moments)))
+    return k.replace(cross=cross, own=Side(lambda: Covariance(*moments)))
 
 
 def _facts(k) -> tuple[Hashable, ...]:

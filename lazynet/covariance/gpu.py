@@ -18,7 +18,7 @@ import importlib.util
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from lazynet.covariance.pairing import Lanes
+from lazynet.covariance.pointwise import Covariance, Pointwise
 from lazynet.covariance.repeats import repetitions
 from lazynet.covariance.windows import Size, Taps, Window, live, together
 from lazynet.typing import Array
@@ -47,8 +48,8 @@ CHUNKS = 32
 class Pointed(NamedTuple):
     """A step that maps each pair of positions by itself, with the moments of both sets of images before it."""
 
-    op: Any
-    before: Sequence[Callable]
+    op: Pointwise
+    before: Sequence[Callable[[], Covariance]]
 
 
 class Swept(NamedTuple):
@@ -70,7 +71,7 @@ class Chain(NamedTuple):
     images: tuple[Array, Array]
     steps: tuple[Pointed | Swept, ...] = ()
 
-    def pointwise(self, op: Any, before: Sequence[Callable]) -> Chain:
+    def pointwise(self, op: Pointwise, before: Sequence[Callable[[], Covariance]]) -> Chain:
         """With one more step that maps each pair of positions by itself."""
         return self._replace(steps=(*self.steps, Pointed(op, tuple(before))))
 
@@ -118,7 +119,7 @@ def sum_over_pairs(
     *,
     same: bool = False,
     interpret: bool = False,
-) -> tuple[Array, Array | None]:
+) -> Covariance:
     """`sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`, for the nngp and the ntk.
 
     Args:
@@ -135,7 +136,7 @@ def sum_over_pairs(
     channels = chain.images[0].shape[-1]
     out = _call(plan, channels, first, _wrapped(second, plan), who, same, interpret)
     nngp, ntk = jnp.sum(out, axis=-1).reshape(2, lanes.groups, -1)
-    return nngp, ntk if plan.trained else None
+    return Covariance(nngp, ntk if plan.trained else None)
 
 
 class _Plan(NamedTuple):

@@ -13,7 +13,7 @@ from jax import lax
 from lazynet.covariance.windows import Size
 from lazynet.typing import Array
 
-__all__ = ["cut", "fold", "guarded", "optional", "traced_once", "written", "zeros"]
+__all__ = ["cut", "fold", "guarded", "traced_once", "written", "zeros"]
 
 
 def fold(step: Callable[[Any, Any, Any], Any], carry: Any, canvas: Size) -> Any:
@@ -75,11 +75,6 @@ def traced_once(
         lambda p, q, *rows: function(p, q, dict(zip(keys, rows, strict=True))), inline=True
     )
     return lambda p, q, rows: flat(p, q, *(rows[key] for key in keys))
-
-
-def optional(function: Callable[..., Array], value: Array | None, *rest: Any) -> Any:
-    """The function of an array that may be missing."""
-    return None if value is None else function(value, *rest)
 
 
 def cut(a: Array, start: Any, sizes: Any) -> Array:

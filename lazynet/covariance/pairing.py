@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jax import lax
 from lazynet.covariance.windows import Size
 from lazynet.typing import Array
 
-__all__ = ["Lanes", "Request", "all_pairs", "each_with_itself", "ring"]
+__all__ = ["Displacement", "Lanes", "Request", "all_pairs", "each_with_itself", "ring"]
 
 
 class Lanes(NamedTuple):
@@ -55,7 +56,36 @@ def ring(n: int) -> Lanes:
     return Lanes(n // 2, lambda a, g: a, lambda a, g: jnp.roll(a, -1 - g, axis=-1))
 
 
-class Request(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Displacement:
+    """The displacement at which a recipe is evaluated.
+
+    Attributes:
+        p, q: Rows and columns by which the positions of the second images are ahead.
+        rows: For each mask that recipes asked for, its row at this displacement of the loop.
+        values: What layers have evaluated to here: branches that share a layer evaluate it once.
+    """
+
+    p: Any
+    q: Any
+    rows: dict[Hashable, Any]
+    values: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+
+    def fresh(self) -> Displacement:
+        """The same place before anything is evaluated: what one trace has found must not reach another one."""
+        return Displacement(self.p, self.q, self.rows)
+
+    def finer(self, strides: Size) -> Displacement:
+        """The same place in units of the positions before windows of these strides."""
+        return Displacement(strides[0] * self.p, strides[1] * self.q, self.rows, self.values)
+
+    def mask(self, key: Hashable) -> Any:
+        """The row of a mask by the key that `Request.mask` gave for it; None and False stay what they are."""
+        return self.rows.get(key, key)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
     """What a recipe is asked for.
 
     Attributes:
@@ -66,7 +96,7 @@ class Request(NamedTuple):
         single: Whether one displacement only will be asked for.
         zero: Whether that is the displacement zero.
         step: Displacements here in units of the displacements of the loop.
-        memo: Recipes that have been prepared already.
+        prepared: Recipes that have been prepared already, for all requests of one loop.
         tables: Masks `[C, C]` of which the recipes need a row for each displacement. Rows are read
             before the branch of `guarded` is entered: inside, they would be fused into the
             innermost loops.
@@ -80,34 +110,36 @@ class Request(NamedTuple):
     single: bool = False
     zero: bool = False
     step: Size = (1, 1)
-    memo: dict = {}
-    tables: dict = {}
+    prepared: dict[Hashable, Any] = dataclasses.field(default_factory=dict)
+    tables: dict[tuple[int, int, bytes], np.ndarray] = dataclasses.field(default_factory=dict)
 
     def new_loop(self, **changes) -> Request:
         """The same request for a loop over displacements of its own."""
-        return self._replace(step=(1, 1), memo={}, tables={}, **changes)
+        return dataclasses.replace(self, step=(1, 1), prepared={}, tables={}, **changes)
 
     def finer(self, strides: Size) -> Request:
         """The request that a layer with strides makes to its input."""
+        canvas = self.canvas[0] * strides[0], self.canvas[1] * strides[1]
         step = self.step[0] * strides[0], self.step[1] * strides[1]
-        return self._replace(
-            canvas=(self.canvas[0] * strides[0], self.canvas[1] * strides[1]), step=step
-        )
+        return dataclasses.replace(self, canvas=canvas, step=step)
 
-    def mask(self, axis: int, table: np.ndarray) -> Any:
-        """Asks for rows of a table: a key into `done`; None if nothing is masked, False if everything is."""
-        if table.all() or not table.any():
-            return None if table.all() else False
+    def mask(self, axis: int, table: np.ndarray) -> Hashable:
+        """Asks for rows of a table: a key to them; None if nothing is masked, False if everything is."""
+        if table.all():
+            return None
+        if not table.any():
+            return False
         key = axis, self.step[axis], table.tobytes()
         self.tables[key] = table
         return key
 
-    def rows(self, p: Any, q: Any) -> dict:
-        """Rows of all tables for one displacement of the loop, in the dtype of the images."""
-        return {
-            key: _row(table.astype(self.dtype), key[1] * (p, q)[key[0]])
-            for key, table in self.tables.items()
-        }
+    def at(self, p: Any, q: Any) -> Displacement:
+        """A displacement of the loop, with the rows of all tables in the dtype of the images."""
+        rows = {}
+        for key, table in self.tables.items():
+            axis, step, _ = key
+            rows[key] = _row(table.astype(self.dtype), step * (p, q)[axis])
+        return Displacement(p, q, rows)
 
 
 def _row(table, index):

@@ -26,21 +26,23 @@ import numpy as np
 from jax import lax
 
 from lazynet.covariance.gpu import Chain
-from lazynet.covariance.loops import cut, fold, guarded, optional, traced_once, zeros
-from lazynet.covariance.pairing import Request
+from lazynet.covariance.loops import cut, fold, guarded, traced_once, zeros
+from lazynet.covariance.pairing import Displacement, Request
 from lazynet.covariance.periodic import apart_everywhere, as_pairs, as_plane, together_everywhere
-from lazynet.covariance.pooling import pulled, pushed
+from lazynet.covariance.pointwise import Covariance, Pointwise, total
+from lazynet.covariance.pooling import Plane, pulled, pushed
 from lazynet.covariance.windows import Size, Window, live, masked, moving_mean, slide, together
 from lazynet.typing import Array
 
-__all__ = ["Plane", "Planes", "source", "sum_over_pairs", "total"]
+__all__ = ["Planes", "source", "sum_over_pairs"]
 
 MANY = 16
 FEW = 32**2
 """Channels from which on products of matrices are cheaper than sums of products of numbers, and the positions up to
 which all pairs of them fit the memory."""
 
-Plane = tuple[Array, Array | None]
+Moments = Callable[[], Covariance]
+"""Variances of the images of a set, position by position, computed when first asked for."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,9 +53,8 @@ class Planes:
         shape: Height and width of the images.
         canvas: Smallest canvas on which all layers so far are exact.
         dtype: Of the planes.
-        build: `build(request) -> plane(p, q, done)` prepares what does not depend on the
-            displacement; the dictionary `done` shares layers between branches while one
-            displacement is evaluated.
+        build: `build(request) -> plane(displacement)` prepares what does not depend on the
+            displacement.
         needs: Functions whose values recipes use; they are called before any loop is entered.
         chain: The same recipe as a list of steps, which a GPU takes at once; None for others than
             simple stacks.
@@ -64,12 +65,14 @@ class Planes:
     shape: Size
     canvas: Size
     dtype: Any
-    build: Callable[[Request], Callable[[Any, Any, dict], Plane]]
-    needs: tuple[Callable, ...] = ()
+    build: Callable[[Request], Plane]
+    needs: tuple[Callable[[], Any], ...] = ()
     chain: Chain | None = None
     tiled: _Tiled | None = None
 
-    def pointwise(self, op: Any, before: Sequence[Callable], after: Sequence[Callable]) -> Planes:
+    def pointwise(
+        self, op: Pointwise, before: Sequence[Moments], after: Sequence[Moments]
+    ) -> Planes:
         """Maps each pair of positions by itself, with both sets' moments before and after it.
 
         Those after it are the exact results for d = 0 of an image with itself.
@@ -84,13 +87,13 @@ class Planes:
             canvas = request.canvas
             first = [_placed(request.first(a), canvas) for a in sides[0]()]
             second = [_doubled(_placed(request.second(a), canvas), request) for a in sides[-1]()]
-            exact = [optional(_placed, a, canvas) for a in after[0]()] if request.same else None
+            exact = after[0]().map(lambda a: _placed(a, canvas)) if request.same else None
 
-            def plane(p, q, done):
-                nngp, ntk, _ = op.pair(
-                    first, [_shifted(a, p, q, request) for a in second], *below(p, q, done), None
-                )
-                return (nngp, ntk) if exact is None else _exact_at_zero(p, q, exact, (nngp, ntk))
+            def plane(at):
+                partners = [_shifted(a, at, request) for a in second]
+                nngp, ntk, _ = op.pair(first, partners, *below(at), None)
+                values = Covariance(nngp, ntk)
+                return values if exact is None else _exact_at_zero(at, exact, values)
 
             return plane
 
@@ -108,22 +111,15 @@ class Planes:
                 )
             below = self.build(request.finer(window.strides))
             canvas = request.canvas
-            taps, (rows, columns), size = (
-                together(window, self.shape, canvas),
-                window.strides,
-                math.prod(window.size),
-            )
-            keys = [
-                [request.mask(axis, table[0]) for table in tap.masks]
-                for axis, tap in enumerate(taps)
-            ]
+            size = math.prod(window.size)
+            taps = together(window, self.shape, canvas)
+            row_keys = [request.mask(0, table[0]) for table in taps[0].masks]
+            column_keys = [request.mask(1, table[0]) for table in taps[1].masks]
 
-            def plane(p, q, done):
-                masks = [[done.get(key, key) for key in each] for each in keys]
-                values = below(rows * p, columns * q, done)
-                return tuple(
-                    optional(lambda a: slide(a, taps, masks, canvas) / size, a) for a in values
-                )
+            def plane(at):
+                masks = [[at.mask(key) for key in keys] for keys in (row_keys, column_keys)]
+                values = below(at.finer(window.strides))
+                return values.map(lambda a: slide(a, taps, masks, canvas) / size)
 
             return plane
 
@@ -159,12 +155,9 @@ class Planes:
         """The pool of one window that covers the images."""
 
         def build(request):
-            total = sum_over_pairs(
-                self, request.new_loop(canvas=self.canvas, single=False, zero=False)
-            )
-            return lambda p, q, done: tuple(
-                optional(lambda a: scale**2 * a[None, None], a) for a in total
-            )
+            loop = request.new_loop(canvas=self.canvas, single=False, zero=False)
+            pooled = sum_over_pairs(self, loop).map(lambda a: scale**2 * a[None, None])
+            return lambda at: pooled
 
         return Planes((1, 1), (1, 1), self.dtype, _shared(build), self.needs)
 
@@ -175,11 +168,7 @@ class Planes:
         def build(request):
             parts = [planes.build(request) for planes in every]
 
-            def plane(p, q, done):
-                values = [part(p, q, done) for part in parts]
-                return tuple(total([value[i] for value in values]) for i in (0, 1))
-
-            return plane
+            return lambda at: total([part(at) for part in parts])
 
         canvas = (
             max(planes.canvas[0] for planes in every),
@@ -228,9 +217,10 @@ def source(x1: Array, x2: Array) -> Planes:
             for a in pixels[1]
         ]
 
-        def plane(p, q, done):
-            products = [a * _shifted(b, p, q, request) for a, b in zip(first, second, strict=True)]
-            return total(products) / len(first), None
+        def plane(at):
+            partners = [_shifted(b, at, request) for b in second]
+            products = map(jnp.multiply, first, partners)
+            return Covariance(functools.reduce(jnp.add, products) / len(first), None)
 
         return plane
 
@@ -255,81 +245,67 @@ def _product(x1, x2):
     def build(request):
         if request.same and request.zero:
             alone = jnp.sum(request.first(pixels[0]) * request.second(pixels[1]), axis=2) / channels
-            return lambda p, q, done: (_placed(alone, request.canvas, zeros=True), None)
+            return lambda at: Covariance(_placed(alone, request.canvas, zeros=True), None)
         if request.zero:
             lanes = equal()[..., request.first(numbers[0]), request.second(numbers[1])]
-            return lambda p, q, done: (_placed(lanes, request.canvas, zeros=True), None)
+            return lambda at: Covariance(_placed(lanes, request.canvas, zeros=True), None)
         first = request.first(pixels[0])
         second = request.second(pixels[1])
         lanes = "n" if first.shape[-1] == second.shape[-1] else "m"
         pairs = jnp.einsum(f"ijc{lanes},klcn->ijkln", first, second, precision="highest") / channels
-        return lambda p, q, done: (as_plane(pairs, p, q, request.canvas), None)
+        return lambda at: Covariance(as_plane(pairs, at.p, at.q, request.canvas), None)
 
     return Planes(shape, shape, x1.dtype, _shared(build), (equal,))
 
 
-def total(arrays: Sequence[Array | None]) -> Any:
-    """Sum of the arrays that are not None; None if there are none.
-
-    Example:
-        >>> float(total([None, jnp.ones(()), jnp.ones(())]))
-        2.0
-    """
-    present = [a for a in arrays if a is not None]
-    return functools.reduce(jnp.add, present) if present else None
-
-
-def sum_over_pairs(planes: Planes, request: Request) -> list[Array | None]:
+def sum_over_pairs(planes: Planes, request: Request) -> Covariance:
     """`sum_{p, p'} S[p, p']` of each lane."""
     plane = planes.build(request)
     keys = [request.mask(axis, live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
 
-    def inside(p, q, done):
-        return [
-            optional(_live_part, a, [done.get(key, key) for key in keys])
-            for a in plane(p, q, {**done})
-        ]
+    def inside(p, q, rows):
+        at = Displacement(p, q, rows)
+        row_mask, column_mask = map(at.mask, keys)
+        return plane(at).map(lambda a: masked(masked(a, row_mask, 0), column_mask, 1))
 
     through_layers = traced_once(inside, request.tables)
     start = jnp.int32(0)
-    nothing = zeros(lambda: through_layers(start, start, request.rows(start, start)))
+    nothing = zeros(lambda: through_layers(start, start, request.at(start, start).rows))
 
-    def add(total, p, q):
-        done = request.rows(p, q)
-        return jax.tree.map(jnp.add, total, guarded(lambda: through_layers(p, q, done), p, nothing))
+    def add(sums, p, q):
+        rows = request.at(p, q).rows
+        values = guarded(lambda: through_layers(p, q, rows), p, nothing)
+        return jax.tree.map(jnp.add, sums, values)
 
-    total = fold(add, nothing, planes.canvas)
-    return [optional(jnp.sum, a, (0, 1)) for a in total]
+    return fold(add, nothing, planes.canvas).map(lambda a: jnp.sum(a, (0, 1)))
 
 
 def _rewritten(planes, request, rule):
     """Planes of all pairs of positions after a rule, for periodic images that do not fill their canvas."""
     fine = request.new_loop(canvas=planes.canvas, single=False, zero=False)
-    plane, (height, width) = planes.build(fine), planes.canvas
+    plane = planes.build(fine)
+    height, width = planes.canvas
 
     def one(d):
-        rows = fine.rows(d[0], d[1])
-        return guarded(lambda: tuple(plane(d[0], d[1], {**rows})), d[0])
+        at = fine.at(d[0], d[1])
+        return guarded(lambda: plane(at.fresh()), d[0])
 
     displacements = np.stack(
         np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), -1
     ).reshape(-1, 2)
     every = lax.map(one, jnp.asarray(displacements, jnp.int32))
-    unfolded = [optional(lambda a: a.reshape(height, width, *a.shape[1:]), a) for a in every]
-    pairs = [optional(lambda a: rule(as_pairs(a, planes.shape)), a) for a in unfolded]
-    return lambda p, q, done: tuple(optional(as_plane, a, p, q, request.canvas) for a in pairs)
+    unfolded = every.map(lambda a: a.reshape(height, width, *a.shape[1:]))
+    pairs = unfolded.map(lambda a: rule(as_pairs(a, planes.shape)))
+    return lambda at: pairs.map(lambda a: as_plane(a, at.p, at.q, request.canvas))
 
 
 def _averaged_at_zero(planes, request, window):
     """The plane of displacement zero alone: windows that move together need no other."""
-    fine, (height, width) = request.new_loop(canvas=planes.canvas), planes.shape
+    fine = request.new_loop(canvas=planes.canvas)
+    height, width = planes.shape
     plane = planes.build(fine)
-    rows = fine.rows(0, 0)
-    means = [
-        optional(lambda a: moving_mean(a[:height, :width], window), a)
-        for a in plane(0, 0, {**rows})
-    ]
-    return lambda p, q, done: tuple(optional(_placed, a, request.canvas) for a in means)
+    means = plane(fine.at(0, 0)).map(lambda a: moving_mean(a[:height, :width], window))
+    return lambda at: means.map(lambda a: _placed(a, request.canvas))
 
 
 def _shared(build):
@@ -337,18 +313,18 @@ def _shared(build):
 
     def prepared(request):
         key = build, request.canvas
-        if key not in request.memo:
-            request.memo[key] = _once_per_plane(build(request))
-        return request.memo[key]
+        if key not in request.prepared:
+            request.prepared[key] = _once_per_plane(build(request))
+        return request.prepared[key]
 
     return prepared
 
 
 def _once_per_plane(plane):
-    def value(p, q, done):
-        if plane not in done:
-            done[plane] = plane(p, q, done)
-        return done[plane]
+    def value(at):
+        if plane not in at.values:
+            at.values[plane] = plane(at)
+        return at.values[plane]
 
     return value
 
@@ -363,20 +339,13 @@ def _doubled(a, request):
     return a if request.zero else jnp.tile(a, (2, 2, 1))
 
 
-def _shifted(a, p, q, request):
-    """The part of a doubled array that starts at (p, q): the partner of each position, cyclically."""
-    return a if request.zero else cut(a, (p, q, 0), (*request.canvas, a.shape[-1]))
+def _shifted(a, at, request):
+    """The part of a doubled array that starts at a displacement: the partner of each position, cyclically."""
+    return a if request.zero else cut(a, (at.p, at.q, 0), (*request.canvas, a.shape[-1]))
 
 
-def _exact_at_zero(p, q, exact, values):
-    if isinstance(p, int) and isinstance(q, int):
-        return exact if p == q == 0 else values
-    here = (p == 0) & (q == 0)
-    return tuple(
-        optional(lambda a, b: jnp.where(here, a, b), a, b)
-        for a, b in zip(exact, values, strict=True)
-    )
-
-
-def _live_part(a, masks):
-    return masked(masked(a, masks[0], 0), masks[1], 1)
+def _exact_at_zero(at, exact, values):
+    if isinstance(at.p, int) and isinstance(at.q, int):
+        return exact if at.p == at.q == 0 else values
+    here = (at.p == 0) & (at.q == 0)
+    return jax.tree.map(lambda a, b: jnp.where(here, a, b), exact, values)

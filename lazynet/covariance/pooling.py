@@ -16,31 +16,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.covariance.loops import cut, fold, guarded, optional, written, zeros
-from lazynet.covariance.pairing import Request
+from lazynet.covariance.loops import cut, fold, guarded, written, zeros
+from lazynet.covariance.pairing import Displacement, Request
+from lazynet.covariance.pointwise import Covariance
 from lazynet.covariance.windows import Size, Taps, Window, apart, padded, slide, summed
 from lazynet.typing import Array
 
 __all__ = ["pulled", "pushed"]
 
-Plane = Callable[[Any, Any, dict], Any]
+Plane = Callable[[Displacement], Covariance]
 
 
 def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: float) -> Plane:
     """A pooled plane from the finer planes that it sums over, one for each move of the windows."""
     canvas, taps = _apart(window, shape, fine.canvas)
 
-    def plane(p, q, done):
+    def plane(at):
+        pooled_at = at.p, at.q
+
         def part(e, like=None):
-            moved = zip((p, q), window.strides, e, fine.canvas, strict=True)
+            moved = zip(pooled_at, window.strides, e, fine.canvas, strict=True)
             row, column = ((s * d + x + 2 * c) % c for d, s, x, c in moved)
-            masks = [tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, (p, q), strict=True)]
-            rows = fine.rows(row, column)
+            masks = [
+                tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, pooled_at, strict=True)
+            ]
+            finer = fine.at(row, column)
 
             def pooled():
-                return [
-                    optional(slide, a, taps, masks, canvas) for a in below(row, column, {**rows})
-                ]
+                return below(finer.fresh()).map(lambda a: slide(a, taps, masks, canvas))
 
             return guarded(pooled, row, like)
 
@@ -49,7 +52,7 @@ def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
         total = lax.scan(
             lambda total, e: (jax.tree.map(jnp.add, total, part(e, nothing)), None), nothing, moves
         )[0]
-        return tuple(optional(lambda a: a * scale**2, a) for a in total)
+        return total.map(lambda a: a * scale**2)
 
     return plane
 
@@ -68,37 +71,33 @@ def pushed(
         tap.stride * count // own for tap, count, own in zip(taps, canvas, kept, strict=True)
     ]
     rows, columns = map(_Axis, taps, canvas, periods)
-    nothing = zeros(lambda: tuple(below(0, 0, fine.rows(0, 0))))
+    nothing = zeros(lambda: below(fine.at(0, 0)))
 
     def add(stored, p, q):
-        masks = fine.rows(p, q)
-        planes = guarded(lambda: tuple(below(p, q, {**masks})), p, nothing)
-        planes = [optional(padded, a, taps, canvas) for a in planes]
+        at = fine.at(p, q)
+        planes = guarded(lambda: below(at.fresh()), p, nothing)
+        planes = planes.map(lambda a: padded(a, taps, canvas))
 
         def add_row(stored, i):
             row, shared_rows = rows.part(p, i)
-            strips = [optional(rows.sum, a, shared_rows, 0) for a in planes]
+            strips = planes.map(lambda a: rows.sum(a, shared_rows, 0))
 
             def add_column(stored, j):
                 column, shared_columns = columns.part(q, j)
-                sums = [optional(columns.sum, a, shared_columns, 1) for a in strips]
-                at = (row % kept[0], column % kept[1])
-                return [
-                    optional(_accumulated, *pair, at) for pair in zip(stored, sums, strict=True)
-                ], None
+                sums = strips.map(lambda a: columns.sum(a, shared_columns, 1))
+                place = row % kept[0], column % kept[1]
+                return jax.tree.map(lambda a, b: _accumulated(a, b, place), stored, sums), None
 
             return lax.scan(add_column, stored, columns.numbers)[0], None
 
         return lax.scan(add_row, stored, rows.numbers)[0]
 
-    start = [
-        optional(lambda a: jnp.zeros((*kept, *canvas, a.shape[-1]), a.dtype), a) for a in nothing
-    ]
-    stored = [optional(lambda a: a * scale**2, a) for a in fold(add, start, fine.canvas)]
+    start = nothing.map(lambda a: jnp.zeros((*kept, *canvas, a.shape[-1]), a.dtype))
+    stored = fold(add, start, fine.canvas).map(lambda a: a * scale**2)
 
-    def plane(p, q, done):
-        at = (0, 0, 0, 0, 0) if zero else (p, q, 0, 0, 0)
-        return tuple(optional(lambda a: cut(a, at, (1, 1, *a.shape[2:]))[0, 0], a) for a in stored)
+    def plane(at):
+        place = (0, 0, 0, 0, 0) if zero else (at.p, at.q, 0, 0, 0)
+        return stored.map(lambda a: cut(a, place, (1, 1, *a.shape[2:]))[0, 0])
 
     return plane
 

@@ -10,14 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from lazynet.covariance import gpu
-from lazynet.covariance.loops import guarded, optional
+from lazynet.covariance.loops import guarded
 from lazynet.covariance.pairing import Lanes, Request
-from lazynet.covariance.planes import Plane, Planes, source, sum_over_pairs
+from lazynet.covariance.planes import Planes, source, sum_over_pairs
+from lazynet.covariance.pointwise import Covariance, total
 
 __all__ = ["mean_over_pairs", "mean_over_positions", "summed_on_chip", "variances"]
 
 
-def mean_over_positions(planes: Planes, lanes: Lanes) -> Plane:
+def mean_over_positions(planes: Planes, lanes: Lanes) -> Covariance:
     """`1/(h w) sum_p S[p, p]` of each pair of images, `[groups, lanes]`: the limit of a Flatten head."""
     height, width = planes.shape
 
@@ -27,13 +28,13 @@ def mean_over_positions(planes: Planes, lanes: Lanes) -> Plane:
     def group(g):
         request = _request(planes, lanes, g, single=True)
         plane = planes.build(request)
-        done = request.rows(0, 0)
-        return guarded(lambda: [optional(mean, a) for a in plane(0, 0, {**done})], g)
+        at = request.at(0, 0)
+        return guarded(lambda: plane(at.fresh()).map(mean), g)
 
     return _map_groups(group, planes, lanes.groups)
 
 
-def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plane:
+def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Covariance:
     """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head.
 
     On a GPU, networks that allow it keep each plane on the chip through all layers.
@@ -41,14 +42,14 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Plan
     chip = (
         jax.default_backend() == "gpu" and gpu.available() and gpu.fits(planes.chain, planes.canvas)
     )
-    nngp, ntk = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
+    sums = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
     area = math.prod(planes.shape)
-    return nngp / area**2, optional(lambda a: a / area**2, ntk)
+    return sums.map(lambda a: a / area**2)
 
 
 def summed_on_chip(
     planes: Planes, lanes: Lanes, *, same: bool = False, interpret: bool = False
-) -> Plane:
+) -> Covariance:
     """`sum_{p, p'} S[p, p']` by one GPU program (or step by step anywhere, to test it); derivatives layer by layer."""
     chain = cast(gpu.Chain, planes.chain)
 
@@ -63,29 +64,29 @@ def summed_on_chip(
         )
         if not same:
             return sums
-        zero = [optional(lambda a: jnp.sum(a, axis=(0, 1))[None], a) for a in variances(every)]
-        return tuple(optional(jnp.add, *parts) for parts in zip(sums, zero, strict=True))
+        at_zero = variances(every).map(lambda a: jnp.sum(a, axis=(0, 1))[None])
+        return total([sums, at_zero])
 
     @jax.custom_jvp
-    def total(*arrays):
+    def summed(*arrays):
         return (
             by_program(*arrays)
             if interpret
             else lax.platform_dependent(*arrays, cuda=by_program, default=by_layers)
         )
 
-    total.defjvp(lambda primals, tangents: jax.jvp(by_layers, primals, tangents))
-    return total(chain.images, chain.moments())
+    summed.defjvp(lambda primals, tangents: jax.jvp(by_layers, primals, tangents))
+    return summed(chain.images, chain.moments())
 
 
-def variances(planes: Planes) -> Plane:
+def variances(planes: Planes) -> Covariance:
     """Plane d = 0 `[h, w, n]` of images with themselves."""
-    request = Request(planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True).new_loop(
-        single=True, zero=True
+    request = Request(
+        planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True, single=True, zero=True
     )
-    plane, (height, width) = planes.build(request), planes.shape
-    nngp, ntk = (optional(lambda a: a[:height, :width], a) for a in plane(0, 0, request.rows(0, 0)))
-    return nngp, ntk
+    height, width = planes.shape
+    plane = planes.build(request)
+    return plane(request.at(0, 0)).map(lambda a: a[:height, :width])
 
 
 def _summed(planes, lanes, *, same=False):
@@ -119,13 +120,12 @@ def _request(planes, lanes, g, *, single=False, same=False):
     def second(a):
         return lanes.second(a, g)
 
-    return Request(planes.canvas, first, second, planes.dtype, same=same).new_loop(
-        single=single, zero=single
+    return Request(
+        planes.canvas, first, second, planes.dtype, same=same, single=single, zero=single
     )
 
 
 def _map_groups(group, planes, groups):
     for compute in planes.needs:
         compute()
-    nngp, ntk = lax.map(lambda g: tuple(group(g)), jnp.arange(groups))
-    return nngp, ntk
+    return lax.map(group, jnp.arange(groups))

@@ -139,14 +139,14 @@ def global_pool_rule(name: str, *, mean: bool) -> Rule:
 
     def rule(k: Kernel) -> Kernel:
         _check_images(name, k)
-        return k.average(1.0 if mean else float(math.prod(k.cross.shape)))
+        return k.average(1.0 if mean else float(math.prod(k.planes.shape)))
 
     return rule
 
 
 def flatten_rule(k: Kernel) -> Kernel:
     """`Sigma' = 1/(h w) sum_p Sigma[p, p]`, and the same for Theta; vectors stay as they are."""
-    return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.cross.shape))
+    return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.planes.shape))
 
 
 def concat_rule(kernels: Sequence[Kernel]) -> Kernel:

@@ -12,37 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet.covariance.pairing import Lanes, all_pairs, each_with_itself
-from lazynet.covariance.planes import Planes, source, total
+from lazynet.covariance.planes import Moments, Planes, source
+from lazynet.covariance.pointwise import Covariance, Pointwise, total
 from lazynet.covariance.readouts import mean_over_pairs, mean_over_positions, variances
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 
-__all__ = ["Kernel", "Moments", "Pointwise", "Side", "Vectors", "input_kernel"]
-
-
-class Moments(NamedTuple):
-    """Variances of each input with itself, position by position: `[n]` for vectors, `[h, w, n]` for images.
-
-    `ntk` is None before the first trained weights.
-    """
-
-    nngp: Array
-    ntk: Array | None
-
-
-class Pointwise(NamedTuple):
-    """A rule that maps each pair of positions by itself.
-
-    Attributes:
-        side: `side(q) -> tuple of arrays`, what a pair needs of the variances of one input.
-        pair: `pair(side1, side2, nngp, ntk, gap) -> (nngp, ntk, gap)`; see `Dual` for the squared
-            distance `gap`.
-        diagonal: `diagonal(nngp, ntk) -> (nngp, ntk)`, the same for an input with itself.
-    """
-
-    side: Callable[[Array], tuple[Array, ...]]
-    pair: Callable[..., tuple[Array, Array | None, Array | None]]
-    diagonal: Callable[..., tuple[Array, Array | None]]
+__all__ = ["Kernel", "Pointwise", "Side", "Vectors", "input_kernel"]
 
 
 class Vectors(NamedTuple):
@@ -62,12 +38,13 @@ class Vectors(NamedTuple):
     spread: Callable[[Array, Array], tuple[Array, Array]]
 
     def pointwise(
-        self, op: Pointwise, before: Sequence[Callable], after: Sequence[Callable]
+        self, op: Pointwise, before: Sequence[Moments], after: Sequence[Moments]
     ) -> Vectors:
-        """Maps each pair, with both sets' moments `before() -> Moments` and after it."""
-        sides = [op.side(moments().nngp) for moments in before]
-        rows_columns = [self.spread(a, b) for a, b in zip(*sides, strict=True)]
-        rows, columns = ([pair[i] for pair in rows_columns] for i in (0, 1))
+        """Maps each pair, with both sets' moments before and after it."""
+        first, second = (op.side(moments().nngp) for moments in before)
+        spread = [self.spread(a, b) for a, b in zip(first, second, strict=True)]
+        rows = [row for row, _ in spread]
+        columns = [column for _, column in spread]
         nngp, ntk, gap = op.pair(rows, columns, self.nngp, self.ntk, self.gap)
         if gap is None and self.gap is not None:
             row, column = self.spread(after[0]().nngp, after[1]().nngp)
@@ -77,21 +54,22 @@ class Vectors(NamedTuple):
     def add(self, others: Sequence[Vectors]) -> Vectors:
         """Covariances of a sum of independent vectors."""
         every = [self, *others]
-        gap = None if any(v.gap is None for v in every) else total([v.gap for v in every])
-        return self._replace(
-            nngp=total([v.nngp for v in every]), ntk=total([v.ntk for v in every]), gap=gap
-        )
+        nngp, ntk = total([Covariance(v.nngp, v.ntk) for v in every])
+        gaps = [v.gap for v in every if v.gap is not None]
+        gap = functools.reduce(jnp.add, gaps) if len(gaps) == len(every) else None
+        return self._replace(nngp=nngp, ntk=ntk, gap=gap)
 
 
 class Side(NamedTuple):
     """Sets of inputs by themselves.
 
     Attributes:
-        moments: `moments() -> Moments`, computed when first asked for.
+        moments: `moments() -> Covariance`, the variances of each input with itself, position by
+            position: `[n]` for vectors, `[h, w, n]` for images. Computed when first asked for.
         pairs: For images, the covariances between the positions of each input; None for vectors.
     """
 
-    moments: Callable[[], Moments]
+    moments: Moments
     pairs: Planes | None = None
 
     @property
@@ -120,7 +98,7 @@ class Kernel:
         trained: Whether new weights add to the tangent kernel.
     """
 
-    cross: Any
+    cross: Vectors | Planes
     own: Side
     parts: tuple[slice, slice]
     features: int
@@ -133,12 +111,17 @@ class Kernel:
     @property
     def nngp(self) -> Array:
         """Covariances `[n1, n2]` of vectors."""
-        return self.cross.nngp
+        return cast(Vectors, self.cross).nngp
 
     @property
     def ntk(self) -> Array | None:
         """Tangent kernel `[n1, n2]` of vectors; None if no weights are trained."""
-        return self.cross.ntk
+        return cast(Vectors, self.cross).ntk
+
+    @property
+    def planes(self) -> Planes:
+        """Covariances between the positions of images of the two sets."""
+        return cast(Planes, self.cross)
 
     @property
     def first(self) -> Side:
@@ -156,67 +139,64 @@ class Kernel:
 
     def pointwise(self, op: Pointwise, **changes) -> Kernel:
         """The state after a rule that maps each pair of positions by itself."""
-        after = self.replace(
-            own=Side(once(lambda: Moments(*op.diagonal(*self.own.moments())))), **changes
-        )
         before = self.own.moments
-        own = after.own.moments
+        own = once(lambda: Covariance(*op.diagonal(*before())))
+        after = self.replace(own=Side(own), **changes)
         pairs = self.own.pairs and self.own.pairs.pointwise(op, [before] * 2, [own] * 2)
         cross = self.cross.pointwise(op, self._moments(), after._moments())
         return after.replace(cross=cross, own=Side(own, pairs))
 
-    def _moments(self) -> list[Callable[[], Moments]]:
+    def _moments(self) -> list[Moments]:
         """The moments of the two sets; one and the same function if they are one set."""
         first, second = self.parts
         whole = self.own.moments
         if first == second:
             return [whole] * 2
         return [
-            once(lambda part=part: Moments(*_each(lambda a: a[..., part], whole())))
-            for part in (first, second)
+            once(lambda: whole().map(lambda a: a[..., first])),
+            once(lambda: whole().map(lambda a: a[..., second])),
         ]
 
     def window(self, window: Window) -> Kernel:
         """The state after means over windows that move together at both positions."""
         before = self.own.moments
-        moments = once(lambda: Moments(*_each(lambda a: moving_mean(a, window), before())))
+        moments = once(lambda: before().map(lambda a: moving_mean(a, window)))
         own = Side(moments, self.own.planes.window(window))
-        return self.replace(cross=self.cross.window(window), own=own)
+        return self.replace(cross=self.planes.window(window), own=own)
 
     def pool(self, window: Window, scale: float) -> Kernel:
         """The state after sums over windows that move apart, times `scale` for each of the two."""
         pairs = self.own.planes.pool(window, scale)
-        own = Side(once(lambda: Moments(*variances(pairs))), pairs)
-        return self.replace(cross=self.cross.pool(window, scale), own=own)
+        own = Side(once(lambda: variances(pairs)), pairs)
+        return self.replace(cross=self.planes.pool(window, scale), own=own)
 
     def flatten(self) -> Kernel:
         """Vectors of all positions: the mean over equal positions."""
         before = self.own.moments
-        own = Side(once(lambda: Moments(*_each(lambda a: jnp.mean(a, axis=(0, 1)), before()))))
-        cross = self._vectors(mean_over_positions(self.cross, self.lanes))
+        own = Side(once(lambda: before().map(lambda a: jnp.mean(a, axis=(0, 1)))))
+        cross = self._vectors(mean_over_positions(self.planes, self.lanes))
         return self.replace(cross=cross, own=own, gaussian=False, fresh=False)
 
     def average(self, scale: float) -> Kernel:
         """Vectors of the mean over positions, times `scale`: the mean over all pairs of positions."""
-
-        def scaled(pair):
-            return _each(lambda a: scale**2 * a, pair)
-
         pairs = self.own.planes
-        pooled = once(lambda: scaled(mean_over_pairs(pairs, each_with_itself(), same=True)))
-        own = Side(once(lambda: Moments(*_each(lambda a: a[0], pooled()))))
-        return self.replace(
-            cross=self._vectors(scaled(mean_over_pairs(self.cross, self.lanes))), own=own
-        )
 
-    def _vectors(self, pair):
+        def own():
+            pooled = mean_over_pairs(pairs, each_with_itself(), same=True)
+            return pooled.map(lambda a: (scale**2 * a)[0])
+
+        cross = mean_over_pairs(self.planes, self.lanes).map(lambda a: scale**2 * a)
+        return self.replace(cross=self._vectors(cross), own=Side(once(own)))
+
+    def _vectors(self, pooled: Covariance) -> Vectors:
+        groups = jnp.arange(self.lanes.groups)
+
         def spread(a1, a2):
-            groups, (_, first, second) = jnp.arange(self.lanes.groups), self.lanes
-            return jax.vmap(lambda g: first(a1, g))(groups), jax.vmap(lambda g: second(a2, g))(
-                groups
-            )
+            rows = jax.vmap(lambda g: self.lanes.first(a1, g))(groups)
+            columns = jax.vmap(lambda g: self.lanes.second(a2, g))(groups)
+            return rows, columns
 
-        return Vectors(*pair, gap=None, spread=spread)
+        return Vectors(*pooled, gap=None, spread=spread)
 
     def without_nngp(self) -> Kernel:
         """The same tangent kernel for outputs that vanish at initialization."""
@@ -246,7 +226,7 @@ class Kernel:
         head = kernels[0]
         tail = kernels[1:]
         return head.replace(
-            cross=head.cross.add([k.cross for k in tail]),
+            cross=head.cross.add([k.cross for k in tail]),  # pyright: ignore[reportArgumentType]
             own=_sum_sides([k.own for k in kernels]),
             fresh=not stale,
             positive=all(k.positive for k in kernels),
@@ -276,7 +256,7 @@ def _vectors(x1, x2, lanes):
     q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
     nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
     gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
-    own = Side(lambda: Moments(jnp.concatenate([q1, q2]).astype(x1.dtype), None))
+    own = Side(lambda: Covariance(jnp.concatenate([q1, q2]).astype(x1.dtype), None))
     cross = Vectors(nngp.astype(x1.dtype), None, gap, lambda a1, a2: (a1[:, None], a2[None, :]))
     return Kernel(cross, own, _halves(x1, x2), features=d, lanes=lanes)
 
@@ -285,7 +265,7 @@ def _images(x1, x2, lanes):
     # both sets in one array: what is done to each by itself is then one program, not two
     both, parts = (x1, _WHOLE) if x1 is x2 else (jnp.concatenate([x1, x2]), _halves(x1, x2))
     variance = jnp.transpose(jnp.mean(both * both, axis=-1), (1, 2, 0))
-    own = Side(lambda: Moments(variance, None), source(both, both))
+    own = Side(lambda: Covariance(variance, None), source(both, both))
     return Kernel(source(x1, x2), own, parts, features=x1.shape[-1], lanes=lanes)
 
 
@@ -307,15 +287,7 @@ def once(compute: Callable[[], Any]) -> Callable[[], Any]:
     return functools.cache(compute)
 
 
-def _each(function, parts) -> Any:
-    """The function of every part that is not None."""
-    return [a if a is None else function(a) for a in parts]
-
-
-def _sum_sides(sides):
-    moments = once(
-        lambda: Moments(
-            *(total(parts) for parts in zip(*(s.moments() for s in sides), strict=True))
-        )
-    )
-    return Side(moments, sides[0].pairs and sides[0].pairs.add([s.pairs for s in sides[1:]]))
+def _sum_sides(sides: Sequence[Side]) -> Side:
+    moments = once(lambda: total([side.moments() for side in sides]))
+    pairs = sides[0].pairs and sides[0].pairs.add([side.planes for side in sides[1:]])
+    return Side(moments, pairs)
