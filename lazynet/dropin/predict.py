@@ -3,9 +3,11 @@
 A script that uses `neural_tangents.predict` runs after changing the import. Its conventions differ
 from the rest of lazynet: the square loss is half the mean over examples *and outputs*, `t` counts
 steps of size `learning_rate`, and `diag_reg` is relative to the mean of the kernel's diagonal.
-Differences from neural-tangents: targets are `[n, k]`, computations are float64 on the host
-(predictors cannot be traced by `jax.jit`), singular kernels have their limits where neural-tangents
-gives NaN, and a momentum state cannot be passed in to resume. Nothing is cached between calls of an
+Differences from neural-tangents: targets are `[n, k]`, computations are float64 on the host outside
+of transformations, singular kernels have their limits where neural-tangents gives NaN, and a
+momentum state cannot be passed in to resume. Under jit, grad and vmap `gradient_descent_mse` and
+`gp_inference` compute in `jax.numpy`, in the dtype at hand: infinite time then needs a positive
+`diag_reg`. Nothing is cached between calls of an
 ensemble: ask for all times at once. On the training set itself (`x_test=None`, `k_test_train=None`)
 it gives what it gives at the same points as test points, `K (K + r I)^{-1} y` at infinite time;
 neural-tangents returns y with variance 0 whatever the ridge.
@@ -27,13 +29,29 @@ import numpy as np
 from jaxtyping import Float, Num, Shaped
 
 from lazynet import dynamics, guards
-from lazynet.dynamics import Gaussian
-from lazynet.dynamics.checks import check_kernel
-from lazynet.dynamics.regression import ensemble_law
-from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh
+from lazynet.dropin.predict_arguments import (
+    absolute_ridge,
+    check_covariance,
+    check_cross,
+    check_trace_axes,
+    checked,
+    checked_targets,
+    like,
+    member,
+    names_of,
+    numbers,
+    regularized,
+    start_outputs,
+    times,
+    traced_start,
+)
+from lazynet.dynamics import Gaussian, traced
+from lazynet.dynamics.processes import ensemble_law, traced_ensemble
+from lazynet.linalg import kernel_matrix
 from lazynet.losses import mse
-from lazynet.records import Gram
-from lazynet.typing import Array, ArrayLike, LossFn
+from lazynet.records import Data, Gram
+from lazynet.trees import is_traced
+from lazynet.typing import ArrayLike, LossFn
 
 __all__ = [
     "Gaussian",
@@ -65,8 +83,8 @@ globals().update({kind.__name__: kind for kind in GAUSSIANS.values()})
 def gradient_descent_mse(
     k_train_train: Float[ArrayLike, "n1 n2 ..."],
     y_train: Shaped[ArrayLike, "n k"],
-    learning_rate: float | int = 1.0,
-    diag_reg: float | int = 0.0,
+    learning_rate: float | int | Float[ArrayLike, ""] = 1.0,
+    diag_reg: float | int | Float[ArrayLike, ""] = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: int | Sequence[int] = (-1,),
     *,
@@ -98,13 +116,19 @@ def gradient_descent_mse(
         >>> predict_fn(t=None, fx_test_0=0.0, k_test_train=jnp.ones((1, 2)))[1].tolist()
         [[2.0]]
     """
-    guards.concrete(
-        "gradient_descent_mse", k_train_train, y_train, learning_rate, diag_reg, tolerance
-    )
-    kernel, y = _checked("k_train_train", k_train_train, y_train, trace_axes)
+    known = not is_traced((k_train_train, y_train, learning_rate, diag_reg))
+    kernel, y = checked("k_train_train", k_train_train, y_train, trace_axes)
     unit = guards.rate(learning_rate) / y.shape[1]
-    ridge = _ridge(kernel, diag_reg, diag_reg_absolute_scale)
-    return _predictor(_regularized(kernel, ridge, tolerance), y, mse, unit, None)
+    ridge = absolute_ridge(kernel, diag_reg, diag_reg_absolute_scale)
+    eigen = regularized(kernel, ridge, tolerance) if known else None
+    on_host = _predictor(eigen, y, mse, unit, None)
+    in_program = _traced_predictor(kernel, y, unit, ridge, tolerance)
+
+    def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):
+        values = (t, fx_train_0, fx_test_0, k_test_train)
+        return on_host(*values) if known and not is_traced(values) else in_program(*values)
+
+    return predict_fn
 
 
 def gradient_descent(
@@ -147,7 +171,7 @@ def gradient_descent(
         raise TypeError(
             f"loss got a {type(loss).__name__}, expected a function loss(f, y): pass it as first argument."
         )
-    kernel, y = _checked("k_train_train", k_train_train, y_train, trace_axes)
+    kernel, y = checked("k_train_train", k_train_train, y_train, trace_axes)
     rate = guards.rate(learning_rate)
     if momentum is None:
         return _predictor(kernel, y, loss, rate, None)
@@ -208,19 +232,19 @@ def gradient_descent_mse_ensemble(
             f"kernel_fn got a {type(kernel_fn).__name__}, expected a function kernel_fn(x1, x2, get): pass the third "
             "of stax.serial's triple; for kernels that are computed already there is gp_inference."
         )
-    y = _checked_targets(y_train)
+    y = checked_targets(y_train)
     rate = guards.rate(learning_rate)
-    _check_trace_axes(trace_axes, (-1,))
+    check_trace_axes(trace_axes, (-1,))
     guards.same_length(x_train=x_train, y_train=y)
     kinds = ("nngp", "ntk")
     train = kernel_fn(x_train, None, kinds, **kernel_fn_train_train_kwargs)
     regularize = (diag_reg, diag_reg_absolute_scale, tolerance)
-    _ridge(_member("kernel_fn", train, "ntk"), *regularize[:2])
+    absolute_ridge(member("kernel_fn", train, "ntk"), *regularize[:2])
 
     def predict_fn(t=None, x_test=None, get: Get = None, compute_cov: bool = False):
         guards.concrete("predict_fn", t, x_test)
-        names = _names(get, kinds)
-        clock = _times(t, rate / y.shape[1])
+        names = names_of(get, kinds)
+        clock = times(t, rate / y.shape[1])
         cross, prior = (train, train) if compute_cov else (train, None)
         if x_test is not None:
             cross = kernel_fn(x_test, x_train, kinds, **kernel_fn_train_train_kwargs)
@@ -240,11 +264,12 @@ def gradient_descent_mse_ensemble(
 def gp_inference(
     k_train_train: Kernels,
     y_train: Shaped[ArrayLike, "n k"],
-    diag_reg: float | int = 0.0,
+    diag_reg: float | int | Float[ArrayLike, ""] = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: int | Sequence[int] = (-1,),
     *,
     tolerance: float | int | None = None,
+    scale: float | int | str | Float[ArrayLike, ""] = 1.0,
 ) -> Callable[..., Any]:
     """Gaussian-process inference `mean = K_tx (K_xx + r I)^{-1} y`, and training for infinite time.
 
@@ -255,10 +280,12 @@ def gp_inference(
         diag_reg: Ridge r added to the kernel.
         diag_reg_absolute_scale: Whether `diag_reg` is absolute, not relative to the mean diagonal
             entry.
-        trace_axes: `(-1,)` if the kernels lack the axes of the outputs, `()` if they have them:
-            then only means.
+        trace_axes: `(-1,)` if the kernels lack the axes of the outputs, `()` if they have them.
         tolerance: Size below which an eigenvalue of kernel + ridge counts as zero; None for the
             rounding of the kernel.
+        scale: s > 0, by which the covariance of the prior and its noise are multiplied, or
+            "evidence" or "leave_one_out", see `dynamics.prior_scale`: covariances are s times those
+            of s = 1, and means are the same.
 
     Returns:
         `predict_fn(get=None, k_test_train=None, k_test_test=None)` for get "nngp" (the Bayesian
@@ -274,26 +301,20 @@ def gp_inference(
         >>> predict_fn("nngp", jnp.eye(2)).ravel().tolist()
         [0.5, 0.5]
     """
-    guards.concrete("gp_inference", k_train_train, y_train, diag_reg, tolerance)
-    first = _member("k_train_train", k_train_train, "nngp", "ntk")
-    kernel, y = _checked("k_train_train", first, y_train, trace_axes)
-    _ridge(kernel, diag_reg, diag_reg_absolute_scale)
+    first = member("k_train_train", k_train_train, "nngp", "ntk")
+    kernel, y = checked("k_train_train", first, y_train, trace_axes)
+    absolute_ridge(kernel, diag_reg, diag_reg_absolute_scale)
     regularize = (diag_reg, diag_reg_absolute_scale, tolerance)
+    scaled = (scale, regularize)
 
     def predict_fn(get: Get = None, k_test_train: Kernels = None, k_test_test: Kernels = None):
-        guards.concrete("predict_fn", k_test_train, k_test_test)
-        names = _names(get, tuple(ROLES))
-        clock = _times(None, 1.0)
+        names = names_of(get, tuple(ROLES))
         cross = k_train_train if k_test_train is None else k_test_train
         prior = k_train_train if k_test_train is None and k_test_test is not None else k_test_test
         if prior is not None:
-            _check_covariance(names, kernel, k_train_train, cross)
+            check_covariance(names, k_train_train, cross)
         return _collected(
-            {
-                name: _ensemble(name, k_train_train, cross, prior, y, clock, regularize)
-                for name in names
-            },
-            get,
+            {name: _inference(name, k_train_train, cross, prior, y, scaled) for name in names}, get
         )
 
     return predict_fn
@@ -334,45 +355,55 @@ def _predictor(kernel, y, loss, unit, friction):
 
     def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):
         guards.concrete("predict_fn", t, fx_train_0, fx_test_0, k_test_train)
-        if fx_test_0 is not None and k_test_train is None:
-            raise ValueError(
-                "got fx_test_0 without k_test_train, expected both: pass the kernel between test and training inputs."
-            )
-        time, restore = _times(t, unit)
-        start = _start("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape)
+        check_cross(fx_test_0, k_test_train)
+        time, restore = times(t, unit)
+        start = start_outputs("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape)
         solution = dynamics.solve_flow(kernel, y, time=time, loss=loss, f0=start, friction=friction)
-        train = _like(restore(solution.outputs), y)
+        train = like(restore(solution.outputs), y)
         if fx_test_0 is None:
             return train
         cross = guards.numbers("k_test_train", k_test_train)
-        start = _start("fx_test_0", fx_test_0, (len(np.atleast_1d(cross)), y.shape[1]))
-        test = _like(restore(dynamics.kernel_outputs(cross, solution.coefficients, start)), y)
+        start = start_outputs("fx_test_0", fx_test_0, (len(np.atleast_1d(cross)), y.shape[1]))
+        test = like(restore(dynamics.kernel_outputs(cross, solution.coefficients, start)), y)
         return test if fx_train_0 is None else (train, test)
 
     return predict_fn
 
 
-def _start(name, outputs, shape):
-    """Outputs at time 0: one number for all of them, or an array that broadcasts."""
-    outputs = np.asarray(guards.numbers(name, outputs), np.float64)
-    try:
-        return np.broadcast_to(outputs, shape)
-    except ValueError:
-        raise ValueError(
-            f"{name} has shape {outputs.shape}, expected {shape}, or one number for all outputs."
-        ) from None
+def _traced_predictor(kernel, y, unit, ridge, tolerance):
+    """`predict_fn` of gradient flow on the square loss where a value is traced."""
+
+    def predict_fn(t, fx_train_0, fx_test_0, k_test_train):
+        traced.check_tolerance(tolerance)
+        check_cross(fx_test_0, k_test_train)
+        steps = t if is_traced(t) else np.asarray(guards.numbers("t", np.inf if t is None else t))
+        shape = jnp.shape(steps)
+        start = traced_start("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape, y)
+        outputs, coefficients = traced.solve_flow(
+            kernel, y, start, steps.reshape(-1), ridge=ridge, rate=unit
+        )
+        train = outputs.reshape(*shape, *y.shape).astype(y.dtype)
+        if fx_test_0 is None:
+            return train
+        cross = numbers("k_test_train", k_test_train)
+        start = traced_start("fx_test_0", fx_test_0, (len(cross), y.shape[1]), y)
+        test = traced.kernel_outputs(cross, coefficients, start)
+        test = test.reshape(*shape, *test.shape[1:]).astype(y.dtype)
+        return test if fx_train_0 is None else (train, test)
+
+    return predict_fn
 
 
-def _ensemble(name, train, cross, prior, y, clock, regularize):
+def _ensemble(name, train, cross, prior, y, clock, regularize) -> Any:
     """Mean, or mean and covariance given the prior, of one kind of training."""
     (time, restore), (trained, drawn) = clock, ROLES[name]
-    kernel = _member("k_train_train", train, trained)
-    ridge = _ridge(kernel, *regularize[:2])
-    eigen = _regularized(kernel, ridge, regularize[2])
-    rows = _member("k_test_train", cross, trained)
+    kernel = member("k_train_train", train, trained)
+    ridge = absolute_ridge(kernel, *regularize[:2])
+    eigen = regularized(kernel, ridge, regularize[2])
+    rows = member("k_test_train", cross, trained)
     targets = np.asarray(y, np.float64)
     if prior is None:
-        return _like(
+        return like(
             restore(
                 dynamics.kernel_outputs(
                     rows, dynamics.solve_flow(eigen, targets, time=time).coefficients
@@ -380,121 +411,40 @@ def _ensemble(name, train, cross, prior, y, clock, regularize):
             ),
             y,
         )
-    columns = _member("k_test_train", cross, drawn)
-    prior = _member("k_test_test", prior, drawn)
-    start = kernel if trained == drawn else _member("k_train_train", train, drawn)
+    columns = member("k_test_train", cross, drawn)
+    prior = member("k_test_test", prior, drawn)
+    start = kernel if trained == drawn else member("k_train_train", train, drawn)
     noise = ridge if trained == drawn else 0.0
-    law = ensemble_law(
-        eigen, start, targets, time, Gram(nngp=columns, ntk=rows), prior, ridge=noise
-    )
-    return Gaussian(*(_like(restore(each), y) for each in law))
+    both = Gram(nngp=columns, ntk=rows)
+    law = ensemble_law(eigen, kernel.ndim, start, targets, time, both, prior, ridge=noise)
+    return Gaussian(*(like(restore(each), y) for each in law))
 
 
-def _times(t, unit):
-    """Increasing distinct times, and a function that puts results at these times into the shape of t."""
-    steps = np.asarray(guards.numbers("t", np.inf if t is None else t), np.float64)
-    if not steps.size:
-        raise ValueError(
-            f"t of shape {steps.shape}, expected at least one time, or None for infinity."
-        )
-    distinct, position = np.unique(steps, return_inverse=True)
-    position = position.reshape(steps.shape)
-    return distinct * unit, lambda results: results[position]
-
-
-def _ridge(kernel, diag_reg, absolute):
-    """The ridge in the units of the kernel."""
-    ridge = guards.number("diag_reg", diag_reg, at_least=0, fix="it is added to the diagonal")
-    if absolute:
-        return ridge
-    matrix = kernel_matrix(kernel)
-    check_symmetric(
-        matrix
-    )  # a kernel with NaN would make the ridge NaN, and the message speak of that
-    return ridge * float(np.mean(np.diagonal(matrix), dtype=np.float64))
-
-
-def _regularized(kernel, ridge, tolerance) -> Eigen:
-    """Decomposition of kernel + ridge, whose tolerance is the rounding of the kernel in its own dtype."""
-    return ridge_eigh(kernel_matrix(kernel), ridge, tolerance=tolerance).shifted(ridge)
-
-
-def _member(name, kernels, *kinds):
-    """The first of the kernels that is there; an array stands for the one asked for."""
-    if hasattr(kernels, "shape") and not hasattr(kernels, "nngp"):
-        return guards.numbers(name, kernels)
-    found = [getattr(kernels, kind) for kind in kinds if getattr(kernels, kind, None) is not None]
-    if not found:
-        raise ValueError(
-            f"{name} of type {type(kernels).__name__} have no {' or '.join(kinds)}, expected an object "
-            f"with this attribute: compute them with get={('nngp', 'ntk')}, or pass Gram(nngp=..., ntk=...)."
-        )
-    return guards.numbers(f"{name}.{kinds[0]}", found[0])
-
-
-def _names(get, known):
-    names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
-    if (
-        not isinstance(names, (tuple, list))
-        or not names
-        or not all(name in known for name in names)
-    ):
-        raise ValueError(f"get = {get!r}, expected one of {known}, or a tuple of them.")
-    return tuple(names)
+def _inference(name, train, cross, prior, y, scaled):
+    """`_ensemble` at infinite time, with the scale of its prior; inside of a program where a value is traced."""
+    scale, regularize = scaled
+    trained, drawn = ROLES[name]
+    kernel = member("k_train_train", train, trained)
+    ridge = absolute_ridge(kernel, *regularize[:2])
+    start = kernel if trained == drawn or prior is None else member("k_train_train", train, drawn)
+    rows = member("k_test_train", cross, trained)
+    columns = rows if prior is None else member("k_test_train", cross, drawn)
+    before = None if prior is None else member("k_test_test", prior, drawn)
+    if not is_traced((kernel, ridge, start, rows, columns, before, y, scale)):
+        law = _ensemble(name, train, cross, prior, y, times(None, 1.0), regularize)
+    else:
+        traced.check_tolerance(regularize[2])
+        if prior is None:
+            return traced.kernel_regression(kernel, Data(y, y), rows, ridge, None)
+        noise = ridge if trained == drawn else None
+        law = traced_ensemble(kernel, start, y, rows, columns, before, ridge=ridge, noise=noise)
+    if prior is None:
+        return law
+    if isinstance(scale, str):
+        scale = dynamics.prior_scale(start, Data(y, y), ridge=ridge, by=scale)
+    size = guards.number("scale", scale, above=0, fix='or "evidence" or "leave_one_out"')
+    return law._replace(covariance=jnp.asarray(size).astype(y.dtype) * law.covariance)
 
 
 def _collected(members, get):
     return members[get] if isinstance(get, str) else GAUSSIANS[tuple(members)](**members)
-
-
-def _check_covariance(names, kernel, train, cross):
-    """Refuses covariances for which a kernel is missing, as neural-tangents does."""
-    if kernel.ndim == 4:
-        raise ValueError(
-            "covariances of full kernels [n, n, k, k] are not computed: pass linalg.kernel_matrix(kernel) for each "
-            "kernel and y_train.reshape(-1, 1), with trace_axes=(-1,)."
-        )
-    if "ntk" in names and not (hasattr(train, "nngp") and hasattr(cross, "nngp")):
-        raise ValueError(
-            "get='ntk' with k_test_test got single arrays, expected NNGP and NTK, both of which the covariance of "
-            "trained networks needs: pass Gram(nngp=..., ntk=...), or kernel_fn(x1, x2, ('nngp', 'ntk')), as "
-            "k_train_train and k_test_train, and the NNGP as k_test_test; get='ntkgp' takes the NTK alone."
-        )
-
-
-def _checked(name, kernel, y, trace_axes):
-    """Kernel and targets as arrays of NumPy, after checking that they belong together."""
-    y = _checked_targets(y)
-    matrix = guards.numbers(name, kernel)
-    if not matrix.size:
-        raise ValueError(f"{name} has shape {matrix.shape}, expected at least one training input.")
-    _check_trace_axes(trace_axes, () if matrix.ndim == 4 else (-1,), matrix.shape)
-    check_kernel(name, matrix, len(y), *y.shape)
-    return matrix, y
-
-
-def _checked_targets(y):
-    y = guards.numbers("y_train", y)
-    if y.ndim != 2 or not y.size:
-        raise ValueError(
-            f"y_train has shape {y.shape}, expected targets [n, k]: write y_train[:, None] for k = 1."
-        )
-    return y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.result_type(float))
-
-
-def _check_trace_axes(trace_axes, expected, shape=("n", "n")):
-    is_axes = isinstance(trace_axes, int) or (
-        isinstance(trace_axes, (tuple, list)) and all(isinstance(axis, int) for axis in trace_axes)
-    )
-    axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes) if is_axes else None
-    if axes not in (expected, tuple(axis % 2 for axis in expected)):
-        raise ValueError(
-            f"trace_axes = {trace_axes} with a kernel of shape {shape}, expected targets [n, k] and (-1,) with a "
-            "kernel [n, n], or () with a kernel [n, n, k, k]: write kernel[:, :, None, None] * np.eye(k) for the full "
-            "kernel of independent outputs, and transpose other axes to the end."
-        )
-
-
-def _like(outputs, y) -> Array:
-    """On the device, in the floating-point dtype of the targets."""
-    return jnp.asarray(outputs.astype(y.dtype))

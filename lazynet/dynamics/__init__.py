@@ -15,22 +15,18 @@ of the kernel has none.
 `solve_descent` the functions behind them, `linearized_weights` the weights that belong to dual
 coefficients. Kernels are `[n, n]` where outputs decouple (analytic kernels, or `outputs="trace"`),
 or `[n, n, k, k]` (the full empirical kernel). Closed forms are evaluated in float64 on the host,
-whatever the dtype of the kernel, and are not traceable; slightly negative eigenvalues are taken as
-zero (see `lazynet.linalg`). A decomposition that is needed more than once can be made once,
-`linalg.psd_eigh(linalg.kernel_matrix(kernel))`, and passed for the kernel. Kernels too large for it
-are inverted by `conjugate_gradient_regression`.
+whatever the dtype of the kernel; slightly negative eigenvalues are taken as zero (see
+`lazynet.linalg`). Under jit, grad and vmap those with a ridge, and the flow at finite times, are
+evaluated in `jax.numpy` and the dtype at hand (see `lazynet.dynamics.traced`). A decomposition that
+is needed more than once can be made once, `linalg.psd_eigh(linalg.kernel_matrix(kernel))`, and
+passed for the kernel. Kernels too large for it are inverted by `conjugate_gradient_regression`.
 """
 
 from lazynet.dynamics.conjugate import ConjugateGradient, conjugate_gradient_regression
 from lazynet.dynamics.descent import solve_descent
 from lazynet.dynamics.flow import Solution, kernel_outputs, solve_flow
-from lazynet.dynamics.regression import (
-    Gaussian,
-    kernel_regression,
-    leave_one_out,
-    nngp_posterior,
-    trained_ensemble,
-)
+from lazynet.dynamics.processes import Gaussian, nngp_posterior, prior_scale, trained_ensemble
+from lazynet.dynamics.regression import kernel_regression, leave_one_out
 from lazynet.dynamics.trajectories import gradient_descent, gradient_flow, max_learning_rate
 from lazynet.dynamics.weights import linearized_weights
 
@@ -47,6 +43,7 @@ __all__ = [
     "linearized_weights",
     "max_learning_rate",
     "nngp_posterior",
+    "prior_scale",
     "solve_descent",
     "solve_flow",
     "trained_ensemble",

@@ -51,7 +51,11 @@ def check_finite_kernel(name, kernel):
 
 def check_kernel(name, kernel, rows, n, k):
     """Refuses a kernel that is not [rows, n] or [rows, n, k, k]."""
-    shape = guards.numbers(name, kernel).shape
+    check_kernel_shape(name, guards.numbers(name, kernel).shape, rows, n, k)
+
+
+def check_kernel_shape(name, shape, rows, n, k):
+    """`check_kernel` of a shape alone, which traced values have too."""
     if shape not in ((rows, n), (rows, n, k, k)):
         raise ValueError(
             f"{name} has shape {shape}, expected {(rows, n)}, or {(rows, n, k, k)} for the "

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Num, Shaped
 
 from lazynet import guards
+from lazynet.dynamics import traced
 from lazynet.dynamics.checks import (
     check_finite_kernel,
     check_kernel,
@@ -22,6 +23,7 @@ from lazynet.dynamics.checks import (
 )
 from lazynet.linalg import Eigen, kernel_matrix, symmetric
 from lazynet.losses import check_labels, mse
+from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike, LossFn
 
 
@@ -38,8 +40,8 @@ class Solution(NamedTuple):
         (4, 2, 1)
     """
 
-    outputs: Float[np.ndarray, "s n k"]
-    coefficients: Float[np.ndarray, "s n k"]
+    outputs: Float[ArrayLike, "s n k"]
+    coefficients: Float[ArrayLike, "s n k"]
 
 
 def solve_flow(
@@ -59,6 +61,10 @@ def solve_flow(
     exp(-z))/z`. A null direction (phi = 1) moves at a constant rate: invisible on the training set,
     it matters to a `cross` kernel computed with rounding. At infinite time null directions are left
     out, as the pseudo-inverse does.
+
+    Under jit, grad and vmap the closed form is computed in `jax.numpy`, in the dtype of the
+    arguments, at finite times: its derivatives by kernel, targets and times are exact and finite,
+    also where eigenvalues are equal.
 
     Other losses are integrated by an explicit eighth-order Runge-Kutta method, in float32 when x64
     is off. Its cost grows like `lambda_max(Theta) t / n`, and hardly with the precision asked for.
@@ -80,7 +86,8 @@ def solve_flow(
     Raises:
         ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, a number
             is out of range, or targets are none of the loss.
-        TypeError: If an argument is no array of real numbers, or traced.
+        TypeError: If an argument is no array of real numbers, or traced where there is no closed
+            form.
         RuntimeError: If the integration needs more than a million steps.
 
     Example:
@@ -88,8 +95,13 @@ def solve_flow(
         >>> solution.coefficients.round(6)[:, :, 0].tolist()
         [[0.0, 0.0], [0.864665, 2.0]]
     """
-    guards.concrete("solve_flow", ntk, y, time, f0, friction, tolerance)
     guards.function("loss", loss, "pass lazynet.mse or another loss(outputs, targets)")
+    if is_traced((ntk, y, time, f0)) and loss is mse and friction is None:
+        traced.check_tolerance(tolerance)
+        return Solution(*traced.solve_flow(ntk, y, f0, traced.times(time)))
+    guards.concrete(
+        "solve_flow with a loss other than mse, or friction,", ntk, y, time, f0, friction, tolerance
+    )
     y, f0 = check_targets(ntk, y, f0)
     time = check_times(time)
     if friction is not None:
@@ -105,8 +117,8 @@ def kernel_outputs(
     kernel: Float[ArrayLike, "m1 m2 ..."],
     coefficients: Float[ArrayLike, "*s n k"],
     f0: Float[ArrayLike, "..."] | None = None,
-) -> Float[np.ndarray, "*s m k"]:
-    """Outputs `f(x) = f0(x) + Theta(x, X) a` of dual coefficients, in float64.
+) -> Float[ArrayLike, "*s m k"]:
+    """Outputs `f(x) = f0(x) + Theta(x, X) a` of dual coefficients, in float64 where no argument is traced.
 
     Args:
         kernel: Kernel between the inputs wanted and the training inputs, `[m, n]` or `[m, n, k,
@@ -122,7 +134,8 @@ def kernel_outputs(
         >>> kernel_outputs(np.array([[0.5, 0.5]]), solution.coefficients).tolist()
         [[[2.0]]]
     """
-    guards.concrete("kernel_outputs", kernel, coefficients, f0)
+    if is_traced((kernel, coefficients, f0)):
+        return traced.kernel_outputs(kernel, coefficients, f0)
     a = np.asarray(guards.numbers("coefficients", coefficients), np.float64)
     if a.ndim < 2:
         raise ValueError(

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Key, Num
 
 from lazynet import guards
+from lazynet.dynamics import traced
 from lazynet.dynamics.checks import (
     check_finite_kernel,
     check_kernel,
@@ -23,6 +24,7 @@ from lazynet.dynamics.flow import Solution, kernel_outputs, solve_flow
 from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
 from lazynet.losses import accuracy, check_labels, mse
 from lazynet.records import Data, Trajectory
+from lazynet.trees import is_traced
 from lazynet.typing import Array, ArrayLike, LossFn
 
 
@@ -44,6 +46,7 @@ def gradient_flow(
 
     This is what a linearized network, or an infinitely wide one, does as the learning rate goes to
     zero. It draws on the same axis as training: `time = learning_rate * step / (1 - momentum)`.
+    Under jit, grad and vmap as `solve_flow`: on `mse` at finite times.
 
     Args:
         ntk: Kernel of the training inputs, `[n, n]` or `[n, n, k, k]`, or its `linalg.psd_eigh`
@@ -74,16 +77,17 @@ def gradient_flow(
         >>> curve.metrics["train_loss"].round(6).tolist()  # (1/2) exp(-2 t / n)
         [0.5, 0.067668, 0.0]
     """
-    guards.concrete(
-        "gradient_flow", ntk, targets(data), time, f0, cross, test, f0_test, friction, tolerance
-    )
-    time = check_times(time)
-    _check_test(data, f0, cross, test, f0_test, loss)
+    if is_traced((ntk, targets(data), time, f0, cross, test, f0_test)):
+        times = traced.times(time)
+        _check_pairs(f0, cross, test, f0_test)
+    else:
+        times = check_times(time)
+        _check_test(data, f0, cross, test, f0_test, loss)
     solution = solve_flow(
-        ntk, data.y, time=time, loss=loss, f0=f0, friction=friction, rtol=rtol, tolerance=tolerance
+        ntk, data.y, time=times, loss=loss, f0=f0, friction=friction, rtol=rtol, tolerance=tolerance
     )
     metrics = _metrics(solution, data, loss, f0, cross, test, f0_test)
-    return Trajectory(np.full(len(time), -1), time, metrics, None, None)
+    return Trajectory(np.full(len(times), -1), times, metrics, None, None)
 
 
 def gradient_descent(
@@ -206,17 +210,9 @@ def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | i
 
 def _check_test(data, f0, cross, test, f0_test, loss):
     """Kernel, targets and initial outputs of a test set, before the dynamics are solved."""
-    if (cross is None) != (test is None):
-        raise ValueError(
-            f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
-            "and training inputs) and test (the test examples), or neither."
-        )
+    _check_pairs(f0, cross, test, f0_test)
     if test is None:
         return
-    if f0 is not None and f0_test is None:
-        raise ValueError(
-            "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
-        )
     n, k = check_targets(None, data.y, None)[0].shape
     y, _ = check_targets(None, targets(test), f0_test, "test.y")
     if y.shape[1] != k:
@@ -226,6 +222,18 @@ def _check_test(data, f0, cross, test, f0_test, loss):
     check_labels(loss, y, "test.y")
     check_kernel("cross", cross, len(y), n, k)
     check_finite_kernel("cross", cross)
+
+
+def _check_pairs(f0, cross, test, f0_test):
+    if (cross is None) != (test is None):
+        raise ValueError(
+            f"got {'test' if cross is None else 'cross'} alone, expected both cross (kernel between test "
+            "and training inputs) and test (the test examples), or neither."
+        )
+    if test is not None and f0 is not None and f0_test is None:
+        raise ValueError(
+            "got f0 without f0_test, expected both: test outputs at time 0 are not zero when training outputs are not."
+        )
 
 
 def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
@@ -238,9 +246,12 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
 
 
 def _curves(name, outputs, y, loss):
+    measures = {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+    if is_traced((outputs, y)):
+        y = jnp.asarray(y).astype(outputs.dtype)
+        return {key: jax.vmap(measure, (0, None))(outputs, y) for key, measure in measures.items()}
     outputs = jnp.asarray(outputs, jnp.result_type(float))
     y = jnp.asarray(y, jnp.result_type(float))
-    measures = {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
     return {
         key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)
         for key, measure in measures.items()

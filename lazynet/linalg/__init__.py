@@ -436,7 +436,7 @@ def _factor(array, shift):
         return None
 
 
-def checked_ridge(ridge: float | int, name: str = "ridge") -> float:
+def checked_ridge(ridge: float | int | ArrayLike, name: str = "ridge") -> float:
     """A ridge as a float, after refusing one that is negative or not finite.
 
     Example:

@@ -292,6 +292,9 @@ ROWS = {
         "nngp, data.y, cross, prior",
         "ridge: positive",
     ),
+    "dynamics.prior_scale": Row(
+        lambda: dict(nngp=KERNEL, data=DATA, ridge=0.1), "nngp, data.y", "ridge: positive"
+    ),
     "max_learning_rate": Row(lambda: dict(ntk=KERNEL, momentum=0.0), "ntk", "momentum: positive"),
     "dynamics.kernel_outputs": Row(
         lambda: dict(kernel=CROSS, coefficients=Y),

@@ -763,6 +763,19 @@ NTK, Y = np.eye(3), np.ones((3, 2))
             lambda: dynamics.nngp_posterior(NTK * np.nan, _data(Y), cross=NTK, prior=NTK),
             "9 entries",
         ),
+        (
+            lambda: dynamics.nngp_posterior(np.ones((3, 3, 2, 2)), _data(Y), cross=NTK, prior=NTK),
+            r"cross has shape \(3, 3\), expected \(3, 3, 2, 2\)",
+        ),
+        (
+            lambda: dynamics.nngp_posterior(NTK, _data(Y), cross=NTK, prior=NTK, scale="prior"),
+            r"by got 'prior', expected one of \('evidence', 'leave_one_out'\)",
+        ),
+        (
+            lambda: dynamics.nngp_posterior(NTK, _data(Y), cross=NTK, prior=NTK, scale=0.0),
+            'scale got 0.0, expected a finite number > 0: or "evidence"',
+        ),
+        (lambda: dynamics.prior_scale(np.ones((3, 3)), _data(Y), ridge=0.0), "is singular"),
     ],
 )
 def test_a_mistake_is_named(call, message):
@@ -774,18 +787,13 @@ def test_a_mistake_is_named(call, message):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda a: dynamics.kernel_regression(a * jnp.eye(3), _data(Y), cross=NTK),
-        lambda a: dynamics.kernel_regression(NTK, _data(Y), cross=NTK, ridge=a),
-        lambda a: dynamics.leave_one_out(a * jnp.eye(3), _data(Y), ridge=0.1),
-        lambda a: dynamics.nngp_posterior(NTK, _data(a * jnp.ones((3, 2))), cross=NTK, prior=NTK),
         lambda a: dynamics.trained_ensemble(
             Gram(NTK, a * jnp.eye(3)), _data(Y), time=1.0, cross=Gram(NTK, NTK), prior=NTK
         ),
-        lambda a: dynamics.gradient_flow(a * jnp.eye(3), _data(Y), time=1.0),
+        lambda a: dynamics.gradient_flow(a * jnp.eye(3), _data(Y), time=1.0, friction=1.0),
         lambda a: dynamics.gradient_descent(
             a * jnp.eye(3), _data(Y), learning_rate=0.1, save_at=[1]
         ),
-        lambda a: dynamics.kernel_outputs(NTK, a * jnp.ones((3, 2))),
         lambda a: dynamics.max_learning_rate(a * jnp.eye(3)),
         lambda a: dynamics.conjugate_gradient_regression(
             a * jnp.eye(3), _data(Y), cross=NTK, ridge=1.0
@@ -827,10 +835,6 @@ def test_inside_a_transformation_the_way_out_is_named(call, transform):
                 NTK, _data(Y), learning_rate=0.1, save_at=[1], batch_size=1.5
             ),
             "1.5|Type",
-        ),
-        (
-            lambda: dynamics.nngp_posterior(np.ones((3, 3, 2, 2)), _data(Y), cross=NTK, prior=NTK),
-            "Type-check",
         ),
         (
             lambda: dynamics.trained_ensemble(NTK, _data(Y), time=1.0, cross=NTK, prior=NTK),

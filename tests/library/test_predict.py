@@ -340,10 +340,6 @@ FULL = EYE[:, :, None, None] * np.eye(3)
             "fx_train_0 has shape",
         ),
         (lambda: predict.gp_inference(EYE, Y, trace_axes=()), r"write kernel\[:, :, None, None\]"),
-        (
-            lambda: predict.gp_inference(FULL, Y, trace_axes=())("nngp", FULL, FULL),
-            r"covariances of full kernels .*y_train.reshape\(-1, 1\)",
-        ),
         (lambda: predict.max_learning_rate(EYE, y_train_size=0), "y_train_size got 0"),
         (lambda: predict.max_learning_rate(EYE, y_train_size=-3), "y_train_size got -3"),
         (lambda: predict.gp_inference(Kernels(EYE, None), Y)("ntk"), "have no ntk"),
@@ -361,11 +357,7 @@ def test_a_mistake_is_named(call, message):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda a: predict.gradient_descent_mse(a * jnp.eye(2), Y),
-        lambda a: predict.gradient_descent_mse(EYE, Y)(a),
         lambda a: predict.gradient_descent(cross_entropy, a * jnp.eye(2), Y),
-        lambda a: predict.gp_inference(a * jnp.eye(2), Y),
-        lambda a: predict.gp_inference(EYE, Y)("nngp", a * jnp.eye(2)),
         lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, a * jnp.eye(2), Y),
         lambda a: predict.gradient_descent_mse_ensemble(erf_kernel_fn, EYE, Y)(
             x_test=a * jnp.eye(2)

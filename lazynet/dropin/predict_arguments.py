@@ -1,0 +1,153 @@
+"""What the predictors of `lazynet.dropin.predict` require of their arguments, and the forms in which they take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lazynet import guards
+from lazynet.dynamics import traced
+from lazynet.dynamics.checks import check_kernel_shape
+from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh
+from lazynet.trees import is_traced
+from lazynet.typing import Array
+
+
+def times(t, unit):
+    """Increasing distinct times, and a function that puts results at these times into the shape of t."""
+    steps = np.asarray(guards.numbers("t", np.inf if t is None else t), np.float64)
+    if not steps.size:
+        raise ValueError(
+            f"t of shape {steps.shape}, expected at least one time, or None for infinity."
+        )
+    distinct, position = np.unique(steps, return_inverse=True)
+    position = position.reshape(steps.shape)
+    return distinct * unit, lambda results: results[position]
+
+
+def absolute_ridge(kernel, diag_reg, absolute) -> Any:
+    """The ridge in the units of the kernel."""
+    ridge = guards.number("diag_reg", diag_reg, at_least=0, fix="it is added to the diagonal")
+    if absolute:
+        return ridge
+    if is_traced(ridge) or is_traced(kernel):
+        is_known_zero = not is_traced(ridge) and ridge == 0
+        return 0.0 if is_known_zero else ridge * jnp.mean(jnp.diagonal(traced.matrix_of(kernel)))
+    matrix = kernel_matrix(kernel)
+    check_symmetric(
+        matrix
+    )  # a kernel with NaN would make the ridge NaN, and the message speak of that
+    return ridge * float(np.mean(np.diagonal(matrix), dtype=np.float64))
+
+
+def regularized(kernel, ridge, tolerance) -> Eigen:
+    """Decomposition of kernel + ridge, whose tolerance is the rounding of the kernel in its own dtype."""
+    return ridge_eigh(kernel_matrix(kernel), ridge, tolerance=tolerance).shifted(ridge)
+
+
+def member(name, kernels, *kinds):
+    """The first of the kernels that is there; an array stands for the one asked for."""
+    if hasattr(kernels, "shape") and not hasattr(kernels, "nngp"):
+        return numbers(name, kernels)
+    found = [getattr(kernels, kind) for kind in kinds if getattr(kernels, kind, None) is not None]
+    if not found:
+        raise ValueError(
+            f"{name} of type {type(kernels).__name__} have no {' or '.join(kinds)}, expected an object "
+            f"with this attribute: compute them with get={('nngp', 'ntk')}, or pass Gram(nngp=..., ntk=...)."
+        )
+    return numbers(f"{name}.{kinds[0]}", found[0])
+
+
+def numbers(name, values):
+    """Real numbers as an array of NumPy, or traced as they are."""
+    return guards.real(name, values) if is_traced(values) else guards.numbers(name, values)
+
+
+def names_of(get, known):
+    """Names of the kernels asked for, as a tuple."""
+    names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
+    if (
+        not isinstance(names, (tuple, list))
+        or not names
+        or not all(name in known for name in names)
+    ):
+        raise ValueError(f"get = {get!r}, expected one of {known}, or a tuple of them.")
+    return tuple(names)
+
+
+def check_covariance(names, train, cross):
+    """Refuses covariances for which a kernel is missing, as neural-tangents does."""
+    if "ntk" in names and not (hasattr(train, "nngp") and hasattr(cross, "nngp")):
+        raise ValueError(
+            "get='ntk' with k_test_test got single arrays, expected NNGP and NTK, both of which the covariance of "
+            "trained networks needs: pass Gram(nngp=..., ntk=...), or kernel_fn(x1, x2, ('nngp', 'ntk')), as "
+            "k_train_train and k_test_train, and the NNGP as k_test_test; get='ntkgp' takes the NTK alone."
+        )
+
+
+def checked(name, kernel, y, trace_axes):
+    """Kernel and targets as arrays of NumPy, after checking that they belong together."""
+    y = checked_targets(y)
+    matrix = numbers(name, kernel)
+    if not matrix.size:
+        raise ValueError(f"{name} has shape {matrix.shape}, expected at least one training input.")
+    check_trace_axes(trace_axes, () if matrix.ndim == 4 else (-1,), matrix.shape)
+    check_kernel_shape(name, matrix.shape, len(y), *y.shape)
+    return matrix, y
+
+
+def checked_targets(y):
+    """Targets `[n, k]` in floating point."""
+    y = numbers("y_train", y)
+    if y.ndim != 2 or not y.size:
+        raise ValueError(
+            f"y_train has shape {y.shape}, expected targets [n, k]: write y_train[:, None] for k = 1."
+        )
+    return y if jnp.issubdtype(y.dtype, jnp.floating) else y.astype(jnp.result_type(float))
+
+
+def check_trace_axes(trace_axes, expected, shape=("n", "n")):
+    """Refuses axes of outputs that are not those of the kernel."""
+    is_axes = isinstance(trace_axes, int) or (
+        isinstance(trace_axes, (tuple, list)) and all(isinstance(axis, int) for axis in trace_axes)
+    )
+    axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes) if is_axes else None
+    if axes not in (expected, tuple(axis % 2 for axis in expected)):
+        raise ValueError(
+            f"trace_axes = {trace_axes} with a kernel of shape {shape}, expected targets [n, k] and (-1,) with a "
+            "kernel [n, n], or () with a kernel [n, n, k, k]: write kernel[:, :, None, None] * np.eye(k) for the full "
+            "kernel of independent outputs, and transpose other axes to the end."
+        )
+
+
+def check_cross(fx_test_0, k_test_train):
+    """Refuses test outputs at time 0 without the kernel that leads to them."""
+    if fx_test_0 is not None and k_test_train is None:
+        raise ValueError(
+            "got fx_test_0 without k_test_train, expected both: pass the kernel between test and training inputs."
+        )
+
+
+def traced_start(name, outputs, shape, y):
+    """`_start` in the dtype of the targets."""
+    if not is_traced(outputs):
+        return jnp.asarray(start_outputs(name, outputs, shape)).astype(y.dtype)
+    return jnp.broadcast_to(guards.real(name, outputs), shape).astype(y.dtype)
+
+
+def start_outputs(name, outputs, shape):
+    """Outputs at time 0: one number for all of them, or an array that broadcasts."""
+    outputs = np.asarray(guards.numbers(name, outputs), np.float64)
+    try:
+        return np.broadcast_to(outputs, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {outputs.shape}, expected {shape}, or one number for all outputs."
+        ) from None
+
+
+def like(outputs, y) -> Array:
+    """On the device, in the floating-point dtype of the targets."""
+    return jnp.asarray(outputs.astype(y.dtype))

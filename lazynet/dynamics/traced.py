@@ -1,0 +1,315 @@
+"""Closed forms under jit, grad and vmap: in `jax.numpy`, in the dtype at hand, with derivatives of all arguments.
+
+Outside of transformations the same functions compute on the host in float64, where the rank of a
+kernel can be decided by its values. Values that are traced are unknown: here nothing is left out,
+so that an inverse needs a positive ridge, and a kernel that its ridge does not lift above its
+rounding gives NaN.
+
+The flow needs no ridge. With `A(K) = (1 - exp(-K tau)) / K = V diag(g(lambda)) V'` its derivative
+is that of Daleckii and Krein, `dA = V (g[lambda_i, lambda_j] * (V' dK V)) V'`, in which divided
+differences `g[a, b] = (g(a) - g(b)) / (a - b)` stand where the derivative of eigenvectors would have
+`1 / (a - b)`: they are finite where eigenvalues are equal.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.scipy.linalg
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from lazynet import guards
+from lazynet.dynamics.checks import check_kernel_shape, check_times, targets
+from lazynet.linalg import NEGATIVE_LIMIT, Eigen
+from lazynet.trees import is_traced
+from lazynet.typing import Array
+
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
+"""Exact to rounding for `exp(-z s)` with s in [0, 1] and z <= 1."""
+
+
+def arrays(kernel: Any, y: Any, **others: Any) -> tuple[Array, ...]:
+    """Kernel, targets and further arrays in the widest floating-point dtype among them, which is at least float32."""
+    if isinstance(kernel, Eigen):
+        raise TypeError(
+            "kernel got an eigendecomposition inside of a transformation, expected the kernel: pass the matrix itself."
+        )
+    values = {
+        name: guards.real(name, value)
+        for name, value in {"kernel": kernel, "y": y, **others}.items()
+    }
+    for name, value in values.items():
+        guards.finite(name, value)
+    n_and_k = values["y"].shape
+    if len(n_and_k) != 2 or 0 in n_and_k:
+        raise ValueError(
+            f"y: targets of shape {n_and_k}, expected [n, k], not empty: reshape scalar targets by y[:, None]."
+        )
+    check_kernel_shape("kernel", values["kernel"].shape, n_and_k[0], *n_and_k)
+    return _in_one_dtype(*values.values())
+
+
+def _in_one_dtype(*values):
+    """Arrays in the widest of their dtypes, float32 at least: half precision has no Cholesky factors."""
+    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    dtype = jnp.float32 if widest.itemsize < 4 else widest
+    return tuple(jnp.asarray(value).astype(dtype) for value in values)
+
+
+def check_tolerance(tolerance: Any) -> None:
+    """Refuses a tolerance: which directions to leave out cannot be seen in values that are traced."""
+    if tolerance is not None:
+        raise ValueError(
+            f"tolerance got {tolerance} inside of a transformation, expected None: nothing is left out there, pass a "
+            "positive ridge."
+        )
+
+
+def positive_ridge(ridge: Any, like: Array) -> Array:
+    """Ridges in the dtype of an array, after refusing known ones that are not positive."""
+    if not is_traced(ridge):
+        for value in np.ravel(ridge):
+            guards.number(
+                "ridge",
+                value,
+                above=0,
+                fix="the pseudo-inverse needs values that are known, call it outside of jit, grad and vmap",
+            )
+    return jnp.asarray(ridge).astype(like.dtype)
+
+
+def times(time: Any) -> Any:
+    """Times as one axis, of which known ones are finite and >= 0: the limit needs a rank, or a ridge."""
+    if not is_traced(time):
+        time = check_times(time)
+        if np.isinf(time[-1]):
+            raise ValueError(
+                "time ends with inf inside of a transformation, expected finite times: use kernel_regression with a "
+                "positive ridge."
+            )
+    return jnp.atleast_1d(time) if is_traced(time) else time
+
+
+def matrix_of(kernel: Array) -> Array:
+    """A kernel `[n1, n2]` as it is, `[n1, n2, k, k]` as `[n1 k, n2 k]`, rows ordered (example, output)."""
+    if kernel.ndim == 2:
+        return kernel
+    n1, n2, k, _ = kernel.shape
+    return kernel.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
+
+
+def product(kernel: Array, coefficients: Array) -> Array:
+    """`Theta a` for coefficients `[*s, n, k]`."""
+    n, k = coefficients.shape[-2:]
+    columns = coefficients if kernel.ndim == 2 else coefficients.reshape(-1, n * k, 1)
+    outputs = jnp.matmul(matrix_of(kernel), columns, precision="highest")
+    return outputs.reshape(*coefficients.shape[:-2], len(kernel), k)
+
+
+def solve(kernel: Array, columns: Array, ridge: Array) -> Array:
+    """`(K + ridge I)^{-1} b` by Cholesky, for a kernel as a matrix; NaN where this is not positive definite."""
+    shifted = kernel + ridge * jnp.eye(len(kernel), dtype=kernel.dtype)
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(shifted), True), columns)
+
+
+def kernel_outputs(kernel: Any, coefficients: Any, f0: Any) -> Array:
+    """`f0 + Theta a`."""
+    a = guards.real("coefficients", coefficients)
+    kernel = guards.real("cross", kernel)
+    check_kernel_shape("cross", kernel.shape, len(kernel), *a.shape[-2:])
+    if f0 is None:
+        return product(*_in_one_dtype(kernel, a))
+    kernel, a, f0 = _in_one_dtype(kernel, a, guards.real("f0", f0))
+    outputs = product(kernel, a)
+    check_start(f0, outputs.shape[-2:])
+    return outputs + jnp.broadcast_to(f0, outputs.shape)
+
+
+def check_start(f0: Array, shape: tuple[int, ...]) -> None:
+    """Refuses outputs at time 0 of another shape."""
+    if f0.shape != shape:
+        raise ValueError(
+            f"f0 has shape {f0.shape}, expected outputs of shape {shape}: evaluate the model at its initial parameters."
+        )
+
+
+def kernel_regression(kernel: Any, data: Any, cross: Any, ridge: Any, tolerance: Any) -> Array:
+    """`K(x, X) (K + ridge I)^{-1} y`, for one ridge or an axis of them."""
+    kernel, y, cross = arrays(kernel, targets(data), cross=cross)
+    check_kernel_shape("cross", cross.shape, len(cross), *y.shape)
+    check_tolerance(tolerance)
+    ridge = positive_ridge(ridge, kernel)
+    columns = y if kernel.ndim == 2 else y.reshape(-1, 1)
+
+    def outputs_at(ridge):
+        return product(cross, solve(matrix_of(kernel), columns, ridge).reshape(y.shape))
+
+    return jax.vmap(outputs_at)(ridge) if ridge.ndim else outputs_at(ridge)
+
+
+def leave_one_out(kernel: Any, data: Any, ridge: Any, tolerance: Any) -> Array:
+    """`y_i - [G_ii]^{-1} [G y]_i` with `G = (K + ridge I)^{-1}`, for one ridge or an axis of them."""
+    kernel, y = arrays(kernel, targets(data))
+    check_tolerance(tolerance)
+    ridge = positive_ridge(ridge, kernel)
+
+    def left_out_at(ridge):
+        blocks, solved = left_out(kernel, y, ridge)
+        return y - jnp.linalg.solve(blocks, solved).reshape(y.shape)
+
+    return jax.vmap(left_out_at)(ridge) if ridge.ndim else left_out_at(ridge)
+
+
+def left_out(kernel: Array, y: Array, ridge: Array) -> tuple[Array, Array]:
+    """Blocks `G_ii` and `[G y]_i` of the examples."""
+    n, k = y.shape
+    outputs = 1 if kernel.ndim == 2 else k
+    columns = y if kernel.ndim == 2 else y.reshape(-1, 1)
+    identity = jnp.eye(n * outputs, dtype=kernel.dtype)
+    inverse = solve(matrix_of(kernel), identity, ridge)
+    solved = jnp.matmul(inverse, columns, precision="highest")
+    own = jnp.arange(n)
+    blocks = inverse.reshape(n, outputs, n, outputs)[own, :, own]
+    return blocks, solved.reshape(n, outputs, -1)
+
+
+def gaussian(
+    train: Array, start: Array, y: Array, cross: Array, cross_start: Array, prior: Array
+) -> tuple[Array, Array]:
+    """Mean `B y` and covariance `K_tt - B K_xt - (B K_xt)' + B K_xx B'` with `B = Theta_tx Theta_xx^{-1}`, of matrices.
+
+    Negative variances are rounding and become zero; beyond what rounding explains they are NaN.
+
+    Args:
+        train: Theta_xx, the kernel that trains, with its ridge.
+        start: K_xx, with the noise of the start.
+        y: Targets, one column for each independent output.
+        cross: Theta_tx.
+        cross_start: K_tx.
+        prior: K_tt.
+    """
+    filters = solve(train, cross.T, jnp.zeros((), train.dtype)).T
+    shared = _highest(filters, cross_start.T)
+    carried = _highest(_highest(filters, start), filters.T)
+    covariance = prior - shared - shared.T + carried
+    variances = jnp.diagonal(covariance)
+    is_rounding = variances >= -NEGATIVE_LIMIT * jnp.max(prior)
+    own = jnp.arange(len(covariance))
+    variances = jnp.where(is_rounding, jnp.maximum(variances, 0.0), jnp.nan)
+    return _highest(filters, y), covariance.at[own, own].set(variances)
+
+
+def solve_flow(
+    ntk: Any, y: Any, f0: Any, time: Any, ridge: Any = 0.0, rate: Any = 1.0
+) -> tuple[Array, Array]:
+    """Outputs and coefficients `a = A(K + ridge I) (y - f0)` at times `rate * time`, of which inf needs a ridge."""
+    start = jnp.zeros_like(y) if f0 is None else f0
+    kernel, y, f0 = arrays(ntk, y, f0=start)
+    check_start(f0, y.shape)
+    is_infinite = np.zeros(np.shape(time), bool) if is_traced(time) else np.isinf(np.asarray(time))
+    matrix = matrix_of(kernel)
+    ridge = (
+        positive_ridge(ridge, kernel) if is_infinite.any() else jnp.asarray(ridge).astype(y.dtype)
+    )
+    matrix = matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype)
+    residual = (y - f0) if kernel.ndim == 2 else (y - f0).reshape(-1, 1)
+    finite = jnp.asarray(time if is_traced(time) else np.where(is_infinite, 0.0, time))
+    tau = finite.astype(y.dtype) * jnp.asarray(rate).astype(y.dtype) / len(y)
+    coefficients = flow_coefficients(matrix, tau, residual)
+    if is_infinite.any():
+        limit = solve(matrix, residual, jnp.zeros((), y.dtype))
+        coefficients = jnp.where(is_infinite[:, None, None], limit[None], coefficients)
+    outputs = jnp.matmul(matrix, coefficients, precision="highest").reshape(-1, *y.shape) + f0[None]
+    return outputs, coefficients.reshape(-1, *y.shape)
+
+
+@jax.custom_jvp
+def flow_coefficients(matrix: Array, tau: Array, residual: Array) -> Array:
+    """`A(K) residual` at s times: `(1 - exp(-K tau)) / K` of a positive semi-definite matrix, `[s, m, c]`."""
+    values, vectors = _modes(matrix)
+    return _expanded(vectors, tau[:, None] * _phi(values[None] * tau[:, None]), residual)
+
+
+def _flow_derivative(primals, tangents):
+    matrix, tau, residual = primals
+    matrix_dot, tau_dot, residual_dot = tangents
+    values, vectors = map(_once_differentiable, _modes(matrix))
+    exponents = values[None] * tau[:, None]
+    weights = tau[:, None] * _phi(exponents)
+    derivative = jnp.zeros((len(tau), *residual.shape), residual.dtype)
+    if not isinstance(residual_dot, SymbolicZero):
+        derivative += _expanded(vectors, weights, residual_dot)
+    if not isinstance(tau_dot, SymbolicZero):
+        derivative += _expanded(vectors, jnp.exp(-exponents) * tau_dot[:, None], residual)
+    if not isinstance(matrix_dot, SymbolicZero):
+        turned = _highest(_highest(vectors.T, (matrix_dot + matrix_dot.T) / 2), vectors)
+        modes = _highest(vectors.T, residual)
+
+        def of_time(argument):
+            tau, exponents = argument
+            slopes = tau**2 * _divided_difference(exponents[:, None], exponents[None, :])
+            return _highest(vectors, _highest(slopes * turned, modes))
+
+        derivative += jax.lax.map(of_time, (tau, exponents))
+    return _expanded(vectors, weights, residual), derivative
+
+
+flow_coefficients.defjvp(_flow_derivative, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def _once_differentiable(values: Array) -> Array:
+    """The identity: the derivative above is not made to be differentiated by the kernel again."""
+    return values
+
+
+@_once_differentiable.defjvp
+def _refuse(primals, tangents):
+    raise ValueError(
+        "gradient_flow got a second derivative by its kernel, expected first ones: take second derivatives of "
+        "kernel_regression with a ridge, or finite differences of the gradient."
+    )
+
+
+def _modes(matrix):
+    """Eigenvalues, of which negative ones are rounding and become zero, and eigenvectors."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return jnp.maximum(values, 0.0), vectors
+
+
+def _expanded(vectors, weights, residual):
+    """`V diag(weights) V' residual` for every row of weights."""
+    modes = weights[:, :, None] * _highest(vectors.T, residual)[None]
+    return _highest(vectors, modes)
+
+
+def _highest(a, b):
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _phi(z):
+    """`(1 - exp(-z)) / z`, 1 at zero, for z >= 0."""
+    nonzero = jnp.where(z == 0, 1.0, z)
+    return jnp.where(z == 0, 1.0, -jnp.expm1(-nonzero) / nonzero)
+
+
+def _divided_difference(a, b):
+    """`phi[a, b] = (phi(a) - phi(b)) / (a - b)` for a, b >= 0, also where both are equal or tiny.
+
+    With a >= b it is `(exp(-b) phi(a - b) - phi(b)) / a`, by the product rule for `z phi(z) = 1 -
+    exp(-z)`. Below a = 1 this cancels, and `-int_0^1 s exp(-b s) phi((a - b) s) ds` does not.
+    """
+    larger = jnp.maximum(a, b)
+    smaller = jnp.minimum(a, b)
+    gap = larger - smaller
+    is_small = larger < 1
+    fast = (jnp.exp(-smaller) * _phi(gap) - _phi(smaller)) / jnp.where(is_small, 1.0, larger)
+    near = jnp.where(is_small, smaller, 0.0)
+    apart = jnp.where(is_small, gap, 0.0)
+    slow = jnp.zeros_like(fast)
+    for node, weight in zip((NODES + 1) / 2, WEIGHTS / 2, strict=True):
+        slow -= float(weight * node) * jnp.exp(-near * float(node)) * _phi(apart * float(node))
+    return jnp.where(is_small, slow, fast)
