@@ -8,7 +8,8 @@ rounding gives NaN.
 The flow needs no ridge. With `A(K) = (1 - exp(-K tau)) / K = V diag(g(lambda)) V'` its derivative
 is that of Daleckii and Krein, `dA = V (g[lambda_i, lambda_j] * (V' dK V)) V'`, in which divided
 differences `g[a, b] = (g(a) - g(b)) / (a - b)` stand where the derivative of eigenvectors would have
-`1 / (a - b)`: they are finite where eigenvalues are equal.
+`1 / (a - b)`: they are finite where eigenvalues are equal. They are held for all times together,
+one matrix each.
 """
 
 from __future__ import annotations
@@ -247,13 +248,9 @@ def _flow_derivative(primals, tangents):
     if not isinstance(matrix_dot, SymbolicZero):
         turned = _highest(_highest(vectors.T, (matrix_dot + matrix_dot.T) / 2), vectors)
         modes = _highest(vectors.T, residual)
-
-        def of_time(argument):
-            tau, exponents = argument
-            slopes = tau**2 * _divided_difference(exponents[:, None], exponents[None, :])
-            return _highest(vectors, _highest(slopes * turned, modes))
-
-        derivative += jax.lax.map(of_time, (tau, exponents))
+        slopes = _divided_difference(exponents[:, :, None], exponents[:, None, :])
+        slopes = tau[:, None, None] ** 2 * slopes
+        derivative += _highest(vectors, _highest(slopes * turned[None], modes))
     return _expanded(vectors, weights, residual), derivative
 
 
