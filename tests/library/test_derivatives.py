@@ -65,7 +65,7 @@ SOLVES = {
 }
 
 
-QUICK = ("regression", "solution")
+QUICK = ("regression",)
 
 
 @pytest.mark.parametrize("kernels", [lambda k: k, extended(full)], ids=["shared", "full"])
