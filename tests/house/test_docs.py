@@ -130,9 +130,11 @@ def test_arguments_of_the_names_of_neural_tangents_come_in_its_order():
         there, parameters = (
             inspect.signature(_resolve(name.strip("`"))).parameters for name in (theirs, ours)
         )
-        added = parameters.get("tolerance")  # of predict, where the page says so: by its name only
-        here = [name for name in parameters if added is None or name != "tolerance"]
-        assert added is None or added.kind is inspect.Parameter.KEYWORD_ONLY
+        # What predict has beside its original, as the page says, is given by its name only.
+        added = {"tolerance", "scale"} & {*parameters}
+        here = [name for name in parameters if name not in added]
+        for name in added:
+            assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
         known = [name for name in there if not name.startswith("_")]
         if theirs == "`nt.predict.max_learning_rate`":
             known.remove("eps")
