@@ -176,7 +176,10 @@ def test_every_public_module_is_on_a_reference_page():
         value for value in map(partial(getattr, lazynet), dir(lazynet)) if inspect.ismodule(value)
     ]
     named = {module.__name__ for module in modules if hasattr(module, "__all__")} - {
-        "lazynet.kernels"
+        "lazynet.kernels",
+        # The facades by their short names, where something has imported them so.
+        "lazynet.stax",
+        "lazynet.predict",
     }
     assert named and not named - set(MODULES)
 
