@@ -3,9 +3,9 @@
     python -m experiments run crossover                    # about 40 seconds
     python -m experiments run crossover --preset smoke     # about 20 seconds
 
-Two-layer tanh networks of width h in the NTK parameterization fit random signs with f = alpha (h(w)
-- h(w0)), by gradient descent until the loss is 0.01 (it starts at 0.5). Expected, with s = sqrt(h)
-alpha:
+Two-layer tanh networks of width h in the NTK parameterization fit random signs with
+f = alpha (h(w) - h(w0)), by gradient descent until the loss is 0.01 (it starts at 0.5). Expected,
+with s = sqrt(h) alpha:
 
 - the relative drift |w - w0| / |w0| at one s is the same for all widths (within 10 %), and falls
   like 1/s from 10 on;

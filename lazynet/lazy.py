@@ -430,16 +430,14 @@ class _Gated:
         affine = known.rows if known else {}
         inside = self.model.trace(self.params0, x)[1]
         gates = {path: z for path, (_, z) in inside.items() if path not in affine}
-        smooth = [path for path in gates if self._layer_name(path) not in (*GATES, "MaxPool")]
+        names = {path: layer_name(path or self.model.name) for path in gates}
+        smooth = [path for path, name in names.items() if name not in (*GATES, "MaxPool")]
         if smooth or not gates:
             found = f"layer {smooth[0]}, which has no gates" if smooth else "no layer with gates"
             raise ValueError(
                 f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool."
             )
         return self.model.apply(params, x, gates)
-
-    def _layer_name(self, path):
-        return layer_name(path or self.model.name)
 
 
 def _full_products():

@@ -1,7 +1,7 @@
 """Kernels on small data: infinite networks beside tuned classical methods on tables, and on few images.
 
-    python -m experiments run kernel_small_data # tables and digits as images, about 10 minutes
-    python -m experiments run kernel_small_data --preset smoke # about half a minute
+    python -m experiments run kernel_small_data                  # tables and digits, about 10 minutes
+    python -m experiments run kernel_small_data --preset smoke   # about half a minute
     python -m experiments run kernel_small_data --set data.name=cifar10 --set data.root=DIR  # about 30 minutes
     python -m experiments run kernel_small_data --preset paper --set data.root=DIR           # meant for a GPU
 

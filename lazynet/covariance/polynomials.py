@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ from lazynet.covariance.angles import angle, safe_sqrt
 from lazynet.covariance.duals import Dual, opening, rectifier_side
 from lazynet.typing import Array
 
-__all__ = ["hermite_coefficients", "polynomial_dual", "rectified_power_dual", "sign_dual"]
+__all__ = ["hermite_coefficients", "horner", "polynomial_dual", "rectified_power_dual", "sign_dual"]
 
 
 def polynomial_dual(coefficients: Sequence[float | int]) -> Dual:
@@ -33,13 +34,13 @@ def polynomial_dual(coefficients: Sequence[float | int]) -> Dual:
     moments = [_moment_coefficients(coefficients, order) for order in orders]
 
     def side(q):
-        return tuple(_horner(moment, q) for moment in moments)
+        return tuple(horner(moment, q) for moment in moments)
 
     def pair(side1, side2, s, gap, acute):
         products = [a * b for a, b in zip(side1, side2, strict=True)]
         value = [product / math.factorial(order) for order, product in enumerate(products)]
         slope = [product / math.factorial(order) for order, product in enumerate(products[1:])]
-        return _horner(value, s), _horner(slope, s), None
+        return horner(value, s), horner(slope, s), None
 
     def diagonal(q):
         return pair(side(q), side(q), q, None, False)[:2]
@@ -118,7 +119,13 @@ def _moment_coefficients(coefficients, order):
     ]
 
 
-def _horner(coefficients, x) -> Array:
+def horner(coefficients: Sequence[Any], x: Array) -> Array:
+    """The polynomial `sum_k c_k x^k`, by Horner's rule.
+
+    Example:
+        >>> float(horner((1.0, 0.0, 2.0), jnp.array(3.0)))
+        19.0
+    """
     value = jnp.zeros_like(x)
     for coefficient in reversed(coefficients):
         value = value * x + coefficient

@@ -7,10 +7,10 @@ Differences from neural-tangents: targets are `[n, k]`, computations are float64
 of transformations, singular kernels have their limits where neural-tangents gives NaN, and a
 momentum state cannot be passed in to resume. Under jit, grad and vmap `gradient_descent_mse` and
 `gp_inference` compute in `jax.numpy`, in the dtype at hand: infinite time then needs a positive
-`diag_reg`. Nothing is cached between calls of an
-ensemble: ask for all times at once. On the training set itself (`x_test=None`, `k_test_train=None`)
-it gives what it gives at the same points as test points, `K (K + r I)^{-1} y` at infinite time;
-neural-tangents returns y with variance 0 whatever the ridge.
+`diag_reg`. Nothing is cached between calls of an ensemble: ask for all times at once. On the
+training set itself (`x_test=None`, `k_test_train=None`) it gives what it gives at the same points
+as test points, `K (K + r I)^{-1} y` at infinite time; neural-tangents returns y with variance 0
+whatever the ridge.
 
 Directions that the rounding of a kernel drowns are left out at infinite time unless the ridge lifts
 them, see `lazynet.linalg`: kernels keep the dtype in which they were computed, and `tolerance`
@@ -46,7 +46,7 @@ from lazynet.dropin.predict_arguments import (
     traced_start,
 )
 from lazynet.dynamics import Gaussian, traced
-from lazynet.dynamics.processes import ensemble_law, traced_ensemble
+from lazynet.dynamics.processes import chosen_scale, ensemble_law, traced_ensemble
 from lazynet.linalg import kernel_matrix
 from lazynet.losses import mse
 from lazynet.records import Data, Gram
@@ -440,9 +440,7 @@ def _inference(name, train, cross, prior, y, scaled):
         law = traced_ensemble(kernel, start, y, rows, columns, before, ridge=ridge, noise=noise)
     if prior is None:
         return law
-    if isinstance(scale, str):
-        scale = dynamics.prior_scale(start, Data(y, y), ridge=ridge, by=scale)
-    size = guards.number("scale", scale, above=0, fix='or "evidence" or "leave_one_out"')
+    size = chosen_scale(scale, start, Data(y, y), ridge)
     return law._replace(covariance=jnp.asarray(size).astype(y.dtype) * law.covariance)
 
 

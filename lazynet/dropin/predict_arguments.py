@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards
-from lazynet.dynamics import traced
 from lazynet.dynamics.checks import check_kernel_shape
-from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh
+from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh, unfolded
 from lazynet.trees import is_traced
 from lazynet.typing import Array
 
@@ -34,11 +33,10 @@ def absolute_ridge(kernel, diag_reg, absolute) -> Any:
         return ridge
     if is_traced(ridge) or is_traced(kernel):
         is_known_zero = not is_traced(ridge) and ridge == 0
-        return 0.0 if is_known_zero else ridge * jnp.mean(jnp.diagonal(traced.matrix_of(kernel)))
+        return 0.0 if is_known_zero else ridge * jnp.mean(jnp.diagonal(unfolded(kernel)))
     matrix = kernel_matrix(kernel)
-    check_symmetric(
-        matrix
-    )  # a kernel with NaN would make the ridge NaN, and the message speak of that
+    # A kernel with NaN would make the ridge NaN, and the message speak of that.
+    check_symmetric(matrix)
     return ridge * float(np.mean(np.diagonal(matrix), dtype=np.float64))
 
 
@@ -131,7 +129,7 @@ def check_cross(fx_test_0, k_test_train):
 
 
 def traced_start(name, outputs, shape, y):
-    """`_start` in the dtype of the targets."""
+    """`start_outputs` in the dtype of the targets, also of traced ones."""
     if not is_traced(outputs):
         return jnp.asarray(start_outputs(name, outputs, shape)).astype(y.dtype)
     return jnp.broadcast_to(guards.real(name, outputs), shape).astype(y.dtype)

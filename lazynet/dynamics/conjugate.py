@@ -18,7 +18,13 @@ from jaxtyping import Float
 
 from lazynet import guards
 from lazynet.dynamics.checks import check_finite_kernel, check_kernel, check_targets, targets
-from lazynet.linalg import blocked_product, check_symmetric, checked_ridge, kernel_matrix
+from lazynet.linalg import (
+    blocked_product,
+    check_symmetric,
+    checked_ridge,
+    columns_of,
+    kernel_matrix,
+)
 from lazynet.records import Data
 from lazynet.typing import ArrayLike
 
@@ -150,7 +156,7 @@ def _system(kernel, y, ridge, diagonal):
             kernel_matrix(array[i // outputs : i // outputs + 1])[i % outputs], np.float64
         )
 
-    columns = y if array.ndim == 2 else y.reshape(-1, 1)
+    columns = columns_of(y, array.ndim)
     return _System(
         lambda v: blocked_product(array, v), row, np.asarray(entries, np.float64), ridge
     ), columns
@@ -260,5 +266,5 @@ def _ratio(numerator, denominator, active):
 def _predictions(cross, coefficients, shape):
     if callable(cross):
         return np.asarray(cross(jnp.asarray(coefficients, jnp.result_type(float))), np.float64)
-    columns = coefficients if np.ndim(cross) == 2 else coefficients.reshape(-1, 1)
+    columns = columns_of(coefficients, np.ndim(cross))
     return blocked_product(cross, columns).reshape(-1, shape[1])

@@ -13,7 +13,7 @@ from jaxtyping import Float, Key, Num, Shaped
 from lazynet import guards
 from lazynet.dynamics.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.dynamics.flow import Solution, closed_form, kernel_outputs
-from lazynet.linalg import Eigen, check_symmetric, kernel_matrix
+from lazynet.linalg import Eigen, check_symmetric, columns_of, kernel_matrix
 from lazynet.losses import check_labels, mse
 from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, LossFn
@@ -113,7 +113,7 @@ def _batches(key, n, batch_size):
 
 
 def _outputs(rows, coefficients, f0):
-    columns = coefficients if rows.ndim == 2 else coefficients.reshape(-1, 1)
+    columns = columns_of(coefficients, rows.ndim)
     return f0 + (np.asarray(kernel_matrix(rows), np.float64) @ columns).reshape(f0.shape)
 
 

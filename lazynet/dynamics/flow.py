@@ -21,7 +21,7 @@ from lazynet.dynamics.checks import (
     formed,
     modes,
 )
-from lazynet.linalg import Eigen, kernel_matrix, symmetric
+from lazynet.linalg import Eigen, columns_of, kernel_matrix, symmetric
 from lazynet.losses import check_labels, mse
 from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike, LossFn
@@ -163,9 +163,8 @@ def flow_weights(eigen: Eigen, tau):
     tau = np.where(finite, tau[:, None], 0.0)
     with np.errstate(over="ignore"):
         exponent = -eigen.values * tau
-    is_slow = (
-        exponent > -1.0
-    )  # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow
+    # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow.
+    is_slow = exponent > -1.0
     phi = np.where(exponent == 0, 1.0, np.expm1(exponent) / np.where(exponent == 0, 1.0, exponent))
     fast = -np.expm1(exponent) / np.where(is_slow, 1.0, eigen.values)
     return np.where(finite, np.where(is_slow, tau * phi, fast), eigen.inverse_values())
@@ -180,7 +179,7 @@ def closed_form(eigen: Eigen, weights, y, f0, ndim) -> Solution:
 
 def expand(eigen: Eigen, weights, residual, ndim):
     """`V diag(weights) V' residual` for every row of weights, `[s, n, k]`."""
-    columns = residual if ndim == 2 else residual.reshape(-1, 1)
+    columns = columns_of(residual, ndim)
     modes = weights.T[:, :, None] * (eigen.vectors.T @ columns)[:, None, :]
     expanded = (eigen.vectors @ modes.reshape(len(modes), -1)).reshape(modes.shape)
     return expanded.swapaxes(0, 1).reshape(len(weights), *residual.shape)
@@ -227,7 +226,7 @@ def _integrate(ntk, y, f0, loss, time, friction, rtol):
 
 def _slope(loss, ndim, heavy_ball, _, state, args):
     matrix, y, f0, friction = args
-    columns = state[0] if ndim == 2 else state[0].reshape(-1, 1)
+    columns = columns_of(state[0], ndim)
     outputs = f0 + jnp.matmul(matrix, columns, precision="highest").reshape(y.shape)
     force = -jax.grad(loss)(outputs, y)
     return jnp.stack([state[1], force - friction * state[1]]) if heavy_ball else force[None]

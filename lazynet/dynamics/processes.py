@@ -26,9 +26,11 @@ from lazynet.linalg import (
     Eigen,
     check_symmetric,
     checked_ridge,
+    columns_of,
     kernel_matrix,
     rank_tolerance,
     symmetric,
+    unfolded,
 )
 from lazynet.records import Data, Gram
 from lazynet.trees import is_traced
@@ -107,14 +109,14 @@ def nngp_posterior(
     ridge = checked_ridge(ridge)
     _check_blocks(nngp, cross, prior, y, np.ndim(nngp))
     eigen, _ = decompose(nngp, len(y), ridge, tolerance)
-    size = _scale(scale, eigen, data, ridge)
+    size = chosen_scale(scale, eigen, data, ridge)
     across = np.asarray(kernel_matrix(cross), np.float64)
     prior_matrix = np.asarray(kernel_matrix(prior), np.float64)
     filters = (across @ eigen.vectors) * eigen.inverse_values(ridge)
     covariance = prior_matrix - filters @ (across @ eigen.vectors).T
     error = _rounding(eigen.tolerance, kernel_matrix(cross), kernel_matrix(prior))
     covariance = _with_variances(covariance, filters, error, np.max(prior))
-    mean = filters @ (eigen.vectors.T @ _columns(y, nngp))
+    mean = filters @ (eigen.vectors.T @ columns_of(y, np.ndim(nngp)))
     return _gaussian(mean, size * covariance, np.ndim(nngp), y)
 
 
@@ -171,7 +173,8 @@ def _fitted(by, blocks, solved, y, solve):
     return (errors * solved).sum() / y.size
 
 
-def _scale(scale, kernel, data, ridge):
+def chosen_scale(scale, kernel, data, ridge):
+    """A scale that was given, or the one by the rule that was named."""
     if isinstance(scale, str):
         return prior_scale(kernel, data, ridge=ridge, by=scale)
     return guards.number("scale", scale, above=0, fix='or "evidence" or "leave_one_out"')
@@ -179,7 +182,7 @@ def _scale(scale, kernel, data, ridge):
 
 def _traced_posterior(nngp, data, cross, prior, ridge, scale):
     law = traced_ensemble(nngp, nngp, targets(data), cross, cross, prior, ridge=ridge, noise=ridge)
-    size = jnp.asarray(_scale(scale, nngp, data, ridge))
+    size = jnp.asarray(chosen_scale(scale, nngp, data, ridge))
     return law._replace(covariance=size.astype(law.mean.dtype) * law.covariance)
 
 
@@ -193,19 +196,14 @@ def traced_ensemble(ntk, nngp, y, rows, cross, prior, *, ridge, noise) -> Gaussi
     check_block("cross.ntk", rows, m, y, kernel.ndim)
     check_block("cross", cross, m, y, kernel.ndim)
     check_block("prior", prior, m, y, kernel.ndim, columns=m)
-    matrices = [traced.matrix_of(each) for each in (kernel, start, rows, cross, prior)]
+    matrices = [unfolded(each) for each in (kernel, start, rows, cross, prior)]
     matrix, start, rows, cross, prior = matrices
     identity = jnp.eye(len(matrix), dtype=matrix.dtype)
     trained = matrix + traced.positive_ridge(ridge, matrix) * identity
     if noise is not None:
         start = start + traced.positive_ridge(noise, matrix) * identity
-    law = traced.gaussian(trained, start, _columns(y, kernel), rows, cross, prior)
+    law = traced.gaussian(trained, start, columns_of(y, kernel.ndim), rows, cross, prior)
     return _gaussian(*law, kernel.ndim, y)
-
-
-def _columns(y, kernel):
-    """Targets as columns that share one matrix: all outputs, or one column of all of them."""
-    return y if np.ndim(kernel) == 2 else y.reshape(-1, 1)
 
 
 def _gaussian(mean, covariance, ndim, y):
@@ -297,8 +295,8 @@ def ensemble_law(
     covariance = before - shared - shared.swapaxes(1, 2) + carried
     error = _rounding(rank_tolerance(drawn), kernel_matrix(cross.nngp), kernel_matrix(prior))
     covariance = _with_variances(covariance, filters, error, np.max(prior))
-    columns = y if ndim == 2 else y.reshape(-1, 1)
-    return _gaussian(filters @ (eigen.vectors.T @ columns), covariance, ndim, y)
+    mean = filters @ (eigen.vectors.T @ columns_of(y, ndim))
+    return _gaussian(mean, covariance, ndim, y)
 
 
 def _check_gram(name, kernels):

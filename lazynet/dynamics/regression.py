@@ -9,7 +9,7 @@ from lazynet import guards
 from lazynet.dynamics import traced
 from lazynet.dynamics.checks import check_kernel, check_ridges, check_targets, decompose, targets
 from lazynet.dynamics.flow import expand, kernel_outputs
-from lazynet.linalg import Eigen, kernel_matrix, solve_psd
+from lazynet.linalg import Eigen, columns_of, kernel_matrix, solve_psd
 from lazynet.records import Data
 from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike
@@ -65,7 +65,7 @@ def kernel_regression(
     ridges = check_ridges(ridge)
     check_kernel("cross", cross, len(guards.array("cross", cross)), *y.shape)
     if not np.ndim(ridge) and not isinstance(kernel, Eigen):
-        columns = y if np.ndim(kernel) == 2 else y.reshape(-1, 1)
+        columns = columns_of(y, np.ndim(kernel))
         solved = solve_psd(
             kernel_matrix(kernel), columns, ridge=float(ridges[0]), tolerance=tolerance
         )

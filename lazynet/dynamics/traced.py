@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from lazynet import guards
 from lazynet.dynamics.checks import check_kernel_shape, check_times, targets
-from lazynet.linalg import NEGATIVE_LIMIT, Eigen
+from lazynet.linalg import NEGATIVE_LIMIT, Eigen, columns_of, unfolded
 from lazynet.trees import is_traced
 from lazynet.typing import Array
 
@@ -94,19 +94,11 @@ def times(time: Any) -> Any:
     return jnp.atleast_1d(time) if is_traced(time) else time
 
 
-def matrix_of(kernel: Array) -> Array:
-    """A kernel `[n1, n2]` as it is, `[n1, n2, k, k]` as `[n1 k, n2 k]`, rows ordered (example, output)."""
-    if kernel.ndim == 2:
-        return kernel
-    n1, n2, k, _ = kernel.shape
-    return kernel.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
-
-
 def product(kernel: Array, coefficients: Array) -> Array:
     """`Theta a` for coefficients `[*s, n, k]`."""
     n, k = coefficients.shape[-2:]
     columns = coefficients if kernel.ndim == 2 else coefficients.reshape(-1, n * k, 1)
-    outputs = jnp.matmul(matrix_of(kernel), columns, precision="highest")
+    outputs = jnp.matmul(unfolded(kernel), columns, precision="highest")
     return outputs.reshape(*coefficients.shape[:-2], len(kernel), k)
 
 
@@ -143,10 +135,10 @@ def kernel_regression(kernel: Any, data: Any, cross: Any, ridge: Any, tolerance:
     check_kernel_shape("cross", cross.shape, len(cross), *y.shape)
     check_tolerance(tolerance)
     ridge = positive_ridge(ridge, kernel)
-    columns = y if kernel.ndim == 2 else y.reshape(-1, 1)
+    columns = columns_of(y, kernel.ndim)
 
     def outputs_at(ridge):
-        return product(cross, solve(matrix_of(kernel), columns, ridge).reshape(y.shape))
+        return product(cross, solve(unfolded(kernel), columns, ridge).reshape(y.shape))
 
     return jax.vmap(outputs_at)(ridge) if ridge.ndim else outputs_at(ridge)
 
@@ -168,9 +160,9 @@ def left_out(kernel: Array, y: Array, ridge: Array) -> tuple[Array, Array]:
     """Blocks `G_ii` and `[G y]_i` of the examples."""
     n, k = y.shape
     outputs = 1 if kernel.ndim == 2 else k
-    columns = y if kernel.ndim == 2 else y.reshape(-1, 1)
+    columns = columns_of(y, kernel.ndim)
     identity = jnp.eye(n * outputs, dtype=kernel.dtype)
-    inverse = solve(matrix_of(kernel), identity, ridge)
+    inverse = solve(unfolded(kernel), identity, ridge)
     solved = jnp.matmul(inverse, columns, precision="highest")
     own = jnp.arange(n)
     blocks = inverse.reshape(n, outputs, n, outputs)[own, :, own]
@@ -211,12 +203,12 @@ def solve_flow(
     kernel, y, f0 = arrays(ntk, y, f0=start)
     check_start(f0, y.shape)
     is_infinite = np.zeros(np.shape(time), bool) if is_traced(time) else np.isinf(np.asarray(time))
-    matrix = matrix_of(kernel)
+    matrix = unfolded(kernel)
     ridge = (
         positive_ridge(ridge, kernel) if is_infinite.any() else jnp.asarray(ridge).astype(y.dtype)
     )
     matrix = matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype)
-    residual = (y - f0) if kernel.ndim == 2 else (y - f0).reshape(-1, 1)
+    residual = columns_of(y - f0, kernel.ndim)
     finite = jnp.asarray(time if is_traced(time) else np.where(is_infinite, 0.0, time))
     tau = finite.astype(y.dtype) * jnp.asarray(rate).astype(y.dtype) / len(y)
     coefficients = flow_coefficients(matrix, tau, residual)

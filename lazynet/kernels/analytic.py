@@ -162,9 +162,8 @@ def _check_known(matrices):
     for name, values in matrices.items():
         if is_traced(values):
             continue
-        extremes = np.array(
-            [values.min(), values.max()]
-        )  # which take no memory, and are NaN if one value is
+        # They take no memory, and are NaN if one value is.
+        extremes = np.array([values.min(), values.max()])
         if np.isnan(extremes).any():
             raise ValueError(
                 f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "

@@ -20,7 +20,7 @@ Two tolerances:
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -135,15 +135,39 @@ def kernel_matrix(kernel: Float[ArrayLike, "n1 n2 ..."]) -> Float[np.ndarray, "m
         (10, 15)
     """
     array = guards.numbers("kernel", kernel)
-    if array.ndim == 2:
-        return array
-    if array.ndim != 4 or array.shape[2] != array.shape[3]:
+    is_full = array.ndim == 4 and array.shape[2] == array.shape[3]
+    if array.ndim != 2 and not is_full:
         raise ValueError(
             f"kernel of shape {array.shape}, expected [n1, n2], or [n1, n2, k, k] for the full empirical "
             'kernel (empirical_ntk with outputs="trace" or "full").'
         )
-    n1, n2, k, _ = array.shape
-    return array.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
+    return unfolded(array)
+
+
+def unfolded(kernel: Any) -> Any:
+    """`kernel_matrix` of an array of NumPy or JAX, also a traced one, whose shape is known to be right.
+
+    Example:
+        >>> unfolded(jnp.ones((2, 3, 5, 5))).shape
+        (10, 15)
+    """
+    if kernel.ndim == 2:
+        return kernel
+    n1, n2, k, _ = kernel.shape
+    return kernel.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
+
+
+def columns_of(outputs: Any, ndim: int) -> Any:
+    """Outputs `[n, k]` as the columns that `kernel_matrix` of a kernel with `ndim` axes acts on.
+
+    They are one for each output if outputs decouple, `[n, n2]`, and one of all of them for the full
+    kernel.
+
+    Example:
+        >>> columns_of(np.ones((3, 2)), 2).shape, columns_of(np.ones((3, 2)), 4).shape
+        ((3, 2), (6, 1))
+    """
+    return outputs if ndim == 2 else outputs.reshape(-1, 1)
 
 
 def symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> Float[np.ndarray, "m m"]:

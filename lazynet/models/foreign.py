@@ -264,9 +264,8 @@ def _nnx_functions(source: Any, call: dict[str, Any]):
 
     def called(params, x):
         """The outputs, and where the call changed state besides the parameters."""
-        fresh = jax.tree.map(
-            lambda value: value, constants
-        )  # what the call changes is lost with it
+        # What the call changes is lost with the copy.
+        fresh = jax.tree.map(lambda value: value, constants)
         module = nnx.merge(graphdef, nnx.State(params), fresh)
         before = _values(nnx.split(module, nnx.Param, ...)[2])
         with _foreign_terms():

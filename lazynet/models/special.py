@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax.numpy as jnp
 
@@ -15,6 +16,7 @@ from lazynet.covariance.exponentials import (
 )
 from lazynet.covariance.polynomials import (
     hermite_coefficients,
+    horner,
     polynomial_dual,
     rectified_power_dual,
     sign_dual,
@@ -185,10 +187,4 @@ def Sign() -> Model:
 
 
 def _polynomial(name, coefficients):
-    def fn(x):
-        value = jnp.zeros_like(x)
-        for coefficient in reversed(coefficients):
-            value = value * x + coefficient
-        return value
-
-    return activation(name, fn, polynomial_dual(coefficients))
+    return activation(name, partial(horner, coefficients), polynomial_dual(coefficients))

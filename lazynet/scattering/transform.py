@@ -18,9 +18,8 @@ from lazynet.typing import Array, ArrayLike
 __all__ = ["Path", "scattering2d", "scattering2d_nhwc", "scattering_paths", "wavelet_coefficients"]
 
 _ACCELERATOR_BYTES = 2**31  # temporaries of one chunk of images on an accelerator
-_SMALL_GRID = (
-    64**2
-)  # frequencies up to which adding quarters is faster on a CPU than a strided mean
+# Frequencies up to which adding quarters is faster on a CPU than a strided mean.
+_SMALL_GRID = 64**2
 
 
 class Path(NamedTuple):
@@ -313,9 +312,8 @@ def _add(parts: list[Array]) -> Array:
 def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
     """`A u A'^T` at full precision: the averaged, decimated and cropped map."""
     rows, columns = matrices
-    narrow = jnp.matmul(
-        u.reshape(-1, u.shape[-1]), columns.T, precision="highest"
-    )  # one product for all maps
+    # One product for all maps.
+    narrow = jnp.matmul(u.reshape(-1, u.shape[-1]), columns.T, precision="highest")
     return jnp.einsum(
         "hp,...pw->...hw", rows, narrow.reshape(*u.shape[:-1], -1), precision="highest"
     )

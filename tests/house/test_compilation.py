@@ -48,9 +48,8 @@ def _sweep(model, alphas, seeds):
 def test_a_sweep_over_finite_alphas_and_initializations_compiles_the_step_once_and_infinity_once_more(
     caplog,
 ):
-    model = ln.serial(
-        ln.Dense(32), ln.Relu(), ln.Dense(3)
-    )  # a new function object: nothing is cached yet
+    # A new function object: nothing is cached yet.
+    model = ln.serial(ln.Dense(32), ln.Relu(), ln.Dense(3))
     with caplog.at_level(logging.WARNING), jax.log_compiles(True):
         _sweep(model, (0.1, 1.0, 10.0, 100.0, 1000.0), seeds=(0, 1))
         assert _compilations_of_the_step(caplog) == 1

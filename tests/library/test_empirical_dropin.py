@@ -250,9 +250,8 @@ def test_axes_mean_what_they_mean_in_neural_tangents(trace_axes, diagonal_axes):
 def test_layerwise_kernel_of_a_model_is_that_of_every_implementation(implementation, monkeypatch):
     import neural_tangents as nt
 
-    interpreter = importlib.import_module(
-        "jax.interpreters.ad"
-    )  # jax 0.5.3 lost two names that implementation 3 reads
+    # jax 0.5.3 lost two names that implementation 3 reads.
+    interpreter = importlib.import_module("jax.interpreters.ad")
     monkeypatch.setattr(interpreter, "config", jax.config, raising=False)
     names = importlib.import_module("jax._src.source_info_util")
     monkeypatch.setattr(interpreter, "source_info_util", names, raising=False)

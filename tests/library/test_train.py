@@ -86,9 +86,8 @@ def test_time_is_the_cumulated_learning_rate_over_one_minus_momentum():
 
 def test_an_epoch_visits_every_example_once_in_an_order_of_its_own():
     data = ln.Data(2.0 ** jnp.arange(12.0)[:, None], jnp.zeros((12, 1)))
-    goal = ln.objective(
-        lambda w, x: w * x, lambda f, y: jnp.sum(f)
-    )  # the gradient is the sum of the batch: a bit each
+    # The gradient is the sum of the batch: a bit each.
+    goal = ln.objective(lambda w, x: w * x, lambda f, y: jnp.sum(f))
     states = ln.snapshots(
         goal,
         jnp.asarray(0.0),
