@@ -370,12 +370,13 @@ def _predictor(kernel, y, loss, unit, friction):
     return predict_fn
 
 
-def _traced_predictor(kernel, y, unit, ridge, tolerance):
+def _traced_predictor(kernel, y_train, unit, ridge, tolerance):
     """`predict_fn` of gradient flow on the square loss where a value is traced."""
 
     def predict_fn(t, fx_train_0, fx_test_0, k_test_train):
         traced.check_tolerance(tolerance)
         check_cross(fx_test_0, k_test_train)
+        y = jnp.asarray(y_train)
         steps = t if is_traced(t) else np.asarray(guards.numbers("t", np.inf if t is None else t))
         shape = jnp.shape(steps)
         start = traced_start("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape, y)
@@ -441,7 +442,7 @@ def _inference(name, train, cross, prior, y, scaled):
     if prior is None:
         return law
     size = chosen_scale(scale, start, Data(y, y), ridge)
-    return law._replace(covariance=jnp.asarray(size).astype(y.dtype) * law.covariance)
+    return law._replace(covariance=jnp.asarray(size).astype(law.covariance.dtype) * law.covariance)
 
 
 def _collected(members, get):

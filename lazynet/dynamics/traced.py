@@ -55,9 +55,10 @@ def arrays(kernel: Any, y: Any, **others: Any) -> tuple[Array, ...]:
 
 def _in_one_dtype(*values):
     """Arrays in the widest of their dtypes, float32 at least: half precision has no Cholesky factors."""
-    widest = max((value.dtype for value in values), key=lambda dtype: dtype.itemsize)
+    converted = [jnp.asarray(value) for value in values]  # float64 of NumPy is float32 without x64
+    widest = max((value.dtype for value in converted), key=lambda dtype: dtype.itemsize)
     dtype = jnp.float32 if widest.itemsize < 4 else widest
-    return tuple(jnp.asarray(value).astype(dtype) for value in values)
+    return tuple(value.astype(dtype) for value in converted)
 
 
 def check_tolerance(tolerance: Any) -> None:

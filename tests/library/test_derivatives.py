@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
@@ -77,6 +79,18 @@ def test_a_compiled_solve_gives_the_numbers_of_the_host(name, kernels):
     for traced in (jax.jit(solve)(k, c, p, Y), jax.jit(lambda y: solve(k, c, p, y))(Y)):
         for value, of_host in zip(jax.tree.leaves(traced), expected, strict=True):
             np.testing.assert_allclose(value, of_host, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", extended_but([*SOLVES], *QUICK))
+def test_float64_of_numpy_is_taken_without_x64_and_without_a_warning(name):
+    expected = jax.tree.leaves(SOLVES[name](K, CROSS, PRIOR, Y))
+    with jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64():
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            values = jax.jit(lambda k: SOLVES[name](k, CROSS, PRIOR, Y))(jnp.asarray(K))
+    for value, of_host in zip(jax.tree.leaves(values), expected, strict=True):
+        assert value.dtype == jnp.float32
+        np.testing.assert_allclose(value, of_host, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.extended
