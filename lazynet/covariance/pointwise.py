@@ -47,6 +47,10 @@ class Pointwise(NamedTuple):
     pair: Callable[..., tuple[Array, Array | None, Array | None]]
     diagonal: Callable[..., tuple[Array, Array | None]]
 
+    def exact(self, own: Covariance) -> Covariance:
+        """What becomes of the covariances of inputs with themselves."""
+        return Covariance(*self.diagonal(*own))
+
 
 def total(kernels: Sequence[Covariance]) -> Covariance:
     """The kernels of a sum of independent functions: they add, and an NTK that there is not adds nothing.

@@ -108,7 +108,7 @@ def _restored(chain, images, moments):
         else:
             pairs = next(moments)
             before = [lambda own=own: own for own in pairs]
-            after = [lambda own=own, op=step.op: op.diagonal(*own) for own in pairs]
+            after = [lambda own=own, op=step.op: op.exact(own) for own in pairs]
             planes = planes.pointwise(step.op, before, after)
     return planes
 

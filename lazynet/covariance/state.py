@@ -140,7 +140,7 @@ class Kernel:
     def pointwise(self, op: Pointwise, **changes) -> Kernel:
         """The state after a rule that maps each pair of positions by itself."""
         before = self.own.moments
-        own = once(lambda: Covariance(*op.diagonal(*before())))
+        own = once(lambda: op.exact(before()))
         after = self.replace(own=Side(own), **changes)
         pairs = self.own.pairs and self.own.pairs.pointwise(op, [before] * 2, [own] * 2)
         cross = self.cross.pointwise(op, self._moments(), after._moments())
