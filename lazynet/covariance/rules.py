@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax import lax
 
 from lazynet.covariance.duals import Dual
+from lazynet.covariance.general.positions import Positions
 from lazynet.covariance.state import Kernel, Pointwise
 from lazynet.covariance.windows import Window
 from lazynet.typing import Array
@@ -24,7 +26,10 @@ __all__ = [
     "pool_rule",
 ]
 
-Rule = Callable[[Kernel], Kernel]
+State = Kernel | Positions
+"""Planes and vectors, or all pairs of positions: rules are the same."""
+
+Rule = Callable[[Any], Any]
 Scale = float | int | Array
 
 
@@ -39,7 +44,7 @@ def activation_rule(name: str, dual: Dual) -> Rule:
         value, slope = dual.diagonal(nngp)
         return value, _times(ntk, slope)
 
-    def rule(k: Kernel) -> Kernel:
+    def rule(k: State) -> State:
         def pair(side1, side2, nngp, ntk, gap):
             value, slope, gap = dual.pair(side1, side2, nngp, gap, k.positive)
             return value, _times(ntk, slope), gap
@@ -52,12 +57,17 @@ def activation_rule(name: str, dual: Dual) -> Rule:
 
 
 def dense_rule(
-    features: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+    features: int,
+    W_std: Scale,
+    b_std: Scale | None,
+    scheme: tuple[int, int] | None,
+    *,
+    any_rank: bool = False,
 ) -> Rule:
     """`Sigma' = W^2 Sigma + b^2`, `Theta' = W^2 Theta + Sigma'` (see `affine` for the standard parameterization)."""
 
-    def rule(k: Kernel) -> Kernel:
-        if not k.vectors:
+    def rule(k: State) -> State:
+        if not k.vectors and not any_rank:
             raise ValueError(
                 "Dense got images, expected vectors: put Flatten() or GlobalAvgPool() before it."
             )
@@ -67,8 +77,8 @@ def dense_rule(
 
 
 def affine(
-    k: Kernel, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
-) -> Kernel:
+    k: State, fan_in: int, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+) -> State:
     """The state after fresh weights and biases on features that were averaged over `fan_in` inputs.
 
     In the standard parameterization `Theta' = fan_in/s_in Sigma + W^2 Theta (+ 1 with biases)`.
@@ -104,7 +114,7 @@ def layer_norm_rule(eps: float) -> Rule:
     def diagonal(nngp, ntk):
         return nngp / (nngp + eps), _times(ntk, 1 / (nngp + eps))
 
-    def rule(k: Kernel) -> Kernel:
+    def rule(k: State) -> State:
         _check_gaussian("LayerNorm", k)
         return k.pointwise(Pointwise(side, pair, diagonal))
 
@@ -112,11 +122,11 @@ def layer_norm_rule(eps: float) -> Rule:
 
 
 def conv_rule(
-    features: int, window: Window, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
+    features: int, window: Any, W_std: Scale, b_std: Scale | None, scheme: tuple[int, int] | None
 ) -> Rule:
     """`Sigma'[p, p'] = W^2/k sum_d Sigma[s p + d, s p' + d] + b^2`, `Theta' = W^2/k sum_d Theta[...] + Sigma'`."""
 
-    def rule(k: Kernel) -> Kernel:
+    def rule(k: State) -> State:
         _check_images("Conv", k)
         fan_in = math.prod(window.size) * k.features
         return affine(k.window(window), fan_in, W_std, b_std, scheme).replace(features=features)
@@ -127,7 +137,7 @@ def conv_rule(
 def pool_rule(name: str, window: Window, divisor: int) -> Rule:
     """`Sigma'[p, p'] = 1/divisor^2 sum_{d, d'} Sigma[s p + d, s p' + d']`, and the same for Theta."""
 
-    def rule(k: Kernel) -> Kernel:
+    def rule(k: State) -> State:
         _check_images(name, k)
         return k.pool(window, 1 / divisor)
 
@@ -137,25 +147,25 @@ def pool_rule(name: str, window: Window, divisor: int) -> Rule:
 def global_pool_rule(name: str, *, mean: bool) -> Rule:
     """`Sigma' = 1/(h w)^2 sum_{p, p'} Sigma[p, p']` (or without the division), and the same for Theta."""
 
-    def rule(k: Kernel) -> Kernel:
+    def rule(k: State) -> State:
         _check_images(name, k)
-        return k.average(1.0 if mean else float(math.prod(k.planes.shape)))
+        return k.average(1.0) if mean else k.total()
 
     return rule
 
 
-def flatten_rule(k: Kernel) -> Kernel:
+def flatten_rule(k: State) -> State:
     """`Sigma' = 1/(h w) sum_p Sigma[p, p]`, and the same for Theta; vectors stay as they are."""
-    return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.planes.shape))
+    return k if k.vectors else k.flatten().replace(features=k.features * math.prod(k.shape))
 
 
-def concat_rule(kernels: Sequence[Kernel]) -> Kernel:
+def concat_rule(kernels: Sequence[Any]) -> State:
     """`Sigma' = sum_b c_b Sigma_b / sum_b c_b` for branches of c_b features side by side, and the same for Theta."""
     features = sum(k.features for k in kernels)
     weighted = [
         k.pointwise(_scaling(k.features / features), gaussian=True, fresh=True) for k in kernels
     ]
-    total = Kernel.sum_independent(weighted, [""] * len(kernels))
+    total = type(weighted[0]).sum_independent(weighted, [""] * len(kernels))
     return total.replace(features=features, gaussian=False, fresh=False)
 
 
@@ -170,14 +180,14 @@ def _times(ntk, factor):
     return None if ntk is None else ntk * factor
 
 
-def _check_images(name: str, k: Kernel) -> None:
+def _check_images(name: str, k: State) -> None:
     if k.vectors:
         raise ValueError(
             f"{name} got vectors, expected images [n, h, w, c]: put {name} before Flatten() or a global pool."
         )
 
 
-def _check_gaussian(name: str, k: Kernel) -> None:
+def _check_gaussian(name: str, k: State) -> None:
     if not k.gaussian:
         raise ValueError(
             f"{name} got activations that are not Gaussian in the infinite-width limit, expected "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -133,6 +134,11 @@ class Kernel:
         """Whether the activations are vectors (and not images)."""
         return isinstance(self.cross, Vectors)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the positions; none for vectors."""
+        return () if self.vectors else self.planes.shape
+
     def replace(self, **changes) -> Kernel:
         """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)
@@ -188,6 +194,10 @@ class Kernel:
         cross = mean_over_pairs(self.planes, self.lanes).map(lambda a: scale**2 * a)
         return self.replace(cross=self._vectors(cross), own=Side(once(own)))
 
+    def total(self) -> Kernel:
+        """Vectors of the sum over positions."""
+        return self.average(float(math.prod(self.shape)))
+
     def _vectors(self, pooled: Covariance) -> Vectors:
         groups = jnp.arange(self.lanes.groups)
 
@@ -216,19 +226,13 @@ class Kernel:
             ValueError: If more than one branch does not end in fresh weights, or one is not
                 Gaussian.
         """
-        stale = [path for k, path in zip(kernels, paths, strict=True) if not k.fresh]
-        rough = [path for k, path in zip(kernels, paths, strict=True) if not k.gaussian]
-        if rough or len(stale) > 1:
-            raise ValueError(
-                f"branches {rough or stale} do not end in a fresh Dense or Conv: their sum has no closed-form limit; "
-                "end every branch in Dense or Conv (one shortcut of a Gaussian pre-activation is allowed)."
-            )
+        fresh = check_independent(kernels, paths)
         head = kernels[0]
         tail = kernels[1:]
         return head.replace(
             cross=head.cross.add([k.cross for k in tail]),  # pyright: ignore[reportArgumentType]
             own=_sum_sides([k.own for k in kernels]),
-            fresh=not stale,
+            fresh=fresh,
             positive=all(k.positive for k in kernels),
         )
 
@@ -285,6 +289,27 @@ def once(compute: Callable[[], Any]) -> Callable[[], Any]:
         True
     """
     return functools.cache(compute)
+
+
+def check_independent(kernels: Sequence[Any], paths: Sequence[str]) -> bool:
+    """Whether all branches of a sum end in fresh weights, of which one branch at most may do without.
+
+    Raises:
+        ValueError: If more than one branch does not end in fresh weights, or one is not Gaussian.
+
+    Example:
+        >>> k = input_kernel(jnp.eye(2), jnp.eye(2)).replace(gaussian=True, fresh=True)
+        >>> check_independent([k, k.replace(fresh=False)], ["body", "shortcut"])
+        False
+    """
+    stale = [path for k, path in zip(kernels, paths, strict=True) if not k.fresh]
+    rough = [path for k, path in zip(kernels, paths, strict=True) if not k.gaussian]
+    if rough or len(stale) > 1:
+        raise ValueError(
+            f"branches {rough or stale} do not end in a fresh Dense or Conv: their sum has no closed-form limit; "
+            "end every branch in Dense or Conv (one shortcut of a Gaussian pre-activation is allowed)."
+        )
+    return not stale
 
 
 def _sum_sides(sides: Sequence[Side]) -> Side:

@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Key, Num
 
 from lazynet import guards
+from lazynet.covariance.general.positions import BeyondPlanes, position_kernel
 from lazynet.covariance.pairing import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.files import given_path
@@ -184,12 +185,23 @@ def _computed(model, x1, x2):
 
 
 def _block(model, x1, x2):
-    k = _limit(model, x1, _padded(x2))
+    try:
+        k = _limit(model, x1, _padded(x2))
+    except BeyondPlanes:
+        k = _end(model, position_kernel(x1, x2))
     return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
 
 
 def _symmetric(model, x):
     """Kernel of a set with itself: every pair once, the diagonal by its own formulas."""
+    try:
+        return _symmetric_by_planes(model, x)
+    except BeyondPlanes:
+        k = _end(model, position_kernel(x))
+        return _gram(k.nngp, k.ntk)
+
+
+def _symmetric_by_planes(model, x):
     if x.ndim == 2:
         k = _limit(model, x, x)
         full = _gram(k.nngp, k.ntk)
@@ -203,7 +215,7 @@ def _symmetric(model, x):
 
 def _padded(x):
     """Images repeated up to whole vector registers: a lane is a pair, and odd numbers cost several times as much."""
-    if x.ndim == 2:
+    if x.ndim != 4:
         return x
     lanes = max(LANES[0], -(-len(x) // LANES[1]) * LANES[1])
     return x[np.minimum(np.arange(lanes), len(x) - 1)]
@@ -225,7 +237,13 @@ def _gram(nngp, ntk):
 
 
 def _limit(model, x1, x2, lanes=None):
-    k = propagate(model, input_kernel(x1, x2, lanes), model.name)
+    if x1.ndim not in (2, 4):
+        raise BeyondPlanes("planes are for vectors and images.")
+    return _end(model, input_kernel(x1, x2, lanes))
+
+
+def _end(model, start):
+    k = propagate(model, start, model.name)
     if not k.vectors:
         raise ValueError(
             f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."
@@ -383,8 +401,8 @@ def _converted(x, dtype):
 
 def _check_shapes(shape: tuple[int, ...], other: tuple[int, ...] | None = None) -> None:
     other = shape if other is None else other
-    if len(shape) not in (2, 4) or shape[1:] != other[1:] or 0 in (*shape, *other):
+    if len(shape) < 2 or shape[1:] != other[1:] or 0 in (*shape, *other):
         raise ValueError(
             f"got inputs of shapes {shape} and {other}, expected two sets of vectors [n, features] or "
-            "images [n, h, w, c] of one size, not empty."
+            "images [n, h, w, c] (or of other dimensions) of one size, not empty."
         )

@@ -85,25 +85,25 @@ def Dense(
 
     Source: Jacot, Gabriel and Hongler (2018), section 2.1; Lee et al. (2019), equation 1.
     """
-    features, scheme = _check_affine("Dense", features, parameterization, s)
-    W_std, b_std = _check_scales("Dense", W_std, b_std)
+    features, scheme = check_affine("Dense", features, parameterization, s)
+    W_std, b_std = check_scales("Dense", W_std, b_std)
 
     def init(key, x):
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
-        return _draw(key, (x.shape[-1], features), x.shape[-1], x.dtype, W_std, b_std, scheme)
+        return draw(key, (x.shape[-1], features), x.shape[-1], x.dtype, W_std, b_std, scheme)
 
     def apply(params, x, probe=None):
         _check_rank("Dense", x, 2, "[n, features]", "put Flatten() or GlobalAvgPool() before it")
-        _check_channels("Dense", x, params["W"].shape[0])
-        z = _probed(x @ params["W"], probe) * _multiplier(x.shape[-1], W_std, scheme)
-        return _add_bias(z, params, b_std, scheme)
+        check_channels("Dense", x, params["W"].shape[0])
+        z = probed(x @ params["W"], probe) * multiplier(x.shape[-1], W_std, scheme)
+        return add_bias(z, params, b_std, scheme)
 
     kernel = dense_rule(features, W_std, b_std, scheme)
     return layer(
         "Dense",
         apply,
         init=init,
-        record=_preactivation,
+        record=preactivation,
         kernel=kernel,
         rows=lambda x: x[:, None, :],
     )
@@ -146,9 +146,9 @@ def Conv(
 
     Source: Arora et al. (2019), section 4 (CNTK), without its fixed layers.
     """
-    features, scheme = _check_affine("Conv", features, parameterization, s)
-    W_std, b_std = _check_scales("Conv", W_std, b_std)
-    _check_padding("Conv", padding)
+    features, scheme = check_affine("Conv", features, parameterization, s)
+    W_std, b_std = check_scales("Conv", W_std, b_std)
+    check_padding("Conv", padding)
     kernel_size = _pair("Conv", "kernel_size", kernel_size)
     strides = _pair("Conv", "strides", strides)
 
@@ -158,7 +158,7 @@ def Conv(
     def init(key, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
-        return _draw(
+        return draw(
             key,
             (*kernel_size, x.shape[-1], features),
             fan_in(x.shape[-1]),
@@ -171,13 +171,13 @@ def Conv(
     def apply(params, x, probe=None):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
-        _check_channels("Conv", x, params["W"].shape[2])
+        check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
         z = lax.conv_general_dilated(
             image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        z = _probed(z, probe)
-        return _add_bias(z * _multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
+        z = probed(z, probe)
+        return add_bias(z * multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):
         return _windows(x, kernel_size, strides, padding, fill=0.0).reshape(
@@ -185,7 +185,7 @@ def Conv(
         )
 
     kernel = conv_rule(features, Window(kernel_size, strides, padding), W_std, b_std, scheme)
-    return layer("Conv", apply, init=init, record=_preactivation, kernel=kernel, rows=rows)
+    return layer("Conv", apply, init=init, record=preactivation, kernel=kernel, rows=rows)
 
 
 @recipe
@@ -345,11 +345,12 @@ def pad_image(
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), [(0, 0), (0, 0)]
 
 
-def _preactivation(x, outputs):
+def preactivation(x, outputs):
+    """What `trace` records of a layer with weights: its input and its output."""
     return x, outputs
 
 
-def _draw(key, shape, fan_in, dtype, W_std, b_std, scheme):
+def draw(key, shape, fan_in, dtype, W_std, b_std, scheme):
     """Weights and biases of either parameterization; N(0, 1) in the NTK one."""
     key_W, key_b = jax.random.split(key)
     W = jax.random.normal(key_W, shape, dtype)
@@ -360,16 +361,17 @@ def _draw(key, shape, fan_in, dtype, W_std, b_std, scheme):
     return params
 
 
-def _multiplier(fan_in, W_std, scheme):
+def multiplier(fan_in, W_std, scheme):
+    """Factor of the weights in the forward pass."""
     return W_std / math.sqrt(fan_in) if scheme is None else 1 / math.sqrt(scheme[0])
 
 
-def _probed(z, probe):
+def probed(z, probe):
     """Adds the zeros by which an empirical kernel differentiates (`model.layer`)."""
     return z if probe is None else z + probe
 
 
-def _add_bias(z, params, b_std, scheme):
+def add_bias(z, params, b_std, scheme):
     """Adds biases `[features]`, or `[n, features]` where each example has its own."""
     if b_std is None:
         return z
@@ -378,7 +380,7 @@ def _add_bias(z, params, b_std, scheme):
 
 
 def _pool(name, window, strides, padding, divisor):
-    _check_padding(name, padding)
+    check_padding(name, padding)
     window = _pair(name, "window", window)
     strides = (1, 1) if strides is None else _pair(name, "strides", strides)
 
@@ -419,7 +421,7 @@ def _window_entries(x, window, strides, padding, fill):
     ]
 
 
-def _check_affine(name, features, parameterization, s):
+def check_affine(name, features, parameterization, s):
     """The number of features of the layer and, for the standard parameterization, its width factors."""
     features = guards.count(f"{name} features", features)
     if parameterization not in ("ntk", "standard"):
@@ -435,7 +437,7 @@ def _check_affine(name, features, parameterization, s):
     return (features, None) if parameterization == "ntk" else (features * s[1], (s[0], s[1]))
 
 
-def _check_scales(name, W_std, b_std):
+def check_scales(name, W_std, b_std):
     """Standard deviations: finite and not negative, or traced."""
     W_std = guards.number(f"{name} W_std", W_std, at_least=0)
     return W_std, None if b_std is None else guards.number(f"{name} b_std", b_std, at_least=0)
@@ -450,7 +452,8 @@ def _check_fits(name, shape, window, padding):
         )
 
 
-def _check_padding(name, padding):
+def check_padding(name, padding):
+    """Refuses other ways to treat the edges."""
     if padding not in ("SAME", "VALID", "CIRCULAR"):
         raise ValueError(f"{name} got padding={padding!r}, expected 'SAME', 'VALID' or 'CIRCULAR'.")
 
@@ -476,7 +479,8 @@ def _check_rank(name, x, rank, expected, fix):
         )
 
 
-def _check_channels(name, x, expected):
+def check_channels(name, x, expected):
+    """Refuses inputs of another number of channels than the weights have."""
     if x.shape[-1] != expected:
         raise ValueError(
             f"{name} got {x.shape[-1]} channels (shape {tuple(x.shape)}), its weights expect {expected}: "

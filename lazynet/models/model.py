@@ -19,7 +19,6 @@ from jax import lax
 
 from lazynet import guards
 from lazynet.covariance.depth import through
-from lazynet.covariance.state import Kernel
 from lazynet.recipes import Function, recipe
 from lazynet.typing import Array, Params
 
@@ -38,7 +37,7 @@ __all__ = [
     "symmetrize",
 ]
 
-Rule = Callable[[Kernel], Kernel]
+Rule = Callable[[Any], Any]
 Rows = Callable[[Any], Array]
 Inside = dict[str, tuple[Array, Array]]
 Given = Mapping[str, Array]
@@ -285,7 +284,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
     def kernel(k):
         start = k.replace(fresh=False)
         covariances = [propagate(branch, start, path) for path, branch in members.items()]
-        return Kernel.sum_independent(covariances, list(members))
+        return type(covariances[0]).sum_independent(covariances, list(members))
 
     return Model(init, _evaluation_of(members, outputs, trace), trace, kernel, name)
 

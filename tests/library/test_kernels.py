@@ -305,7 +305,7 @@ def test_networks_without_a_limit_are_refused_with_a_way_out(model, words):
     ("x1", "x2", "error", "words"),
     [
         (jnp.ones((2, 3)), jnp.ones((2, 4)), ValueError, "one size"),
-        (jnp.ones((2, 3, 4)), None, ValueError, "vectors"),
+        (jnp.ones((2, 3, 4)), None, ValueError, "vectors|features"),
         (np.ones(3), None, ValueError, "vectors"),
         (np.ones(()), None, ValueError, "vectors"),
         (jnp.ones((0, 3)), None, ValueError, "not empty"),
