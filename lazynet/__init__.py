@@ -76,6 +76,7 @@ from lazynet.models.activations import Softplus as Softplus
 from lazynet.models.activations import Swish as Swish
 from lazynet.models.activations import Tanh as Tanh
 from lazynet.models.activations import elementwise as elementwise
+from lazynet.models.foreign import from_equinox as from_equinox
 from lazynet.models.foreign import from_flax as from_flax
 from lazynet.models.foreign import from_neural_tangents as from_neural_tangents
 from lazynet.models.layers import AvgPool as AvgPool

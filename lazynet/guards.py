@@ -544,7 +544,7 @@ def weights(name: str, params: Any) -> None:
     if beside:
         raise ValueError(
             f"{name} got flax's variables with {', '.join(map(repr, beside))}, expected the weights alone: pass "
-            f"variables['params'] and the function lambda w, x: module.apply({{**variables, 'params': w}}, x)."
+            "model.init(None, x) and model.apply of model = from_flax(module, variables)."
         )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     if not sum(np.size(leaf) for _, leaf in leaves):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from lazynet import guards, trees
 from lazynet.models.model import Model, evaluation
@@ -67,6 +68,9 @@ def remat(model: Model) -> Model:
         >>> block.apply(params, jnp.ones((1, 3))).shape
         (1, 3)
     """
+    if isinstance(model.apply, Partial):
+        function = _checkpointed(model.apply.func)
+        return model._replace(apply=Partial(function, *model.apply.args, **model.apply.keywords))
     checkpointed = jax.checkpoint(model.apply)
     known = evaluation(model.apply)
     if known is None:
@@ -76,6 +80,11 @@ def remat(model: Model) -> Model:
         return checkpointed(params, x, given)
 
     return model._replace(apply=dataclasses.replace(known, outputs=outputs))
+
+
+@recipe
+def _checkpointed(function):
+    return jax.checkpoint(function)
 
 
 def largest_alpha(apply: Apply, params0: Params) -> float:

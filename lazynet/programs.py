@@ -248,9 +248,9 @@ def refuse_state(error: Exception) -> None:
     """
     if type(error).__name__ in NOT_PURE:
         raise ValueError(
-            f"apply keeps a state of its own ({first_line(error)}), expected a pure function of (params, x): call "
-            "module.eval() of an nnx module, so that its statistics stay, and use graph, params, rest = "
-            "nnx.split(module, nnx.Param, ...) with lambda params, x: nnx.merge(graph, params, rest)(x)."
+            f"apply keeps a state of its own ({first_line(error)}), expected a pure function of (params, x): of a "
+            "module of flax pass the apply of from_flax(module), after module.eval() for one of nnx, so that its "
+            "statistics stay."
         ) from error
 
 

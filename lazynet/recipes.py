@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jax.tree_util import Partial
 
 __all__ = ["Function", "found", "named", "recipe"]
 
@@ -164,8 +165,8 @@ def recipe(maker: Maker) -> Maker:
 
 
 def _unique(value, made, place, key):
-    """The one function of this key and place; what is no function stays as it is."""
-    if not callable(value):
+    """The one function of this key and place; what is no function, or carries arrays, stays as it is."""
+    if not callable(value) or isinstance(value, Partial):
         return value
     function = value.function if isinstance(value, Function) else value
     with _LOCK:

@@ -2,5 +2,5 @@
 
 `model` says what a network is and how layers combine, `layers` and `activations` what they are made
 of, `initializers` draws other first weights, `zoo` holds whole networks, `foreign` those written in
-flax or neural-tangents.
+flax, equinox or neural-tangents.
 """

@@ -663,7 +663,7 @@ EXEMPT = {
         "stax.serial"
     ),
     "they take objects of other libraries, which tests of their own try": (
-        "from_flax from_neural_tangents unit_rate"
+        "from_flax from_equinox from_neural_tangents unit_rate"
     ),
     "devices and shardings": (
         "data_parallel sharding.first_shards sharding.place sharding.replicated"

@@ -269,10 +269,17 @@ def test_a_shared_layer_is_traced_once_for_every_call():
     np.testing.assert_array_equal(inside["Dense_0"][1], inside["Dense_0#1"][0])
 
 
-def test_the_trace_of_an_nnx_model_is_empty():
-    model, params, _ = _model("nnx")
-    outputs, inside = model.trace(params, X)
-    assert inside == {} and jnp.array_equal(outputs, model.apply(params, X))
+def test_the_trace_of_an_nnx_model_records_affine_layers_of_this_call_alone():
+    module = _nnx_factory(nnx.Rngs(3))
+    model = from_flax(module)
+    params = model.init(None, X)
+    outputs, inside = jax.jit(model.trace)(params, X)
+    assert sorted(inside) == ["first", "head", "middle/layers/0"]
+    x, z = inside["first"]
+    np.testing.assert_array_equal(x, X)
+    np.testing.assert_allclose(z, X @ params["first"]["kernel"] + params["first"]["bias"][None])
+    np.testing.assert_allclose(inside["head"][1], outputs, rtol=1e-12)
+    assert type(module.first) is nnx.Linear
 
 
 def test_a_flax_model_is_a_layer_like_any_other():
@@ -326,6 +333,73 @@ def test_dropout_that_is_switched_off_is_accepted():
 
 def _linen_init(module):
     return jax.eval_shape(lambda: from_flax(module).init(KEY, IMAGES))
+
+
+class NnxWithState(nnx.Module):
+    """Running averages, a generator that nobody uses, a variable of its own kind and a note of what was inside."""
+
+    def __init__(self, rngs):
+        self.rngs = rngs
+        self.scale = nnx.Variable(jnp.array(3.0, jnp.float32))
+        self.linear = nnx.Linear(3, 2, rngs=rngs)
+        self.norm = nnx.BatchNorm(2, use_running_average=True, rngs=rngs)
+
+    def __call__(self, x):
+        h = self.norm(self.linear(x))
+        self.inside = nnx.Intermediate(h)
+        return self.scale[...] * h
+
+
+def _carried(model, params, x):
+    """Arrays that a program of the model takes from outside instead of as arguments."""
+    traced = jax.make_jaxpr(lambda apply, params, x: apply(params, x))(model.apply, params, x)
+    return [array for array in traced.consts if np.size(array) > 1]
+
+
+def test_state_that_a_call_leaves_alone_is_an_argument_of_the_program():
+    model = from_flax(NnxWithState(nnx.Rngs(0)))
+    params = model.init(None, X)
+    assert sorted(params) == ["linear", "norm"]
+    x = X.astype(jnp.float32)
+    expected = 3 * (x @ params["linear"]["kernel"].astype(x.dtype)) / (1 + 1e-5) ** 0.5
+    np.testing.assert_allclose(model.apply(model.init(None, x), x), expected, rtol=1e-5)
+    assert not _carried(model, params, X)
+    assert ln.empirical_ntk(model.apply, params, X, outputs="trace").shape == (4, 4)
+
+
+def test_variables_of_linen_are_weights_and_constants_that_no_program_holds():
+    x = X.astype(jnp.float32)
+    variables = LinenNormed().init(KEY, x, train=False)
+    variables = {
+        **variables,
+        "batch_stats": jax.tree.map(lambda a: a + 1.5, variables["batch_stats"]),
+    }
+    model = from_flax(LinenNormed(), variables, train=False)
+    params = model.init(None, x)
+    expected = LinenNormed().apply(variables, x, train=False)
+    np.testing.assert_array_equal(model.apply(params, x), expected)
+    assert not _carried(model, params, x) and not _carried(
+        from_flax(LinenNormed(), train=False), params, x
+    )
+    of_statistics = from_flax(LinenNormed(), {"batch_stats": variables["batch_stats"]}, train=False)
+    drawn = of_statistics.init(KEY, x)
+    np.testing.assert_array_equal(
+        of_statistics.apply(drawn, x),
+        LinenNormed().apply({**variables, "params": drawn}, x, train=False),
+    )
+
+
+def test_an_nnx_call_that_changes_state_is_refused_wherever_it_is_made():
+    module = NnxMLP(8, rngs=nnx.Rngs(1), drop=lambda rngs: nnx.Dropout(0.5, rngs=rngs))
+    module.eval()
+    model = from_flax(module)
+    params = model.init(None, X)
+    training = from_flax(module, double=True)
+    module.train()
+    again = from_flax(module, double=True)
+    assert training.apply(params, X).shape == (4, 2)
+    with pytest.raises(ValueError, match="NnxMLP, whose call changes state.*module.eval"):
+        again.apply(params, X)
 
 
 REFUSALS = {

@@ -128,7 +128,7 @@ def real_parameters(function: Apply, params: Params) -> tuple[Apply, Params]:
         if not is_number or getattr(leaf, "dtype", None) == np.dtype(object):
             raise TypeError(
                 f"params{jax.tree_util.keystr(path)} got {leaf!r}, expected arrays: leave out what is no number, "
-                "and bind it to apply (of an equinox module, equinox.partition(module, is_inexact_array))."
+                "and bind it to apply (of an equinox module, pass apply and init(None, x) of from_equinox(module))."
             )
     if not any(_is_complex(leaf) for leaf in jax.tree.leaves(params)):
         return function, params
@@ -166,9 +166,8 @@ def check_no_statistics(params: Params, names: tuple[str, ...] | None = None) ->
     if found:
         raise ValueError(
             f"params got all variables of a flax module, {found} among them, expected its weights alone: running "
-            "averages are no weights. Bind them, stats = variables['batch_stats'] and lambda params, x: "
-            "module.apply({'params': params, 'batch_stats': stats}, x), and pass variables['params'] (nnx: "
-            "nnx.split(module, nnx.Param, ...)); see docs/howto/model.md."
+            "averages are no weights. Pass model.apply and model.init(None, x) of model = from_flax(module, variables) "
+            "(of nnx, from_flax(module)); see docs/howto/model.md."
         )
 
 
