@@ -39,6 +39,8 @@ class Gram(NamedTuple):
         nngp: `E[f(x1) f(x2)]` at initialization, the covariance of the Gaussian-process limit.
         ntk: `E[<df(x1)/dw, df(x2)/dw>]`, the limit of the neural tangent kernel.
 
+    A kernel that was not asked for is None (`analytic_kernel(get=...)`).
+
     Example:
         >>> import jax.numpy as jnp
         >>> Gram(nngp=jnp.eye(2), ntk=jnp.eye(2)).ntk.shape

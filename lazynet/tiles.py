@@ -6,6 +6,7 @@ import collections
 import contextlib
 import hashlib
 import json
+import mmap
 import os
 import re
 import tokenize
@@ -19,7 +20,16 @@ import numpy as np
 
 from lazynet.files import given_path, naming, remove_dead, unfinished
 
-__all__ = ["Store", "assemble", "digest", "open_store", "reserved", "tile_advice", "tiles"]
+__all__ = [
+    "Store",
+    "assemble",
+    "checked_when_read",
+    "digest",
+    "open_store",
+    "reserved",
+    "tile_advice",
+    "tiles",
+]
 
 BROKEN_HEADER = ValueError, TypeError, SyntaxError, KeyError, tokenize.TokenError
 """What NumPy raises where the header of a `.npy` file is damaged."""
@@ -35,9 +45,10 @@ class Store(NamedTuple):
     """Where tiles go.
 
     Attributes:
-        matrices: The named matrices `[n1, n2, ...]`, in memory or mapped to files, which are
-            read-only.
+        matrices: The named matrices `[n1, n2, ...]`, or packed ones `[tiles, side, width, ...]`, in
+            memory or mapped to files, which are read-only.
         done: For each tile the checksum of what was written, 0 for a tile that is missing.
+        packed: Whether every tile is one piece, one after the other, filled up with zeros.
 
     Example:
         >>> Store({"ntk": np.zeros((4, 4))}, np.zeros(3, np.uint32)).matrices["ntk"].shape
@@ -46,6 +57,7 @@ class Store(NamedTuple):
 
     matrices: Mapping[str, np.ndarray]
     done: np.ndarray
+    packed: bool = False
 
 
 def tiles(n1: int, n2: int, side: int, *, symmetric: bool, width: int | None = None) -> list[Tile]:
@@ -69,7 +81,8 @@ def digest(*arrays: Any) -> str:
     """
     name = hashlib.sha256()
     for array in map(np.asarray, arrays):
-        name.update(f"{array.shape} {array.dtype}".encode() + array.tobytes())
+        name.update(f"{array.shape} {array.dtype}".encode())
+        name.update(_bytes(array))
     return name.hexdigest()
 
 
@@ -95,6 +108,10 @@ def assemble(
     check: Callable[[Mapping[str, Any]], None] = lambda blocks: None,
 ) -> Mapping[str, np.ndarray]:
     """Computes the tiles that are missing and puts them, and with `mirror` their mirror images, into the store.
+
+    Tiles that are found are compared with their checksums after the missing ones are computed, so
+    that a run that was killed goes on at once, and computed again where they differ. Packed ones
+    are not read here: `checked_when_read` compares each of them when it is first read.
 
     With files, each process takes every `jax.process_count()`-th tile; in memory, which processes
     do not share, each takes all. Each device of a process computes one tile at a time while the
@@ -125,20 +142,25 @@ def assemble(
     devices = jax.local_devices()
     shared = any(isinstance(matrix, np.memmap) for matrix in store.matrices.values())
     first, turns = (jax.process_index(), jax.process_count()) if shared else (0, 1)
-    missing = [
-        index
-        for index in range(first, len(every), turns)
-        if not _intact(store, every, index, mirror)
-    ]
-    target = _for_writing(store) if missing else store
-    with _bar(len(missing), progress) as advance:
-        with tile_advice(max(len(rows) for rows, _ in every)):
+    own = range(first, len(every), turns)
+    found = [index for index in own if store.done[index]]
+    missing = [index for index in own if not store.done[index]]
+    side = max(len(rows) for rows, _ in every)
+
+    def fill(indices):
+        target = _for_writing(store) if indices else store
+        with tile_advice(side):
             for index, blocks in _dealt(
-                lambda device, index: compute(device, every[index]), missing, devices
+                lambda device, index: compute(device, every[index]), indices, devices
             ):
                 check(blocks)
                 _write(target, every, index, blocks, mirror)
                 advance()
+
+    with _bar(len(own), len(found), progress) as advance:
+        fill(missing)
+        if not store.packed:
+            fill([index for index in found if not _intact(store, every, index, mirror, check)])
     if turns > 1:
         from jax.experimental import multihost_utils
 
@@ -217,6 +239,8 @@ def open_store(
     dtype: Any,
     count: int,
     identity: dict,
+    *,
+    packed: bool = False,
 ) -> Store:
     """A store in memory, or one in a folder that a killed run left and that is continued.
 
@@ -232,6 +256,7 @@ def open_store(
         dtype: Of the matrices.
         count: Number of tiles.
         identity: What the kernel depends on (digests of the network and the inputs, the tile).
+        packed: Whether the shapes are those of packed matrices.
 
     Raises:
         TypeError: If `.npy` files have no such dtype.
@@ -246,6 +271,7 @@ def open_store(
         return Store(
             {name: np.empty(shape, dtype) for name, shape in shapes.items()},
             np.zeros(count, np.uint32),
+            packed,
         )
     folder = given_path("store", folder)
     if np.dtype(dtype).kind not in "biufc":
@@ -261,7 +287,47 @@ def open_store(
     matrices = {
         name: _mapped(folder / f"{name}.npy", shape, dtype) for name, shape in shapes.items()
     }
-    return Store(matrices, _mapped(folder / "done.npy", (count,), np.uint32))
+    return Store(matrices, _mapped(folder / "done.npy", (count,), np.uint32), packed)
+
+
+def checked_when_read(store: Store) -> Callable[[int], None]:
+    """A function that compares a packed tile with its checksum when it is first called with its number.
+
+    A damaged tile counts as missing from then on, as far as this process may write.
+
+    Args:
+        store: With packed matrices, all of whose tiles are there.
+
+    Raises:
+        ValueError: By the function, if the tile is damaged.
+
+    Example:
+        >>> store = open_store(None, {"k": (1, 2, 2)}, np.float64, count=1, identity={}, packed=True)
+        >>> _ = assemble(lambda *_: {"k": np.ones((2, 2))}, [(range(2), range(2))], store, mirror=None)
+        >>> checked_when_read(store)(0)
+        >>> store.matrices["k"][0, 1, 1] = 2.0
+        >>> checked_when_read(store)(0)
+        Traceback (most recent call last):
+        ...
+        ValueError: tile 0 of a store in memory is damaged, its values are not those that were written: ...
+    """
+    known = np.zeros(len(store.done), bool)
+
+    def check(index: int) -> None:
+        if known[index]:
+            return
+        if not _has_checksum(store, index, _packed_checksum(store, index)):
+            with contextlib.suppress(OSError):
+                _for_writing(store).done[index] = 0
+            place = getattr(store.done, "filename", None)
+            folder = "a store in memory" if place is None else repr(str(os.path.dirname(place)))
+            raise ValueError(
+                f"tile {index} of {folder} is damaged, its values are not those that were written: ask for the kernel "
+                "with the same store again, which computes this tile again."
+            )
+        known[index] = True
+
+    return check
 
 
 def _create(folder, files, manifest):
@@ -327,7 +393,7 @@ def _for_writing(store):
     if not isinstance(store.done, np.memmap):
         return store
     matrices = {name: _writable(matrix) for name, matrix in store.matrices.items()}
-    return Store(matrices, _writable(store.done))
+    return Store(matrices, _writable(store.done), store.packed)
 
 
 def _writable(matrix):
@@ -336,45 +402,81 @@ def _writable(matrix):
 
 
 def _write(store, every, index, blocks, mirror):
+    rows, columns = every[index]
     for name, matrix in store.matrices.items():
-        rows, columns = every[index]
         values = np.asarray(blocks[name])[: len(rows), : len(columns)]
+        if store.packed:
+            matrix[index, : len(rows), : len(columns)] = values
+            _flush(matrix, range(index, index + 1))
+            continue
         matrix[rows.start : rows.stop, columns.start : columns.stop] = values
+        _flush(matrix, rows)
         if mirror is not None:
             matrix[columns.start : columns.stop, rows.start : rows.stop] = values.transpose(
                 mirror[name]
             )
-        _flush(matrix)
-    store.done[index] = _checksum(store, every[index], mirror)
-    _flush(store.done)
+            _flush(matrix, columns)
+    store.done[index] = _checksum(store, every, index, mirror)
+    _flush(store.done, range(index, index + 1))
 
 
-def _intact(store, every, index, mirror):
-    return store.done[index] != 0 and store.done[index] == _checksum(store, every[index], mirror)
+def _intact(store, every, index, mirror, check):
+    """Whether a tile found has the values that were written, which are checked as those computed are."""
+    if not _has_checksum(store, index, _checksum(store, every, index, mirror)):
+        return False
+    rows, columns = every[index]
+    part = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+    check({name: matrix[part] for name, matrix in store.matrices.items()})
+    return True
 
 
-def _checksum(store, tile, mirror):
+def _has_checksum(store, index, checksum):
+    return store.done[index] != 0 and store.done[index] == checksum
+
+
+def _checksum(store, every, index, mirror):
     """A number other than 0 that depends on every value of a tile and of its mirror image."""
+    if store.packed:
+        return _packed_checksum(store, index)
     value = 0
+    tile = every[index]
     for rows, columns in (tile,) if mirror is None else (tile, tile[::-1]):
         for matrix in store.matrices.values():
             block = matrix[rows.start : rows.stop, columns.start : columns.stop]
-            value = zlib.crc32(np.ascontiguousarray(block).tobytes(), value)
+            value = zlib.crc32(_bytes(block), value)
     return value or 1
 
 
-def _flush(array):
-    if isinstance(array, np.memmap):
-        array.flush()
+def _packed_checksum(store, index):
+    value = 0
+    for matrix in store.matrices.values():
+        value = zlib.crc32(_bytes(matrix[index]), value)
+    return value or 1
+
+
+def _bytes(array):
+    """The bytes of an array in its order of rows, without a copy where they are in that order."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def _flush(array, rows):
+    """Brings the rows of a mapped file to the disk, and the pages of the file that they begin and end in."""
+    if not isinstance(array, np.memmap):
+        return
+    start = array.offset % mmap.ALLOCATIONGRANULARITY + rows.start * array.strides[0]
+    stop = start + len(rows) * array.strides[0]
+    start -= start % mmap.PAGESIZE
+    array.base.flush(start, min(stop, len(array.base)) - start)
 
 
 @contextlib.contextmanager
-def _bar(total, progress) -> Iterator[Callable[[], None]]:
+def _bar(total, found, progress) -> Iterator[Callable[[], None]]:
     if not progress:
         yield lambda: None
         return
-    from rich.progress import Progress
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Progress() as bar:
-        task = bar.add_task("kernel tiles", total=total)
+    columns = ("kernel", BarColumn(), MofNCompleteColumn(), "tiles", TimeRemainingColumn())
+    with Progress(*columns, refresh_per_second=2, speed_estimate_period=300) as bar:
+        task = bar.add_task("kernel", total=total, completed=found)
         yield lambda: bar.advance(task)

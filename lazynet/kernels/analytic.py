@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +22,16 @@ from lazynet.kernels.empirical import empirical_ntk
 from lazynet.models.model import Model, propagate
 from lazynet.programs import fingerprint, program
 from lazynet.records import Gram
-from lazynet.tiles import assemble, digest, open_store, tile_advice, tiles
+from lazynet.tiles import (
+    assemble,
+    checked_when_read,
+    digest,
+    open_store,
+    tile_advice,
+    tiles,
+)
 from lazynet.trees import is_traced
+from lazynet.triangle import Triangle
 from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
@@ -29,6 +39,9 @@ __all__ = ["analytic_kernel", "monte_carlo_kernel"]
 TILE_OF_VECTORS = 256
 TILE_OF_IMAGES = 32
 """Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
+
+TILE_OF_STORED_VECTORS = 1024
+"""Side of the tiles of vectors in a store, each of which is brought to the disk by itself."""
 
 LANES = 16, 8
 """The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
@@ -42,6 +55,8 @@ def analytic_kernel(
     tile: int | None = None,
     memory: int | float = 2**30,
     store: str | os.PathLike | None = None,
+    get: Literal["nngp", "ntk"] | None = None,
+    triangle: bool = False,
     progress: bool = False,
 ) -> Gram:
     """Kernels of the infinitely wide network, `nngp = E[f(x1) f(x2)]` and `ntk = E[<df(x1)/dw, df(x2)/dw>]`.
@@ -63,6 +78,12 @@ def analytic_kernel(
             finished tiles are not computed again. Tiles are spread over the devices of a process,
             and over processes that share the folder (`jax.distributed`); without a store, each
             process computes all.
+        get: The kernel to keep, `"nngp"` or `"ntk"`; the other one is None in the result. None keeps
+            both.
+        triangle: Whether to keep the upper triangle alone of the kernel of one set, as a `Triangle`,
+            in half of the memory or disk: `conjugate_gradient_regression` takes it, and `np.asarray`
+            makes a matrix of it. Its tiles in a store are compared with their checksums when they are
+            first read.
         progress: Whether to show a progress bar with the time left.
 
     Returns:
@@ -75,7 +96,8 @@ def analytic_kernel(
     Raises:
         ValueError: For inputs of a wrong shape or that are not finite, a layer without a limit
             (named), a network that ends in an image, a tile that does not fit the memory, a store
-            of another kernel, or a kernel that is not finite (a tile of which is not stored).
+            of another kernel, a kernel that is not finite (a tile of which is not stored), or a
+            triangle of two sets.
         TypeError: For inputs that are no arrays of floating point, a model that is none, or an
             option of a wrong type.
         MemoryError: If a tile that fits `memory` does not fit the device, with a smaller one to
@@ -95,23 +117,30 @@ def analytic_kernel(
     tile = None if tile is None else guards.count("tile", tile)
     memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
     progress = guards.flag("progress", progress)
+    kept = _kept(get)
+    triangle = guards.flag("triangle", triangle)
+    if triangle and x2 is not None:
+        raise ValueError(
+            "triangle=True got two sets of inputs, whose kernel is not symmetric: leave out x2, or triangle."
+        )
     store = None if store is None else given_path("store", store)
     if is_traced((x1, x2)):
-        if store is not None:
+        if store is not None or triangle:
             raise ValueError(
-                "analytic_kernel got a store inside a jax transformation: call it outside of jit, grad and vmap."
+                "analytic_kernel got a store or triangle=True inside a jax transformation: call it outside of jit, "
+                "grad and vmap."
             )
-        return _computed(model, x1, x2)
+        return _only(kept, _computed(model, x1, x2)._asdict())
     sides = [len(x) for x in (x1, x2) if x is not None]
+    tile = _tile_of(store) if tile is None and store is not None else tile
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
-    if max(sides) <= side and store is None:
+    if max(sides) <= side and store is None and not triangle:
         with tile_advice(max(sides)):
             gram = jax.block_until_ready(_computed(model, x1, x2))
             _check_known(gram._asdict())
-            return gram
-    return _tiled(
-        model, np.asarray(x1), None if x2 is None else np.asarray(x2), side, store, progress
-    )
+            return _only(kept, gram._asdict())
+    second = None if x2 is None else np.asarray(x2)
+    return _tiled(model, np.asarray(x1), second, side, store, kept, triangle, progress)
 
 
 def monte_carlo_kernel(
@@ -262,7 +291,28 @@ def _mirrored(full, diagonal):
     return jnp.triu(whole) + jnp.triu(whole, 1).T
 
 
-def _tiled(model, x1, x2, side, store, progress):
+def _kept(get) -> tuple[str, ...]:
+    if get is None:
+        return Gram._fields
+    if get not in Gram._fields:
+        raise ValueError(
+            f"get got {get!r:.60}, expected 'nngp', 'ntk' or None: None keeps both kernels."
+        )
+    return (get,)
+
+
+def _only(kept, matrices) -> Gram:
+    return Gram(**(dict.fromkeys(Gram._fields) | {name: matrices[name] for name in kept}))
+
+
+def _tile_of(store):
+    """The side of the tiles of a store that is there: it may be that of an earlier version."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        return guards.count("tile", json.loads((store / "manifest.json").read_bytes())["tile"])
+    return None
+
+
+def _tiled(model, x1, x2, side, store, kept, triangle, progress):
     symmetric = x2 is None
     other = x1 if x2 is None else x2
     every = tiles(len(x1), len(other), side, symmetric=symmetric)
@@ -273,17 +323,28 @@ def _tiled(model, x1, x2, side, store, progress):
             jax.device_put(_rows(x, part, side), device)
             for x, part in ((x1, rows), (other, columns))
         )
-        return _computed(model, one, None if symmetric and rows == columns else two)._asdict()
+        gram = _computed(model, one, None if symmetric and rows == columns else two)
+        return {name: getattr(gram, name) for name in kept}
 
-    shapes = dict.fromkeys(Gram._fields, (len(x1), len(other)))
     identity = {} if store is None else _identity(model, x1, x2, side)
-    target = open_store(store, shapes, x1.dtype, len(every), identity)
-    mirror = dict.fromkeys(Gram._fields, (1, 0)) if symmetric else None
+    block = min(side, len(x1))
+    shape = (len(every), block, block) if triangle else (len(x1), len(other))
+    # Named where they are not what earlier versions kept, whose stores go on.
+    if len(kept) == 1:
+        identity["get"] = kept[0]
+    if triangle:
+        identity["triangle"] = True
+    target = open_store(
+        store, dict.fromkeys(kept, shape), x1.dtype, len(every), identity, packed=triangle
+    )
+    mirror = dict.fromkeys(kept, (1, 0)) if symmetric else None
     matrices = assemble(
         compute, every, target, mirror=mirror, progress=progress, check=_check_known
     )
-    _check_known(matrices)  # of tiles found in the store too
-    return Gram(**matrices)
+    if triangle:
+        check = checked_when_read(target)
+        matrices = {name: Triangle(matrices[name], len(x1), check) for name in kept}
+    return _only(kept, matrices)
 
 
 def _identity(model, x1, x2, side):
@@ -305,7 +366,7 @@ def _identity(model, x1, x2, side):
 def _fitting_side(model, x1, x2, tile, memory, *, stored):
     """The side given, or the fastest one whose tiles fit the memory."""
     largest = max(len(x) for x in (x1, x2) if x is not None)
-    side = tile or _balanced(largest, x1.ndim)
+    side = tile or _balanced(largest, x1.ndim, stored)
     needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
     while needed > memory and tile is None and side > 1:
         side = max(1, min(side - 1, side * memory // needed))
@@ -341,9 +402,10 @@ def _reserved(function, model, *sets):
     )
 
 
-def _balanced(n, ndim):
+def _balanced(n, ndim, stored):
     """Side of tiles of about the same size, in whole vector registers for images."""
-    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
+    of_vectors = TILE_OF_STORED_VECTORS if stored else TILE_OF_VECTORS
+    largest, multiple = (of_vectors, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
 

@@ -18,6 +18,7 @@ import faults_worker
 import numpy as np
 import pytest
 from faults_processes import finish, start
+from marks import extended
 from served import serve
 
 from experiments.harness import store
@@ -111,15 +112,16 @@ def test_an_experiment_killed_at_random_moments_ends_bit_identically(tmp_path):
     _survives(20, tmp_path, faults_worker.experiment, result=training_result)
 
 
+@pytest.mark.parametrize("task", [faults_worker.tiles, extended(faults_worker.triangle)])
 @pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
 def test_a_kernel_killed_at_random_moments_ends_bit_identically_and_leaves_its_store_only(
-    kills, tmp_path
+    kills, task, tmp_path
 ):
     def result(folder):
         assert [path.name for path in folder.iterdir()] == ["store"]
         return _digests(folder, "store/*")
 
-    _survives(kills, tmp_path, faults_worker.tiles, result=result)
+    _survives(kills, tmp_path, task, result=result)
 
 
 @pytest.fixture(scope="module")

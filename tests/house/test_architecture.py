@@ -18,7 +18,18 @@ import lazynet
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     {"typing"},
-    {"guards", "trees", "files", "linalg", "records", "tiles", "losses", "programs", "recipes"},
+    {
+        "guards",
+        "trees",
+        "files",
+        "linalg",
+        "records",
+        "tiles",
+        "triangle",
+        "losses",
+        "programs",
+        "recipes",
+    },
     {"covariance", "scattering", "datasets"},
     {"models"},
     {"lazy", "precision"},

@@ -641,7 +641,7 @@ EXEMPT = {
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
         "LazyFunction model.Evaluation optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
-        "stax.Triple"
+        "stax.Triple triangle.Triangle"
     ),
     "constants and types": (
         "optimizers.Schedule datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"

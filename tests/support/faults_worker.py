@@ -120,6 +120,15 @@ def tiles(folder: Path) -> None:
     analytic_kernel(model, x, tile=2, store=folder / "store")
 
 
+def triangle(folder: Path) -> None:
+    """One kernel of 136 tiles, of which the upper triangle is kept."""
+    jax.config.update("jax_enable_x64", True)
+    folder.mkdir(exist_ok=True)
+    x = np.random.default_rng(0).normal(size=(32, 6))
+    model = ln.serial(ln.Dense(1, 1.5, 0.1), ln.Relu(), ln.Dense(1))
+    analytic_kernel(model, x, tile=2, store=folder / "store", get="ntk", triangle=True)
+
+
 def download(folder: Path, archive: Archive) -> None:
     """The archive, received slowly, and unpacked."""
     cifar10(
