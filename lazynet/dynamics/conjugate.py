@@ -1,15 +1,15 @@
-"""Kernel regression where no decomposition fits: conjugate gradient with a pivoted-Cholesky preconditioner.
+"""Kernel regression where no decomposition fits: conjugate gradient with a randomly pivoted Cholesky preconditioner.
 
-The kernel is only multiplied with vectors, in float64 by blocks of rows, so that a float32 or
-memory-mapped kernel is never copied. The partial Cholesky factor is computed here and not by
-matfree, whose version wants the kernel on the device and in one dtype; here it reads one row of the
-kernel for each unit of its rank.
+The kernel is only multiplied with vectors, in float64 by blocks, so that a float32 or memory-mapped
+kernel is never copied: an iteration reads it once, for all outputs and all ridges. The partial
+Cholesky factor is computed here and not by matfree, whose version wants the kernel on the device
+and in one dtype; here it reads as many rows of the kernel as its rank, and a few more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,83 +17,108 @@ import scipy
 from jaxtyping import Float
 
 from lazynet import guards
-from lazynet.dynamics.checks import check_finite_kernel, check_kernel, check_targets, targets
+from lazynet.dynamics.checks import (
+    check_finite_kernel,
+    check_kernel,
+    check_kernel_shape,
+    check_ridges,
+    check_targets,
+    targets,
+)
 from lazynet.linalg import (
     blocked_product,
     check_symmetric,
-    checked_ridge,
     columns_of,
     kernel_matrix,
 )
 from lazynet.records import Data
+from lazynet.triangle import Triangle
 from lazynet.typing import ArrayLike
 
 Product = Callable[[Any], Any]
+
+BLOCK = 250
+"""Rows of the kernel that are read at a time for the preconditioner."""
 
 
 class ConjugateGradient(NamedTuple):
     """A regression by conjugate gradient and what it took.
 
     Attributes:
-        predictions: `f(x) = K(x, X) a` at the inputs wanted.
-        coefficients: Dual coefficients `a = (K + ridge I)^{-1} y`.
+        predictions: `f(x) = K(x, X) a` at the inputs wanted, with a leading axis if the ridge has one.
+        coefficients: Dual coefficients `a = (K + ridge I)^{-1} y`, with the same axis.
         iterations: Products with the kernel, those of the preconditioner not counted.
-        residual: `max |y - (K + ridge I) a| / |y|` over the right-hand sides, computed afresh from
-            the solution.
+        residual: `max |y - (K + ridge I) a| / |y|` over the outputs, computed afresh from the
+            solution; one for each ridge if there is an axis of them.
 
     Example:
         >>> ConjugateGradient(np.zeros((1, 1)), np.zeros((2, 1)), 3, 1e-12).iterations
         3
     """
 
-    predictions: Float[np.ndarray, "m k"]
-    coefficients: Float[np.ndarray, "n k"]
+    predictions: Float[np.ndarray, "*r m k"]
+    coefficients: Float[np.ndarray, "*r n k"]
     iterations: int
-    residual: float
+    residual: float | Float[np.ndarray, " r"]
 
 
 class _System(NamedTuple):
-    """`K + ridge I` on columns of length `size`, whatever form the kernel has."""
+    """A kernel K on columns of length `size`, whatever form it has; `rows` are those of some indices.
+
+    `block` rows are asked for at a time.
+    """
 
     product: Callable[[np.ndarray], np.ndarray]
-    row: Callable[[int], np.ndarray]
+    rows: Callable[[np.ndarray], np.ndarray]
     diagonal: np.ndarray
-    ridge: float
+    block: int
+
+
+class _Columns(NamedTuple):
+    """Right-hand sides `[n, c]` solved side by side, each with its ridge and the size at which it has converged."""
+
+    values: np.ndarray
+    ridges: np.ndarray
+    sizes: np.ndarray
 
 
 def conjugate_gradient_regression(
-    kernel: Float[ArrayLike, "..."] | Product,
+    kernel: Float[ArrayLike, "..."] | Triangle | Product,
     data: Data,
     *,
     cross: Float[ArrayLike, "..."] | Product,
-    ridge: float | int,
+    ridge: float | int | Float[ArrayLike, "*r"],
     rank: int = 100,
     rtol: float = 1e-10,
     max_iterations: int = 1000,
     diagonal: Float[ArrayLike, "n *k"] | None = None,
+    unconverged: Literal["raise", "return"] = "raise",
 ) -> ConjugateGradient:
     """Predictions `K(x, X) (K(X, X) + ridge I)^{-1} y` by preconditioned conjugate gradient: memory of K and a bit.
 
-    The same as `kernel_regression` with one ridge, for kernels from some 10,000 examples on. An
-    iteration costs one product with the kernel for all outputs together. The preconditioner `L L' +
-    (ridge + e) I`, L the pivoted Cholesky factor of K of the given rank and e the mean of the
-    diagonal of `K - L L'`, takes the large eigenvalues out of the way: with e in it, a ridge far
-    below the bulk of the spectrum costs no further iterations.
+    The same as `kernel_regression`, for kernels from some 10,000 examples on, also in a file. An
+    iteration costs one product with the kernel for all outputs and all ridges together; outputs that
+    have converged drop out of it. The preconditioner `L L' + (ridge + e) I`, L the randomly pivoted
+    Cholesky factor of K of the given rank and e the mean of the diagonal of `K - L L'`, takes the
+    large eigenvalues out of the way: with e in it, a ridge far below the bulk of the spectrum costs
+    no further iterations. One factor serves all ridges.
 
     Args:
         kernel: Kernel of the training inputs as an array, also memory-mapped, `[n, n]` or `[n, n,
-            k, k]`, in any floating-point dtype; or a symmetric product `v -> K v`, such as that of
-            `ntk_vector_product`.
+            k, k]`, in any floating-point dtype; its `Triangle`, of which half is read; or a
+            symmetric product `v -> K v`, such as that of `ntk_vector_product`.
         data: Training examples; only the targets are used.
         cross: Kernel between the inputs wanted and the training inputs, or the product with it.
-        ridge: Absolute ridge >= 0; with 0, a kernel that is singular up to rounding does not
-            converge.
-        rank: Rank of the preconditioner, 0 for none: it holds 16 rank n bytes and reads as many
-            rows of the kernel. Of a product, every row costs one product.
+        ridge: Absolute ridges >= 0, one or an axis of them; with 0, a kernel that is singular up to
+            rounding does not converge.
+        rank: Rank of the preconditioner, 0 for none: it holds 16 rank n bytes and reads somewhat
+            more rows of the kernel. Of a product, every row costs one product.
         rtol: Residual at which to stop, relative to the norm of the targets, output by output.
         max_iterations: Products with the kernel after which to give up.
         diagonal: Diagonal of K where that is a product: `[n]` if it acts on columns `[n, c]` of any
             number (outputs decouple), `[n, k]` if it acts on outputs `[n, k]`.
+        unconverged: Whether a residual that does not reach `rtol` raises an error, or is returned
+            with what it belongs to.
 
     Returns:
         Predictions, dual coefficients, iterations and residual.
@@ -108,35 +133,55 @@ def conjugate_gradient_regression(
         >>> fit = conjugate_gradient_regression(np.eye(2), data, cross=np.eye(2), ridge=1.0)
         >>> fit.predictions.round(12).tolist(), fit.iterations
         ([[0.5], [1.5]], 1)
+        >>> path = conjugate_gradient_regression(np.eye(2), data, cross=np.eye(2), ridge=np.array([0.5, 1.0]))
+        >>> path.predictions.shape, path.residual.shape
+        ((2, 2, 1), (2,))
 
-    Source: Gardner et al. (2018), GPyTorch, for the pivoted-Cholesky preconditioner (with e = 0).
+    Source: Diaz, Epperly, Frangella, Tropp and Webber (2023), arXiv 2304.12465, for the
+    preconditioner (with e = 0).
     """
     guards.concrete("conjugate_gradient_regression", kernel, targets(data), cross, ridge, diagonal)
-    ridge = checked_ridge(ridge)
+    ridges = check_ridges(ridge)
     rank = guards.count("rank", rank, at_least=0)
     rtol = guards.number("rtol", rtol, above=0, below=1)
     max_iterations = guards.count("max_iterations", max_iterations)
-    y, _ = check_targets(kernel, data.y, None)
+    if unconverged not in ("raise", "return"):
+        raise ValueError(f"unconverged got {unconverged!r:.60}, expected 'raise' or 'return'.")
+    y, _ = check_targets(None if isinstance(kernel, Triangle) else kernel, data.y, None)
     if not callable(cross):
         check_kernel("cross", cross, len(np.atleast_1d(guards.numbers("cross", cross))), *y.shape)
         check_finite_kernel("cross", cross)
-    system, columns = _system(kernel, y, ridge, diagonal)
+    system, one_ridge = _system(kernel, y, diagonal)
+    outputs = one_ridge.shape[1]
+    columns = np.tile(one_ridge, len(ridges))
     precondition = _preconditioner(system, min(rank, len(columns)))
-    solution, iterations, residual = _solve(system, precondition, columns, rtol, max_iterations)
-    if not residual <= rtol:
-        raise RuntimeError(
-            f"conjugate gradient reached a residual of {residual:.3g} after {iterations} iterations, expected "
-            f"{rtol:g} or less: raise the rank ({rank}), the ridge ({ridge:g}) or max_iterations, or accept a larger "
-            "rtol."
-        )
-    coefficients = solution.reshape(y.shape)
-    return ConjugateGradient(
-        _predictions(cross, coefficients, y.shape), coefficients, iterations, residual
+    solution, iterations, residuals = _solve(
+        system, precondition, columns, np.repeat(ridges, outputs), rtol, max_iterations
     )
+    residual = residuals.reshape(len(ridges), outputs).max(axis=1)
+    worst = int(np.argmax(np.where(np.isnan(residual), np.inf, residual)))
+    if not residual[worst] <= rtol and unconverged == "raise":
+        raise RuntimeError(
+            f"conjugate gradient reached a residual of {residual[worst]:.3g} after {iterations} iterations, expected "
+            f"{rtol:g} or less: raise the rank ({rank}), the ridge ({ridges[worst]:g}) or max_iterations, or accept a "
+            "larger rtol."
+        )
+    of_ridges = np.moveaxis(solution.reshape(-1, len(ridges), outputs), 1, 0)
+    coefficients = of_ridges.reshape(len(ridges), *y.shape)
+    predictions = _predictions(cross, coefficients)
+    if np.ndim(ridge):
+        return ConjugateGradient(predictions, coefficients, iterations, residual)
+    return ConjugateGradient(predictions[0], coefficients[0], iterations, float(residual[0]))
 
 
-def _system(kernel, y, ridge, diagonal):
-    """The linear system, and the targets as its columns: one for each output, or one of all outputs."""
+def _system(kernel, y, diagonal):
+    """The kernel, and the targets as its columns: one for each output, or one of all outputs."""
+    if isinstance(kernel, Triangle):
+        check_kernel_shape("kernel", kernel.shape, len(y), *y.shape)
+        check_finite_kernel("kernel", kernel.blocks)
+        rows = _in_double(kernel.__getitem__)
+        entries = np.asarray(kernel.diagonal(), np.float64)
+        return _System(kernel.__matmul__, rows, entries, BLOCK), y
     if callable(kernel):
         shape = None if diagonal is None else guards.numbers("diagonal", diagonal).shape
         if shape not in (y.shape[:1], y.shape):
@@ -145,68 +190,128 @@ def _system(kernel, y, ridge, diagonal):
                 "for one that acts on outputs: a product needs the diagonal of its kernel."
             )
         guards.finite("diagonal", diagonal, "evaluate the kernel at finite parameters and inputs")
-        return _system_of_product(kernel, y, ridge, np.asarray(diagonal, np.float64))
+        return _system_of_product(kernel, y, np.asarray(diagonal, np.float64))
     check_symmetric(kernel_matrix(kernel))
     array = np.asarray(kernel)
-    outputs = array.shape[2] if array.ndim == 4 else 1
     entries = array.diagonal() if array.ndim == 2 else np.einsum("iiaa->ia", array).ravel()
 
-    def row(i):
-        return np.asarray(
-            kernel_matrix(array[i // outputs : i // outputs + 1])[i % outputs], np.float64
-        )
+    def rows_of(indices):
+        if array.ndim == 2:
+            return array[indices]
+        examples, outputs = np.divmod(indices, array.shape[2])
+        rows = array[examples, :, outputs, :]
+        return rows.reshape(len(indices), -1)
 
     columns = columns_of(y, array.ndim)
     return _System(
-        lambda v: blocked_product(array, v), row, np.asarray(entries, np.float64), ridge
+        lambda v: blocked_product(array, v),
+        _in_double(rows_of),
+        np.asarray(entries, np.float64),
+        BLOCK,
     ), columns
 
 
-def _system_of_product(product, y, ridge, diagonal):
-    shape = (len(y), -1) if diagonal.ndim == 1 else y.shape
+def _in_double(rows_of):
+    return lambda indices: np.asarray(rows_of(indices), np.float64)
+
+
+def _system_of_product(product, y, diagonal):
+    acts_on_columns = diagonal.ndim == 1
+    shape = (len(y), -1) if acts_on_columns else y.shape
 
     def on_columns(v):
+        if v.shape[1] > 1 and not acts_on_columns:
+            return np.concatenate([on_columns(column[:, None]) for column in v.T], axis=1)
         image = product(jnp.asarray(v.reshape(shape), jnp.result_type(float)))
         guards.concrete("conjugate_gradient_regression", image)
         return np.asarray(image, np.float64).reshape(v.shape)
 
-    def row(i):
-        return on_columns(np.eye(1, diagonal.size, i).T)[:, 0]
+    def rows(indices):
+        units = np.zeros((diagonal.size, len(indices)))
+        units[indices, range(len(indices))] = 1.0
+        return on_columns(units).T
 
-    columns = y if diagonal.ndim == 1 else y.reshape(-1, 1)
-    return _System(on_columns, row, diagonal.ravel(), ridge), columns
+    columns = y if acts_on_columns else y.reshape(-1, 1)
+    # A row that is proposed and not accepted costs a product; one at a time is always accepted.
+    return _System(on_columns, rows, diagonal.ravel(), 1), columns
 
 
-def _pivoted_cholesky(diagonal, row, rank):
-    """Rows of L' with `K - L L'` small, by elimination of the largest remaining diagonal entry, and what remains."""
-    rest = diagonal.copy()
-    factor = np.zeros((rank, len(diagonal)))
-    for i in range(rank):
-        pivot = int(rest.argmax())
-        if rest[pivot] <= np.finfo(np.float64).eps * len(diagonal) * diagonal.max():
-            return factor[:i], rest
-        factor[i] = (row(pivot) - factor[:i, pivot] @ factor[:i]) / np.sqrt(rest[pivot])
-        rest -= factor[i] ** 2
-        rest[pivot] = 0.0
-    return factor, rest
+def _randomly_pivoted_cholesky(system: _System, rank, seed=0):
+    """Rows of L' with `K - L L'` small in trace, and the diagonal of what remains.
+
+    A pivot is drawn with a probability proportional to the remaining diagonal. A block of pivots is
+    proposed from one diagonal, and each is accepted with the share of its entry that the accepted
+    ones before it have left, which gives the same distribution as drawing one at a time.
+
+    Source: Chen, Epperly, Tropp and Webber (2025), arXiv 2207.06503, algorithm 1; Epperly, Tropp and
+    Webber (2024), arXiv 2410.03969, for the blocks.
+    """
+    rng = np.random.default_rng(seed)  # the solution does not depend on the draw
+    rest = np.maximum(system.diagonal, 0.0)
+    negligible = np.finfo(np.float64).eps * len(rest) * rest.max(initial=0.0)
+    factor = np.zeros((rank, len(rest)))
+    size = 0
+    # Early pivots reject most of a large block, whose diagonal they halve.
+    block = min(system.block, max(1, rank // 4))
+    while size < rank:
+        rest[rest <= negligible] = 0.0
+        if not rest.any():
+            break
+        count = min(block, rank - size)
+        proposed = rng.choice(len(rest), count, p=rest / rest.sum())
+        known = factor[:size]
+        rows = system.rows(proposed) - known[:, proposed].T @ known
+        accepted, triangle = _accepted(rows[:, proposed], rest[proposed], negligible, rng)
+        if not accepted:
+            break
+        pivots = proposed[accepted]
+        new = scipy.linalg.solve_triangular(triangle, rows[accepted], lower=True)
+        factor[size : size + len(pivots)] = new
+        size += len(pivots)
+        rest = np.maximum(rest - np.sum(new**2, axis=0), 0.0)
+        rest[pivots] = 0.0
+    return factor[:size], rest
+
+
+def _accepted(block, entries, negligible, rng):
+    """The proposals accepted, and the Cholesky factor of their block."""
+    remaining = (block + block.T) / 2
+    accepted = []
+    columns = []
+    for i, entry in enumerate(entries):
+        left = remaining[i, i]
+        if left <= negligible or rng.random() * entry >= left:
+            continue
+        column = remaining[:, i] / np.sqrt(left)
+        remaining = remaining - np.outer(column, column)
+        accepted.append(i)
+        columns.append(column)
+    triangle = np.array([column[accepted] for column in columns]).T
+    return accepted, np.tril(triangle)
 
 
 def _preconditioner(system: _System, rank):
-    """`v -> shift (L L' + shift I)^{-1} v = v - U (s^2 / (s^2 + shift)) U' v`, with L = U s V'."""
-    factor, rest = _pivoted_cholesky(system.diagonal, system.row, rank)
+    """`(v, ridges) -> shift (L L' + shift I)^{-1} v = v - U (s^2 / (s^2 + shift)) U' v`, with L = U s V'."""
+    factor, rest = _randomly_pivoted_cholesky(system, rank)
     if not len(factor):
-        return lambda v: v
+        return lambda v, ridges: v
     factors = scipy.linalg.qr(factor.T, mode="economic", overwrite_a=True, check_finite=False)
     basis, triangle = (np.asarray(part) for part in factors)
     del factor
     rotation, scales, _ = np.linalg.svd(triangle)
-    shift = max(system.ridge + rest.mean(), np.finfo(np.float64).eps * scales[0] ** 2)
-    shrink = scales**2 / (scales**2 + shift)
-    return lambda v: v - basis @ (rotation @ (shrink[:, None] * (rotation.T @ (basis.T @ v))))
+    squares = scales[:, None] ** 2
+    least = np.finfo(np.float64).eps * squares[0]
+
+    def precondition(v, ridges):
+        shifts = np.maximum(ridges + rest.mean(), least)
+        inside = rotation.T @ (basis.T @ v)
+        return v - basis @ (rotation @ (squares / (squares + shifts) * inside))
+
+    return precondition
 
 
-def _solve(system: _System, precondition, y, rtol, max_iterations):
-    """Solution, iterations and true residual; the iteration starts again where its own residual has drifted off.
+def _solve(system: _System, precondition, y, ridges, rtol, max_iterations):
+    """Solution, iterations and true residuals; the iteration starts again where its own residual has drifted off.
 
     Columns are scaled to entries of size 1 and back: squares of targets of size 1e-200 are zero.
     """
@@ -218,39 +323,44 @@ def _solve(system: _System, precondition, y, rtol, max_iterations):
     solution = np.zeros_like(y)
     iterations = 0
     residual = y.copy()
-    reached = np.inf
+    reached = np.full(y.shape[1], np.inf)
     while iterations < max_iterations:
-        step, used = _iterate(
-            system, precondition, residual, rtol / 2 * size, max_iterations - iterations
-        )
+        columns = _Columns(residual, ridges, rtol / 2 * size)
+        step, used = _iterate(system, precondition, columns, max_iterations - iterations)
         solution = solution + step
         iterations = iterations + used
-        residual = y - system.product(solution) - system.ridge * solution
-        before = reached
-        reached = float((np.linalg.norm(residual, axis=0) / size).max())
-        if not rtol < reached < before / 2:
+        residual = y - system.product(solution) - ridges * solution
+        before = reached.max()
+        reached = np.linalg.norm(residual, axis=0) / size
+        if not rtol < reached.max() < before / 2:
             break
     return solution * scale, iterations, reached
 
 
-def _iterate(system: _System, precondition, residual, target, max_iterations):
-    """Conjugate gradient for all columns side by side; a column that has converged stands still."""
-    solution = np.zeros_like(residual)
-    conditioned = precondition(residual)
-    direction = conditioned
-    inner = _dots(residual, conditioned)
+def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
+    """Conjugate gradient for all columns side by side; those that have converged are dropped."""
+    solution = np.zeros_like(columns.values)
+    residual, ridges, sizes = columns
+    active = np.arange(len(sizes))
+    direction = np.zeros_like(residual)
+    inner = np.zeros(len(sizes))
     for iteration in range(max_iterations):
-        active = np.linalg.norm(residual, axis=0) > target
-        if not active.any():
+        going = np.linalg.norm(residual, axis=0) > sizes
+        if not going.any():
             return solution, iteration
-        image = system.product(direction) + system.ridge * direction
-        length = _ratio(inner, _dots(direction, image), active)
-        solution += length * direction
-        residual = residual - length * image
-        conditioned = precondition(residual)
+        if not going.all():
+            residual, direction = residual[:, going], direction[:, going]
+            active, ridges, sizes, inner = (
+                values[going] for values in (active, ridges, sizes, inner)
+            )
+        conditioned = precondition(residual, ridges)
         before = inner
         inner = _dots(residual, conditioned)
-        direction = conditioned + _ratio(inner, before, active) * direction
+        direction = conditioned + _ratio(inner, before) * direction
+        image = system.product(direction) + ridges * direction
+        length = _ratio(inner, _dots(direction, image))
+        solution[:, active] += length * direction
+        residual = residual - length * image
     return solution, max_iterations
 
 
@@ -258,13 +368,18 @@ def _dots(a, b):
     return np.einsum("ic,ic->c", a, b)
 
 
-def _ratio(numerator, denominator, active):
-    usable = active & (denominator != 0)
+def _ratio(numerator, denominator):
+    usable = denominator != 0
     return np.where(usable, numerator, 0.0) / np.where(usable, denominator, 1.0)
 
 
-def _predictions(cross, coefficients, shape):
+def _predictions(cross, coefficients):
+    """Outputs `[r, m, k]` of dual coefficients `[r, n, k]`; the kernel is read once for all ridges."""
+    ridges, _, outputs = coefficients.shape
     if callable(cross):
-        return np.asarray(cross(jnp.asarray(coefficients, jnp.result_type(float))), np.float64)
-    columns = columns_of(coefficients, np.ndim(cross))
-    return blocked_product(cross, columns).reshape(-1, shape[1])
+        images = [cross(jnp.asarray(each, jnp.result_type(float))) for each in coefficients]
+        return np.asarray(images, np.float64)
+    columns = [columns_of(each, np.ndim(cross)) for each in coefficients]
+    predictions = blocked_product(cross, np.concatenate(columns, axis=1))
+    of_ridges = np.moveaxis(predictions.reshape(len(predictions), ridges, -1), 1, 0)
+    return of_ridges.reshape(ridges, -1, outputs)

@@ -20,6 +20,7 @@ Two tolerances:
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -190,7 +191,7 @@ def symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> Float[np.ndarray, "m m"]:
 
 
 def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
-    """Refuses A unless it is square, finite and symmetric up to rounding, reading it in blocks of rows.
+    """Refuses A unless it is square, finite and symmetric up to rounding, reading it in square blocks.
 
     Args:
         matrix: A, of any floating-point dtype, also memory-mapped.
@@ -208,24 +209,35 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
             f"matrix of shape {array.shape}, expected [m, m] with m >= 1: pass the kernel of one set of "
             "inputs with itself."
         )
-    size = asymmetry = 0.0
-    for rows in row_blocks(*array.shape):
-        block = np.asarray(array[rows], np.float64)
-        if not np.isfinite(block).all():
-            raise ValueError(
-                f"matrix has {sum(np.sum(~np.isfinite(array[r])) for r in row_blocks(*array.shape))} entries that are "
-                "not finite, expected none: check the inputs of the kernel for NaN, and deep float32 kernels for "
-                "overflow."
-            )
-        upper = block[:, rows.start :]
-        size = max(size, np.abs(block).max())
-        asymmetry = max(asymmetry, np.abs(upper - array[rows.start :, rows].T).max())
+    size = 0.0
+    asymmetry = 0.0
+    # Squares, since columns alone are scattered in memory; four of them are a block of rows.
+    side = max(1, math.isqrt(BLOCK_BYTES // 32))
+    starts = range(0, len(array), side)
+    for i in starts:
+        for j in starts[i // side :]:
+            rows = slice(i, i + side)
+            columns = slice(j, j + side)
+            block = np.asarray(array[rows, columns], np.float64)
+            mirrored = np.asarray(array[columns, rows], np.float64).T
+            largest = max(np.abs(block).max(), np.abs(mirrored).max())
+            if not np.isfinite(largest):
+                raise ValueError(
+                    f"matrix has {_count_not_finite(array)} entries that are not finite, expected none: check the "
+                    "inputs of the kernel for NaN, and deep float32 kernels for overflow."
+                )
+            size = max(size, largest)
+            asymmetry = max(asymmetry, np.abs(block - mirrored).max())
     if asymmetry > ASYMMETRY_LIMIT * size:
         raise ValueError(
             f"matrix is not symmetric: its largest asymmetry is {asymmetry:.3g}, expected at most "
             f"{ASYMMETRY_LIMIT:g} of its largest entry {size:.3g}: pass the kernel of one set of inputs "
             "with itself, or symmetrize it by (A + A.T) / 2 if you know why it is not."
         )
+
+
+def _count_not_finite(array):
+    return sum(np.sum(~np.isfinite(array[rows])) for rows in row_blocks(*array.shape))
 
 
 def row_blocks(rows: int, columns: int) -> list[slice]:
