@@ -220,7 +220,8 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
             columns = slice(j, j + side)
             block = np.asarray(array[rows, columns], np.float64)
             mirrored = np.asarray(array[columns, rows], np.float64).T
-            largest = max(np.abs(block).max(), np.abs(mirrored).max())
+            # np.maximum keeps NaN.
+            largest = float(np.maximum(np.abs(block).max(), np.abs(mirrored).max()))
             if not np.isfinite(largest):
                 raise ValueError(
                     f"matrix has {_count_not_finite(array)} entries that are not finite, expected none: check the "
