@@ -41,7 +41,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 def full_batch(config: loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
     """Programs that return hidden and output weights over tau of every scale, `[s, m, d + 1]`."""
-    weights0, (x, y, *_) = loss_vs_scale.draw(config, 0)
+    weights0, (x, y, *_) = loss_vs_scale.draw_trial(config, 0)
     alpha = np.square(taus)
     tau = np.reshape(taus, (-1, 1, 1))
     rates = np.minimum(10.0, 0.1 / alpha)
@@ -80,7 +80,7 @@ def full_batch(config: loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
 
 def fresh_batches(config: population_sgd.Config) -> dict[str, Program]:
     """Programs that return the mean loss of the last batches at every scale, `[s]`."""
-    weights0, teacher, key = population_sgd.draw(config, 0)
+    weights0, teacher, key = population_sgd.draw_trial(config, 0)
     size = [min(0.25 / tau**2, 25.0) * config.width for tau in config.taus]
     starts = [jax.tree.map(lambda leaf, t=t: t * leaf, tuple(weights0)) for t in config.taus]
     batches = [_host_batch(teacher, key, i, config.batch_size) for i in range(config.steps)]

@@ -76,8 +76,11 @@ def facts(name: str) -> str:
     """Every fact of a stored run, as the experiment itself prints them."""
     from rich.console import Console
 
-    console, run = Console(file=io.StringIO(), width=110), read("theory")["runs"][name]
-    importlib.import_module(f"experiments.{name}").show(run["summary"], console)
+    from experiments.harness import catalog, running
+
+    console = Console(file=io.StringIO(), width=110)
+    run = read("theory")["runs"][name]
+    running.show(catalog.find(name), run["summary"], console)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     conditions = f"Smoke preset, jax {run['jax']}, {run['device']}, {run['seconds']:.0f} s:"
     return "\n".join([conditions, "", "```text", *lines, "```"])

@@ -1,4 +1,4 @@
-"""Command line of the experiments: `python -m experiments list | run | show | sweep | compare`.
+"""Command line of the experiments: `python -m experiments list | run | show | draw | sweep | compare`.
 
 Exit status 0 is success, 1 a run that failed or whose facts do not hold, 2 a mistake in the
 command.
@@ -15,6 +15,7 @@ if __name__ == "__main__":  # Ctrl-C while modules are imported, before main() c
     )
 
 import csv
+import itertools
 import re
 import shlex
 import signal
@@ -76,11 +77,11 @@ def run(
     if getattr(module, "HOST_DEVICES", False):
         _use_all_cores()
     _set_precision(config)
-    from experiments.harness import store
+    from experiments.harness import running, store
 
     folder = store.run_folder(name, config, out)
     shown = Console(quiet=True) if quiet else console
-    finished = _is_finished(folder)
+    finished = store.is_finished(folder)
     if finished:
         store.check_config(name, config, folder)
     else:
@@ -90,7 +91,9 @@ def run(
             store.open_run(name, config, out)
             finished = (folder / store.DONE).exists()
             if not finished:
-                _compute(module, config, folder, shown, seconds)
+                start = time.perf_counter()
+                running.compute(module, config, folder, shown)
+                store.finish(folder, seconds + time.perf_counter() - start)
     if finished:
         shown.print("This configuration has been run before; remove its folder to run it again.")
     if quiet:
@@ -107,25 +110,45 @@ def show(folder: tyro.conf.Positional[Path], csv: bool = False) -> None:
         folder: Run folder, as printed by `run`.
         csv: Prints all numbers instead, as lines key,value.
     """
-    from experiments.harness import store
+    from experiments.harness import running, store
 
-    folder = folder.expanduser()
-    if not (folder / "DONE").exists():
-        raise ValueError(
-            f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
-        )
-    for path, what in store.damages(folder).items():
-        raise store.Damaged(f"{path} is {what}: the same `run` command makes it again.")
+    folder = store.sound(folder)
     summary = store.read_json(folder / "summary.json")
     if csv:
-        return _print_csv(summary)
+        return _print_csv([("key", "value"), *summary.items()])
     name = store.read_json(folder / "config.json")["experiment"]
-    catalog.find(name).show(summary, console)
+    running.show(catalog.find(name), summary, console)
     for path in sorted((folder / "figures").glob("*.png")):
         console.print(f"figure   {path}", soft_wrap=True, highlight=False)
     console.print(f"numbers  {folder / 'summary.json'}", soft_wrap=True, highlight=False)
     seconds = store.read_json(folder / "DONE")["seconds"]
     console.print(f"time     {seconds} s", highlight=False)
+
+
+def draw(folder: tyro.conf.Positional[Path]) -> None:
+    """Draws the figures of a finished run again, from what it stored, and computes nothing.
+
+    Args:
+        folder: Run folder, as printed by `run`.
+    """
+    from experiments.harness import running, store
+
+    folder = store.sound(folder, but="figures")
+    module = catalog.find(store.read_json(folder / "config.json")["experiment"])
+    config = running.configuration(folder)
+    _set_precision(config)
+    with store.alone(folder):
+        arrays = running.arrays_of(module, config, folder, console)
+        try:
+            paths = running.draw(module, config, arrays, folder)
+        except KeyError as error:
+            raise RunError(
+                f"{folder / running.MEASURED} is of another version, it lacks {error}: the same `run` command "
+                "with another --out makes it again."
+            ) from error
+        store.finish(folder, store.read_json(folder / "DONE")["seconds"])
+    for path in paths:
+        console.print(f"figure   {path}", soft_wrap=True, highlight=False)
 
 
 def sweep(
@@ -170,17 +193,26 @@ def sweep(
 
 
 def compare(
-    runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs/compare.png")
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path = Path("runs/compare.png"),
+    csv: bool = False,
 ) -> None:
     """Prints the numbers of several finished runs beside each other and draws their curves together.
 
     Args:
         runs: Run folders of one experiment, as printed by `run` and `sweep`.
         out: File of the figure.
+        csv: Prints all numbers of one or more runs instead, as one tidy table with the columns
+            alpha, seed, step, time, metric, value and run.
     """
     from experiments.harness import compare as comparison
+    from experiments.harness import results, store
 
-    loaded = comparison.load([run.expanduser() for run in runs])
+    folders = [run.expanduser() for run in runs]
+    if csv:
+        tables = [results.rows(store.sound(folder)) for folder in folders]
+        return _print_csv(itertools.chain([results.Row._fields], *tables))
+    loaded = comparison.load(folders)
     path = comparison.figure_path(out)
     collect = getattr(catalog.find(loaded[0].config["experiment"]), "collect", None)
     if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {
@@ -191,20 +223,8 @@ def compare(
         return
     comparison.show(loaded, console)
     drawn = comparison.draw(loaded, path)
-    said = (
-        f"figure   {path}"
-        if drawn
-        else "figure   none: these runs have no curve of numbers in common"
-    )
-    console.print(said, soft_wrap=True, highlight=False)
-
-
-def _is_finished(folder: Path) -> bool:
-    """Whether a run has ended, all its files are what was written, and no other process left any."""
-    from experiments.harness import store
-
-    ended = all((folder / name).exists() for name in ("config.json", "summary.json", store.DONE))
-    return ended and not store.damages(folder) and not store.has_leftovers(folder)
+    said = path if drawn else "none: these runs have no curve of numbers in common"
+    console.print(f"figure   {said}", soft_wrap=True, highlight=False)
 
 
 def _clear(folder: Path) -> float:
@@ -228,27 +248,15 @@ def _clear(folder: Path) -> float:
     return seconds
 
 
-def _compute(module, config, folder: Path, shown: Console, seconds: float) -> None:
-    """Runs the experiment and writes its summary, and last of all the mark that it has ended."""
-    from experiments.harness import store
-
-    start = time.perf_counter()
-    store.write_json(folder / "summary.json", module.run(config, folder, shown))
-    store.finish(folder, seconds + time.perf_counter() - start)
-
-
 def _check_facts(summary) -> None:
-    failed = [
-        key.removeprefix("passed/")
-        for key, value in summary.items()
-        if key.startswith("passed/") and not value
-    ]
+    failed = [key for key, value in summary.items() if key.startswith("passed/") and not value]
     if failed:
-        raise RunError(f"facts that do not hold: {', '.join(failed)}.")
+        names = ", ".join(key.removeprefix("passed/") for key in failed)
+        raise RunError(f"facts that do not hold: {names}.")
 
 
-def _print_csv(summary) -> None:
-    csv.writer(sys.stdout, lineterminator="\n").writerows([("key", "value"), *summary.items()])
+def _print_csv(lines) -> None:
+    csv.writer(sys.stdout, lineterminator="\n").writerows(lines)
 
 
 def _set_precision(config) -> None:
@@ -298,6 +306,7 @@ def main() -> None:
         "list": list_experiments,
         "run": run,
         "show": show,
+        "draw": draw,
         "sweep": sweep,
         "compare": compare,
     }

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -35,11 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
+from experiments.harness.facts import power_law, within
 from experiments.shared.flows import descent_direction, integrate
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -99,61 +99,75 @@ EXPECTED = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Integrates every variant at all scales and seeds at once, draws the figure and returns the facts."""
-    from experiments.harness.store import save_arrays
+TITLE = "slopes in alpha, mean over {seeds} seeds"
 
-    bounds.check(config)
-    with console.status("gradient flows"):
-        measured = {variant: measure(config, variant) for variant in VARIANTS}
-    arrays = {
-        f"{variant}/{name}": value
-        for variant, values in measured.items()
-        for name, value in values.items()
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """The distances of `EXPECTED` and the drift over its bound, `[seeds, alphas]`, each as `variant/name`."""
+    arrays: dict[str, Any] = {"alpha": config.alphas}
+    with store.status("gradient flows"):
+        for variant in VARIANTS:
+            for name, values in measure_variant(config, variant).items():
+                arrays[f"{variant}/{name}"] = values
+    return arrays
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws."""
+    return {"seeds": config.seeds}
+
+
+def facts(config: Config, arrays):
+    """Slopes of all distances, and the explicit constant of the drift."""
+    fitted = np.asarray(config.alphas) >= config.fit_from
+    alphas = np.asarray(config.alphas)[fitted]
+    for quantity, variants in EXPECTED.items():
+        for variant, (slope, tolerance) in variants.items():
+            values = arrays[f"{variant}/{quantity}"][:, fitted]
+            yield power_law(f"{quantity}/{variant}", alphas, values, slope, tolerance)
+    for variant in VARIANTS:
+        worst = arrays[f"{variant}/drift_over_bound"].max()
+        yield within(f"drift_over_bound/{variant}", worst, at_most=1.0)
+
+
+def draw(config: Config, arrays):
+    """A panel for each variant."""
+    titles = {
+        "centered": r"centered, $h(w)-h(w_0)$",
+        "symmetrized": "symmetrized (doubled)",
+        "not_centered": r"negative control, $h(w_0)\neq 0$",
     }
-    save_arrays(folder / "measured.npz", {"alpha": config.alphas, **arrays})
-    _draw(config, measured, folder / "figures" / "alpha_rates.png")
-    return facts.summarize(_facts(config, measured)) | {"seeds": config.seeds}
+    names = {
+        "weight_drift": r"$\|w-w_0\|$",
+        "weight_gap": r"$\|w-\bar w\|$",
+        "output_gap": "output gap (rms)",
+        "ntk_change": "NTK change, relative",
+    }
+    ylabel = f"largest value over $t\\leq{config.time:g}$"
+    fitted = (config.fit_from, max(config.alphas))
+    drawn = []
+    for variant, title in titles.items():
+        curves = {label: arrays[f"{variant}/{name}"] for name, label in names.items()}
+        drawn.append(panels.Panel(title, config.alphas, curves, r"scale $\alpha$", ylabel, fitted))
+    return panels.figure(drawn)
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, f"slopes in alpha, mean over {summary['seeds']} seeds")
-
-
-def measure(config: Config, variant: str) -> dict[str, np.ndarray]:
-    """The distances of `EXPECTED`, and the drift relative to its bound, each `[seeds, alphas]`."""
+def measure_variant(config: Config, variant: str) -> dict[str, np.ndarray]:
+    """The distances of one variant, for all draws and scales at once."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(config.seeds))
     x, x_test, y = jax.vmap(partial(_problem, config))(keys)
     model = network(config, symmetrized=variant == "symmetrized")
     params0 = jax.vmap(lambda key, x: model.init(jax.random.fold_in(key, 1), x))(keys, x)
     offset = jax.vmap(model.apply)(params0, x) * float(variant == "not_centered")
     alphas = jnp.asarray(config.alphas, config.precision)
-    measured = _measure(config, variant == "symmetrized", params0, offset, x, x_test, y, alphas)
-    return jax.tree.map(np.asarray, measured)
+    flow = partial(_flow, config, model)
+    over_alphas = jax.vmap(flow, in_axes=(*[None] * 5, 0))
+    over_seeds = jax.jit(jax.vmap(over_alphas, in_axes=(*[0] * 5, None)))
+    return jax.tree.map(np.asarray, over_seeds(params0, offset, x, x_test, y, alphas))
 
 
-def _facts(config, measured):
-    fitted = np.asarray(config.alphas) >= config.fit_from
-    alphas = np.asarray(config.alphas)[fitted]
-    for quantity, variants in EXPECTED.items():
-        for variant, (slope, tolerance) in variants.items():
-            values = measured[variant][quantity][:, fitted]
-            yield facts.power_law(f"{quantity}/{variant}", alphas, values, slope, tolerance)
-    for variant in VARIANTS:
-        worst = measured[variant]["drift_over_bound"].max()
-        yield facts.within(f"drift_over_bound/{variant}", worst, at_most=1.0)
-
-
-@partial(jax.jit, static_argnames=("config", "symmetrized"))
-def _measure(config, symmetrized, params0, offset, x, x_test, y, alphas):
-    over_alphas = jax.vmap(partial(_measure_one, config, symmetrized), in_axes=(*[None] * 5, 0))
-    return jax.vmap(over_alphas, in_axes=(*[0] * 5, None))(params0, offset, x, x_test, y, alphas)
-
-
-def _measure_one(config, symmetrized, params0, offset, x, x_test, y, alpha):
+def _flow(config, model, params0, offset, x, x_test, y, alpha):
     """Integrates the lazy flow and the linearized flow side by side; outputs start at alpha times the offset."""
-    model = network(config, symmetrized=symmetrized)
     lazy, tangent = (ln.lazy(model.apply, params0, scale) for scale in (alpha, math.inf))
 
     def slope(function, u):
@@ -214,28 +228,3 @@ def _unit_rows(x):
 
 def _rms(values):
     return jnp.sqrt(jnp.mean(values**2))
-
-
-def _draw(config, measured, path):
-    titles = {
-        "centered": r"centered, $h(w)-h(w_0)$",
-        "symmetrized": "symmetrized (doubled)",
-        "not_centered": r"negative control, $h(w_0)\neq 0$",
-    }
-    names = {
-        "weight_drift": r"$\|w-w_0\|$",
-        "weight_gap": r"$\|w-\bar w\|$",
-        "output_gap": "output gap (rms)",
-        "ntk_change": "NTK change, relative",
-    }
-    panels.save([
-        panels.Panel(
-            title,
-            config.alphas,
-            {label: measured[variant][name] for name, label in names.items()},
-            r"scale $\alpha$",
-            f"largest value over $t\\leq{config.time:g}$",
-            (config.fit_from, max(config.alphas)),
-        )
-        for variant, title in titles.items()
-    ], path)  # fmt: skip

@@ -19,24 +19,25 @@ every width but the largest ones.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from rich.table import Table
 
 import lazynet as ln
-from experiments.harness import bounds, facts, store
 from experiments.harness.bounds import Count, Momentum, Positive, Scale, Values
-from experiments.harness.progress import over_devices
+from experiments.harness.facts import power_law, within
 from lazynet import datasets, dynamics, guards, zoo
 from lazynet.records import Data
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 MEASURES = ("accuracy", "to_linearized", "to_kernel")
 
@@ -93,44 +94,99 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains what is not stored yet, draws the plane and returns the flat summary."""
-    bounds.check(config)
+TITLE = "the plane of alpha and the width, mean of {seeds} seeds"
+
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Accuracy and distances to both limits, `[seeds, widths, alphas]`, and the accuracy of the kernel."""
     train, test = load_data(config)
     limit, rate = infinite_width(config, train, test)
-    cells = [(width, alpha) for width in reversed(config.widths) for alpha in config.alphas]
-    outputs = over_devices(partial(_stored, config, folder, train, test, rate), cells, console)
-    measured = measure(config, outputs, limit, test)
-    store.save_arrays(
-        folder / "measured.npz", {"width": config.widths, "alpha": config.alphas, **measured}
-    )
-    accuracy = float(ln.accuracy(jnp.asarray(limit), test.y))
-    _draw(config, measured, accuracy, folder / "figures" / "alpha_width_plane.png")
-    return _summary(config, measured, accuracy)
+
+    def cell(width_alpha):
+        width, alpha = width_alpha
+        name = f"width={width},alpha={alpha:g}"
+        stored = store.read(name)
+        if stored is None:
+            outputs = train_cell(config, train, test, rate, width, alpha)
+            stored = store.write(name, {"outputs": outputs})
+        return stored["outputs"]
+
+    widest_first = list(itertools.product(reversed(config.widths), config.alphas))
+    outputs = store.spread(cell, widest_first)
+    kernel = {"kernel_accuracy": ln.accuracy(jnp.asarray(limit), test.y)}
+    axes = {"width": config.widths, "alpha": config.alphas}
+    return axes | distances(config, outputs, limit, test) | kernel
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the plane of test accuracies and the table of facts."""
-    from rich.table import Table
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Means over seeds at every point of the plane."""
+    summary: dict[str, Any] = {"seeds": config.seeds}
+    summary["accuracy/kernel"] = float(arrays["kernel_accuracy"])
+    for name in MEASURES:
+        for i, width in enumerate(config.widths):
+            for j, alpha in enumerate(config.alphas):
+                key = f"{name}/width={width}/alpha={alpha:g}"
+                summary[key] = float(arrays[name][:, i, j].mean())
+    return summary
 
+
+def facts(config: Config, arrays):
+    """Networks become linear along rows and columns, and linearized ones become the kernel along columns."""
+    gap = arrays["to_linearized"].mean(0)
+    from_one = gap[:, [i for i, alpha in enumerate(config.alphas) if alpha >= 1]]
+    growth = (from_one[:, 1:] / from_one[:, :-1]).max()
+    yield within("rows/largest ratio of neighbors", growth, at_most=1)
+    one = config.alphas.index(1.0) if 1.0 in config.alphas else 0
+    narrowing = gap[-1, one] / gap[0, one]
+    yield within("columns/widest over narrowest at alpha=1", narrowing, at_most=0.7)
+    lazy = [alpha for alpha in config.alphas if 10 <= alpha < math.inf]
+    if len(lazy) > 1 and config.activation == "erf":
+        columns = [config.alphas.index(alpha) for alpha in lazy]
+        for i, width in enumerate(config.widths):
+            values = arrays["to_linearized"][:, i][:, columns]
+            yield power_law(f"to_linearized/width={width}", lazy, values, -1, 0.15)
+    if len(config.widths) > 3:
+        linearized = arrays["to_kernel"][:, :, -1]
+        yield power_law("to_kernel/alpha=inf", config.widths[1:], linearized[:, 1:], -0.5, 0.15)
+        narrowest, *_, widest = linearized.mean(0)
+        yield within("to_kernel/widest", widest, at_most=narrowest / 2)
+
+
+def report(summary):
+    """The plane of test accuracies."""
     names = [key.removeprefix("accuracy/") for key in summary if key.startswith("accuracy/width=")]
     alphas = list(dict.fromkeys(name.split("/")[1] for name in names))
-    table = Table(
-        "width",
-        *(alpha.removeprefix("alpha=") for alpha in alphas),
-        box=None,
-        title="test accuracy % by alpha",
-    )
+    titles = [alpha.removeprefix("alpha=") for alpha in alphas]
+    table = Table("width", *titles, box=None, title="test accuracy % by alpha")
     for width in dict.fromkeys(name.split("/")[0] for name in names):
-        table.add_row(
-            width.removeprefix("width="),
-            *(f"{100 * summary[f'accuracy/{width}/{alpha}']:.1f}" for alpha in alphas),
-        )
+        row = [f"{100 * summary[f'accuracy/{width}/{alpha}']:.1f}" for alpha in alphas]
+        table.add_row(width.removeprefix("width="), *row)
     table.add_row("inf", *[""] * (len(alphas) - 1), f"{100 * summary['accuracy/kernel']:.1f}")
-    console.print(table)
-    facts.show(
-        summary, console, f"the plane of alpha and the width, mean of {summary['seeds']} seeds"
-    )
+    yield table
+
+
+def draw(config: Config, arrays):
+    """Three maps of the plane."""
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    titles = {
+        "accuracy": "test accuracy, %",
+        "to_linearized": "distance to the linearized model",
+        "to_kernel": "distance to the infinitely wide network",
+    }
+    for ax, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
+        values = arrays[name].mean(0)
+        if name == "accuracy":
+            kernel = np.full(len(config.alphas), float(arrays["kernel_accuracy"]))
+            values = 100 * np.vstack([values, kernel])
+            image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
+        else:
+            positive = np.where(values > 0, values, np.nan)
+            norm = LogNorm(np.nanmin(positive), np.nanmax(positive))
+            image = ax.imshow(positive, origin="lower", aspect="auto", norm=norm)
+        _label(ax, config, values, name, image.norm)
+        ax.set_title(title, fontsize=11)
+        figure.colorbar(image, ax=ax, pad=0.02)
+    return figure
 
 
 def load_data(config: Config) -> tuple[Data, Data]:
@@ -184,7 +240,9 @@ def _evaluate(function, u, x):
     return function(u, x)
 
 
-def measure(config: Config, outputs: dict, limit: np.ndarray, test: Data) -> dict[str, np.ndarray]:
+def distances(
+    config: Config, outputs: dict, limit: np.ndarray, test: Data
+) -> dict[str, np.ndarray]:
     """Test accuracy, and rms distances to the linearized model and to the infinitely wide network, `[seeds, w, a]`."""
     labels = np.asarray(test.y).argmax(-1)
     shape = (config.seeds, len(config.widths), len(config.alphas))
@@ -204,96 +262,11 @@ def _distances(f, reference):
     return np.sqrt(np.sum((f - reference) ** 2, axis=(1, 2)) / np.sum(reference**2, axis=(1, 2)))
 
 
-def _stored(config, folder, train, test, rate, cell) -> np.ndarray:
-    width, alpha = cell
-    path = folder / "cells" / f"width={width},alpha={alpha:g}.npz"
-    compute = partial(train_cell, config, train, test, rate, width, alpha)
-    return store.stored_arrays(path, lambda: {"outputs": compute()})["outputs"]
-
-
-def _summary(config, measured, kernel_accuracy) -> dict[str, Any]:
-    summary: dict[str, Any] = {"seeds": config.seeds, "accuracy/kernel": kernel_accuracy}
-    for name, values in measured.items():
-        for (i, width), (j, alpha) in _pairs(config):
-            summary[f"{name}/width={width}/alpha={alpha:g}"] = float(values[:, i, j].mean())
-    return summary | facts.summarize(list(_facts(config, measured)))
-
-
-def _pairs(config):
-    return [
-        (row, column) for row in enumerate(config.widths) for column in enumerate(config.alphas)
-    ]
-
-
-def _facts(config, measured):
-    gap = measured["to_linearized"].mean(0)
-    distance = measured["to_kernel"].mean(0)
-    lazy = np.asarray([alpha for alpha in config.alphas if 10 <= alpha < math.inf])
-    columns = [config.alphas.index(alpha) for alpha in lazy]
-    from_one = gap[:, [i for i, alpha in enumerate(config.alphas) if alpha >= 1]]
-    yield facts.within(
-        "rows/largest ratio of neighbors", (from_one[:, 1:] / from_one[:, :-1]).max(), at_most=1
-    )
-    yield facts.within(
-        "columns/widest over narrowest at alpha=1", _ratio(config, gap, 1.0), at_most=0.7
-    )
-    if len(lazy) > 1 and config.activation == "erf":
-        for i, width in enumerate(config.widths):
-            values = measured["to_linearized"][:, i][:, columns]
-            yield facts.power_law(f"to_linearized/width={width}", lazy, values, -1, 0.15)
-    if len(config.widths) > 3:
-        yield facts.power_law(
-            "to_kernel/alpha=inf", config.widths[1:], measured["to_kernel"][:, 1:, -1], -0.5, 0.15
-        )
-        yield facts.within("to_kernel/widest", distance[-1, -1], at_most=distance[0, -1] / 2)
-
-
-def _ratio(config, values, alpha):
-    column = config.alphas.index(alpha) if alpha in config.alphas else 0
-    return values[-1, column] / values[0, column]
-
-
-def _draw(config, measured, kernel_accuracy, file) -> None:
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    titles = (
-        "test accuracy, %",
-        "distance to the linearized model",
-        "distance to the infinitely wide network",
-    )
-    for ax, name, title in zip(figure.subplots(1, 3), MEASURES, titles, strict=True):
-        values = measured[name].mean(0)
-        if name == "accuracy":
-            values = np.vstack([100 * values, np.full(len(config.alphas), 100 * kernel_accuracy)])
-            image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
-        else:
-            norm = LogNorm(*np.percentile(values[values > 0], [0, 100]))
-            image = ax.imshow(
-                np.where(values > 0, values, np.nan), origin="lower", aspect="auto", norm=norm
-            )
-        _label(ax, config, values, name, image.norm)
-        ax.set_title(title, fontsize=11)
-        figure.colorbar(image, ax=ax, pad=0.02)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, file)
-
-
 def _label(ax, config, values, name, norm) -> None:
     for (i, j), value in np.ndenumerate(values):
         text = f"{value:.0f}" if name == "accuracy" else _short(value)
-        ax.text(
-            j,
-            i,
-            text,
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="black" if norm(value) > 0.6 else "white",
-        )
+        color = "black" if norm(value) > 0.6 else "white"
+        ax.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
     rows = [*map(str, config.widths), *(["inf"] if name == "accuracy" else [])]
     ax.set(xlabel="alpha", ylabel="width", yticks=range(len(rows)), yticklabels=rows)
     ax.set_xticks(range(len(config.alphas)), [f"{alpha:g}" for alpha in config.alphas])

@@ -24,15 +24,16 @@ functions are in this space" is false, they are only limits of functions in it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Integer, Values
+from experiments.harness.facts import close, power_law
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure"]
 
 
 @dataclass(frozen=True)
@@ -70,32 +71,52 @@ FIRST = range(7)
 TOLERANCE = 1e-5
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Measures coefficients, eigenvalues and norms, draws the figure and returns the facts."""
-    from experiments.harness.store import save_arrays
-
-    bounds.check(config)
-    with console.status("kernel on the circle"):
-        angles = 2 * np.pi * np.arange(config.points) / config.points
-        features = fourier(np.maximum(np.cos(angles), 0))
-        eigenvalues = fourier(kernel(angles, config.precision))
-        norms = {
-            name: _norms(config, fourier(f(angles)), eigenvalues) for name, f in FUNCTIONS.items()
-        }
-    save_arrays(folder / "measured.npz", {"gamma": features, "eigenvalue": eigenvalues, **norms})
-    _draw(config, features, eigenvalues, norms, folder / "figures" / "circle_kernel.png")
-    return facts.summarize(_facts(config, features, eigenvalues, norms))
-
-
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, "ReLU features on the circle")
-
+TITLE = "ReLU features on the circle"
 
 FUNCTIONS = {
     "abs_cos": lambda s: np.abs(np.cos(s)),
     "abs_cos_cubed": lambda s: np.abs(np.cos(s)) ** 3,
 }
+
+
+def measure(config: Config, store) -> dict[str, np.ndarray]:
+    """Coefficients of the features, eigenvalues of the kernel, and the norms of both functions."""
+    with store.status("kernel on the circle"):
+        angles = 2 * np.pi * np.arange(config.points) / config.points
+        eigenvalues = fourier(kernel(angles, config.precision))
+        arrays = {"gamma": fourier(np.maximum(np.cos(angles), 0)), "eigenvalue": eigenvalues}
+        for name, function in FUNCTIONS.items():
+            arrays[name] = _norms(config, fourier(function(angles)), eigenvalues)
+    return arrays
+
+
+def facts(config: Config, arrays):
+    """Coefficients and eigenvalues in closed form, the decay, and which norms diverge."""
+    for k in FIRST:
+        yield close(f"gamma/k={k}", arrays["gamma"][k], gamma(k), TOLERANCE)
+    for k in FIRST:
+        yield close(f"eigenvalue/k={k}", arrays["eigenvalue"][k], gamma(k) ** 2, TOLERANCE)
+    even = _even(config)
+    yield power_law("eigenvalue_decay", even, arrays["eigenvalue"][even], -4, 0.05)
+    yield power_law("norm/abs_cos", config.cutoffs, arrays["abs_cos"], 1, 0.05)
+    yield power_law("norm/abs_cos_cubed", config.cutoffs, arrays["abs_cos_cubed"], 0, 0.01)
+
+
+def draw(config: Config, arrays):
+    """Coefficients beside both closed forms, decay of the eigenvalues, and partial sums of the norms."""
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _draw_coefficients(arrays["gamma"], left)
+    even = _even(config)
+    decay = {r"$\gamma_k^2$, even $k$": arrays["eigenvalue"][even]}
+    panels.draw(
+        panels.Panel("decay", even, decay, "frequency $k$", "eigenvalue of the kernel"), middle
+    )
+    sums = {r"$|\cos|$": arrays["abs_cos"], r"$|\cos|^3$": arrays["abs_cos_cubed"]}
+    xlabel = "largest frequency in the sum"
+    ylabel = "partial sum of the squared norm"
+    panels.draw(panels.Panel("norm of two functions", config.cutoffs, sums, xlabel, ylabel), right)
+    return figure
 
 
 def gamma(k: int) -> float:
@@ -129,39 +150,8 @@ def _norms(config, coefficients, eigenvalues):
     return np.array([first + terms[k <= cutoff].sum() for cutoff in config.cutoffs]) / (2 * np.pi)
 
 
-def _facts(config, features, eigenvalues, norms):
-    for k in FIRST:
-        yield facts.close(f"gamma/k={k}", features[k], gamma(k), TOLERANCE)
-    for k in FIRST:
-        yield facts.close(f"eigenvalue/k={k}", eigenvalues[k], gamma(k) ** 2, TOLERANCE)
-    even = _even(config)
-    yield facts.power_law("eigenvalue_decay", even, eigenvalues[even], -4, 0.05)
-    yield facts.power_law("norm/abs_cos", config.cutoffs, norms["abs_cos"], 1, 0.05)
-    yield facts.power_law("norm/abs_cos_cubed", config.cutoffs, norms["abs_cos_cubed"], 0, 0.01)
-
-
 def _even(config):
     return np.arange(config.decay_from + config.decay_from % 2, config.decay_to + 1, 2)
-
-
-def _draw(config, features, eigenvalues, norms, path):
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _draw_coefficients(features, left)
-    even = _even(config)
-    decay = {r"$\gamma_k^2$, even $k$": eigenvalues[even]}
-    panels.draw(
-        panels.Panel("decay", even, decay, "frequency $k$", "eigenvalue of the kernel"), middle
-    )
-    sums = {r"$|\cos|$": norms["abs_cos"], r"$|\cos|^3$": norms["abs_cos_cubed"]}
-    labels = "largest frequency in the sum", "partial sum of the squared norm"
-    panels.draw(panels.Panel("norm of two functions", config.cutoffs, sums, *labels), right)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
 
 
 def _draw_coefficients(features, ax):

@@ -25,19 +25,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 import lazynet as ln
-from experiments.harness import bounds, facts
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
+from experiments.harness.facts import power_law, within
 from experiments.shared.flows import descent_direction
+from lazynet import plots
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -88,72 +90,70 @@ LAZY_FROM = 10.0
 FEATURES_TO = 1.0
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains all widths, scales and seeds, draws the figure and returns the facts."""
-    from rich.progress import track
-
-    from experiments.harness.store import save_arrays
-
-    bounds.check(config)
-    cells = [(variant, width) for variant in VARIANTS for width in config.widths]
-    results = {
-        cell: measure(config, cell[1], cell[0])
-        for cell in track(
-            cells, "widths", console=console, transient=True, disable=not console.is_terminal
-        )
-    }
-    measured = {
-        f"{name}/{variant}": np.stack([results[variant, width][name] for width in config.widths])
-        for variant in VARIANTS
-        for name in ("drift", "ntk_change", "loss", "steps")
-    }
-    save_arrays(
-        folder / "measured.npz", {"width": config.widths, "scale": config.scales, **measured}
-    )
-    _draw(config, measured, folder / "figures" / "crossover.png")
-    return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds}
+TITLE = "collapse on sqrt(width) alpha, mean over {seeds} seeds"
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(
-        summary, console, f"collapse on sqrt(width) alpha, mean over {summary['seeds']} seeds"
-    )
+def measure(config: Config, store) -> dict[str, Any]:
+    """Drift, change of the kernel, last loss and steps, `[widths, seeds, scales]`, each as `name/variant`."""
+    arrays: dict[str, Any] = {"width": config.widths, "scale": config.scales}
+    for variant in VARIANTS:
+        trained = [
+            train_all(config, width, variant) for width in store.track(config.widths, variant)
+        ]
+        for name in trained[0]:
+            arrays[f"{name}/{variant}"] = np.stack([of_width[name] for of_width in trained])
+    return arrays
 
 
-def _facts(config, measured):
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws."""
+    return {"seeds": config.seeds}
+
+
+def facts(config: Config, arrays):
+    """Collapse on the product of alpha and the root of the width, where it holds and where it does not."""
     scales = np.asarray(config.scales)
     lazy = scales >= LAZY_FROM
-    features = scales <= FEATURES_TO
     for variant in VARIANTS:
-        drift, change = (measured[f"{name}/{variant}"].mean(1) for name in ("drift", "ntk_change"))
-        same = features if variant == "centered" else slice(None)
-        yield facts.within(
-            f"last_loss/{variant}", measured[f"loss/{variant}"].max(), at_most=config.loss
-        )
-        yield facts.within(f"spread_over_widths/drift/{variant}", _spread(drift), at_most=0.10)
-        yield facts.within(
-            f"spread_over_widths/ntk_change/{variant}", _spread(change[:, same]), at_most=0.15
-        )
-        yield facts.power_law(f"drift/{variant}", scales[lazy], drift[:, lazy], -1, 0.05)
+        drift = arrays[f"drift/{variant}"].mean(1)
+        change = arrays[f"ntk_change/{variant}"].mean(1)
+        same = scales <= FEATURES_TO if variant == "centered" else slice(None)
+        last_loss = arrays[f"loss/{variant}"].max()
+        yield within(f"last_loss/{variant}", last_loss, at_most=config.loss)
+        yield within(f"spread_over_widths/drift/{variant}", _spread(drift), at_most=0.10)
+        spread = _spread(change[:, same])
+        yield within(f"spread_over_widths/ntk_change/{variant}", spread, at_most=0.15)
+        yield power_law(f"drift/{variant}", scales[lazy], drift[:, lazy], -1, 0.05)
         for width, of_width in zip(config.widths, change, strict=True):
-            yield facts.within(
-                f"crossover/{variant}/width={width}",
-                _crossing(scales, of_width),
-                at_least=0.5,
-                at_most=2,
-            )
-    yield facts.power_law(
-        "ntk_change/symmetrized",
-        scales[lazy],
-        measured["ntk_change/symmetrized"].mean(1)[:, lazy],
-        -2,
-        0.1,
-    )
-    largest = measured["ntk_change/centered"][:, :, -1].T
-    yield facts.power_law(
-        f"ntk_change_against_width/s={scales[-1]:g}/centered", config.widths, largest, -0.5, 0.25
-    )
+            name = f"crossover/{variant}/width={width}"
+            yield within(name, _crossing(scales, of_width), at_least=0.5, at_most=2)
+    change = arrays["ntk_change/symmetrized"].mean(1)[:, lazy]
+    yield power_law("ntk_change/symmetrized", scales[lazy], change, -2, 0.1)
+    largest = arrays["ntk_change/centered"][:, :, -1].T
+    name = f"ntk_change_against_width/s={scales[-1]:g}/centered"
+    yield power_law(name, config.widths, largest, -0.5, 0.25)
+
+
+def draw(config: Config, arrays):
+    """Drift and change of the kernel against sqrt(h) alpha, a curve for each width."""
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    labels = {
+        "drift": r"relative drift $\|w-w_0\|/\|w_0\|$",
+        "ntk_change": "relative change of the NTK",
+    }
+    drawn = (("drift", "centered"), ("ntk_change", "centered"), ("ntk_change", "symmetrized"))
+    styles = plots.curve_styles(len(config.widths))
+    for (name, variant), ax in zip(drawn, figure.subplots(1, 3), strict=True):
+        values = arrays[f"{name}/{variant}"]
+        for style, width, of_width in zip(styles, config.widths, values, strict=True):
+            bars = of_width.std(0, ddof=1) if config.seeds > 1 else None
+            settings = style | {"markevery": None, "capsize": 2, "label": f"width {width}"}
+            ax.errorbar(config.scales, of_width.mean(0), bars, **settings)
+        ax.axhline(1, color="0.6", linewidth=0.8)
+        ax.set(xscale="log", yscale="log", xlabel=r"$\sqrt{h}\,\alpha$ ($h$: width)")
+        ax.set_ylabel(labels[name])
+        panels.finish(ax, "doubled" if variant == "symmetrized" else variant)
+    return figure
 
 
 def _spread(values):
@@ -170,7 +170,7 @@ def _crossing(scales, change):
     return float(np.exp(x[0] - y[0] * (x[1] - x[0]) / (y[1] - y[0])))
 
 
-def measure(config: Config, width: int, variant: str) -> dict[str, np.ndarray]:
+def train_all(config: Config, width: int, variant: str) -> dict[str, np.ndarray]:
     """Relative drift and kernel change after training, the last loss and the number of steps, `[seeds, scales]`."""
     model = network(config, width, variant)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(config.seeds))
@@ -231,39 +231,3 @@ def _problem(config, key):
     x = jax.random.normal(key_x, (config.examples, config.inputs), dtype)
     y = jax.random.rademacher(key_y, (config.examples, 1), dtype)
     return ln.Data(x / jnp.linalg.norm(x, axis=1, keepdims=True), y)
-
-
-def _draw(config, measured, path):
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
-    axes = figure.subplots(1, 3)
-    labels = {
-        "drift": r"relative drift $\|w-w_0\|/\|w_0\|$",
-        "ntk_change": "relative change of the NTK",
-    }
-    drawn = (("drift", "centered"), ("ntk_change", "centered"), ("ntk_change", "symmetrized"))
-    for (name, variant), ax in zip(drawn, axes, strict=True):
-        values = measured[f"{name}/{variant}"]
-        for style, width, of_width in zip(
-            plots.curve_styles(len(values)), config.widths, values, strict=True
-        ):
-            bars = of_width.std(0, ddof=1) if config.seeds > 1 else None
-            ax.errorbar(
-                config.scales,
-                of_width.mean(0),
-                bars,
-                capsize=2,
-                label=f"width {width}",
-                **style | {"markevery": None},
-            )
-        ax.set(xscale="log", yscale="log", xlabel=r"$\sqrt{h}\,\alpha$ ($h$: width)")
-        ax.set_ylabel(labels[name])
-        ax.set_title("doubled" if variant == "symmetrized" else variant, fontsize=11)
-        ax.axhline(1, color="0.6", linewidth=0.8)
-        ax.grid(True, color="0.88", linewidth=0.6)
-        ax.legend(fontsize="small", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)

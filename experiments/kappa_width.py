@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -34,10 +33,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Values
+from experiments.harness.facts import power_law
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -87,57 +87,52 @@ EXPECTED = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Measures kappa and its factors for every width, init and seed, draws the figure and returns the facts."""
-    from rich.progress import track
+TITLE = "slopes in the width, {activation}, mean over {seeds} seeds"
 
-    from experiments.harness.store import save_arrays
 
-    bounds.check(config)
-    values: dict[str, list] = {}
-    for width in track(
-        config.widths, "kappa", console=console, transient=True, disable=not console.is_terminal
-    ):
+def measure(config: Config, store) -> dict[str, Any]:
+    """Kappa of each scale, and the norms of Dh and D^2 h for alpha = 1, `[seeds, widths]`, each as `name/init`."""
+    columns: dict[str, list] = {}
+    for width in store.track(config.widths, "kappa"):
         for init in INITS:
-            for name, of_seeds in _measure(config, width, init).items():
-                values.setdefault(f"{name}/{init}", []).append(of_seeds)
-    measured = {name: np.array(rows).T for name, rows in values.items()}
-    save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
-    _draw(config, measured, folder / "figures" / "kappa_width.png")
-    return facts.summarize(list(_facts(config, measured))) | {
-        "seeds": config.seeds,
-        "activation": config.activation,
-    }
+            model = network(config, width, init)
+            keys = [jax.random.fold_in(jax.random.key(0), seed) for seed in range(config.seeds)]
+            draws = [measure_one(config, model, width, key) for key in keys]
+            for name in draws[0]:
+                columns.setdefault(f"{name}/{init}", []).append([draw[name] for draw in draws])
+    return {"width": config.widths} | {name: np.array(rows).T for name, rows in columns.items()}
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    title = f"slopes in the width, {summary['activation']}, mean over {summary['seeds']} seeds"
-    facts.show(summary, console, title)
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws, and the activation."""
+    return {"seeds": config.seeds, "activation": config.activation}
 
 
-def _facts(config, measured):
+def facts(config: Config, arrays):
+    """Slopes of kappa for every scale, with its control, and of both norms."""
     for (scale, init), (slope, tolerance) in EXPECTED.items():
-        values = measured[f"kappa/{scale}/{init}"]
-        yield facts.power_law(f"kappa/{scale}/{init}", config.widths, values, slope, tolerance)
+        name = f"kappa/{scale}/{init}"
+        yield power_law(name, config.widths, arrays[name], slope, tolerance)
     for init in INITS:
-        yield facts.power_law(
-            f"jacobian_norm/{init}", config.widths, measured[f"jacobian_norm/{init}"], 0.5, 0.1
-        )
-        yield facts.power_law(
-            f"hessian_norm/{init}", config.widths, measured[f"hessian_norm/{init}"], 0, 0.1
-        )
+        for norm, slope in (("jacobian_norm", 0.5), ("hessian_norm", 0)):
+            name = f"{norm}/{init}"
+            yield power_law(name, config.widths, arrays[name], slope, 0.1)
 
 
-def _measure(config, width, init):
-    """The kappa of each scale, and the norms of Dh and D^2 h for alpha = 1, each `[seeds]`."""
-    model = network(config, width, init)
-    measured: dict[str, list] = {}
-    for seed in range(config.seeds):
-        key = jax.random.fold_in(jax.random.key(0), seed)
-        for name, value in measure_one(config, model, width, key).items():
-            measured.setdefault(name, []).append(value)
-    return measured
+def draw(config: Config, arrays):
+    """Kappa against the width, independent and doubled."""
+    labels = {
+        "inv_sqrt": r"$\alpha(m)=1/\sqrt{m}$",
+        "inv": r"$\alpha(m)=1/m$",
+        "one": r"$\alpha(m)=1$",
+    }
+    titles = {"iid": "independent weights", "doubled": "doubled, $h(w_0)=0$"}
+    ylabel = r"laziness $\kappa$ (lazy if $\ll 1$)"
+    drawn = []
+    for init in INITS:
+        curves = {label: arrays[f"kappa/{scale}/{init}"] for scale, label in labels.items()}
+        drawn.append(panels.Panel(titles[init], config.widths, curves, "width $m$", ylabel))
+    return panels.figure(drawn)
 
 
 def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> dict[str, float]:
@@ -173,24 +168,3 @@ def problem(config: Config, key: jax.Array) -> ln.Data:
     x = jax.random.normal(key_x, (config.examples, config.inputs), dtype)
     y = jax.random.normal(key_y, (config.examples, 1), dtype)
     return ln.Data(x / jnp.linalg.norm(x, axis=1, keepdims=True), y)
-
-
-def _draw(config, measured, path):
-    labels = {
-        "inv_sqrt": r"$\alpha(m)=1/\sqrt{m}$",
-        "inv": r"$\alpha(m)=1/m$",
-        "one": r"$\alpha(m)=1$",
-    }
-    titles = {"iid": "independent weights", "doubled": "doubled, $h(w_0)=0$"}
-    ylabel = r"laziness $\kappa$ (lazy if $\ll 1$)"
-    drawn = [
-        panels.Panel(
-            titles[init],
-            config.widths,
-            {label: measured[f"kappa/{scale}/{init}"] for scale, label in labels.items()},
-            "width $m$",
-            ylabel,
-        )
-        for init in INITS
-    ]
-    panels.save(drawn, path)

@@ -15,18 +15,19 @@ from tau = 1 to 4 (beyond, few gates are left to count).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
 
-from experiments.harness import bounds, facts, panels, store
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Even, Positive, Values
-from experiments.harness.progress import over_devices
+from experiments.harness.facts import power_law, within
 from experiments.shared.students import (
     Student,
     Weights,
@@ -35,10 +36,20 @@ from experiments.shared.students import (
     draw_examples,
     draw_normal,
     draw_teacher,
-    measure,
+    measurements,
 )
 
-__all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
+__all__ = [
+    "HOST_DEVICES",
+    "PRESETS",
+    "TITLE",
+    "Config",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own, and trains trials by itself."""
@@ -76,58 +87,97 @@ class Config:
 PRESETS = {"smoke": Config(taus=(0.01, 1.0, 10.0), trials=3), "laptop": Config(), "paper": Config()}
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    bounds.check(config)
-    cells = [(trial, tau) for trial in range(config.trials) for tau in config.taus]
-    results = over_devices(partial(_stored, config, folder), cells, console)
-    measured = {
-        name: np.stack(
-            [
-                [results[trial, tau][name][0] for tau in config.taus]
-                for trial in range(config.trials)
-            ]
-        )
-        for name in ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
-    }
-    store.save_arrays(folder / "measured.npz", {"tau": config.taus, **measured})
-    _draw(config, measured, folder / "figures" / "loss_vs_scale.png")
-    return _summary(config, measured)
+TITLE = "test loss against scale, mean of {trials} trials"
+MEASURES = ("test_loss", "best_test_loss", "train_loss", "stability", "drift")
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the curve and the table of facts."""
-    from rich.table import Table
+def measure(config: Config, store) -> dict[str, Any]:
+    """Losses, stability of the gates and drift at the end of training, `[trials, scales]`."""
 
-    table = Table(
-        "tau", "test loss x 1000", "best x 1000", "gates as at start %", "drift", box=None
-    )
-    for tau in [
-        key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")
-    ]:
-        cells = [
-            f"{1000 * summary[f'{name}/tau={tau}']:.3g}" for name in ("test_loss", "best_test_loss")
-        ]
-        cells[0] += f" ± {1000 * summary[f'test_loss_std/tau={tau}']:.2g}"
+    def cell(trial_tau):
+        trial, tau = trial_tau
+        name = f"trial={trial},tau={tau:g}"
+        return store.read(name) or store.write(name, train(config, trial, (tau,)))
+
+    trials = range(config.trials)
+    cells = store.spread(cell, list(itertools.product(trials, config.taus)))
+    arrays: dict[str, Any] = {"tau": config.taus}
+    for name in MEASURES:
+        values = [of_cell[name][0] for of_cell in cells.values()]
+        arrays[name] = np.reshape(values, (config.trials, len(config.taus)))
+    return arrays
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Means over trials, and the standard deviation of the test loss."""
+    summary: dict[str, Any] = {"trials": config.trials}
+    for i, tau in enumerate(config.taus):
+        for name in MEASURES:
+            summary[f"{name}/tau={tau:g}"] = float(arrays[name][:, i].mean())
+        if config.trials > 1:
+            deviation = float(arrays["test_loss"][:, i].std(ddof=1))
+            summary[f"test_loss_std/tau={tau:g}"] = deviation
+    return summary
+
+
+def facts(config: Config, arrays):
+    """The plateau of lazy training, the loss without it, and how drift and gates fall with the scale."""
+    taus = np.asarray(config.taus)
+    loss = arrays["test_loss"].mean(0)
+    at = dict(zip((f"{tau:g}" for tau in taus), loss, strict=True))
+    if {"1", "0.01"} <= set(at):
+        yield within("ratio/tau=1/tau=0.01", at["1"] / at["0.01"], at_least=25, at_most=60)
+    plateau = loss[(taus >= 0.75) & (taus <= 10)]
+    if len(plateau) > 1:
+        spread = np.abs(plateau / plateau.mean() - 1).max()
+        yield within("plateau/spread", spread, at_most=0.05)
+    drift = arrays["drift"]
+    middle = (taus >= 1) & (taus <= 4.1)
+    wide = taus >= 1
+    if middle.sum() > 2:
+        flipped = 1 - arrays["stability"]
+        yield power_law("drift", taus[middle], drift[:, middle], -2, 0.1)
+        yield power_law("flipped", taus[middle], flipped[:, middle], -2, 0.1)
+    elif wide.sum() > 1:
+        yield power_law("drift", taus[wide], drift[:, wide], -2, 0.15)
+
+
+def report(summary):
+    """One row for each scale."""
+    titles = ("tau", "test loss x 1000", "best x 1000", "gates as at start %", "drift")
+    table = Table(*titles, box=None)
+    prefix = "test_loss/tau="
+    for tau in [key.removeprefix(prefix) for key in summary if key.startswith(prefix)]:
+        loss = f"{1000 * summary[f'test_loss/tau={tau}']:.3g}"
         table.add_row(
             tau,
-            *cells,
+            f"{loss} ± {1000 * summary.get(f'test_loss_std/tau={tau}', 0):.2g}",
+            f"{1000 * summary[f'best_test_loss/tau={tau}']:.3g}",
             f"{100 * summary[f'stability/tau={tau}']:.2f}",
             f"{summary[f'drift/tau={tau}']:.2g}",
         )
-    console.print(table)
-    facts.show(summary, console, f"test loss against scale, mean of {summary['trials']} trials")
+    yield table
 
 
-def _stored(config, folder, cell) -> dict[str, np.ndarray]:
-    trial, tau = cell
-    path = folder / "cells" / f"trial={trial},tau={tau:g}.npz"
-    return store.stored_arrays(path, lambda: train(config, trial, (tau,)))
+def draw(config: Config, arrays):
+    """Test losses against the scale, and drift and changed gates."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    panels.band(left, config.taus, 1000 * arrays["test_loss"], "end of training")
+    panels.band(left, config.taus, 1000 * arrays["best_test_loss"], "best throughout training")
+    left.set(xscale="log", ylabel="test loss x 1000", ylim=(0, None))
+    right.plot(config.taus, arrays["drift"].mean(0), "o-", ms=3, label="relative weight drift")
+    right.plot(config.taus, 1 - arrays["stability"].mean(0), "o-", ms=3, label="gates changed")
+    right.set(xscale="log", yscale="log", ylabel="fraction")
+    for ax in (left, right):
+        ax.set_xlabel("scale of initialization tau")
+        ax.legend()
+    return figure
 
 
 def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.ndarray]:
     """One trial at several scales, which share data and the initial directions."""
-    start, data = draw(config, trial)
+    start, data = draw_trial(config, trial)
     alpha = jnp.asarray(taus) ** 2
     student = Student(start, alpha, jnp.minimum(10 * alpha, 0.1), jnp.zeros_like(alpha))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), start)
@@ -137,7 +187,7 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
     for look in np.linspace(0, config.steps, config.looks + 1).round().astype(int):
         u = descend(student, u, *data[:2], look - done)
         done = look
-        last = measure(student, u, *data)
+        last = measurements(student, u, *data)
         best = jnp.minimum(best, last["test_loss"])
     return {
         "best_test_loss": np.asarray(best),
@@ -145,70 +195,9 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
     }
 
 
-def draw(config: Config, trial: int) -> tuple[Weights, tuple]:
+def draw_trial(config: Config, trial: int) -> tuple[Weights, tuple]:
     """Initial weights at scale 1, and training and test data of a trial."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
     teacher = draw_teacher(keys[:2], config.teacher, config.d)
     start = doubled(draw_normal(keys[2:4], config.width // 2, config.d))
     return start, draw_examples(keys[4:], teacher, config.n, config.n)
-
-
-def _summary(config, measured) -> dict[str, Any]:
-    summary: dict[str, Any] = {"trials": config.trials}
-    for i, tau in enumerate(config.taus):
-        for name, values in measured.items():
-            summary[f"{name}/tau={tau:g}"] = float(values[:, i].mean())
-        if config.trials > 1:
-            summary[f"test_loss_std/tau={tau:g}"] = float(measured["test_loss"][:, i].std(ddof=1))
-    return summary | facts.summarize(list(_facts(config, measured)))
-
-
-def _facts(config, measured):
-    taus = np.asarray(config.taus)
-    loss = measured["test_loss"].mean(0)
-    at = {f"{tau:g}": value for tau, value in zip(taus, loss, strict=True)}
-    if {"1", "0.01"} <= set(at):
-        yield facts.within("ratio/tau=1/tau=0.01", at["1"] / at["0.01"], at_least=25, at_most=60)
-    flat = (taus >= 0.75) & (taus <= 10)
-    if flat.sum() > 1:
-        plateau = loss[flat]
-        yield facts.within(
-            "plateau/spread", np.abs(plateau / plateau.mean() - 1).max(), at_most=0.05
-        )
-    middle = (taus >= 1) & (taus <= 4.1)
-    if middle.sum() > 2:
-        for name, values in (("drift", measured["drift"]), ("flipped", 1 - measured["stability"])):
-            yield facts.power_law(name, taus[middle], values[:, middle], -2, 0.1)
-    wide = taus >= 1
-    if middle.sum() <= 2 and wide.sum() > 1:
-        yield facts.power_law("drift", taus[wide], measured["drift"][:, wide], -2, 0.15)
-
-
-def _draw(config, measured, file) -> None:
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, label in (
-        ("test_loss", "end of training"),
-        ("best_test_loss", "best throughout training"),
-    ):
-        panels.band(left, config.taus, 1000 * measured[name], label)
-    left.set(
-        xscale="log",
-        xlabel="scale of initialization tau",
-        ylabel="test loss x 1000",
-        ylim=(0, None),
-    )
-    left.legend()
-    for name, values in (
-        ("relative weight drift", measured["drift"]),
-        ("gates changed", 1 - measured["stability"]),
-    ):
-        right.plot(config.taus, values.mean(0), "o-", ms=3, label=name)
-    right.set(xscale="log", yscale="log", xlabel="scale of initialization tau", ylabel="fraction")
-    right.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, file)

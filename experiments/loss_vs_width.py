@@ -16,18 +16,19 @@ two times lower than 1/sqrt m, which climbs with the width and keeps more and mo
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
 
-from experiments.harness import bounds, facts, panels, store
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Values
-from experiments.harness.progress import over_devices
+from experiments.harness.facts import within
 from experiments.shared.students import (
     Student,
     Weights,
@@ -35,10 +36,21 @@ from experiments.shared.students import (
     draw_examples,
     draw_normal,
     draw_teacher,
-    measure,
+    measurements,
 )
 
-__all__ = ["HOST_DEVICES", "PRESETS", "SCALINGS", "Config", "run", "show"]
+__all__ = [
+    "HOST_DEVICES",
+    "PRESETS",
+    "SCALINGS",
+    "TITLE",
+    "Config",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own, and trains trials by itself."""
@@ -95,140 +107,107 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains what is not stored yet, draws the figure and returns the flat summary."""
-    bounds.check(config)
-    cells = [(trial, width) for width in reversed(config.widths) for trial in range(config.trials)]
-    results = over_devices(partial(_stored, config, folder), cells, console)
-    measured = {
-        name: np.stack(
-            [
-                [results[trial, width][name] for width in config.widths]
-                for trial in range(config.trials)
-            ]
-        )
-        for name in MEASURES
-    }
-    store.save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
-    _draw(config, measured, folder / "figures" / "loss_vs_width.png")
-    return _summary(config, measured)
+TITLE = "test loss against width, {trials} trials"
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the curves and the table of facts."""
-    from rich.table import Table
+def measure(config: Config, store) -> dict[str, Any]:
+    """Losses, stability of the gates and drift at the end of training, `[trials, widths, scalings]`."""
 
-    table = Table("m", box=None)
-    for scaling in SCALINGS:
-        table.add_column(f"test loss\n{LABELS[scaling]}", no_wrap=True)
-        table.add_column(f"gates as at\nstart %, {LABELS[scaling]}", no_wrap=True)
-    widths = [
-        key.split("m=")[1].split("/")[0]
-        for key in summary
-        if key.endswith("scaling=inv") and "test_loss/" in key
-    ]
-    for width in widths:
-        row = []
-        for scaling in SCALINGS:
-            cell = f"m={width}/scaling={scaling}"
-            deviation = (
-                f" ± {summary[f'test_loss_std/{cell}']:.2g}"
-                if f"test_loss_std/{cell}" in summary
-                else ""
-            )
-            row += [
-                f"{summary[f'test_loss/{cell}']:.3g}{deviation}",
-                f"{100 * summary[f'stability/{cell}']:.0f}",
-            ]
-        table.add_row(width, *row)
-    console.print(table)
-    facts.show(summary, console, f"test loss against width, {summary['trials']} trials")
+    def cell(width_trial):
+        width, trial = width_trial
+        name = f"trial={trial},m={width}"
+        return store.read(name) or store.write(name, train(config, trial, width))
+
+    widest_first = list(itertools.product(reversed(config.widths), range(config.trials)))
+    cells = store.spread(cell, widest_first)
+    arrays: dict[str, Any] = {"width": config.widths}
+    for name in MEASURES:
+        arrays[name] = np.zeros((config.trials, len(config.widths), len(SCALINGS)))
+        for (width, trial), of_cell in cells.items():
+            arrays[name][trial, config.widths.index(width)] = of_cell[name]
+    return arrays
 
 
-def _stored(config, folder, cell) -> dict[str, np.ndarray]:
-    trial, width = cell
-    path = folder / "cells" / f"trial={trial},m={width}.npz"
-    return store.stored_arrays(path, lambda: train(config, trial, width))
-
-
-def train(config: Config, trial: int, width: int) -> dict[str, np.ndarray]:
-    """One trial at one width with both scalings, which share data and initial weights: each entry is `[2]`."""
-    start, data = draw(config, trial, width)
-    alpha = jnp.asarray([width**-0.5, width**-1.0])
-    student = Student(start, alpha, alpha**2 * jnp.asarray([1.0, 0.05 * width]), alpha)
-    u = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape)), start)
-    u = descend(student, u, *data[:2], config.steps)
-    return {name: np.asarray(value) for name, value in measure(student, u, *data).items()}
-
-
-def draw(config: Config, trial: int, width: int) -> tuple[Weights, tuple]:
-    """Initial weights, and training and test data, which all widths of a trial share."""
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
-    teacher = draw_teacher(keys[:2], config.teacher, config.d, TARGET_FACTOR)
-    return draw_normal(keys[2:4], width, config.d), draw_examples(
-        keys[4:], teacher, config.n, config.n
-    )
-
-
-def _summary(config, measured) -> dict[str, Any]:
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Means over trials, and the standard deviation of the test loss."""
     summary: dict[str, Any] = {"trials": config.trials}
     for i, width in enumerate(config.widths):
         for j, scaling in enumerate(SCALINGS):
             cell = f"m={width}/scaling={scaling}"
-            for name, values in measured.items():
-                summary[f"{name}/{cell}"] = float(values[:, i, j].mean())
+            for name in MEASURES:
+                summary[f"{name}/{cell}"] = float(arrays[name][:, i, j].mean())
             if config.trials > 1:
-                summary[f"test_loss_std/{cell}"] = float(measured["test_loss"][:, i, j].std(ddof=1))
-    return summary | facts.summarize(list(_facts(config, measured)))
+                deviation = float(arrays["test_loss"][:, i, j].std(ddof=1))
+                summary[f"test_loss_std/{cell}"] = deviation
+    return summary
 
 
-def _facts(config, measured):
-    loss = measured["test_loss"].mean(0)
-    widths = np.asarray(config.widths)
-    for scaling, curve in (
-        zip(SCALINGS, loss.T, strict=True) if config.trials >= ENOUGH_TRIALS else ()
-    ):
-        best = widths[int(np.argmin(curve))]
-        yield facts.within(
-            f"width_of_the_minimum/scaling={scaling}",
-            best,
-            at_least=config.teacher,
-            at_most=4 * config.teacher,
-        )
-    for width, (lazy, feature) in zip(widths, loss, strict=True):
+def facts(config: Config, arrays):
+    """Where the minimum is, and how far lazy students are behind."""
+    loss = arrays["test_loss"].mean(0)
+    if config.trials >= ENOUGH_TRIALS:
+        for scaling, best in zip(SCALINGS, np.argmin(loss, axis=0), strict=True):
+            name = f"width_of_the_minimum/scaling={scaling}"
+            limits = {"at_least": config.teacher, "at_most": 4 * config.teacher}
+            yield within(name, config.widths[best], **limits)
+    for width, (lazy, feature) in zip(config.widths, loss, strict=True):
         if width >= 64:
-            yield facts.within(f"ratio/m={width}", lazy / feature, at_least=2)
-    last = measured["stability"][:, -1].mean(0)
-    yield facts.within(f"stability/gain/m={widths[-1]}", last[0] - last[1], at_least=0.05)
+            yield within(f"ratio/m={width}", lazy / feature, at_least=2)
+    lazy, feature = arrays["stability"][:, -1].mean(0)
+    yield within(f"stability/gain/m={config.widths[-1]}", lazy - feature, at_least=0.05)
 
 
-def _draw(config, measured, file) -> None:
-    from matplotlib.figure import Figure
+def report(summary):
+    """One row for each width."""
+    table = Table("m", box=None)
+    for scaling in SCALINGS:
+        table.add_column(f"test loss\n{LABELS[scaling]}", no_wrap=True)
+        table.add_column(f"gates as at\nstart %, {LABELS[scaling]}", no_wrap=True)
+    prefix = "drift/m="
+    widths = [
+        key.removeprefix(prefix).partition("/")[0] for key in summary if key.startswith(prefix)
+    ]
+    for width in dict.fromkeys(widths):
+        row = []
+        for scaling in SCALINGS:
+            cell = f"m={width}/scaling={scaling}"
+            deviation = summary.get(f"test_loss_std/{cell}", 0)
+            row.append(f"{summary[f'test_loss/{cell}']:.3g} ± {deviation:.2g}")
+            row.append(f"{100 * summary[f'stability/{cell}']:.0f}")
+        table.add_row(width, *row)
+    yield table
 
-    from lazynet import plots
 
+def draw(config: Config, arrays):
+    """Test loss and stability of the gates against the width, for both scalings."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for j, scaling in enumerate(SCALINGS):
-        panels.band(
-            left, config.widths, measured["test_loss"][:, :, j], f"scaling {LABELS[scaling]}"
-        )
-        right.plot(
-            config.widths,
-            measured["stability"][:, :, j].mean(0),
-            "o-",
-            ms=3,
-            label=f"scaling {LABELS[scaling]}",
-        )
+        label = f"scaling {LABELS[scaling]}"
+        panels.band(left, config.widths, arrays["test_loss"][:, :, j], label)
+        right.plot(config.widths, arrays["stability"][:, :, j].mean(0), "o-", ms=3, label=label)
     left.axvline(config.teacher, color="0.6", ls=":", label="width of the teacher")
     left.set(xscale="log", xlabel="width m", ylabel="test loss", ylim=(0, None))
-    right.set(
-        xscale="log",
-        xlabel="width m",
-        ylabel="share of ReLU gates as at initialization",
-        ylim=(0.5, 1),
-    )
+    right.set(xscale="log", xlabel="width m", ylim=(0.5, 1))
+    right.set_ylabel("share of ReLU gates as at initialization")
     left.legend()
     right.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, file)
+    return figure
+
+
+def train(config: Config, trial: int, width: int) -> dict[str, np.ndarray]:
+    """One trial at one width with both scalings, which share data and initial weights: each entry is `[2]`."""
+    start, data = draw_trial(config, trial, width)
+    alpha = jnp.asarray([width**-0.5, width**-1.0])
+    student = Student(start, alpha, alpha**2 * jnp.asarray([1.0, 0.05 * width]), alpha)
+    u = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape)), start)
+    u = descend(student, u, *data[:2], config.steps)
+    return {name: np.asarray(value) for name, value in measurements(student, u, *data).items()}
+
+
+def draw_trial(config: Config, trial: int, width: int) -> tuple[Weights, tuple]:
+    """Initial weights, and training and test data, which all widths of a trial share."""
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 6)
+    teacher = draw_teacher(keys[:2], config.teacher, config.d, TARGET_FACTOR)
+    examples = draw_examples(keys[4:], teacher, config.n, config.n)
+    return draw_normal(keys[2:4], width, config.d), examples

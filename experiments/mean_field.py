@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -27,11 +26,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Natural, Positive, Values
+from experiments.harness.facts import close, power_law, within
 from experiments.shared.flows import descent_direction
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -70,62 +70,66 @@ SCALES = {"mean_field": 0.5, "ntk": 0.0}
 """The outputs are those of the NTK parameterization divided by this power of the width."""
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains all widths, seeds and both scales, draws the figure and returns the facts."""
-    from experiments.harness.store import save_arrays
+TITLE = "slopes in the width, mean over {seeds} seeds"
 
-    bounds.check(config)
-    with console.status("training"):
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Distances to the reference and changes of the kernel, `[seeds, widths]`."""
+    arrays: dict[str, Any] = {"width": config.widths}
+    with store.status("training"):
         data, x_test = _problem(config)
-        reference = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)
-        trained = {
-            scale: [
+        limit = _train_all(config, config.reference_width, "mean_field", data, x_test, seeds=1)
+        for scale in SCALES:
+            trained = [
                 _train_all(config, width, scale, data, x_test, seeds=config.seeds)
                 for width in config.widths
             ]
-            for scale in SCALES
-        }
-    measured = _measured(config, trained, reference)
-    save_arrays(folder / "measured.npz", {"width": config.widths, **measured})
-    _draw(config, measured, folder / "figures" / "mean_field.png")
-    return facts.summarize(list(_facts(config, measured))) | {"seeds": config.seeds}
+            for name in ("ntk_change", "train_loss"):
+                columns = [of_width[name] for of_width in trained]
+                arrays[f"{name}/{scale}"] = np.stack(columns, axis=1)
+            if scale == "mean_field":
+                outputs = np.stack([of_width["outputs"] for of_width in trained])
+                distance = np.sqrt(np.mean((outputs - limit["outputs"]) ** 2, axis=3))
+                for i, step in enumerate(config.steps):
+                    arrays[f"fluctuation/step={step}"] = distance[:, :, i].T
+    return arrays | {"ntk_change/reference": limit["ntk_change"][0]}
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, f"slopes in the width, mean over {summary['seeds']} seeds")
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws."""
+    return {"seeds": config.seeds}
 
 
-def _measured(config, trained, reference):
-    """Root mean square distances to the reference and changes of the kernel, `[seeds, widths]`."""
-    outputs = np.stack([result["outputs"] for result in trained["mean_field"]])
-    distance = np.sqrt(np.mean((outputs - reference["outputs"]) ** 2, axis=3))
-    measured = {
-        f"fluctuation/step={step}": distance[:, :, i].T for i, step in enumerate(config.steps)
-    }
-    for scale in SCALES:
-        measured[f"ntk_change/{scale}"] = np.stack(
-            [result["ntk_change"] for result in trained[scale]]
-        ).T
-        measured[f"train_loss/{scale}"] = np.stack(
-            [result["train_loss"] for result in trained[scale]]
-        ).T
-    return measured | {"ntk_change/reference": reference["ntk_change"][0]}
-
-
-def _facts(config, measured):
+def facts(config: Config, arrays):
+    """Slopes of the fluctuations, and a change of the kernel that stays, beside the control."""
     for step in config.steps:
         name = f"fluctuation/step={step}"
-        yield facts.power_law(name, config.widths, measured[name], -0.5, 0.1)
-    change = measured["ntk_change/mean_field"]
-    limit = measured["ntk_change/reference"]
-    yield facts.power_law("ntk_change/mean_field", config.widths, change, 0, 0.15)
-    yield facts.close(
-        "ntk_change_of_the_widest_over_reference", change[:, -1].mean() / limit, 1, 0.15
-    )
-    yield facts.within("ntk_change_of_the_reference", limit, at_least=0.3)
-    yield facts.power_law(
-        "ntk_change/ntk", config.widths, measured["ntk_change/ntk"], at_least=-1.15, at_most=-0.35
+        yield power_law(name, config.widths, arrays[name], -0.5, 0.1)
+    change = arrays["ntk_change/mean_field"]
+    limit = arrays["ntk_change/reference"]
+    yield power_law("ntk_change/mean_field", config.widths, change, 0, 0.15)
+    widest = change[:, -1].mean()
+    yield close("ntk_change_of_the_widest_over_reference", widest / limit, 1, 0.15)
+    yield within("ntk_change_of_the_reference", limit, at_least=0.3)
+    control = arrays["ntk_change/ntk"]
+    yield power_law("ntk_change/ntk", config.widths, control, at_least=-1.15, at_most=-0.35)
+
+
+def draw(config: Config, arrays):
+    """Distances to the limit, and changes of the kernel, against the width."""
+    distances = {f"after {step} steps": arrays[f"fluctuation/step={step}"] for step in config.steps}
+    changes = {
+        r"mean field, $1/m$": arrays["ntk_change/mean_field"],
+        r"control, $1/\sqrt{m}$": arrays["ntk_change/ntk"],
+    }
+    xlabel = "width $m$"
+    ylabels = ("rms difference of test outputs", "relative change of the NTK")
+    last = f"after {config.steps[-1]} steps"
+    return panels.figure(
+        [
+            panels.Panel("distance to the limit", config.widths, distances, xlabel, ylabels[0]),
+            panels.Panel(last, config.widths, changes, xlabel, ylabels[1]),
+        ]
     )
 
 
@@ -178,16 +182,3 @@ def _train(config, model, rate, data, x_test, params0):
         "ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0),
         "train_loss": ln.mse(model.apply(params, data.x), data.y),
     }
-
-
-def _draw(config, measured, path):
-    fluctuations = {
-        f"after {step} steps": measured[f"fluctuation/step={step}"] for step in config.steps
-    }
-    labels = {"mean_field": r"mean field, $1/m$", "ntk": r"control, $1/\sqrt{m}$"}
-    changes = {label: measured[f"ntk_change/{scale}"] for scale, label in labels.items()}
-    titles = "distance to the limit", f"after {config.steps[-1]} steps"
-    panels.save([
-        panels.Panel(titles[0], config.widths, fluctuations, "width $m$", "rms difference of test outputs"),
-        panels.Panel(titles[1], config.widths, changes, "width $m$", "relative change of the NTK"),
-    ], path)  # fmt: skip

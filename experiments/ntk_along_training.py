@@ -30,28 +30,33 @@ Training and velocities are in float64, the kernels in float32.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
 
 import lazynet as ln
 from experiments import lazy_vs_standard
-from experiments.harness import bounds, facts, panels, store
+from experiments.harness import panels
 from experiments.harness.bounds import Positive, Seed, Values
+from experiments.harness.facts import power_law, within
 from experiments.harness.progress import bar
-from experiments.lazy_vs_standard import DataConfig, NetworkConfig, TrainConfig, cells
-from lazynet import datasets, diagnostics, dynamics, empirical, guards, trees
+from experiments.harness.store import curve_arrays, load_checkpoint, part, save_checkpoint
+from experiments.lazy_vs_standard import NetworkConfig, TrainConfig, cells
+from experiments.shared.data import DataConfig
+from experiments.shared.training import LOSSES, curve_of, named
+from lazynet import datasets, diagnostics, dynamics, empirical, guards, plots, trees
 from lazynet.losses import Objective
 from lazynet.records import Data, Trajectory
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
-LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
 PARTS = ("train", "test")
 RIDGES = 10.0 ** np.arange(-4, 2)
 """Ridges of the regressions, relative to the mean of the kernel's diagonal; the smallest one nearly interpolates."""
@@ -90,10 +95,7 @@ class Config:
         """Refuses trainings that cannot run, or have too few records."""
         guards.count(f"{prefix}train.records", self.train.records, at_least=4)
         for loss in self.losses:
-            parts = {
-                name: getattr(self, name) for name in ("data", "network", "train", "precision")
-            }
-            lazy_vs_standard.Config(loss=loss, **parts).check(prefix)
+            _problem(self, loss).check(prefix)
 
 
 PRESETS = {
@@ -114,6 +116,7 @@ PRESETS = {
 class Setting(NamedTuple):
     """What all checkpoints of one loss share; `rate` is the largest stable learning rate of the initial kernel."""
 
+    loss: str
     model: ln.Model
     params0: Any
     objective: Objective
@@ -122,39 +125,106 @@ class Setting(NamedTuple):
     rate: float
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains and measures what is not stored yet, draws the figure and returns the facts and the numbers."""
-    bounds.check(config)
-    model, curves, measured = cells.build(_problem(config, "mse")), {}, {}
+TITLE = "{title}"
+WORDS = {"mse": "square loss", "cross_entropy": "cross-entropy"}
+
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Curves of the trainings, and what was measured at every checkpoint, as `loss=mse/...`."""
+    model = cells.build(_problem(config, "mse"))
+    arrays: dict[str, Any] = {}
     for loss in config.losses:
         setting = _setting(config, loss, model)
-        states = folder / "states" / f"loss={loss}"
-        curves[loss] = _train(config, setting, states, console)
-        measured[loss] = _measure_all(
-            config, setting, curves[loss], states, folder / "cells", console
-        )
-    _draw(config, curves, measured, folder / "figures" / "ntk_along_training.png")
-    numbers = {
-        key: value for loss in config.losses for key, value in _numbers(loss, curves, measured)
-    }
+        states = part(store.folder / "states" / f"loss={loss}")
+        curve = _train(config, setting, states, store.console)
+        arrays |= named(f"loss={loss}", curve_arrays(curve))
+        checkpoints = _measure_all(config, setting, curve, states, store)
+        for name in checkpoints[0]:
+            if name != "kernel":
+                values = [checkpoint[name] for checkpoint in checkpoints]
+                arrays[f"loss={loss}/{name}"] = np.stack(values)
+        kernels = [checkpoint["kernel"] for checkpoint in checkpoints]
+        velocities, distances = _kernel_path(curve, kernels)
+        arrays[f"loss={loss}/kernel_velocity"] = velocities
+        arrays[f"loss={loss}/kernel_distance"] = distances
+    return arrays
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """What was measured at every checkpoint."""
+    summary: dict[str, Any] = {}
+    for loss in config.losses:
+        curve = curve_of(arrays, f"loss={loss}")
+        columns = {
+            "time": curve.time,
+            "velocity_error_train": arrays[f"loss={loss}/error/train"][:, 0],
+            "velocity_error_test": arrays[f"loss={loss}/error/test"][:, 0],
+            "kernel_velocity": arrays[f"loss={loss}/kernel_velocity"],
+            "kernel_distance": arrays[f"loss={loss}/kernel_distance"],
+            "test_accuracy_kernel": arrays[f"loss={loss}/accuracy"],
+            "test_accuracy_kernel_tuned": arrays[f"loss={loss}/accuracy_tuned"],
+            "test_accuracy_network": curve.metrics["test_accuracy"],
+        }
+        for i, step in enumerate(curve.step.tolist()):
+            for name, values in columns.items():
+                known = i < len(values)  # no velocity leads away from the last kernel
+                summary[f"{name}/loss={loss}/step={step}"] = float(values[i]) if known else None
     title = f"{config.data.title}, {config.data.n_train} training examples, {config.network.name}"
-    return facts.summarize(list(_facts(config, curves, measured))) | numbers | {"title": title}
+    return summary | {"title": title}
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts and one row for each checkpoint."""
-    from rich.table import Table
+def facts(config: Config, arrays):
+    """The kernel predicts velocities, the initial one does not; it slows down, and regression with it gains."""
+    for loss in config.losses:
+        for split in PARTS:
+            errors = arrays[f"loss={loss}/error/{split}"]
+            name = f"velocity_error_{split}/{loss}"
+            yield power_law(name, config.fractions, errors[:, :-1], **_expected_slope(config))
+            yield within(f"largest_{name}", errors[:, 0].max(), at_most=0.01)
+            yield within(f"control_{name}", errors[-1, -1], at_least=0.1)
+        first, *_, last = arrays[f"loss={loss}/kernel_velocity"]
+        yield within(f"kernel_velocity_last_over_first/{loss}", last / first, at_most=0.5)
+        first, *_, last = arrays[f"loss={loss}/accuracy"]
+        yield within(f"gain_of_nearly_interpolating_regression/{loss}", last - first, at_least=0.0)
 
-    facts.show(summary, console, summary["title"])
+
+def report(summary):
+    """One row for each checkpoint."""
     table = Table("loss, step", *(title for title, _ in COLUMNS.values()), box=None)
     for checkpoint in [key.removeprefix("time/") for key in summary if key.startswith("time/")]:
-        shown = (summary[f"{name}/{checkpoint}"] for name in COLUMNS)
-        texts = (
-            "-" if value is None else format(value, style)
-            for value, style in zip(shown, STYLES, strict=True)
-        )
-        table.add_row(checkpoint.replace("loss=", "").replace("/step=", ", "), *texts)
-    console.print(table)
+        row = []
+        for name, (_, style) in COLUMNS.items():
+            value = summary[f"{name}/{checkpoint}"]
+            row.append("-" if value is None else format(value, style))
+        table.add_row(checkpoint.replace("loss=", "").replace("/step=", ", "), *row)
+    yield table
+
+
+def draw(config: Config, arrays):
+    """Errors of the predicted velocities, the path of the kernel, and accuracies."""
+    figure = Figure(figsize=(14.5, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    errors = {}
+    for loss in config.losses:
+        for split in PARTS:
+            errors[f"{WORDS[loss]}, {split}"] = arrays[f"loss={loss}/error/{split}"][:, :-1]
+    title = "predicted velocity, all checkpoints"
+    xlabel = r"step $\eta\,/\,\eta_{\max}$"
+    ylabel = "relative error of the velocity"
+    panels.draw(panels.Panel(title, config.fractions, errors, xlabel, ylabel), left)
+    for style, loss in zip(plots.curve_styles(len(config.losses)), config.losses, strict=True):
+        _draw_kernel_path(middle, arrays, loss, style)
+    styles = plots.curve_styles(2 * len(config.losses))
+    for i, loss in enumerate(config.losses):
+        _draw_accuracies(right, arrays, loss, *styles[2 * i : 2 * i + 2])
+    for ax, title in ((middle, "kernel on training examples"), (right, "test accuracy")):
+        ax.set(xscale="log", xlabel=r"gradient-flow time $t$")
+        ax.set_title(title, fontsize=11)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    middle.set(yscale="log", ylabel="relative change: per unit of time, and in all")
+    right.set(ylabel="accuracy in %")
+    return figure
 
 
 COLUMNS = {
@@ -167,7 +237,6 @@ COLUMNS = {
     "test_accuracy_kernel_tuned": ("best\nridge", ".1%"),
     "test_accuracy_network": ("network\nacc.", ".1%"),
 }
-STYLES = [style for _, style in COLUMNS.values()]
 
 
 def predicted_velocity(
@@ -207,12 +276,13 @@ def _setting(config: Config, loss: str, model: ln.Model) -> Setting:
     params0 = jax.jit(model.init)(keys[0], train.x)
     rate = empirical.estimate_max_learning_rate(model.apply, params0, train.x[:250], key=keys[1])
     objective = ln.objective(ln.lazy(model.apply, params0, 1.0), LOSSES[loss])
-    return Setting(model, params0, objective, train, test, rate)
+    return Setting(loss, model, params0, objective, train, test, rate)
 
 
 def _train(config: Config, setting: Setting, folder: Path, console) -> Trajectory:
     """The training curve; the state at each checkpoint is stored, and a killed training goes on from the last one."""
-    plan, optimizer = config.train, ln.sgd(config.train.momentum)
+    plan = config.train
+    optimizer = ln.sgd(plan.momentum)
     save_at = ln.log_spaced(plan.epochs * (len(setting.train.x) // plan.batch_size), plan.records)
     done = [step for step in save_at if _state_path(folder, step).exists()]
     resume = _load_state(setting, _state_path(folder, done[-1]), optimizer) if done else None
@@ -223,7 +293,7 @@ def _train(config: Config, setting: Setting, folder: Path, console) -> Trajector
 
         def on_save(state, curve):
             progress.update(task, completed=state.step)
-            store.save_checkpoint(_state_path(folder, state.step), state, curve)
+            save_checkpoint(_state_path(folder, state.step), state, curve)
 
         return ln.train(
             setting.objective,
@@ -241,36 +311,38 @@ def _train(config: Config, setting: Setting, folder: Path, console) -> Trajector
 
 
 def _state_path(folder: Path, step: int) -> Path:
-    return folder / f"step={step}.npz"
+    return part(folder / f"step={step}.npz")
 
 
 def _load_state(setting: Setting, path: Path, optimizer) -> tuple[ln.TrainState, Trajectory]:
     zeros = trees.zeros_like(setting.params0)
-    return store.load_checkpoint(path, ln.TrainState(0, 0.0, zeros, optimizer.init(zeros)))
+    return load_checkpoint(path, ln.TrainState(0, 0.0, zeros, optimizer.init(zeros)))
 
 
-def _measure_all(config, setting, curve, states, folder, console) -> list[dict[str, np.ndarray]]:
-    """The measurements at every checkpoint, each from its file or made and stored now."""
-    found, optimizer = [], ln.sgd(config.train.momentum)
-    with bar(console, "checkpoints") as progress:
-        for step in progress.track(curve.step.tolist(), description=states.name):
-            path, state = folder / f"{states.name},step={step}.npz", _state_path(states, step)
-            found.append(
-                store.stored_arrays(path, partial(_measure, config, setting, state, optimizer))
-            )
-    return found
+def _measure_all(config, setting, curve, states, store) -> list[dict[str, np.ndarray]]:
+    """The measurements at every checkpoint, each from the store or made now."""
+    optimizer = ln.sgd(config.train.momentum)
+    loss = setting.loss
+    measured = []
+    for step in store.track(curve.step.tolist(), f"checkpoints, {loss}"):
+        name = f"loss={loss},step={step}"
+        checkpoint = store.read(name)
+        if checkpoint is None:
+            state = _state_path(states, step)
+            checkpoint = store.write(name, _measure(config, setting, state, optimizer))
+        measured.append(checkpoint)
+    return measured
 
 
 def _measure(config: Config, setting: Setting, path: Path, optimizer) -> dict[str, Any]:
     """Errors of velocities for every step size, the control's for the smallest, the kernel, and its accuracy."""
     u = _load_state(setting, path, optimizer)[0].params
     errors = {
-        f"error/{name}": _errors(config, setting, u, part.x)
-        for name, part in zip(PARTS, (setting.train, setting.test), strict=True)
+        "error/train": _errors(config, setting, u, setting.train.x),
+        "error/test": _errors(config, setting, u, setting.test.x),
     }
-    weights, x, x_test = jax.tree.map(
-        _single, (ln.weights(setting.objective.apply, u), setting.train.x, setting.test.x)
-    )
+    everything = (ln.weights(setting.objective.apply, u), setting.train.x, setting.test.x)
+    weights, x, x_test = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), everything)
     kernel = empirical.empirical_ntk(setting.model.apply, weights, x, outputs="trace")
     cross = empirical.empirical_ntk(setting.model.apply, weights, x_test, x, outputs="trace")
     hits = _hits(kernel, cross, setting.train, setting.test)
@@ -279,13 +351,13 @@ def _measure(config: Config, setting: Setting, path: Path, optimizer) -> dict[st
 
 def _errors(config: Config, setting: Setting, u, x) -> np.ndarray:
     """Relative errors of the predicted velocity at x, of the smallest step first, and last that of the control."""
-    goal, data = setting.objective, setting.train
-    predicted = predicted_velocity(goal, u, data, x)
-    actual = [
-        stepped_velocity(goal, u, data, x, fraction * setting.rate) for fraction in config.fractions
-    ]
-    control = predicted_velocity(goal, u, data, x, at=trees.zeros_like(u))
-    return np.array([*(_relative(predicted, one) for one in actual), _relative(control, actual[0])])
+    goal = setting.objective
+    predicted = predicted_velocity(goal, u, setting.train, x)
+    initial = predicted_velocity(goal, u, setting.train, x, at=trees.zeros_like(u))
+    rates = [fraction * setting.rate for fraction in config.fractions]
+    actual = [stepped_velocity(goal, u, setting.train, x, rate) for rate in rates]
+    errors = [_relative(predicted, velocity) for velocity in actual]
+    return np.array([*errors, _relative(initial, actual[0])])
 
 
 def _relative(predicted, actual) -> float:
@@ -302,56 +374,19 @@ def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
 
 def _tuned(hits: np.ndarray) -> float:
     """Accuracy on each half of the test examples with the ridge that is best on the other half."""
-    halves = hits[:, ::2], hits[:, 1::2]
-    return float(
-        np.mean([own[other.mean(axis=1).argmax()].mean() for own, other in (halves, halves[::-1])])
-    )
+    even = hits[:, ::2]
+    odd = hits[:, 1::2]
+    on_even = even[odd.mean(axis=1).argmax()].mean()
+    on_odd = odd[even.mean(axis=1).argmax()].mean()
+    return float(np.mean([on_even, on_odd]))
 
 
-def _single(leaf):
-    return leaf.astype(jnp.float32)
-
-
-def _kernel_path(curve: Trajectory, measured) -> tuple[np.ndarray, np.ndarray]:
+def _kernel_path(curve: Trajectory, kernels) -> tuple[np.ndarray, np.ndarray]:
     """Velocities of the kernel from each checkpoint to the next, and distances of all from the first one."""
-    kernels = [cell["kernel"] for cell in measured]
-    steps = [
-        float(diagnostics.kernel_distance(b, a))
-        for a, b in zip(kernels[:-1], kernels[1:], strict=True)
-    ]
-    distances = [float(diagnostics.kernel_distance(kernel, kernels[0])) for kernel in kernels]
+    distance = diagnostics.kernel_distance
+    steps = [float(distance(b, a)) for a, b in itertools.pairwise(kernels)]
+    distances = [float(distance(kernel, kernels[0])) for kernel in kernels]
     return np.array(steps) / np.diff(curve.time), np.array(distances)
-
-
-def _numbers(loss, curves, measured):
-    curve, found = curves[loss], measured[loss]
-    velocities, distances = _kernel_path(curve, found)
-    for i, step in enumerate(curve.step.tolist()):
-        where = f"loss={loss}/step={step}"
-        yield f"time/{where}", float(curve.time[i])
-        for part in PARTS:
-            yield f"velocity_error_{part}/{where}", float(found[i][f"error/{part}"][0])
-        yield f"kernel_velocity/{where}", float(velocities[i]) if i < len(velocities) else None
-        yield f"kernel_distance/{where}", float(distances[i])
-        yield f"test_accuracy_kernel/{where}", float(found[i]["accuracy"])
-        yield f"test_accuracy_kernel_tuned/{where}", float(found[i]["accuracy_tuned"])
-        yield f"test_accuracy_network/{where}", float(curve.metrics["test_accuracy"][i])
-
-
-def _facts(config: Config, curves, measured):
-    for loss, found in measured.items():
-        velocities, _ = _kernel_path(curves[loss], found)
-        for part in PARTS:
-            errors = np.stack([cell[f"error/{part}"] for cell in found])
-            name = f"velocity_error_{part}/{loss}"
-            yield facts.power_law(name, config.fractions, errors[:, :-1], **_expected_slope(config))
-            yield facts.within(f"largest_{name}", errors[:, 0].max(), at_most=0.01)
-            yield facts.within(f"control_{name}", errors[-1, -1], at_least=0.1)
-        yield facts.within(
-            f"kernel_velocity_last_over_first/{loss}", velocities[-1] / velocities[0], at_most=0.5
-        )
-        gain = float(found[-1]["accuracy"] - found[0]["accuracy"])
-        yield facts.within(f"gain_of_nearly_interpolating_regression/{loss}", gain, at_least=0.0)
 
 
 def _expected_slope(config: Config) -> dict[str, float]:
@@ -360,71 +395,24 @@ def _expected_slope(config: Config) -> dict[str, float]:
     return {"expected": 1.0, "tolerance": 0.15} if smooth else {"at_least": 0.35, "at_most": 1.15}
 
 
-def _draw(config: Config, curves, measured, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(14.5, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    errors = {
-        f"{_words(loss)}, {part}": np.stack([cell[f"error/{part}"][:-1] for cell in found])
-        for loss, found in measured.items()
-        for part in PARTS
-    }
-    xlabel, ylabel = r"step $\eta\,/\,\eta_{\max}$", "relative error of the velocity"
-    panels.draw(
-        panels.Panel(
-            "predicted velocity, all checkpoints", config.fractions, errors, xlabel, ylabel
-        ),
-        left,
-    )
-    for style, (loss, found) in zip(
-        plots.curve_styles(len(measured)), measured.items(), strict=True
-    ):
-        _draw_kernel_path(middle, curves[loss], found, _words(loss), style)
-    for i, (loss, found) in enumerate(measured.items()):
-        _draw_accuracies(
-            right, curves[loss], found, _words(loss), plots.curve_styles(2 * len(measured))[2 * i :]
-        )
-    for ax, title in ((middle, "kernel on training examples"), (right, "test accuracy")):
-        ax.set(xscale="log", xlabel=r"gradient-flow time $t$")
-        ax.set_title(title, fontsize=11)
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
-    middle.set(yscale="log", ylabel="relative change: per unit of time, and in all")
-    right.set(ylabel="accuracy in %")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
-
-
-def _draw_kernel_path(ax, curve, found, label, style) -> None:
+def _draw_kernel_path(ax, arrays, loss, style) -> None:
     """Velocities in the middle of their intervals, and thin lines for the distances from the first kernel."""
-    velocities, distances = _kernel_path(curve, found)
-    ax.plot((curve.time[:-1] + curve.time[1:]) / 2, velocities, label=f"{label}: velocity", **style)
-    ax.plot(
-        curve.time[1:],
-        distances[1:],
-        label=f"{label}: distance",
-        **{**style, "linewidth": 0.8, "alpha": 0.6},
-    )
+    time = arrays[f"loss={loss}/curve/time"]
+    middles = (time[:-1] + time[1:]) / 2
+    label = f"{WORDS[loss]}: velocity"
+    ax.plot(middles, arrays[f"loss={loss}/kernel_velocity"], label=label, **style)
+    thin = {**style, "linewidth": 0.8, "alpha": 0.6, "label": f"{WORDS[loss]}: distance"}
+    ax.plot(time[1:], arrays[f"loss={loss}/kernel_distance"][1:], **thin)
 
 
-def _draw_accuracies(ax, curve, found, label, styles) -> None:
+def _draw_accuracies(ax, arrays, loss, of_network, of_kernel) -> None:
     """The network, and regression with the kernel: with the smallest ridge, and with the best one (thin lines)."""
-    time, drawn = _from_zero(curve.time), ("accuracy", "accuracy_tuned")
-    ax.plot(time, 100 * curve.metrics["test_accuracy"], label=f"{label}: network", **styles[0])
-    for name, title, width in zip(
-        drawn, (r"$\Theta_t$", r"$\Theta_t$, best ridge"), (1.5, 0.7), strict=True
-    ):
-        values = 100 * np.array([cell[name] for cell in found])
-        ax.plot(time, values, label=f"{label}: {title}", **{**styles[1], "linewidth": width})
-
-
-def _from_zero(time: np.ndarray) -> np.ndarray:
-    """Times on a logarithmic axis, where the start stands left of the first step."""
-    return np.where(time > 0, time, time[1] / 3)
-
-
-def _words(loss: str) -> str:
-    return {"mse": "square loss", "cross_entropy": "cross-entropy"}[loss]
+    curve = curve_of(arrays, f"loss={loss}")
+    # On a logarithmic axis the start stands left of the first step.
+    time = np.where(curve.time > 0, curve.time, curve.time[1] / 3)
+    word = WORDS[loss]
+    ax.plot(time, 100 * curve.metrics["test_accuracy"], label=f"{word}: network", **of_network)
+    drawn = {"accuracy": (r"$\Theta_t$", 1.5), "accuracy_tuned": (r"$\Theta_t$, best ridge", 0.7)}
+    for name, (title, width) in drawn.items():
+        settings = {**of_kernel, "linewidth": width, "label": f"{word}: {title}"}
+        ax.plot(time, 100 * arrays[f"loss={loss}/{name}"], **settings)

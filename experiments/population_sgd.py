@@ -18,17 +18,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from matplotlib.figure import Figure
+from rich.table import Table
 
-from experiments.harness import bounds, facts, panels, store
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Even, Positive, Values
-from experiments.harness.progress import over_devices
+from experiments.harness.facts import within
 from experiments.shared.students import (
     Student,
     Weights,
@@ -42,7 +43,17 @@ from experiments.shared.students import (
 )
 from lazynet import guards
 
-__all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
+__all__ = [
+    "HOST_DEVICES",
+    "PRESETS",
+    "TITLE",
+    "Config",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own, and trains trials by itself."""
@@ -97,48 +108,73 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains the trials that are not stored yet, draws the figure and returns the flat summary."""
-    bounds.check(config)
-    done = over_devices(partial(_stored, config, folder), range(config.trials), console)
-    loss = np.stack(list(done.values()))
-    store.save_arrays(folder / "measured.npz", {"tau": config.taus, "loss": loss})
-    _draw(config, loss, folder / "figures" / "population_sgd.png")
-    return _summary(config, loss)
+TITLE = "population loss against scale, mean of {trials} trials"
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the curve and the table of facts."""
-    from rich.table import Table
+def measure(config: Config, store) -> dict[str, Any]:
+    """The mean loss of the last batches, `[trials, scales]`."""
 
+    def cell(trial):
+        name = f"trial={trial}"
+        return store.read(name) or store.write(name, {"loss": train(config, trial)})
+
+    cells = store.spread(cell, range(config.trials))
+    return {"tau": config.taus, "loss": np.stack([of_cell["loss"] for of_cell in cells.values()])}
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Means and standard deviations over trials, and the losses over the largest of them."""
+    summary: dict[str, Any] = {"trials": config.trials}
+    loss = arrays["loss"]
+    relative = loss.mean(0) / loss.mean(0).max()
+    for i, tau in enumerate(config.taus):
+        summary[f"test_loss/tau={tau:g}"] = float(loss[:, i].mean())
+        summary[f"relative/tau={tau:g}"] = float(relative[i])
+        if config.trials > 1:
+            summary[f"test_loss_std/tau={tau:g}"] = float(loss[:, i].std(ddof=1))
+    return summary
+
+
+def facts(config: Config, arrays):
+    """Nothing is left below, all of it above, and the transition lies between."""
+    loss = arrays["loss"].mean(0)
+    for tau, value in zip(config.taus, loss / loss.max(), strict=True):
+        if tau <= 0.1:
+            yield within(f"below/tau={tau:g}", value, at_most=0.02)
+        elif tau in BOUNDS:
+            low, high = BOUNDS[tau]
+            yield within(f"transition/tau={tau:g}", value, at_least=low, at_most=high)
+        elif tau >= 0.5:
+            yield within(f"plateau/tau={tau:g}", value, at_least=0.9)
+
+
+def report(summary):
+    """One row for each scale."""
     table = Table("tau", "loss", "of the largest", box=None)
-    for tau in [
-        key.removeprefix("test_loss/tau=") for key in summary if key.startswith("test_loss/tau=")
-    ]:
-        deviation = (
-            f" ± {summary[f'test_loss_std/tau={tau}']:.2g}"
-            if f"test_loss_std/tau={tau}" in summary
-            else ""
-        )
-        table.add_row(
-            tau,
-            f"{summary[f'test_loss/tau={tau}']:.3g}{deviation}",
-            f"{summary[f'relative/tau={tau}']:.3f}",
-        )
-    console.print(table)
-    facts.show(
-        summary, console, f"population loss against scale, mean of {summary['trials']} trials"
-    )
+    prefix = "test_loss/tau="
+    for tau in [key.removeprefix(prefix) for key in summary if key.startswith(prefix)]:
+        deviation = summary.get(f"test_loss_std/tau={tau}", 0)
+        loss = f"{summary[f'test_loss/tau={tau}']:.3g} ± {deviation:.2g}"
+        table.add_row(tau, loss, f"{summary[f'relative/tau={tau}']:.3f}")
+    yield table
 
 
-def _stored(config, folder, trial) -> np.ndarray:
-    path = folder / "cells" / f"trial={trial}.npz"
-    return store.stored_arrays(path, lambda: {"loss": train(config, trial)})["loss"]
+def draw(config: Config, arrays):
+    """The loss over its largest value against the scale."""
+    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    ax = figure.subplots()
+    loss = arrays["loss"]
+    label = f"mean ± std of {config.trials} trials"
+    panels.band(ax, config.taus, loss / loss.mean(0).max(), label)
+    ax.set(xscale="log", xlabel="scale of initialization tau", ylim=(0, None))
+    ax.set_ylabel("population loss / its largest value")
+    ax.legend()
+    return figure
 
 
 def train(config: Config, trial: int) -> np.ndarray:
     """Mean loss of the last batches at every scale, `[s]`."""
-    start, teacher, key = draw(config, trial)
+    start, teacher, key = draw_trial(config, trial)
     tau = jnp.asarray(config.taus)
     alpha = tau**2 / config.width
     size = jnp.minimum(0.25 / tau**2, 25.0)
@@ -169,50 +205,8 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
     return lax.fori_loop(first, stop, body, (u, jnp.zeros_like(student.alpha)))
 
 
-def draw(config: Config, trial: int) -> tuple[Weights, Weights, Any]:
+def draw_trial(config: Config, trial: int) -> tuple[Weights, Weights, Any]:
     """Initial weights at scale 1, the teacher, and the key of the batches."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 5)
     teacher = draw_teacher(keys[:2], config.teacher, config.d, 1 / config.batch_size)
     return doubled(draw_normal(keys[2:4], config.width // 2, config.d)), teacher, keys[4]
-
-
-def _summary(config, loss) -> dict[str, Any]:
-    summary: dict[str, Any] = {"trials": config.trials}
-    relative = loss.mean(0) / loss.mean(0).max()
-    for i, tau in enumerate(config.taus):
-        summary[f"test_loss/tau={tau:g}"] = float(loss[:, i].mean())
-        summary[f"relative/tau={tau:g}"] = float(relative[i])
-        if config.trials > 1:
-            summary[f"test_loss_std/tau={tau:g}"] = float(loss[:, i].std(ddof=1))
-    return summary | facts.summarize(list(_facts(config, relative)))
-
-
-def _facts(config, relative):
-    for tau, value in zip(config.taus, relative, strict=True):
-        if tau <= 0.1:
-            yield facts.within(f"below/tau={tau:g}", value, at_most=0.02)
-        elif tau in BOUNDS:
-            low, high = BOUNDS[tau]
-            yield facts.within(f"transition/tau={tau:g}", value, at_least=low, at_most=high)
-        elif tau >= 0.5:
-            yield facts.within(f"plateau/tau={tau:g}", value, at_least=0.9)
-
-
-def _draw(config, loss, file) -> None:
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
-    ax = figure.subplots()
-    scaled = loss / loss.mean(0).max()
-    panels.band(ax, config.taus, scaled, f"mean ± std of {config.trials} trials")
-    ax.set(
-        xscale="log",
-        xlabel="scale of initialization tau",
-        ylabel="population loss / its largest value",
-        ylim=(0, None),
-    )
-    ax.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, file)

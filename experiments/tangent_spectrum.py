@@ -35,47 +35,25 @@ Eigenvalues are computed in float64 on the host, for which a matrix of 4950 rows
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
 
-from experiments.harness import bounds, facts, store
-from experiments.harness.bounds import Integer, Positive, Seed, check_photographs
-from experiments.shared.vgg import enlarged
-from lazynet import datasets, empirical, guards, linalg, zoo
+from experiments.harness.bounds import Integer, Positive, Seed
+from experiments.harness.facts import within
+from experiments.shared.data import Photographs, enlarged, load_images
+from lazynet import datasets, empirical, guards, linalg, plots, zoo
 from lazynet.models.model import Model
 from lazynet.records import Data
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 IMAGES = ("photographs", "random")
 CLASSES = 10
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which photographs, and what figures and tables call them.
-
-    Attributes:
-        name: Data set; CIFAR-10 needs its folder.
-        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
-        download: Whether to fetch CIFAR-10 into its folder.
-        label: What figures and tables call the data, None for its name.
-    """
-
-    name: Literal["digits", "cifar10"] = "cifar10"
-    root: str | None = None
-    download: bool = False
-    label: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What figures and tables call the photographs."""
-        return self.label or {"digits": "digits", "cifar10": "CIFAR-10"}[self.name]
 
 
 @dataclass(frozen=True)
@@ -92,7 +70,7 @@ class Config:
         precision: Of the computation.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Photographs = field(default_factory=lambda: Photographs("cifar10"))
     n: Annotated[int, Integer(20)] = 495
     width: Positive = 0.25
     shuffles: Annotated[int, Integer(2)] = 100
@@ -102,58 +80,102 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses more images than there are."""
-        check_photographs(self.data, f"{prefix}data.")
-        guards.count(f"{prefix}n", self.n, at_most=1796 if self.data.name == "digits" else 50_000)
+        guards.count(f"{prefix}n", self.n, at_most=1787 if self.data.name == "digits" else 50_000)
 
 
 PRESETS = {
-    "smoke": Config(DataConfig("digits"), n=60, width=1 / 16),
+    "smoke": Config(Photographs("digits"), n=60, width=1 / 16),
     "laptop": Config(),
     "paper": Config(width=1.0, memory_gib=16.0),
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Computes and decomposes the kernels that are not stored yet, draws the figure and returns the facts."""
-    bounds.check(config)
-    sets = load_images(config)
-    cells = {}
+TITLE = "{title}"
+
+TITLES = {
+    "condition": "lambda_1/lambda_m",
+    "condition_behind_constants": "lambda_11/lambda_m",
+    "effective_rank": "effective rank",
+    "effective_rank_centered": "centered",
+}
+
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Eigenvalues, energies of the labels and effective ranks of both kernels, as `photographs/values` and so on."""
+    sets = load_sets(config)
     model, params = network(config)
+    arrays: dict[str, Any] = {}
     for name in IMAGES:
-        path = folder / "cells" / f"{name}.npz"
-        kernel = folder / "kernels" / name
-        if not path.exists():
-            console.print(
-                f"tangent kernel of {config.n} images: {_titles(config)[name]}", highlight=False
-            )
-        cells[name] = store.stored_arrays(
-            path, partial(_measure, config, model, params, sets[name], kernel, console)
-        )
-    _draw(config, cells, folder / "figures" / "spectrum.png")
+        cell = store.read(name)
+        if cell is None:
+            title = _titles(config)[name]
+            store.console.print(f"tangent kernel of {config.n} images: {title}", highlight=False)
+            cell = store.write(name, _decomposed(config, model, params, sets[name], name, store))
+        arrays |= {f"{name}/{entry}": value for entry, value in cell.items()}
+    return arrays
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Condition numbers, effective ranks and the labels' energy."""
+    summary: dict[str, Any] = {}
+    for name in IMAGES:
+        values = arrays[f"{name}/values"]
+        labels, shuffled, _ = _label_energy(arrays[f"{name}/energy"])
+        summary[f"condition/{name}"] = float(values[0] / values[-1])
+        summary[f"condition_behind_constants/{name}"] = _decay(values)
+        summary[f"effective_rank/{name}"] = float(arrays[f"{name}/rank"])
+        summary[f"effective_rank_centered/{name}"] = float(arrays[f"{name}/rank_centered"])
+        summary[f"label_energy/{name}"] = labels
+        summary[f"label_energy_shuffled/{name}"] = shuffled
     title = f"VGG-11 x {config.width:g}, {config.n} images: {config.data.title}"
-    return facts.summarize(list(_facts(cells))) | _numbers(cells) | {"title": title}
+    return summary | {"title": title}
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts and the numbers of both kernels."""
-    from rich.table import Table
-
-    facts.show(summary, console, summary["title"])
-    table = Table(
-        "images", "lambda_1/lambda_m", "lambda_11/lambda_m", "effective rank", "centered", box=None
-    )
+def facts(config: Config, arrays):
+    """Both kernels are ill-conditioned; what sets photographs apart; and the labels' energy beside its control."""
     for name in IMAGES:
-        columns = (
-            "condition",
-            "condition_behind_constants",
-            "effective_rank",
-            "effective_rank_centered",
-        )
-        table.add_row(name, *(f"{summary[f'{column}/{name}']:.4g}" for column in columns))
-    console.print(table)
+        values = arrays[f"{name}/values"]
+        yield within(f"condition_number/{name}", values[0] / values[-1], at_least=300)
+    decay = _decay(arrays["photographs/values"]) / _decay(arrays["random/values"])
+    yield within("decay_behind_constants/over_random", decay, at_least=1.2)
+    rank = arrays["photographs/rank"] / arrays["random/rank"]
+    yield within("effective_rank/over_random", rank, at_least=1.0)
+    limits = {"photographs": {"at_least": 2.0}, "random": {"at_least": -3.0, "at_most": 3.0}}
+    for name in IMAGES:
+        labels, mean, deviation = _label_energy(arrays[f"{name}/energy"])
+        off = (labels - mean) / deviation
+        yield within(f"label_energy_in_deviations/{name}", off, **limits[name])
 
 
-def load_images(config: Config) -> dict[str, Data]:
+def report(summary):
+    """The numbers of both kernels."""
+    table = Table("images", *TITLES.values(), box=None)
+    for name in IMAGES:
+        table.add_row(name, *(f"{summary[f'{column}/{name}']:.4g}" for column in TITLES))
+    yield table
+
+
+def draw(config: Config, arrays):
+    """Both spectra, and the labels' energy in the leading modes."""
+    figure = Figure(figsize=(10.5, 4.0), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    titles = _titles(config)
+    spectra = {}
+    for style, name in zip(plots.curve_styles(len(IMAGES)), IMAGES, strict=True):
+        values = arrays[f"{name}/values"]
+        spectra[titles[name]] = values / values[0]
+        _draw_energy(right, arrays[f"{name}/energy"], titles[name], {**style, "marker": ""})
+    plots.plot_spectrum(spectra, ylabel=r"eigenvalue $\lambda_i / \lambda_1$", ax=left)
+    right.set(xscale="log", yscale="log", ylim=(1e-3, 1.5))
+    right.set(xlabel="number $i$ of modes", ylabel="share of the labels' energy")
+    right.grid(alpha=0.3)
+    right.legend(fontsize=8)
+    network_title = f"VGG-11 × {config.width:g}, {config.n} images"
+    figure.suptitle(f"tangent kernel at initialization, {network_title}", fontsize=11)
+    return {"spectrum": figure}
+
+
+def load_sets(config: Config) -> dict[str, Data]:
     """Photographs and random images, both standardized by the channels of the photographs, with their labels centered.
 
     Random images get the labels of the photographs, which then mean nothing.
@@ -203,102 +225,47 @@ def label_columns(config: Config, y: np.ndarray) -> np.ndarray:
 
 def _photographs(config: Config) -> Data:
     """Images `[n, 32, 32, 3]` in [0, 1]; digits are enlarged to this size, each color the same."""
-    if config.data.name == "cifar10":
-        root = datasets.data_root(config.data.root)
-        return datasets.cifar10(
-            root, download=config.data.download, n_train=config.n, n_test=CLASSES
-        )[0]
-    digits, _ = datasets.digits(config.n, 1)
-    return digits._replace(x=enlarged(digits.x).repeat(3, axis=3))
+    photographs, _ = load_images(config.data, config.n, CLASSES)
+    if config.data.name == "digits":
+        return photographs._replace(x=enlarged(photographs.x).repeat(3, axis=3))
+    return photographs
 
 
-def _measure(
-    config: Config, model: Model, params: Any, data: Data, folder: Path, console
+def _decomposed(
+    config: Config, model: Model, params: Any, data: Data, name: str, store
 ) -> dict[str, Any]:
     """Spectrum, label energies and effective ranks of the kernel, which a killed run goes on with in its folder."""
-    x = jnp.asarray(data.x, config.precision)
-    memory = int(config.memory_gib * 2**30)
-    settings: dict[str, Any] = {"memory": memory, "store": folder, "progress": console.is_terminal}
-    kernel = np.asarray(empirical.empirical_ntk(model.apply, params, x, **settings), np.float64)
-    values, energy = decompose(kernel, label_columns(config, np.asarray(data.y, np.float64)))
-    ranks = {"rank": effective_rank(kernel), "rank_centered": effective_rank(centered(kernel))}
-    return {"values": values, "energy": energy, **ranks}
-
-
-def _numbers(cells) -> dict[str, Any]:
-    numbers = {}
-    for name, cell in cells.items():
-        numbers[f"condition/{name}"] = float(cell["values"][0] / cell["values"][-1])
-        numbers[f"condition_behind_constants/{name}"] = _decay(cell)
-        numbers[f"effective_rank/{name}"] = float(cell["rank"])
-        numbers[f"effective_rank_centered/{name}"] = float(cell["rank_centered"])
-        numbers[f"label_energy/{name}"], numbers[f"label_energy_shuffled/{name}"], _ = (
-            _label_energy(cell)
-        )
-    return numbers
-
-
-def _facts(cells):
-    photographs, random = (cells[name] for name in IMAGES)
-    for name, cell in cells.items():
-        yield facts.within(
-            f"condition_number/{name}", cell["values"][0] / cell["values"][-1], at_least=300
-        )
-    yield facts.within(
-        "decay_behind_constants/over_random", _decay(photographs) / _decay(random), at_least=1.2
+    kernel = empirical.empirical_ntk(
+        model.apply,
+        params,
+        jnp.asarray(data.x, config.precision),
+        memory=int(config.memory_gib * 2**30),
+        store=store.kernels(name),
+        progress=store.console.is_terminal,
     )
-    whole = photographs["rank"] / random["rank"]
-    yield facts.within("effective_rank/over_random", whole, at_least=1.0)
-    for name, limits in {
-        "photographs": {"at_least": 2.0},
-        "random": {"at_least": -3.0, "at_most": 3.0},
-    }.items():
-        own, mean, deviation = _label_energy(cells[name])
-        yield facts.within(f"label_energy_in_deviations/{name}", (own - mean) / deviation, **limits)
+    kernel = np.asarray(kernel, np.float64)
+    values, energy = decompose(kernel, label_columns(config, np.asarray(data.y, np.float64)))
+    return {
+        "values": values,
+        "energy": energy,
+        "rank": effective_rank(kernel),
+        "rank_centered": effective_rank(centered(kernel)),
+    }
 
 
-def _decay(cell) -> float:
+def _decay(values: np.ndarray) -> float:
     """`lambda_11 / lambda_m`: the condition number behind the modes of constant outputs."""
-    return float(cell["values"][CLASSES] / cell["values"][-1])
+    return float(values[CLASSES] / values[-1])
 
 
-def _label_energy(cell) -> tuple[float, float, float]:
+def _label_energy(energy: np.ndarray) -> tuple[float, float, float]:
     """Share of the labels in the first tenth of the modes; mean and deviation of that of their other orders."""
-    own, *others = cell["energy"][len(cell["energy"]) // 10 - 1]
-    return float(own), float(np.mean(others)), float(np.std(others, ddof=1))
+    labels, *others = energy[len(energy) // 10 - 1]
+    return float(labels), float(np.mean(others)), float(np.std(others, ddof=1))
 
 
 def _titles(config: Config) -> dict[str, str]:
     return {"photographs": config.data.title, "random": "random bytes"}
-
-
-def _draw(config: Config, cells, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(10.5, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    titles = _titles(config)
-    spectra = {titles[name]: cell["values"] / cell["values"][0] for name, cell in cells.items()}
-    plots.plot_spectrum(spectra, ylabel=r"eigenvalue $\lambda_i / \lambda_1$", ax=left)
-    for style, (name, cell) in zip(plots.curve_styles(len(cells)), cells.items(), strict=True):
-        _draw_energy(right, cell["energy"], titles[name], {**style, "marker": ""})
-    right.set(
-        xlabel="number $i$ of modes",
-        ylabel="share of the labels' energy",
-        xscale="log",
-        yscale="log",
-    )
-    right.set_ylim(1e-3, 1.5)
-    right.grid(alpha=0.3)
-    right.legend(fontsize=8)
-    figure.suptitle(
-        f"tangent kernel at initialization, VGG-11 × {config.width:g}, {config.n} images",
-        fontsize=11,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
 
 
 def _draw_energy(ax, energy: np.ndarray, title: str, style: dict[str, Any]) -> None:
@@ -308,12 +275,5 @@ def _draw_energy(ax, energy: np.ndarray, title: str, style: dict[str, Any]) -> N
     mean = others.mean(axis=1)
     spread = 2 * others.std(axis=1, ddof=1)
     ax.plot(modes, energy[:, 0], label=f"{title}, labels", **style)
-    ax.fill_between(
-        modes,
-        mean - spread,
-        mean + spread,
-        color=style["color"],
-        alpha=0.2,
-        lw=0,
-        label=f"{title}, labels shuffled",
-    )
+    band = {"color": style["color"], "alpha": 0.2, "lw": 0, "label": f"{title}, labels shuffled"}
+    ax.fill_between(modes, mean - spread, mean + spread, **band)

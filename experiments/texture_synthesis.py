@@ -16,19 +16,19 @@ bright.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments.harness import bounds, facts
 from experiments.harness.bounds import Count, Integer, Seed, Values
+from experiments.harness.facts import within
 from lazynet import guards
 from lazynet.scattering import filter_bank, scattering_moments
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure"]
 
 
 @dataclass(frozen=True)
@@ -71,46 +71,49 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Synthesizes every texture, draws the figure and returns the facts."""
-    from rich.progress import track
+TITLE = "textures synthesized from scattering moments"
 
-    from experiments.harness.store import save_arrays
 
-    bounds.check(config)
-    measured = {}
-    for name in track(
-        config.textures,
-        "textures",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
+def measure(config: Config, store) -> dict[str, Any]:
+    """Each texture, its syntheses from moments up to both orders, and the errors of their moments."""
+    arrays: dict[str, Any] = {}
+    for name in store.track(config.textures, "textures"):
         source = texture(name, config.size)
+        arrays[f"{name}/source"] = source
         for order in (1, 2):
             image, errors = synthesize(config, source, order)
-            measured |= {
-                f"{name}/image/order={order}": image,
-                f"{name}/errors/order={order}": errors,
-            }
-        measured[f"{name}/source"] = source
-    save_arrays(folder / "measured.npz", measured)
-    _draw(config, measured, folder / "figures" / "texture_synthesis.png")
-    return facts.summarize(list(_facts(config, measured)))
+            arrays[f"{name}/image/order={order}"] = image
+            arrays[f"{name}/errors/order={order}"] = errors
+    return arrays
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, "textures synthesized from scattering moments")
-
-
-def _facts(config, measured):
+def facts(config: Config, arrays):
+    """The moments are met, and the synthesis is no shifted copy of the source."""
     for name in config.textures:
-        errors = measured[f"{name}/errors/order=2"]
-        yield facts.within(f"error_of_noise/{name}", errors[0], at_least=0.2)
-        yield facts.within(f"error/{name}", errors[-1], at_most=0.02)
-        copy = _correlation(measured[f"{name}/source"], measured[f"{name}/image/order=2"])
-        yield facts.within(f"correlation_with_source/{name}", copy, at_most=0.8)
+        errors = arrays[f"{name}/errors/order=2"]
+        yield within(f"error_of_noise/{name}", errors[0], at_least=0.2)
+        yield within(f"error/{name}", errors[-1], at_most=0.02)
+        copy = _correlation(arrays[f"{name}/source"], arrays[f"{name}/image/order=2"])
+        yield within(f"correlation_with_source/{name}", copy, at_most=0.8)
+
+
+def draw(config: Config, arrays):
+    """A row for each texture: the source, and the syntheses from both orders."""
+    rows = len(config.textures)
+    figure = Figure(figsize=(9.6, 3.1 * rows + 0.3), layout="constrained")
+    for row, name in zip(figure.subplots(rows, 3, squeeze=False), config.textures, strict=True):
+        _show(row[0], arrays[f"{name}/source"], name)
+        for ax, order in zip(row[1:], (1, 2), strict=True):
+            first, *_, last = 100 * arrays[f"{name}/errors/order={order}"]
+            title = f"orders 0 to {order}: error {first:.0f} % to {last:.2g} %"
+            _show(ax, arrays[f"{name}/image/order={order}"], title)
+    return figure
+
+
+def _show(ax, image: np.ndarray, title: str) -> None:
+    ax.imshow(image, cmap="gray", vmin=-2.2, vmax=2.6)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
 
 
 def texture(name: str, size: int) -> np.ndarray:
@@ -188,28 +191,3 @@ def _correlation(source: np.ndarray, image: np.ndarray) -> float:
     centered = (image - image.mean()) / image.std()
     product = np.fft.fft2(source) * np.conj(np.fft.fft2(centered))
     return float(np.fft.ifft2(product).real.max() / source.size)
-
-
-def _draw(config, measured, path):
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    rows = len(config.textures)
-    figure = Figure(figsize=(9.6, 3.1 * rows + 0.3), layout="constrained")
-    for row, name in zip(figure.subplots(rows, 3, squeeze=False), config.textures, strict=True):
-        images = [
-            measured[f"{name}/{part}"] for part in ("source", "image/order=1", "image/order=2")
-        ]
-        titles = [name, *(_title(measured, name, order) for order in (1, 2))]
-        for ax, image, title in zip(row, images, titles, strict=True):
-            ax.imshow(image, cmap="gray", vmin=-2.2, vmax=2.6)
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(title, fontsize=10)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
-
-
-def _title(measured, name, order):
-    errors = measured[f"{name}/errors/order={order}"]
-    return f"orders 0 to {order}: error {100 * errors[0]:.0f} % to {100 * errors[-1]:.2g} %"

@@ -14,15 +14,15 @@ their initial size; at tau = 2 the relative drift stays below 0.1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments.harness import bounds, facts
 from experiments.harness.bounds import Count, Even, Positive, Seed, Values
+from experiments.harness.facts import within
 from experiments.shared.students import (
     Student,
     Weights,
@@ -30,11 +30,11 @@ from experiments.shared.students import (
     doubled,
     draw_examples,
     draw_teacher,
-    measure,
+    measurements,
     on_sphere,
 )
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure"]
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,55 @@ PRESETS = {"smoke": Config(), "laptop": Config(), "paper": Config()}
 DEGREES = 10.0
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains both students, draws their neurons and returns the facts."""
-    from experiments.harness.store import save_arrays
+TITLE = "neurons in the plane, not lazy and lazy"
 
-    bounds.check(config)
-    with console.status("two students"):
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """The teacher, the paths of both students as `hidden/tau=...`, and what they have come to."""
+    arrays: dict[str, Any] = {}
+    with store.status("two students"):
         case = _case(config)
-        paths = {tau: _train(config, case, tau) for tau in config.taus}
-    arrays = {
-        f"{name}/tau={tau:g}": value for tau, path in paths.items() for name, value in path.items()
-    }
-    save_arrays(folder / "trajectories.npz", arrays | {"teacher": case["teacher"].hidden})
-    _draw(config, case, paths, folder / "figures" / "trajectories_2d.png")
-    return facts.summarize(list(_facts(config, case, paths)))
+        for tau in config.taus:
+            for name, values in _train(config, case, tau).items():
+                arrays[f"{name}/tau={tau:g}"] = values
+    teacher = case["teacher"]
+    return arrays | {"teacher": teacher.hidden, "teacher_signs": jnp.sign(teacher.out)}
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, "neurons in the plane, not lazy and lazy")
+def facts(config: Config, arrays):
+    """One student moves towards the teacher's directions, the other hardly moves."""
+    moving, lazy = (f"tau={tau:g}" for tau in config.taus)
+    aligned = _aligned(arrays, moving, -1)
+    yield within(f"drift/{moving}", arrays[f"drift/{moving}"], at_least=1.0)
+    yield within(f"drift/{lazy}", arrays[f"drift/{lazy}"], at_most=0.1)
+    yield within(f"aligned_mass/{moving}", aligned, at_least=0.5)
+    yield within("aligned_mass/gain", aligned - _aligned(arrays, moving, 0), at_least=0.2)
+    yield within(f"train_loss/{moving}", arrays[f"train_loss/{moving}"], at_most=1e-3)
+    gain = arrays[f"stability/{lazy}"] - arrays[f"stability/{moving}"]
+    yield within("stability/gain", gain, at_least=0.0)
+
+
+def draw(config: Config, arrays):
+    """Paths of the neurons in the plane, a panel for each student."""
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    for tau, ax in zip(config.taus, figure.subplots(1, 2), strict=True):
+        out = arrays[f"out/tau={tau:g}"]
+        moved = out[:, :, None] * arrays[f"hidden/tau={tau:g}"]
+        for j, sign in enumerate(np.sign(out[-1])):
+            color = "C3" if sign > 0 else "C0"
+            ax.plot(*moved[:, j].T, color=color, lw=1)
+            ax.plot(*moved[-1, j], "o", color=color, ms=4)
+        reach = 1.05 * np.abs(moved).max()
+        for w, s in zip(arrays["teacher"], arrays["teacher_signs"], strict=True):
+            end = reach * s * w
+            ax.plot([0, end[0]], [0, end[1]], ":", color="C3" if s > 0 else "C0")
+        title = f"tau = {tau:g} (alpha = {tau**2:g})"
+        ax.set(title=title, xlabel="$a_j w_{j,1}$", ylabel="$a_j w_{j,2}$", aspect="equal")
+    figure.suptitle(
+        "paths of the neurons $a_j w_j$; dotted: directions of the teacher; red: positive output weight",
+        fontsize=10,
+    )
+    return figure
 
 
 def _case(config) -> dict[str, Any]:
@@ -119,7 +149,7 @@ def _train(config, case, tau) -> dict[str, np.ndarray]:
         u = descend(student, u, x, y, save - done)
         done = save
         path.append(jax.tree.map(lambda w0, leaf: w0 + leaf[0] / tau**2, student.start, u))
-    last = measure(student, u, *case["data"])
+    last = measurements(student, u, *case["data"])
     return {
         "hidden": np.stack([tau * w.hidden for w in path]),
         "out": np.stack([tau * w.out for w in path]),
@@ -127,64 +157,13 @@ def _train(config, case, tau) -> dict[str, np.ndarray]:
     }
 
 
-def _facts(config, case, paths):
-    moving, lazy = config.taus
-    feature = paths[moving]
-    yield facts.within(f"drift/tau={moving:g}", feature["drift"], at_least=1.0)
-    yield facts.within(f"drift/tau={lazy:g}", paths[lazy]["drift"], at_most=0.1)
-    yield facts.within(
-        f"aligned_mass/tau={moving:g}", _aligned(feature, case["teacher"]), at_least=0.5
-    )
-    yield facts.within("aligned_mass/gain", _gain(feature, case), at_least=0.2)
-    yield facts.within(f"train_loss/tau={moving:g}", feature["train_loss"], at_most=1e-3)
-    yield facts.within(
-        "stability/gain", paths[lazy]["stability"] - feature["stability"], at_least=0.0
-    )
-
-
-def _gain(path, case):
-    first = {"hidden": path["hidden"][:1], "out": path["out"][:1]}
-    return _aligned(path, case["teacher"]) - _aligned(first, case["teacher"])
-
-
-def _aligned(path, teacher) -> float:
-    """Share of the mass |a_j| |w_j| that points to within 10 degrees of a neuron of the teacher of the same sign."""
-    w = path["hidden"][-1]
-    a = path["out"][-1]
-    mass = np.abs(a) * np.linalg.norm(w, axis=1)
-    cosine = w @ np.asarray(teacher.hidden).T / np.linalg.norm(w, axis=1, keepdims=True)
-    same = np.sign(a)[:, None] == np.sign(np.asarray(teacher.out))[None]
+def _aligned(arrays, student: str, i: int) -> float:
+    """Share of the mass |a_j| |w_j| at record i within 10 degrees of a neuron of the teacher of the same sign."""
+    w = arrays[f"hidden/{student}"][i]
+    a = arrays[f"out/{student}"][i]
+    norms = np.linalg.norm(w, axis=1)
+    mass = np.abs(a) * norms
+    cosine = w @ arrays["teacher"].T / norms[:, None]
+    same = np.sign(a)[:, None] == arrays["teacher_signs"][None]
     near = np.any(same & (cosine > np.cos(np.deg2rad(DEGREES))), axis=1)
     return float(mass[near].sum() / mass.sum())
-
-
-def _draw(config, case, paths, file) -> None:
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    for tau, ax in zip(config.taus, figure.subplots(1, 2), strict=True):
-        moved = paths[tau]["out"][:, :, None] * paths[tau]["hidden"]
-        signs = np.sign(paths[tau]["out"][-1])
-        for j, sign in enumerate(signs):
-            color = "C3" if sign > 0 else "C0"
-            ax.plot(*moved[:, j].T, color=color, lw=1)
-            ax.plot(*moved[-1, j], "o", color=color, ms=4)
-        for w, s in zip(*map(np.asarray, case["teacher"]), strict=True):
-            reach = 1.05 * np.abs(moved).max()
-            ax.plot(
-                [0, reach * s * w[0]], [0, reach * s * w[1]], ":", color="C3" if s > 0 else "C0"
-            )
-        ax.set(
-            title=f"tau = {tau:g} (alpha = {tau**2:g})",
-            xlabel="$a_j w_{j,1}$",
-            ylabel="$a_j w_{j,2}$",
-            aspect="equal",
-        )
-    figure.suptitle(
-        "paths of the neurons $a_j w_j$; dotted: directions of the teacher; red: positive output weight",
-        fontsize=10,
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, file)

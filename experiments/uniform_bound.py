@@ -32,7 +32,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -40,13 +39,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import Partial
+from matplotlib.figure import Figure
 
 import lazynet as ln
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
+from experiments.harness.facts import close, power_law, within
 from experiments.shared.flows import descent_direction, integrate
+from lazynet import plots
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 
 @dataclass(frozen=True)
@@ -119,55 +121,100 @@ class Constants(NamedTuple):
         return self.target * 32 * self.largest * self.lip / self.smallest**3
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Integrates the flows of both cases, draws the figure and returns the facts."""
-    from rich.progress import track
+TITLE = "convergence for all times, worst of {seeds} seeds"
 
-    from experiments.harness.store import save_arrays
+CURVES = ("error", "weight_drift", "weight_gap", "output_gap", "time")
 
-    bounds.check(config)
-    collected = []
-    curves = {}
-    summary = {"seeds": config.seeds}
-    for width in track(
-        config.widths,
-        "many weights",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ):
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Curves `[seeds, alphas, time]` at alpha0 and its multiples, over the sweep and far below; and the second case."""
+    arrays: dict[str, Any] = {}
+    for width in store.track(config.widths, "many weights"):
         problem, constants = _draw_problem(config, width, config.inputs, config.examples)
+        arrays |= _named(f"width={width}", constants._asdict())
         alphas = constants.alpha0[:, None] * np.array(config.multiples)
-        seen = _flow_all(config, problem, constants, alphas)
-        collected += _bounds(config, seen, constants, alphas, f"width={width}")
-        curves[width] = (
-            seen["error"][0, 0] / constants.target[0],
-            seen["time"][0] * constants.smallest[0] ** 2,
-        )
-        summary |= {f"alpha0/width={width}": float(constants.alpha0.mean())}
+        arrays |= _flow_all(config, problem, constants, alphas, f"width={width}")
         if width == config.widths[0]:
-            sweep = _flow_all(config, problem, constants, np.tile(config.alphas, (config.seeds, 1)))
-            collected += _rates(config, sweep) + _far_below(config, problem, constants)
-    with console.status("many examples"):
-        many = _many_examples(config)
-    collected += many.pop("facts")
-    arrays = {f"error/width={w}": np.stack(curve) for w, curve in curves.items()}
-    save_arrays(
-        folder / "measured.npz", {**arrays, **{f"sweep/{k}": v for k, v in sweep.items()}, **many}
-    )
-    _draw(config, curves, sweep, many, folder / "figures" / "uniform_bound.png")
-    return facts.summarize(collected) | summary
+            alphas = np.tile(config.alphas, (config.seeds, 1))
+            arrays |= _flow_all(config, problem, constants, alphas, "sweep")
+            alphas = np.tile([1.0, config.control], (config.seeds, 1))
+            arrays |= _flow_all(config, problem, constants, alphas, "below")
+    with store.status("many examples"):
+        return arrays | _many_examples(config)
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts and the thresholds."""
-    facts.show(summary, console, f"convergence for all times, worst of {summary['seeds']} seeds")
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws, and the smallest scale of the theorem for every width."""
+    summary: dict[str, Any] = {"seeds": config.seeds}
+    for width in config.widths:
+        constants = _constants(arrays, f"width={width}")
+        summary[f"alpha0/width={width}"] = float(constants.alpha0.mean())
+    return summary
+
+
+def report(summary):
+    """The thresholds."""
     for key, value in summary.items():
         if key.startswith("alpha0/"):
-            console.print(
-                f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds",
-                highlight=False,
-            )
+            yield f"{key.removeprefix('alpha0/')}: alpha0 = {value:.4g}, mean over seeds"
+
+
+def facts(config: Config, arrays):
+    """The bounds from alpha0 on and where they fail, the rates in alpha, and the limit with more examples."""
+    for width in config.widths:
+        yield from _bounds(config, arrays, f"width={width}")
+    for name, bounds in {
+        "weight_drift": {"expected": -1, "tolerance": 0.02},
+        "output_gap": {"expected": -1, "tolerance": 0.05},
+        "weight_gap": {"at_least": -2.1, "at_most": -1.8},
+    }.items():
+        largest = arrays[f"sweep/{name}"].max(2)
+        yield power_law(f"{name}/all_times", config.alphas, largest, **bounds)
+    constants = _constants(arrays, f"width={config.widths[0]}")
+    ratio = _error_over_bound(arrays, "below", constants)
+    yield within("error_over_bound/alpha=1", ratio[:, 0].max(), at_most=1.0)
+    yield within(f"error_over_bound/alpha={config.control:g}", ratio[:, 1].min(), at_least=1.0)
+    yield from _limits(config, arrays)
+
+
+def draw(config: Config, arrays):
+    """The error beside its bound, the largest distances against alpha, and the second case."""
+    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    for width, style in zip(config.widths, plots.curve_styles(len(config.widths)), strict=True):
+        constants = _constants(arrays, f"width={width}")
+        time = arrays[f"width={width}/time"][0] * constants.smallest[0] ** 2
+        error = arrays[f"width={width}/error"][0, 0] / constants.target[0]
+        left.plot(time, error, label=f"measured, $m={width}$", **style)
+    bound = {"color": "0.4", "linestyle": "--", "label": r"bound $e^{-\sigma^2t/4}$"}
+    left.plot(time, np.exp(-time / 4), **bound)
+    left.set(yscale="log", ylabel="relative training error", ylim=(1e-6, 2))
+    names = {
+        "weight_drift": r"$\|w-w_0\|$",
+        "output_gap": "output gap",
+        "weight_gap": r"$\|w-\bar w\|$",
+    }
+    largest = {label: arrays[f"sweep/{name}"].max(2) for name, label in names.items()}
+    title = f"all times, $m={config.widths[0]}$"
+    ylabel = r"largest value over $t\geq 0$"
+    panels.draw(panels.Panel(title, config.alphas, largest, r"scale $\alpha$", ylabel), middle)
+    styles = plots.curve_styles(len(config.many_alphas))
+    curves = arrays["many/distance"][0]
+    for alpha, distance, style in zip(config.many_alphas, curves, styles, strict=True):
+        right.plot(arrays["many/scaled_time"][0], distance, label=rf"$\alpha={alpha:g}$", **style)
+    right.set(yscale="log", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None))
+    for ax, title in ((left, r"theorem 2.4 at $\alpha_0$"), (right, "more examples than weights")):
+        ax.set_xlabel(r"time $\sigma^2 t$")
+        panels.finish(ax, title)
+    return figure
+
+
+def _named(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+def _constants(arrays, variant: str) -> Constants:
+    return Constants(*(arrays[f"{variant}/{name}"] for name in Constants._fields))
 
 
 def _draw_problem(config, units, inputs, examples):
@@ -209,11 +256,17 @@ def _singular_values(problem):
     return jnp.sqrt(jnp.linalg.eigvalsh(jnp.matmul(short, short.T, precision="highest")))
 
 
-def _flow_all(config, problem, constants, alphas):
-    """Curves `[seeds, alphas, time]` until `horizon / sigma^2`."""
-    horizon = config.horizon / constants.smallest**2
-    seen = _flows(config.steps, problem, jnp.asarray(horizon / config.steps), jnp.asarray(alphas))
-    time = horizon[:, None] * np.linspace(0, 1, config.steps + 1)
+def _flow_all(config, problem, constants, alphas, variant):
+    """The curves until `horizon / sigma^2`."""
+    seen = _until(config.horizon, config.steps, problem, constants, alphas)
+    return _named(variant, {name: seen[name] for name in CURVES})
+
+
+def _until(horizon, steps, problem, constants, alphas):
+    """All that is seen of the flows until `horizon / sigma^2`, with the times `[seeds, time]`."""
+    ends = horizon / constants.smallest**2
+    seen = _flows(steps, problem, jnp.asarray(ends / steps), jnp.asarray(alphas))
+    time = ends[:, None] * np.linspace(0, 1, steps + 1)
     return {name: np.asarray(values) for name, values in seen.items()} | {"time": time}
 
 
@@ -270,33 +323,32 @@ def _norm(values):
     return jnp.sqrt(jnp.mean(values**2))
 
 
-def _bounds(config, seen, constants, alphas, variant):
+def _bounds(config, arrays, variant):
     """Theorem 2.4 from alpha0 on: the worst ratio of each quantity to its bound, and the measured rate."""
+    constants = _constants(arrays, variant)
     sigma2 = constants.smallest**2
-    guaranteed = constants.target[:, None] * np.exp(-sigma2[:, None] * seen["time"] / 4)
-    ratio = (seen["error"] / guaranteed[:, None])[:, :, 1:].max()
-    drift = seen["weight_drift"].max(2)
+    alphas = constants.alpha0[:, None] * np.array(config.multiples)
+    drift = arrays[f"{variant}/weight_drift"].max(2)
     distance = drift * alphas * (sigma2 / (8 * constants.largest * constants.target))[:, None]
     radius = drift * (2 * constants.lip / constants.smallest)[:, None]
-    rates = np.array(
-        [
-            _late_rate(t, e)
-            for t, errors in zip(seen["time"], seen["error"], strict=True)
-            for e in errors
-        ]
-    )
-    relative = rates / np.repeat(sigma2, alphas.shape[1])
-    return [
-        facts.within(f"error_over_bound/{variant}", ratio, at_most=1.0),
-        facts.within(f"drift_over_bound/{variant}", distance.max(), at_most=1.0),
-        facts.within(f"drift_over_radius/{variant}", radius.max(), at_most=1.0),
-        facts.within(
-            f"smallest_rate_over_sigma2/{variant}", relative.min(), at_least=0.25, at_most=1.2
-        ),
-        facts.within(
-            f"largest_rate_over_sigma2/{variant}", relative.max(), at_least=0.25, at_most=1.2
-        ),
-    ]
+    ratio = _error_over_bound(arrays, variant, constants)
+    yield within(f"error_over_bound/{variant}", ratio.max(), at_most=1.0)
+    yield within(f"drift_over_bound/{variant}", distance.max(), at_most=1.0)
+    yield within(f"drift_over_radius/{variant}", radius.max(), at_most=1.0)
+    rates = []
+    for time, errors in zip(arrays[f"{variant}/time"], arrays[f"{variant}/error"], strict=True):
+        rates.append([_late_rate(time, error) for error in errors])
+    relative = np.array(rates) / sigma2[:, None]
+    limits = {"at_least": 0.25, "at_most": 1.2}
+    yield within(f"smallest_rate_over_sigma2/{variant}", relative.min(), **limits)
+    yield within(f"largest_rate_over_sigma2/{variant}", relative.max(), **limits)
+
+
+def _error_over_bound(arrays, variant, constants):
+    """The largest ratio of the error to `|y| exp(-sigma^2 t / 4)` after the start, `[seeds, alphas]`."""
+    decay = np.exp(-((constants.smallest**2)[:, None]) * arrays[f"{variant}/time"] / 4)
+    guaranteed = constants.target[:, None] * decay
+    return (arrays[f"{variant}/error"] / guaranteed[:, None])[:, :, 1:].max(2)
 
 
 def _late_rate(time, error):
@@ -305,73 +357,39 @@ def _late_rate(time, error):
     return -np.polyfit(time[late], np.log(error[late]), 1)[0]
 
 
-def _rates(config, sweep):
-    largest = {name: sweep[name].max(2) for name in ("weight_drift", "output_gap", "weight_gap")}
-    return [
-        facts.power_law("weight_drift/all_times", config.alphas, largest["weight_drift"], -1, 0.02),
-        facts.power_law("output_gap/all_times", config.alphas, largest["output_gap"], -1, 0.05),
-        facts.power_law(
-            "weight_gap/all_times",
-            config.alphas,
-            largest["weight_gap"],
-            at_least=-2.1,
-            at_most=-1.8,
-        ),
-    ]
-
-
-def _far_below(config, problem, constants):
-    """Below alpha0: the bound still holds at alpha = 1, in every seed, and fails in every seed at the control."""
-    alphas = np.tile([1.0, config.control], (config.seeds, 1))
-    seen = _flow_all(config, problem, constants, alphas)
-    guaranteed = constants.target[:, None] * np.exp(
-        -((constants.smallest**2)[:, None]) * seen["time"] / 4
-    )
-    ratio = (seen["error"] / guaranteed[:, None])[:, :, 1:].max(2)
-    return [
-        facts.within("error_over_bound/alpha=1", ratio[:, 0].max(), at_most=1.0),
-        facts.within(f"error_over_bound/alpha={config.control:g}", ratio[:, 1].min(), at_least=1.0),
-    ]
-
-
 def _many_examples(config):
-    """More examples than weights: rates of convergence to the limit, `[seeds, alphas]`, and the facts about them."""
+    """More examples than weights: distances to the limit, curvatures and gradients there, `[seeds, alphas]`."""
     problem, constants = _draw_problem(
         config, config.few_units, config.few_inputs, config.many_examples
     )
     alphas = np.tile(config.many_alphas, (config.seeds, 1))
-    seen = _flow_all(_Horizon(config.many_horizon, config.many_steps), problem, constants, alphas)
-    curvature = np.asarray(_curvatures(problem, jnp.asarray(seen["last"]), jnp.asarray(alphas)))
-    distance = np.sqrt(np.mean((seen["outputs"] - seen["outputs"][:, :, -1:]) ** 2, axis=3))
-    fits = np.array(
-        [
-            [_window_fit(t, d) for d in of_seed]
-            for t, of_seed in zip(seen["time"], distance, strict=True)
-        ]
-    )
-    rate = fits[..., 0]
-    deviation = fits[..., 1]
-    tangent_rate = (constants.smallest**2)[:, None]
-    collected = [
-        facts.close(f"rate_over_curvature/alpha={alpha:g}", worst, 1, 0.05)
-        for alpha, worst in zip(config.many_alphas, _worst(rate / curvature), strict=True)
-    ]
-    collected += [
-        facts.power_law(
-            "rate_change", config.many_alphas, np.abs(rate / tangent_rate - 1), -1, 0.1
-        ),
-        facts.within("log_distance_off_line", deviation.max(), at_most=0.05),
-        facts.within("last_gradient", seen["gradient"].max(), at_most=1e-8),
-    ]
-    times = seen["time"] * tangent_rate
-    return {"facts": collected, "many/distance": distance, "many/time": times, "many/rate": rate}
+    seen = _until(config.many_horizon, config.many_steps, problem, constants, alphas)
+    outputs = seen["outputs"]
+    tangent_rate = constants.smallest**2
+    many = {
+        "distance": np.sqrt(np.mean((outputs - outputs[:, :, -1:]) ** 2, axis=3)),
+        "time": seen["time"],
+        "scaled_time": seen["time"] * tangent_rate[:, None],
+        "curvature": _curvatures(problem, jnp.asarray(seen["last"]), jnp.asarray(alphas)),
+        "gradient": seen["gradient"],
+        "tangent_rate": tangent_rate,
+    }
+    return _named("many", many)
 
 
-class _Horizon(NamedTuple):
-    """What `_flow_all` needs of a configuration."""
-
-    horizon: float
-    steps: int
+def _limits(config, arrays):
+    """The rates of convergence are the curvature at the limit, and tend to that of the linearized model."""
+    fits = []
+    for time, distances in zip(arrays["many/time"], arrays["many/distance"], strict=True):
+        fits.append([_window_fit(time, distance) for distance in distances])
+    rate, deviation = np.moveaxis(np.array(fits), -1, 0)
+    worst = _worst(rate / arrays["many/curvature"])
+    for alpha, ratio in zip(config.many_alphas, worst, strict=True):
+        yield close(f"rate_over_curvature/alpha={alpha:g}", ratio, 1, 0.05)
+    change = np.abs(rate / arrays["many/tangent_rate"][:, None] - 1)
+    yield power_law("rate_change", config.many_alphas, change, -1, 0.1)
+    yield within("log_distance_off_line", deviation.max(), at_most=0.05)
+    yield within("last_gradient", arrays["many/gradient"].max(), at_most=1e-8)
 
 
 def _window_fit(time, distance):
@@ -385,44 +403,3 @@ def _window_fit(time, distance):
 def _worst(ratio):
     """Of each column the entry furthest from one."""
     return ratio[np.abs(ratio - 1).argmax(0), np.arange(ratio.shape[1])]
-
-
-def _draw(config, curves, sweep, many, path):
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(13.5, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    styles = plots.curve_styles(len(curves))
-    for (width, (error, time)), style in zip(curves.items(), styles, strict=True):
-        left.plot(time, error, label=f"measured, $m={width}$", **style)
-    left.plot(
-        time, np.exp(-time / 4), color="0.4", linestyle="--", label=r"bound $e^{-\sigma^2t/4}$"
-    )
-    left.set(
-        yscale="log", xlabel=r"time $\sigma^2 t$", ylabel="relative training error", ylim=(1e-6, 2)
-    )
-    left.set_title(r"theorem 2.4 at $\alpha_0$", fontsize=11)
-    names = {
-        "weight_drift": r"$\|w-w_0\|$",
-        "output_gap": "output gap",
-        "weight_gap": r"$\|w-\bar w\|$",
-    }
-    quantities = {label: sweep[name].max(2) for name, label in names.items()}
-    panels.draw(panels.Panel(f"all times, $m={config.widths[0]}$", config.alphas, quantities, r"scale $\alpha$",
-                             r"largest value over $t\geq 0$"), middle)  # fmt: skip
-    styles = plots.curve_styles(len(config.many_alphas))
-    for alpha, distance, style in zip(
-        config.many_alphas, many["many/distance"][0], styles, strict=True
-    ):
-        right.plot(many["many/time"][0], distance, label=rf"$\alpha={alpha:g}$", **style)
-    right.set(
-        yscale="log", xlabel=r"time $\sigma^2 t$", ylabel=r"$|f(t)-f(\infty)|$", ylim=(1e-9, None)
-    )
-    right.set_title("more examples than weights", fontsize=11)
-    for ax in (left, right):
-        ax.grid(True, color="0.88", linewidth=0.6)
-        ax.legend(fontsize="small", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -36,12 +35,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from experiments.harness import bounds, facts, panels
+from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
+from experiments.harness.facts import close, power_law
 from experiments.shared.flows import descent_direction
 from lazynet import guards
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 
 @dataclass(frozen=True)
@@ -103,78 +103,96 @@ PRESETS = {
 CHUNK = 1000
 """Networks whose outputs are drawn at a time."""
 
+CONTROL = "ntk_error/depth=1_against_2"
+"""Kernels of depth 1 against the limit of depth 2."""
+
 ITEMS = {"0_Dense": "input", "2_Dense": "hidden", "4_Dense": "output"}
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Measures the three parts, draws the figure and returns the facts."""
-    from experiments.harness.store import save_arrays
+TITLE = "slopes in the width, kernels of {seeds} seeds"
 
-    bounds.check(config)
-    with console.status("empirical kernels"):
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Errors of kernels, how far training moves each part, and the law of the outputs."""
+    with store.status("empirical kernels"):
         errors = kernel_errors(config)
-    with console.status("training"):
+    with store.status("training"):
         movement = _movement(config)
-    with console.status("outputs"):
+    with store.status("outputs"):
         law = _law_of_outputs(config)
     widths = {
         "widths": config.widths,
         "training_widths": config.training_widths,
         "output_widths": config.output_widths,
     }
-    save_arrays(folder / "measured.npz", {**widths, **errors, **movement, **law})
-    _draw(config, errors, movement, law, folder / "figures" / "width_convergence.png")
-    return facts.summarize(list(_facts(config, errors, movement, law))) | {"seeds": config.seeds}
+    return widths | errors | movement | law
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, f"slopes in the width, kernels of {summary['seeds']} seeds")
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The number of draws of the kernels."""
+    return {"seeds": config.seeds}
 
 
-def _facts(config, errors, movement, law):
-    for name, values in errors.items():
-        expected = 0.0 if "against" in name else -0.5
-        yield facts.power_law(name, config.widths, values, expected, 0.1)
-    tolerances = {"input": (-0.5, 0.12), "hidden": (-1, 0.15), "output": (-0.5, 0.12)}
-    for item, (slope, tolerance) in tolerances.items():
-        values = movement[f"weight_change/{item}"]
-        yield facts.power_law(
-            f"weight_change/{item}", config.training_widths, values, slope, tolerance
-        )
-    yield facts.power_law("weight_drift", config.training_widths, movement["weight_drift"], 0, 0.1)
-    yield facts.power_law("weight_gap", config.training_widths, movement["weight_gap"], -0.5, 0.15)
+def facts(config: Config, arrays):
+    """Slopes of the three parts, and the two constants that are known exactly."""
+    for depth in config.depths:
+        name = f"ntk_error/depth={depth}"
+        yield power_law(name, config.widths, arrays[name], -0.5, 0.1)
+    if CONTROL in arrays:
+        yield power_law(CONTROL, config.widths, arrays[CONTROL], 0, 0.1)
+    expected = {
+        "weight_change/input": (-0.5, 0.12),
+        "weight_change/hidden": (-1, 0.15),
+        "weight_change/output": (-0.5, 0.12),
+        "weight_drift": (0, 0.1),
+        "weight_gap": (-0.5, 0.15),
+    }
+    for name, (slope, tolerance) in expected.items():
+        yield power_law(name, config.training_widths, arrays[name], slope, tolerance)
     for name in ("ntk_change", "output_gap"):
-        yield facts.power_law(
-            name, config.training_widths, movement[name], at_least=-1.15, at_most=-0.45
-        )
+        bounds = {"at_least": -1.15, "at_most": -0.45}
+        yield power_law(name, config.training_widths, arrays[name], **bounds)
     for name, exact in (("excess_kurtosis", 15.0), ("squares_covariance", 5.0)):
-        yield facts.power_law(name, config.output_widths, law[name], -1, 0.15)
-        yield facts.close(
-            f"{name}_times_width", np.mean(law[name] * config.output_widths), exact, 0.1 * exact
-        )
+        yield power_law(name, config.output_widths, arrays[name], -1, 0.15)
+        constant = np.mean(arrays[name] * config.output_widths)
+        yield close(f"{name}_times_width", constant, exact, 0.1 * exact)
+
+
+def draw(config: Config, arrays):
+    """Errors of kernels, changes by training, and deviations of the outputs from a Gaussian."""
+    kernels = {f"depth {depth}": arrays[f"ntk_error/depth={depth}"] for depth in config.depths}
+    moved = {
+        r"input weights $\Delta W/W$": arrays["weight_change/input"],
+        r"hidden weights $\Delta W/W$": arrays["weight_change/hidden"],
+        r"output weights $\Delta W/W$": arrays["weight_change/output"],
+        r"NTK $\Delta\Theta/\Theta$": arrays["ntk_change"],
+    }
+    laws = {
+        "excess kurtosis": arrays["excess_kurtosis"],
+        "covariance of squares": arrays["squares_covariance"],
+    }
+    return panels.figure([
+        panels.Panel("empirical against analytic NTK", config.widths, kernels, "width $m$", "relative error"),
+        panels.Panel(f"training, {config.steps} steps", config.training_widths, moved, "width $m$", "relative change"),
+        panels.Panel("outputs at initialization", config.output_widths, laws, "width $m$", "deviation from the limit"),
+    ])  # fmt: skip
 
 
 def kernel_errors(config: Config) -> dict[str, np.ndarray]:
     """Relative errors of the empirical NTK for every depth and in the negative control, `[seeds, widths]`."""
     x = _inputs(config, config.examples)
-    limits = {
-        depth: ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk
-        for depth in (*config.depths, 2)
-    }
-    errors: dict[str, list] = {}
+    columns: dict[str, list] = {}
     for depth in config.depths:
+        limit = ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk
+        wrong = ln.kernels.analytic_kernel(_relu_network(1, 2), x).ntk
         for width in config.widths:
             model = _relu_network(width, depth)
             kernels = [_empirical(model, seed, x) for seed in range(config.seeds)]
-            errors.setdefault(f"ntk_error/depth={depth}", []).append(
-                _distances(kernels, limits[depth])
-            )
+            errors = _distances(kernels, limit)
+            columns.setdefault(f"ntk_error/depth={depth}", []).append(errors)
             if depth == 1:
-                errors.setdefault("ntk_error/depth=1_against_2", []).append(
-                    _distances(kernels, limits[2])
-                )
-    return {name: np.array(rows).T for name, rows in errors.items()}
+                columns.setdefault(CONTROL, []).append(_distances(kernels, wrong))
+    return {name: np.array(rows).T for name, rows in columns.items()}
 
 
 def _relu_network(width, depth):
@@ -283,23 +301,3 @@ def squares_covariance(outputs: np.ndarray) -> float:
 
 
 LAWS = {"excess_kurtosis": excess_kurtosis, "squares_covariance": squares_covariance}
-
-
-def _draw(config, errors, movement, law, path):
-    kernels = {f"depth {depth}": errors[f"ntk_error/depth={depth}"] for depth in config.depths}
-    names = {
-        "weight_change/input": r"input weights $\Delta W/W$",
-        "weight_change/hidden": r"hidden weights $\Delta W/W$",
-        "weight_change/output": r"output weights $\Delta W/W$",
-        "ntk_change": r"NTK $\Delta\Theta/\Theta$",
-    }
-    moved = {label: movement[name] for name, label in names.items()}
-    laws = {
-        "excess kurtosis": law["excess_kurtosis"],
-        "covariance of squares": law["squares_covariance"],
-    }
-    panels.save([
-        panels.Panel("empirical against analytic NTK", config.widths, kernels, "width $m$", "relative error"),
-        panels.Panel(f"training, {config.steps} steps", config.training_widths, moved, "width $m$", "relative change"),
-        panels.Panel("outputs at initialization", config.output_widths, laws, "width $m$", "deviation from the limit"),
-    ], path)  # fmt: skip

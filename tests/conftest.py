@@ -28,7 +28,9 @@ sys.modules.setdefault(
 def finished(request, tmp_path_factory):
     """Summary and folder of a finished run of a module's `experiment`, with its configuration `SMOKE`."""
     module, folder = request.module, tmp_path_factory.mktemp("run")
-    return module.experiment.run(module.SMOKE, folder, module.CONSOLE), folder
+    from experiments.harness import running
+
+    return running.compute(module.experiment, module.SMOKE, folder, module.CONSOLE), folder
 
 
 @pytest.fixture

@@ -33,18 +33,32 @@ without augmentation, and the smaller presets have fewer images and channels.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.harness import bounds, facts
-from experiments.harness.bounds import Positive, Scale, Seed, Values, check_batch
-from experiments.lazy_vs_standard import DataConfig
-from experiments.shared.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
+from rich.table import Table
 
-__all__ = ["PRESETS", "Config", "collect", "run", "show"]
+from experiments.harness.bounds import Positive, Scale, Seed, Values, check_batch
+from experiments.harness.facts import within
+from experiments.shared.data import DataConfig
+from experiments.shared.training import diverged_at, final
+from experiments.shared.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig, learning_rate
+
+__all__ = [
+    "PRESETS",
+    "TITLE",
+    "Config",
+    "collect",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 
 FLOAT32_UP_TO = 1e4
@@ -137,130 +151,7 @@ COLUMNS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains every alpha that is not stored yet, draws the figure and returns the flat summary."""
-    from experiments.cifar10_alpha_sweep.cells import train_cells
-    from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
-    from experiments.harness.store import curve_arrays, save_arrays
-
-    bounds.check(config)
-    cells = train_cells(config, folder, console)
-    arrays = {
-        f"alpha={alpha:g}/{name}": value
-        for alpha, cell in cells.items()
-        for name, value in curve_arrays(cell["curve"]).items()
-    }
-    save_arrays(folder / "trajectory.npz", arrays)
-    summary = summarize(config, cells)
-    summary |= facts.summarize(checked_facts(config, summary))
-    draw(summary, folder / "figures" / "accuracy_against_alpha.png")
-    draw_epochs(config, cells, folder / "figures" / "accuracy_against_epochs.png")
-    return summary
-
-
-def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
-    """Puts runs that differ in their alphas alone into one table and two figures: against epochs in `out`, and alpha.
-
-    Agreement with the linearized model is computed from the stored test outputs.
-
-    Args:
-        runs: Finished runs, as `experiments.harness.compare.load` returns them.
-        out: Figure of the accuracies against epochs; the others stand beside it.
-        console: Where the table is printed.
-
-    Returns:
-        The figures, and the summary as JSON.
-
-    Raises:
-        ValueError: If two runs have an alpha in common.
-    """
-    from experiments.cifar10_alpha_sweep.cells import stored_cells
-    from experiments.cifar10_alpha_sweep.figure import draw, draw_epochs
-    from experiments.harness import store
-
-    alphas = sorted(float(alpha) for run in runs for alpha in run.config["alphas"])
-    bounds.Values().check("alphas of all runs", tuple(alphas))
-    first = runs[0].config
-    config = Config(
-        data=DataConfig(**first["data"]),
-        network=NetworkConfig(**first["network"]),
-        train=TrainConfig(**first["train"]),
-        alphas=tuple(alphas),
-        seed=first["seed"],
-        precision=first["precision"],
-    )
-    cells = stored_cells(config, [run.folder for run in runs])
-    summary = summarize(config, cells)
-    summary |= facts.summarize(checked_facts(config, summary))
-    show(summary, console)
-    against_alpha = out.with_name(f"{out.stem}_against_alpha{out.suffix}")
-    draw_epochs(config, cells, out)
-    draw(summary, against_alpha)
-    store.write_json(out.with_suffix(".json"), summary)
-    return [out, against_alpha, out.with_suffix(".json")]
-
-
-def summarize(config: Config, cells: dict[float, dict]) -> dict[str, Any]:
-    """The final numbers of every alpha; what diverged has none but the step at which that was seen."""
-    from experiments.shared.vgg import learning_rate
-
-    data = config.data
-    summary: dict[str, Any] = {
-        "data": f"{data.title}, {data.n_train} train and {data.n_test} test images",
-        "network": f"VGG-11, width {config.network.width:g}",
-        "learning_rate": learning_rate(config.train.loss, config.train.eta0),
-        "diverged": [
-            f"{alpha:g}" for alpha, cell in cells.items() if cell["curve"].diverged_at is not None
-        ],
-    }
-    for alpha, cell in cells.items():
-        if cell["curve"].diverged_at is not None:
-            summary[f"diverged_at/alpha={alpha:g}"] = cell["curve"].diverged_at
-        else:
-            summary |= {f"{name}/alpha={alpha:g}": value for name, value in cell["final"].items()}
-        summary[f"seconds/alpha={alpha:g}"] = cell["final"]["seconds"]
-        summary[f"precision/alpha={alpha:g}"] = str(cell["outputs"].dtype)
-    return summary
-
-
-def checked_facts(config: Config, summary: dict[str, Any]) -> list:
-    """What lazy training is expected to show, as far as the run can: some facts need photographs or both ends."""
-    from experiments.harness.facts import within
-
-    ends = {end: summary.get(f"test_accuracy/alpha={end}") for end in ("1", "inf")}
-    found = []
-    if ends["inf"] is not None:
-        gap = summary["gated_accuracy/alpha=inf"] - ends["inf"]
-        found.append(within("gated_minus_tangent", gap, at_least=-ROUNDING, at_most=ROUNDING))
-        for alpha in [
-            f"{a:g}"
-            for a in config.alphas
-            if LAZY <= a < math.inf and f"agreement/alpha={a:g}" in summary
-        ]:
-            gap = summary[f"test_accuracy/alpha={alpha}"] - ends["inf"]
-            found.append(
-                within(f"gap_to_linearized/alpha={alpha}", gap, at_least=-0.01, at_most=0.01)
-            )
-            found.append(
-                within(
-                    f"agreement/alpha={alpha}", summary[f"agreement/alpha={alpha}"], at_least=0.97
-                )
-            )
-            found.append(
-                within(
-                    f"stability/alpha={alpha}", summary[f"stability/alpha={alpha}"], at_least=0.99
-                )
-            )
-    if ends["inf"] is not None and config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
-        found.append(
-            within("linearized_train_accuracy", summary["train_accuracy/alpha=inf"], at_least=0.40)
-        )
-        if ends["1"] is not None:
-            found.append(
-                within("standard_minus_linearized", ends["1"] - ends["inf"], at_least=0.10)
-            )
-    return found
-
+TITLE = "lazy training"
 
 LAZY = 10_000.0
 """From this alpha on the network is expected to be its tangent model; a tenth of it agrees in 96.9 % of predictions."""
@@ -272,10 +163,67 @@ ROUNDING = 0.005
 """Share of test images whose two largest outputs rounding may exchange."""
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints one row for each alpha, the facts and what diverged."""
-    from rich.table import Table
+def measure(config: Config, store) -> dict[str, Any]:
+    """Every training as `alpha=1/...`, compared with that of the linearized model."""
+    from experiments.cifar10_alpha_sweep.cells import gathered, train_all
 
+    return gathered(config, train_all(config, store))
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """The final numbers of every alpha; what diverged has none but the step at which that was seen."""
+    data = config.data
+    summary: dict[str, Any] = {
+        "data": f"{data.title}, {data.n_train} train and {data.n_test} test images",
+        "network": f"VGG-11, width {config.network.width:g}",
+        "learning_rate": learning_rate(config.train.loss, config.train.eta0),
+        "diverged": [],
+    }
+    for alpha in [f"{alpha:g}" for alpha in config.alphas]:
+        cell = f"alpha={alpha}"
+        diverged = diverged_at(arrays, cell)
+        if diverged is not None:
+            summary["diverged"].append(alpha)
+            summary[f"diverged_at/{cell}"] = diverged
+        else:
+            for key in arrays:
+                if key.startswith(f"{cell}/final/"):
+                    summary[f"{key.removeprefix(f'{cell}/final/')}/{cell}"] = float(arrays[key])
+        summary[f"seconds/{cell}"] = final(arrays, cell, "seconds")
+        summary[f"precision/{cell}"] = str(arrays[f"{cell}/precision"])
+    return summary
+
+
+def facts(config: Config, arrays):
+    """What lazy training is expected to show, as far as the run can: some facts need photographs or both ends."""
+    summary = numbers(config, arrays)
+    yield from checked_facts(config, summary)
+
+
+def checked_facts(config: Config, summary: dict[str, Any]):
+    """The facts about the final numbers."""
+    standard = summary.get("test_accuracy/alpha=1")
+    linearized = summary.get("test_accuracy/alpha=inf")
+    if linearized is None:
+        return
+    gap = summary["gated_accuracy/alpha=inf"] - linearized
+    yield within("gated_minus_tangent", gap, at_least=-ROUNDING, at_most=ROUNDING)
+    lazy = [f"alpha={alpha:g}" for alpha in config.alphas if LAZY <= alpha < math.inf]
+    for alpha in lazy:
+        if f"agreement/{alpha}" in summary:
+            gap = summary[f"test_accuracy/{alpha}"] - linearized
+            yield within(f"gap_to_linearized/{alpha}", gap, at_least=-0.01, at_most=0.01)
+            yield within(f"agreement/{alpha}", summary[f"agreement/{alpha}"], at_least=0.97)
+            yield within(f"stability/{alpha}", summary[f"stability/{alpha}"], at_least=0.99)
+    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
+        accuracy = summary["train_accuracy/alpha=inf"]
+        yield within("linearized_train_accuracy", accuracy, at_least=0.40)
+        if standard is not None:
+            yield within("standard_minus_linearized", standard - linearized, at_least=0.10)
+
+
+def report(summary):
+    """One row for each alpha, and what diverged."""
     table = Table("alpha", box=None, title=f"{summary['network']}, {summary['data']}")
     for title in COLUMNS.values():
         table.add_column(title, no_wrap=True)
@@ -283,17 +231,62 @@ def show(summary: dict[str, Any], console) -> None:
     table.add_column("time", no_wrap=True)
     for alpha in [key.split("=")[1] for key in summary if key.startswith("precision/alpha=")]:
         values = [summary.get(f"{name}/alpha={alpha}") for name in COLUMNS]
-        cells = ["-" if value is None else f"{100 * value:.1f}" for value in values]
-        table.add_row(
-            alpha,
-            *cells,
-            summary[f"precision/alpha={alpha}"],
-            f"{summary[f'seconds/alpha={alpha}']:.0f} s",
-        )
-    console.print(table)
+        shares = ["-" if value is None else f"{100 * value:.1f}" for value in values]
+        seconds = f"{summary[f'seconds/alpha={alpha}']:.0f} s"
+        table.add_row(alpha, *shares, summary[f"precision/alpha={alpha}"], seconds)
+    yield table
     for alpha in summary["diverged"]:
-        console.print(
-            f"alpha = {alpha} diverged, seen at step {summary[f'diverged_at/alpha={alpha}']}"
-        )
-    if any(key.startswith("passed/") for key in summary):
-        facts.show(summary, console, "lazy training")
+        yield f"alpha = {alpha} diverged, seen at step {summary[f'diverged_at/alpha={alpha}']}"
+
+
+def draw(config: Config, arrays):
+    """Accuracies and stabilities against alpha, and accuracies against epochs."""
+    from experiments.cifar10_alpha_sweep import figure
+
+    return {
+        "accuracy_against_alpha": figure.against_alpha(numbers(config, arrays)),
+        "accuracy_against_epochs": figure.against_epochs(config, arrays),
+    }
+
+
+def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
+    """Puts runs that differ in their alphas alone into one table and two figures: against epochs in `out`, and alpha.
+
+    Agreement with the linearized model is computed from the stored test outputs.
+
+    Args:
+        runs: Finished runs, as `compare.load` returns them.
+        out: Figure of the accuracies against epochs; the others stand beside it.
+        console: Where the table is printed.
+
+    Returns:
+        The figures, and the summary as JSON.
+
+    Raises:
+        ValueError: If two runs have an alpha in common.
+    """
+    import sys
+
+    from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
+    from experiments.harness import running, store
+    from lazynet import plots
+
+    configs = [running.configuration(run.folder) for run in runs]
+    alphas = tuple(sorted(alpha for config in configs for alpha in config.alphas))
+    Values().check("alphas of all runs", alphas)
+    config = dataclasses.replace(configs[0], alphas=alphas)
+    arrays = gathered(config, stored_cells(config, [run.folder for run in runs]))
+    experiment = sys.modules[__name__]
+    summary = running.summarize(experiment, config, arrays)
+    running.show(experiment, summary, console)
+    figures = draw(config, arrays)
+    written = [
+        out,
+        out.with_name(f"{out.stem}_against_alpha{out.suffix}"),
+        out.with_suffix(".json"),
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(figures["accuracy_against_epochs"], written[0])
+    plots.save(figures["accuracy_against_alpha"], written[1])
+    store.write_json(written[2], summary)
+    return written

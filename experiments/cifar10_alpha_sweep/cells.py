@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,13 @@ import numpy as np
 
 import lazynet as ln
 from experiments.cifar10_alpha_sweep import FLOAT32_UP_TO
-from experiments.harness import store
 from experiments.harness.progress import advancing, bar
+from experiments.harness.store import Store
 from experiments.shared import vgg
-from experiments.shared.training import as_cell, batched_outputs, stored_cell
+from experiments.shared.training import batched_outputs, named
 from lazynet import diagnostics, trees
-from lazynet.records import Data
 
-__all__ = ["precision_of", "products_of", "stored_cells", "train_cells"]
+__all__ = ["gathered", "precision_of", "products_of", "stored_cells", "train_all"]
 
 BATCH = 500
 """Images whose activations are held at a time."""
@@ -40,36 +39,56 @@ def products_of(alpha: float) -> str:
     return "highest" if 1 < alpha < np.inf else "default"
 
 
-def train_cells(config, folder: Path, console) -> dict[float, dict[str, Any]]:
-    """Every alpha's curve, final numbers and test outputs, compared with those of the linearized model."""
+def train_all(config, store) -> dict[float, dict[str, Any]]:
+    """Every alpha's training: its curve, final numbers and test outputs."""
+    cells = {alpha: store.read(f"alpha={alpha:g}") for alpha in config.alphas}
+    missing = [alpha for alpha in config.alphas if cells[alpha] is None]
+    if not missing:
+        return cells
     model = vgg.build(config.network.width, config.network.gain)
-    drawn = vgg.start(model, config.seed, vgg.load_images(config.data), config.precision)
+    images = vgg.load_large_images(config.data)
+    drawn = vgg.start(model, config.seed, images, config.precision)
     problem = functools.cache(lambda precision: _rounded(drawn, precision))
     steps = vgg.steps(config.train, len(drawn.train.x))
-    cells = {}
-    with bar(console, "steps") as progress:
-        task = progress.add_task("training", total=steps * len(config.alphas))
-        for alpha in sorted(
-            config.alphas, key=lambda alpha: precision_of(config, alpha)
-        ):  # the cheap ones first
+    done = steps * (len(cells) - len(missing))
+    with bar(store.console, "steps") as progress:
+        task = progress.add_task("training", total=steps * len(cells), completed=done)
+        # The cheap ones come first.
+        for alpha in sorted(missing, key=lambda alpha: precision_of(config, alpha)):
             progress.update(task, description=f"alpha {alpha:g}")
-            advance = advancing(progress, task, steps * len(cells))
-            compute = partial(_train, config, problem(precision_of(config, alpha)), alpha, advance)
-            cells[alpha] = stored_cell(folder / "cells" / f"alpha={alpha:g}.npz", compute)
-            advance(steps)
-    _compare_with_linearized(cells)
-    return {alpha: cells[alpha] for alpha in config.alphas}
+            name = f"alpha={alpha:g}"
+            advance = advancing(progress, task, done)
+            rounded = problem(precision_of(config, alpha))
+            cell = _train(config, rounded, alpha, advance, store.checkpoint(name))
+            cells[alpha] = store.write(name, cell)
+            done += steps
+            progress.update(task, completed=done)
+    return cells
 
 
 def stored_cells(config, folders: Sequence[Path]) -> dict[float, dict[str, Any]]:
-    """The finished trainings of several run folders, each alpha in one of them, compared as those of one run."""
+    """The finished trainings of several run folders, each alpha in one of them."""
     cells = {}
-    for alpha in config.alphas:
-        paths = [store.part(folder / "cells" / f"alpha={alpha:g}.npz") for folder in folders]
-        (path,) = [path for path in paths if path.exists()]
-        cells[alpha] = as_cell(store.load_arrays(path))
-    _compare_with_linearized(cells)
+    for folder in map(Store, folders):
+        for alpha in config.alphas:
+            if folder.has(f"alpha={alpha:g}"):
+                cells[alpha] = folder.read(f"alpha={alpha:g}")
     return cells
+
+
+def gathered(config, cells: dict[float, dict[str, Any]]) -> dict[str, Any]:
+    """The arrays of all trainings, with how often they predict what the linearized model predicts, if there is one."""
+    reference = cells.get(np.inf)
+    if reference is not None and reference["curve/diverged_at"] >= 0:
+        reference = None
+    arrays: dict[str, Any] = {}
+    for alpha in config.alphas:
+        cell = cells[alpha] | {"precision": str(cells[alpha]["outputs"].dtype)}
+        if reference is not None:
+            same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
+            cell["final/agreement"] = np.mean(same)
+        arrays |= named(f"alpha={alpha:g}", cell)
+    return arrays
 
 
 def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
@@ -80,14 +99,8 @@ def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
 def _train(config, problem: vgg.Problem, alpha: float, advance, checkpoint: Path) -> dict[str, Any]:
     function = ln.lazy(problem.model.apply, problem.params0, alpha)
     with jax.default_matmul_precision(products_of(alpha)):
-        return vgg.trained(
-            config,
-            problem,
-            function,
-            partial(_final, problem, alpha, function),
-            advance,
-            checkpoint,
-        )
+        finish = partial(_final, problem, alpha, function)
+        return vgg.trained(config, problem, function, finish, advance, checkpoint)
 
 
 def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
@@ -104,25 +117,11 @@ def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
 
 def _stability(problem: vgg.Problem, weights) -> dict[str, float]:
     """Shares of ReLU gates and of max-pools that are stable, over all test images."""
-    means = _mean_over_batches(
-        lambda x: diagnostics.activation_stability(problem.model, weights, problem.params0, x)[1:3],
-        problem.test,
-    )
-    return dict(zip(("stability", "pool_stability"), means.tolist(), strict=True))
-
-
-def _mean_over_batches(measure: Callable, data: Data) -> np.ndarray:
-    parts = [data.x[i : i + BATCH] for i in range(0, len(data.x), BATCH)]
-    return np.average(
-        [np.array(measure(x), float) for x in parts], axis=0, weights=[len(x) for x in parts]
-    )
-
-
-def _compare_with_linearized(cells: dict[float, dict]) -> None:
-    """Adds to the final numbers how often the prediction is that of the linearized model, if that was trained."""
-    reference = cells.get(np.inf)
-    if reference is None or reference["curve"].diverged_at is not None:
-        return
-    for cell in cells.values():
-        same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
-        cell["final"]["agreement"] = float(np.mean(same))
+    images = problem.test.x
+    batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    shares = []
+    for x in batches:
+        stable = diagnostics.activation_stability(problem.model, weights, problem.params0, x)
+        shares.append([float(share) for share in stable[1:3]])
+    relu, pools = np.average(shares, axis=0, weights=[len(x) for x in batches]).tolist()
+    return {"stability": relu, "pool_stability": pools}

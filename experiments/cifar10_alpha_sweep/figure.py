@@ -1,16 +1,16 @@
-"""Figure of `cifar10_alpha_sweep`: accuracy and stability against alpha, the linearized model at the right."""
+"""Figures of `cifar10_alpha_sweep`: accuracy and stability against alpha, the linearized model at the right."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.shared.training import curve_of
 from lazynet import plots
 
-__all__ = ["draw", "draw_epochs"]
+__all__ = ["against_alpha", "against_epochs"]
 
 ACCURACIES = {
     "train_accuracy": "train",
@@ -24,49 +24,43 @@ STABILITIES = {
 }
 
 
-def draw(summary: dict, path: Path) -> None:
+def against_alpha(summary: dict) -> Figure:
     """Two panels that share the scale alpha: what is learned, and what stays as it was."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     _panel(left, summary, ACCURACIES, "accuracy (%)")
     _panel(right, summary, STABILITIES, "unchanged on test images (%)")
     figure.suptitle(f"{summary['network']}: {summary['data']}", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return figure
 
 
-def draw_epochs(config, cells: dict[float, dict], path: Path) -> None:
+def against_epochs(config, arrays) -> Figure:
     """Two panels, train and test accuracy against epochs, with a curve for every alpha."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharex=True)
-    for ax, part in zip(panels, ("train", "test"), strict=True):
-        for style, (alpha, cell) in zip(
-            plots.curve_styles(len(cells)), sorted(cells.items()), strict=True
-        ):
-            curve = cell["curve"]
-            epochs = curve.step / (config.data.n_train // config.train.batch_size)
+    left, right = figure.subplots(1, 2, sharex=True)
+    steps_per_epoch = config.data.n_train // config.train.batch_size
+    styles = plots.curve_styles(len(config.alphas))
+    for ax, part in ((left, "train"), (right, "test")):
+        for style, alpha in zip(styles, sorted(config.alphas), strict=True):
+            curve = curve_of(arrays, f"alpha={alpha:g}")
             name = r"$\infty$ (linearized)" if math.isinf(alpha) else f"{alpha:g}"
             accuracy = 100 * np.asarray(curve.metrics[f"{part}_accuracy"])
-            ax.plot(epochs, accuracy, label=rf"$\alpha$ = {name}", **style)
+            label = rf"$\alpha$ = {name}"
+            ax.plot(curve.step / steps_per_epoch, accuracy, label=label, **style)
         ax.set(xlabel="epochs", ylabel=f"{part} accuracy (%)")
         ax.grid(True, color="0.9", linewidth=0.6)
-    panels[0].legend(fontsize="small", frameon=False)
+    left.legend(fontsize="small", frameon=False)
     figure.suptitle(f"VGG-11, width {config.network.width:g}: {config.data.title}", fontsize=11)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return figure
 
 
 def _panel(ax, summary, quantities, ylabel):
     alphas = [float(key.split("=")[1]) for key in summary if key.startswith("precision/alpha=")]
     place = _places(alphas)
-    for style, (name, label) in zip(
-        plots.curve_styles(len(quantities)), quantities.items(), strict=True
-    ):
-        points = {
-            a: summary[f"{name}/alpha={a:g}"]
-            for a in sorted(alphas)
-            if f"{name}/alpha={a:g}" in summary
-        }
+    styles = plots.curve_styles(len(quantities))
+    for style, (name, label) in zip(styles, quantities.items(), strict=True):
+        keys = {alpha: f"{name}/alpha={alpha:g}" for alpha in sorted(alphas)}
+        points = {alpha: summary[key] for alpha, key in keys.items() if key in summary}
         finite = [a for a in points if math.isfinite(a)]
         style = style | {"markevery": None}
         ax.plot([place[a] for a in finite], [100 * points[a] for a in finite], label=label, **style)
@@ -86,14 +80,13 @@ def _places(alphas):
 
 def _name_scales(ax, place):
     finite = [a for a in place if math.isfinite(a)] or [1.0]
-    decades = 10.0 ** np.arange(
-        math.floor(math.log10(min(finite))), math.floor(math.log10(max(finite))) + 1
-    )
+    first = math.floor(math.log10(min(finite)))
+    last = math.floor(math.log10(max(finite)))
+    decades = 10.0 ** np.arange(first, last + 1)
     names = [f"$10^{{{round(math.log10(decade))}}}$" for decade in decades]
     if math.inf in place:
-        ax.axvline(
-            place[math.inf] / 30**0.5, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0
-        )
+        gap = place[math.inf] / 30**0.5
+        ax.axvline(gap, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
         decades = [*decades, place[math.inf]]
         names = [*names, "∞\n(linearized)"]
     ax.set_xticks(decades, names)

@@ -23,18 +23,19 @@ in common with the published experiment.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.harness import bounds
+from rich.table import Table
+
 from experiments.harness.bounds import Count, Integer, Natural, Positive, Seed, Values, check_batch
-from experiments.lazy_vs_standard import DataConfig
-from experiments.random_features import PatchConfig
+from experiments.harness.facts import within
 from experiments.scattering_cifar10 import FeatureConfig
+from experiments.shared.data import DataConfig
+from experiments.shared.patches import PatchConfig
 from experiments.shared.vgg import PAPER_TRAIN, SMOKE_TRAIN, TrainConfig
 from lazynet import guards
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 
 @dataclass(frozen=True)
@@ -141,60 +142,60 @@ TITLES = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Computes every row that is not stored yet, draws the figure and returns the flat summary."""
-    from experiments.cifar10_linearized.cells import compute
-    from experiments.cifar10_linearized.figure import draw
-    from experiments.harness import facts
-
-    bounds.check(config)
-    rows = compute(config, folder, console)
-    summary = summarize(config, rows)
-    summary |= facts.summarize(checked_facts(config, summary))
-    draw(config, summary, folder / "figures" / "accuracy_against_width.png")
-    return summary
-
-
-def summarize(config: Config, rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Every number of every row under `number/row`, and the names of the rows."""
-    summary: dict[str, Any] = {
-        "data": f"{config.data.title}, {config.data.n_test} test images",
-        "rows": list(rows),
-    }
-    for row, numbers in rows.items():
-        summary |= {f"{name}/{row}": value for name, value in numbers.items()}
-    summary["diverged"] = [row for row, numbers in rows.items() if "diverged_at" in numbers]
-    summary["ridge_at_edge"] = [row for row, numbers in rows.items() if numbers.get("at_edge")]
-    return summary
-
-
-def checked_facts(config: Config, summary: dict[str, Any]) -> list:
-    """How far the others are above the widest linearized network; features are only learned from enough photographs."""
-    from experiments.harness.facts import within
-
-    width = f"width={max(config.widths):g}"
-    linearized = summary.get(f"test_accuracy/linearized/{width}")
-    others = {"scattering": "scattering", "patches": "patches"}
-    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
-        others["standard"] = f"standard/{width}"
-    accuracies = {name: summary.get(f"test_accuracy/{row}") for name, row in others.items()}
-    return [
-        within(f"{name}_minus_linearized", accuracy - linearized, at_least=0.1)
-        for name, accuracy in accuracies.items()
-        if accuracy is not None and linearized is not None
-    ]
-
+TITLE = "above the widest linearized network"
 
 ENOUGH = 10_000
 """Photographs from which features can be learned that are better than the first ones."""
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table, one row for each method, and the facts."""
-    from rich.table import Table
+def measure(config: Config, store) -> dict[str, Any]:
+    """The numbers of every row as `row/name`."""
+    from experiments.cifar10_linearized.cells import compute
 
-    from experiments.harness import facts
+    arrays = {}
+    for row, values in compute(config, store).items():
+        arrays |= {f"{row}/{name}": value for name, value in values.items()}
+    return arrays
 
+
+def rows_of(config: Config) -> list[str]:
+    """Names of the rows."""
+    networks = [f"{kind}/width={width:g}" for width in config.widths for kind in config.kinds]
+    return [*networks, "scattering", "patches", *(["kernel"] if config.kernel.n_train else [])]
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Every number of every row under `number/row`, and the names of the rows."""
+    rows = rows_of(config)
+    summary: dict[str, Any] = {
+        "data": f"{config.data.title}, {config.data.n_test} test images",
+        "rows": rows,
+    }
+    for row in rows:
+        for key in arrays:
+            name = key.removeprefix(f"{row}/")
+            if name != key:
+                summary[f"{name}/{row}"] = arrays[key].item()
+    summary["diverged"] = [row for row in rows if f"{row}/diverged_at" in arrays]
+    summary["ridge_at_edge"] = [row for row in rows if arrays.get(f"{row}/at_edge", False)]
+    return summary
+
+
+def facts(config: Config, arrays):
+    """How far the others are above the widest linearized network; features are only learned from enough photographs."""
+    width = f"width={max(config.widths):g}"
+    linearized = arrays.get(f"linearized/{width}/test_accuracy")
+    others = {"scattering": "scattering", "patches": "patches"}
+    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
+        others["standard"] = f"standard/{width}"
+    for name, row in others.items():
+        accuracy = arrays.get(f"{row}/test_accuracy")
+        if accuracy is not None and linearized is not None:
+            yield within(f"{name}_minus_linearized", accuracy - linearized, at_least=0.1)
+
+
+def report(summary):
+    """One row for each method, and remarks."""
     table = Table(box=None, title=f"{summary['data']}, accuracies in %")
     for title in ("method", "width", "weights", "n", "tested", "train\nacc.", "test\nacc.", "time"):
         table.add_column(title, no_wrap=True)
@@ -209,15 +210,15 @@ def show(summary: dict[str, Any], console) -> None:
             *("-" if accuracy is None else f"{100 * accuracy:.1f}" for accuracy in accuracies),
             f"{summary[f'seconds/{row}']:.0f} s",
         )
-    console.print(table)
-    for line in _remarks(summary):
-        console.print(line, highlight=False, soft_wrap=True)
-    if any(key.startswith("passed/") for key in summary):
-        facts.show(summary, console, "above the widest linearized network")
-
-
-def _remarks(summary):
+    yield table
     for row in summary["diverged"]:
         yield f"{row} diverged, seen at step {summary[f'diverged_at/{row}']}"
     if summary["ridge_at_edge"]:
         yield f"ridge at an edge of the grid: {', '.join(summary['ridge_at_edge'])}"
+
+
+def draw(config: Config, arrays):
+    """Test accuracy against the width."""
+    from experiments.cifar10_linearized import figure
+
+    return {"accuracy_against_width": figure.draw(config, numbers(config, arrays))}

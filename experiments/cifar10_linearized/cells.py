@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 import lazynet as ln
-from experiments.harness import store
 from experiments.harness.progress import advancing, bar
-from experiments.random_features import draw_filters, leave_one_out_ridge, patch_features
 from experiments.scattering_cifar10.features import scattering_features
 from experiments.scattering_cifar10.heads import all_images
 from experiments.shared import vgg
-from experiments.shared.training import stored_cell
+from experiments.shared.patches import draw_filters, leave_one_out_ridge, patch_features
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data
@@ -30,37 +26,40 @@ Row = dict[str, Any]
 Parts = tuple[Data, Data]
 
 
-def compute(config, folder: Path, console) -> dict[str, Row]:
-    """All rows of the table."""
-    parts = vgg.load_images(config.data)
-    rows = _networks(config, parts, folder, console)
-    methods = {"scattering": _scattering, "patches": _patches} | (
-        {"kernel": _kernel} if config.kernel.n_train else {}
-    )
+def compute(config, store) -> dict[str, Row]:
+    """All rows of the table, each from the store or computed now."""
+    parts = vgg.load_large_images(config.data)
+    rows = _networks(config, parts, store)
+    methods = {"scattering": _scattering, "patches": _patches, "kernel": _kernel}
+    if not config.kernel.n_train:
+        del methods["kernel"]
     for name, method in methods.items():
-        compute_row = partial(method, config, parts, folder, console)
-        rows[name] = store.stored_json(
-            folder / "cells" / f"{name}.json", partial(_timed, compute_row)
-        )
+        row = store.read(f"{name}.json")
+        if row is None:
+            start = time.perf_counter()
+            row = method(config, parts, store)
+            row = store.write(f"{name}.json", row | {"seconds": time.perf_counter() - start})
+        rows[name] = row
     return rows
 
 
-def _networks(config, parts: Parts, folder: Path, console) -> dict[str, Row]:
+def _networks(config, parts: Parts, store) -> dict[str, Row]:
     rows = {}
     steps = vgg.steps(config.train, len(parts[0].x))
-    with bar(console, "steps", 26) as progress:
+    with bar(store.console, "steps", 26) as progress:
         task = progress.add_task("training", total=steps * len(config.widths) * len(config.kinds))
         for width in config.widths:
             problem = vgg.start(vgg.build(width, config.gain), config.seed, parts, config.precision)
             for kind in config.kinds:
                 progress.update(task, description=f"{kind}, width {width:g}")
-                advance = advancing(progress, task, steps * len(rows))
-                train = partial(
-                    vgg.trained, config, problem, function(kind, problem), _nothing, advance
-                )
-                cell = stored_cell(folder / "cells" / f"{kind},width={width:g}.npz", train)
+                name = f"{kind},width={width:g}"
+                cell = store.read(name)
+                if cell is None:
+                    advance = advancing(progress, task, steps * len(rows))
+                    train = partial(vgg.trained, config, problem, function(kind, problem))
+                    cell = store.write(name, train(_nothing, advance, store.checkpoint(name)))
                 rows[f"{kind}/width={width:g}"] = _network_row(problem, cell)
-                advance(steps)
+                progress.update(task, completed=steps * len(rows))
     return rows
 
 
@@ -78,74 +77,65 @@ def _nothing(u) -> dict[str, float]:
 
 
 def _network_row(problem: vgg.Problem, cell: dict[str, Any]) -> Row:
-    counts = _sizes(problem.train, problem.test)
-    counts["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(problem.params0))
-    if cell["curve"].diverged_at is not None:
-        return counts | {
-            "diverged_at": cell["curve"].diverged_at,
-            "seconds": cell["final"]["seconds"],
-        }
-    return counts | {
-        name: cell["final"][name] for name in ("train_accuracy", "test_accuracy", "seconds")
-    }
+    row = _sizes(problem.train, problem.test)
+    row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(problem.params0))
+    row["seconds"] = float(cell["final/seconds"])
+    if cell["curve/diverged_at"] >= 0:
+        row["diverged_at"] = int(cell["curve/diverged_at"])
+    else:
+        row["train_accuracy"] = float(cell["final/train_accuracy"])
+        row["test_accuracy"] = float(cell["final/test_accuracy"])
+    return row
 
 
 def _sizes(train: Data, test: Data) -> Row:
     return {"n": len(train.x), "n_test": len(test.x)}
 
 
-def _timed(compute_row: Callable[[], Row]) -> Row:
-    start = time.perf_counter()
-    return compute_row() | {"seconds": time.perf_counter() - start}
-
-
-def _scattering(config, parts: Parts, folder: Path, console) -> Row:
+def _scattering(config, parts: Parts, store) -> Row:
     """Linear classification of scattering coefficients, by the head of `scattering_cifar10` for all images."""
-    with bar(console, "images", 26) as progress:
+    with bar(store.console, "images", 26) as progress:
         task = progress.add_task("scattering", total=sum(len(part.x) for part in parts))
         advance = partial(progress.advance, task)
-        features = [
-            Data(scattering_features(config.scattering, part.x, name, folder, advance), part.y)
-            for part, name in zip(parts, ("train", "test"), strict=True)
-        ]
-    with bar(console, "images", 26) as progress:
+        features = []
+        for part, name in zip(parts, ("train", "test"), strict=True):
+            x = scattering_features(config.scattering, part.x, name, store.folder, advance)
+            features.append(Data(x, part.y))
+    with bar(store.console, "images", 26) as progress:
         task = progress.add_task("scattering, linear", total=len(parts[0].x))
         found = all_images(config, *features, partial(progress.advance, task))
     found["test_accuracy"] = found.pop("accuracy")
     return found | _sizes(*parts)
 
 
-def _patches(config, parts: Parts, folder: Path, console) -> Row:
+def _patches(config, parts: Parts, store) -> Row:
     """Linear classification of the responses of whitened random patches."""
-    with console.status("random patches, linear"):
+    with store.status("random patches, linear"):
         filters = draw_filters(config.patches, parts[0].x, config.seed)
-        train, test = (
-            Data(patch_features(config.patches, filters, part.x), part.y) for part in parts
-        )
+        x, x_test = (patch_features(config.patches, filters, part.x) for part in parts)
+        train = Data(x, parts[0].y)
+        test = Data(x_test, parts[1].y)
         return leave_one_out_ridge(train, test, config.ridges) | _sizes(*parts)
 
 
-def _kernel(config, parts: Parts, folder: Path, console) -> Row:
+def _kernel(config, parts: Parts, store) -> Row:
     """Regression with the tangent kernel on the first images; the ridge has the best leave-one-out accuracy."""
     train, test = _subset(config, parts)
     model = zoo.cntk(config.kernel.depth, pooled=False)
-    shown = console.is_terminal
-    ntk = analytic_kernel(model, train.x, store=folder / "kernels" / "train", progress=shown).ntk
-    cross = analytic_kernel(
-        model, test.x, train.x, store=folder / "kernels" / "test", progress=shown
-    ).ntk
+    settings = {"progress": store.console.is_terminal}
+    tiles = store.kernels("train")
+    ntk = analytic_kernel(model, train.x, store=tiles, **settings).ntk
+    tiles = store.kernels("test")
+    cross = analytic_kernel(model, test.x, train.x, store=tiles, **settings).ntk
     ridges = np.mean(np.diag(ntk)) * np.array(config.ridges)
-    hits = [
-        _accuracy(outputs, train.y) for outputs in dynamics.leave_one_out(ntk, train, ridge=ridges)
-    ]
-    best = int(np.argmax(hits))
+    left_out = dynamics.leave_one_out(ntk, train, ridge=ridges)
+    best = int(np.argmax([_accuracy(outputs, train.y) for outputs in left_out]))
+    ridge = float(ridges[best])
+    fitted = dynamics.kernel_regression(ntk, train, cross=ntk, ridge=ridge)
+    predicted = dynamics.kernel_regression(ntk, train, cross=cross, ridge=ridge)
     return {
-        "train_accuracy": _accuracy(
-            dynamics.kernel_regression(ntk, train, cross=ntk, ridge=float(ridges[best])), train.y
-        ),
-        "test_accuracy": _accuracy(
-            dynamics.kernel_regression(ntk, train, cross=cross, ridge=float(ridges[best])), test.y
-        ),
+        "train_accuracy": _accuracy(fitted, train.y),
+        "test_accuracy": _accuracy(predicted, test.y),
         "ridge": config.ridges[best],
         "at_edge": best in (0, len(ridges) - 1),
         **_sizes(train, test),
@@ -154,12 +144,10 @@ def _kernel(config, parts: Parts, folder: Path, console) -> Row:
 
 def _subset(config, parts: Parts) -> Parts:
     """Balanced draws of standardized images, with centered targets."""
-    sizes = (config.kernel.n_train, config.kernel.n_test)
-    drawn = [
-        datasets.balanced_subset(part, n, seed=config.seed)
-        for part, n in zip(parts, sizes, strict=True)
-    ]
-    _, train, test = datasets.standardize(parts[0], *drawn, center="channel", scale="channel")
+    train = datasets.balanced_subset(parts[0], config.kernel.n_train, seed=config.seed)
+    test = datasets.balanced_subset(parts[1], config.kernel.n_test, seed=config.seed)
+    channels = {"center": "channel", "scale": "channel"}
+    _, train, test = datasets.standardize(parts[0], train, test, **channels)
     return datasets.center_targets(train), datasets.center_targets(test)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
 from lazynet import plots
@@ -13,7 +11,7 @@ __all__ = ["draw"]
 LINES = {"scattering": "scattering, linear", "patches": "random patches, linear"}
 
 
-def draw(config, summary: dict, path: Path) -> None:
+def draw(config, summary: dict) -> Figure:
     """Curves of the trained networks; the kernel, which sees other images, is in the table only."""
     figure = Figure(figsize=(8.2, 4.4), layout="constrained")
     ax = figure.subplots()
@@ -21,12 +19,8 @@ def draw(config, summary: dict, path: Path) -> None:
     for style, kind in zip(styles, config.kinds, strict=False):
         names = {width: f"test_accuracy/{kind}/width={width:g}" for width in sorted(config.widths)}
         points = {width: 100 * summary[name] for width, name in names.items() if name in summary}
-        ax.plot(
-            list(points),
-            list(points.values()),
-            label=f"{kind} network",
-            **style | {"markevery": None},
-        )
+        settings = style | {"markevery": None, "label": f"{kind} network"}
+        ax.plot(list(points), list(points.values()), **settings)
     for style, (row, label) in zip(styles[len(config.kinds) :], LINES.items(), strict=True):
         accuracy = 100 * summary[f"test_accuracy/{row}"]
         ax.axhline(accuracy, label=label, color=style["color"], linestyle=style["linestyle"])
@@ -39,5 +33,4 @@ def draw(config, summary: dict, path: Path) -> None:
     ax.set_title(f"{summary['data']}, {config.data.n_train:,} training images", fontsize=11)
     ax.grid(True, color="0.9", linewidth=0.6)
     figure.legend(loc="outside right upper", fontsize="small", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return figure

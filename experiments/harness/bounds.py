@@ -13,7 +13,6 @@ import dataclasses
 import math
 import types
 import typing
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from lazynet import guards
@@ -32,7 +31,6 @@ __all__ = [
     "Values",
     "check",
     "check_batch",
-    "check_photographs",
     "describe",
     "unwrap",
 ]
@@ -148,32 +146,6 @@ def check(config: Any, prefix: str = "") -> None:
             _check_value(f"{prefix}{field.name}", value, hints[field.name])
     if hasattr(config, "check"):
         config.check(prefix)
-
-
-def check_photographs(data: Any, prefix: str, n_train: int = 1, n_test: int = 1) -> None:
-    """Refuses numbers of images that a data set does not have, and a folder that is not there.
-
-    Args:
-        data: Configuration of the data, with `name`, `root` and `download`.
-        prefix: Of the names of its fields.
-        n_train: Number of training images.
-        n_test: Number of test images.
-    """
-    if data.name == "digits" and n_train + n_test > 1797:
-        fields = f"{prefix}n_train={n_train}, {prefix}n_test={n_test}"
-        raise ValueError(f"{fields}: expected together at most the 1797 digits.")
-    if data.name == "cifar10":
-        guards.count(f"{prefix}n_train", n_train, at_most=50_000)
-        guards.count(f"{prefix}n_test", n_test, at_most=10_000)
-        if (
-            data.root is not None
-            and not data.download
-            and not Path(data.root).expanduser().is_dir()
-        ):
-            raise ValueError(
-                f"{prefix}root got {data.root}, expected the folder of CIFAR-10: add --set {prefix}download=true to "
-                "fetch it."
-            )
 
 
 def check_batch(batch_size: int, n_train: int, name: str = "train.batch_size") -> None:

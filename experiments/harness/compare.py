@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.harness import catalog, store
+from experiments.harness import catalog, facts, store
 
 __all__ = [
     "Run",
@@ -81,7 +81,7 @@ def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:
     curves: dict[str, dict[float, float]] = {}
     for key, number in summary.items():
         match = POINT.match(key)
-        if match and _number(number):
+        if match and facts.is_measured(key, number):
             try:
                 x = float(match["value"])
             except ValueError:
@@ -98,14 +98,14 @@ def show(runs: Sequence[Run], console) -> None:
     shared = [
         key
         for key, value in runs[0].summary.items()
-        if _number(value) and all(_number(r.summary.get(key)) for r in runs)
+        if facts.is_measured(key, value)
+        and all(facts.is_measured(key, run.summary.get(key)) for run in runs)
     ]
     table = Table(runs[0].config["experiment"], box=None)
     for label in differences(runs):
         table.add_column(label)
     for key in shared:
-        if not key.startswith(("expected/", "tolerance/", "at_least/", "at_most/")):
-            table.add_row(key, *(f"{run.summary[key]:.4g}" for run in runs))
+        table.add_row(key, *(f"{run.summary[key]:.4g}" for run in runs))
     console.print(table)
 
 
@@ -166,7 +166,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             else {f"{prefix}{key}": value}
         )
     return flat
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ from typing import Any
 
 from experiments.harness import bounds
 
-__all__ = ["as_dictionary", "override", "preset"]
+__all__ = ["as_dictionary", "from_dictionary", "override", "preset"]
 
 BOOLEANS = {"true": True, "false": False}
 
@@ -56,6 +56,22 @@ def override(config: Any, item: str) -> Any:
 def as_dictionary(config: Any) -> dict[str, Any]:
     """The configuration as nested dictionaries of JSON values; infinity becomes the string "inf"."""
     return _json(dataclasses.asdict(config))
+
+
+def from_dictionary(kind: type, values: dict[str, Any]) -> Any:
+    """The configuration of a class that `as_dictionary` made these values of.
+
+    Raises:
+        ValueError: If the fields are not those of the class.
+    """
+    hints = typing.get_type_hints(kind, include_extras=True)
+    differing = hints.keys() ^ values.keys()
+    if differing:
+        raise ValueError(
+            f"a stored configuration differs from {kind.__name__} in {', '.join(sorted(differing))}: "
+            "it is of another version."
+        )
+    return kind(**{name: _restored(hints[name], value) for name, value in values.items()})
 
 
 def _split(item: str) -> tuple[str, str]:
@@ -115,3 +131,14 @@ def _json(value):
     if isinstance(value, list | tuple):
         return [_json(entry) for entry in value]
     return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _restored(annotation, value):
+    """The value of a field in JSON, where tuples are lists and infinity is a text."""
+    kind, _ = bounds.unwrap(annotation)
+    if dataclasses.is_dataclass(kind):
+        return from_dictionary(kind, value)
+    if isinstance(value, list):
+        entry = typing.get_args(kind)[0]
+        return tuple(_restored(entry, each) for each in value)
+    return float(value) if value == "inf" and kind is float else value

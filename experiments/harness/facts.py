@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Fact", "close", "power_law", "show", "summarize", "within"]
+__all__ = ["Fact", "close", "is_measured", "power_law", "show", "summarize", "within"]
+
+PREDICTIONS = ("expected/", "tolerance/", "at_least/", "at_most/")
+"""Prefixes of what a summary says about its facts beside the numbers."""
 
 
 class Fact(NamedTuple):
@@ -91,6 +94,12 @@ def summarize(facts: Sequence[Fact]) -> dict[str, Any]:
                 summary[f"{kind}/{rest}"] = float(getattr(fact, kind))
         summary[f"passed/{rest}"] = fact.passed
     return summary
+
+
+def is_measured(key: str, value: Any) -> bool:
+    """Whether an entry of a summary is a number that was measured."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and not key.startswith(PREDICTIONS)
 
 
 def show(summary: dict[str, Any], console, title: str) -> None:

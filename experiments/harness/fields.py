@@ -27,9 +27,12 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, st
 
 
 def meanings(kind: type) -> dict[str, str]:
-    """The meaning of each field, from the section Attributes of the class's docstring."""
-    section = (kind.__doc__ or "").partition("Attributes:")[2]
-    return dict(re.findall(r"^ +(\w+): (.+)$", section, flags=re.MULTILINE))
+    """The meaning of each field, from the sections Attributes of the docstrings of the class and its bases."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        section = (each.__doc__ or "").partition("Attributes:")[2]
+        found |= re.findall(r"^ +(\w+): (.+)$", section, flags=re.MULTILINE)
+    return found
 
 
 def show(config: Any, console) -> None:

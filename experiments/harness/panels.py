@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Panel", "band", "draw", "save"]
+from matplotlib.figure import Figure
+
+from lazynet import plots
+
+__all__ = ["Panel", "band", "draw", "finish", "figure"]
 
 
 class Panel(NamedTuple):
@@ -20,23 +23,16 @@ class Panel(NamedTuple):
     fit_range: tuple[float, float] | None = None
 
 
-def save(panels: Sequence[Panel], path: Path) -> None:
-    """Draws the panels beside each other into a file."""
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
-    figure = Figure(figsize=(4.5 * len(panels), 4.2), layout="constrained")
-    for panel, ax in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+def figure(panels: Sequence[Panel]) -> Figure:
+    """The panels beside each other."""
+    drawn = Figure(figsize=(4.5 * len(panels), 4.2), layout="constrained")
+    for panel, ax in zip(panels, drawn.subplots(1, len(panels), squeeze=False)[0], strict=True):
         draw(panel, ax)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return drawn
 
 
 def draw(panel: Panel, ax) -> None:
     """Draws one panel; a few abscissas are their own ticks."""
-    from lazynet import plots
-
     plots.plot_power_law(
         panel.x,
         panel.quantities,
@@ -57,3 +53,10 @@ def band(ax, x: Sequence[float], values, label: str) -> None:
     std = values.std(axis=0)
     (line,) = ax.plot(x, mean, "o-", ms=3, label=label)
     ax.fill_between(x, mean - std, mean + std, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def finish(ax, title: str = "") -> None:
+    """Gives axes a title, a pale grid and a legend without a frame."""
+    ax.set_title(title, fontsize=11)
+    ax.grid(True, color="0.88", linewidth=0.6)
+    ax.legend(fontsize="small", frameon=False)

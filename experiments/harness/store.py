@@ -4,7 +4,7 @@ runs/NAME-DIGEST/
     config.json      the configuration, whose digest names the folder
     env.json         versions, device, precision, git commit
     cells/*.npz      arrays of finished parts
-    trajectory.npz   all curves
+    measured.npz     all that was measured, from which facts and figures are made
     summary.json     the numbers that a reader compares, flat
     figures/*.png
     DONE             written last: how long it took, and the digests of all files that the run wrote
@@ -27,26 +27,31 @@ import subprocess
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from experiments.harness.config import as_dictionary
 from experiments.harness.errors import RunError
+from experiments.harness.progress import over_devices
 from lazynet import files
 from lazynet.records import Trajectory
 from lazynet.training.loop import TrainState
 
 __all__ = [
     "Damaged",
+    "Store",
     "alone",
     "check_config",
     "damages",
     "finish",
     "has_leftovers",
+    "is_finished",
     "load_arrays",
     "load_checkpoint",
     "open_run",
@@ -55,8 +60,7 @@ __all__ = [
     "run_folder",
     "save_arrays",
     "save_checkpoint",
-    "stored_arrays",
-    "stored_json",
+    "sound",
     "write_json",
 ]
 
@@ -69,6 +73,69 @@ DONE = "DONE"
 
 class Damaged(RunError):
     """A file that does not hold what was written to it."""
+
+
+class Store(NamedTuple):
+    """A run folder as an experiment sees it: what has been computed, by name, and where progress is shown.
+
+        cell = store.read("seed=0") or store.write("seed=0", train(config, seed=0))
+
+    Names end with `.json` for values of JSON; all others are of named arrays.
+    """
+
+    folder: Path
+    console: Console = Console(quiet=True)
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """What was written under a name; None where there is nothing, or, after a warning, nothing sound."""
+        path = self.path(name)
+        load = read_json if path.suffix == ".json" else load_arrays
+        try:
+            return load(path)
+        except FileNotFoundError:
+            return None
+        except Damaged as error:
+            warnings.warn(f"{error} It is computed again now.", stacklevel=2)
+            return None
+
+    def write(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """Writes values under a name, all or nothing, and returns them as they will be read."""
+        path = self.path(name)
+        if path.suffix == ".json":
+            write_json(path, values)
+            return read_json(path)
+        save_arrays(path, values)
+        self.checkpoint(name).unlink(missing_ok=True)
+        return load_arrays(path)
+
+    def has(self, name: str) -> bool:
+        """Whether something was written under a name."""
+        return self.path(name).exists()
+
+    def path(self, name: str) -> Path:
+        """The file of a name, in the folder `cells`."""
+        return part(self.folder / "cells" / (name if name.endswith(".json") else f"{name}.npz"))
+
+    def checkpoint(self, name: str) -> Path:
+        """Where a training that will be written under a name keeps its state until then."""
+        return part(self.folder / "cells" / f"{name}.checkpoint.npz")
+
+    def kernels(self, name: str) -> Path:
+        """The folder of a kernel's tiles."""
+        return part(self.folder / "kernels" / name)
+
+    def status(self, text: str):
+        """Says what is computed until the block ends."""
+        return self.console.status(text)
+
+    def track(self, items: Sequence[Any], text: str) -> Iterable[Any]:
+        """The items, with a bar of how many are done on a terminal."""
+        shown = self.console.is_terminal
+        return track(items, text, console=self.console, transient=True, disable=not shown)
+
+    def spread(self, compute: Callable[[Any], Any], cells: Sequence[Any]) -> dict[Any, Any]:
+        """`{cell: compute(cell)}`, as many at a time as there are devices."""
+        return over_devices(compute, cells, self.console)
 
 
 @contextlib.contextmanager
@@ -163,6 +230,30 @@ def damages(folder: Path) -> dict[Path, str]:
     return found
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended, all its files are what was written, and no other process left any."""
+    ended = all((folder / name).exists() for name in ("config.json", "summary.json", DONE))
+    return ended and not damages(folder) and not has_leftovers(folder)
+
+
+def sound(folder: Path, but: str = "") -> Path:
+    """The folder of a finished run, all of whose files are what was written, except maybe those in one of its folders.
+
+    Raises:
+        ValueError: If the run is not finished.
+        Damaged: If a file is missing or damaged.
+    """
+    folder = folder.expanduser()
+    if not (folder / DONE).exists():
+        raise ValueError(
+            f"{folder} is not the folder of a finished run (no file DONE): finish it by the same `run` command."
+        )
+    for path, what in damages(folder).items():
+        if path.parent.name != but:
+            raise Damaged(f"{path} is {what}: the same `run` command makes it again.")
+    return folder
+
+
 def has_leftovers(folder: Path) -> bool:
     """Whether a process that was killed at its very end left a file behind."""
     return (folder / ".lock").exists() or any(folder.rglob(".*.unfinished"))
@@ -244,16 +335,6 @@ def part(path: Path) -> Path:
     """
     name = re.sub("[^A-Za-z0-9._-]", "", path.name.replace("=", "-").replace(",", "_"))
     return path if path.exists() else path.with_name(name)
-
-
-def stored_arrays(path: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of a finished part, from its file or, if that is missing or damaged, computed and written now."""
-    return _stored(path, compute, load_arrays, save_arrays)
-
-
-def stored_json(path: Path, compute: Callable[[], Any]) -> Any:
-    """The values of a finished part, from its file or, if that is missing or damaged, computed and written now."""
-    return _stored(path, compute, read_json, write_json)
 
 
 def save_checkpoint(path: Path, state: TrainState, curve: Trajectory) -> None:
@@ -339,18 +420,6 @@ def _states(stored):
         for name, leaf in stored.items()
         if name.startswith("state/")
     }
-
-
-def _stored(path, compute, load, save):
-    path = part(path)
-    try:
-        return load(path)
-    except FileNotFoundError:
-        pass
-    except Damaged as error:
-        warnings.warn(f"{error} It is computed again now.", stacklevel=3)
-    save(path, compute())
-    return load(path)
 
 
 def _atomically(path: Path, write) -> None:

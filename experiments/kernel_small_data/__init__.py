@@ -22,14 +22,22 @@ few hundred images.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from experiments.harness import bounds
-from experiments.harness.bounds import Count, Integer, Positive, Seed, Values, check_photographs
+from experiments.harness.bounds import Count, Integer, Positive, Seed, Values
+from experiments.shared.data import Photographs
 from lazynet import guards
 
-__all__ = ["HOST_DEVICES", "PRESETS", "Config", "run", "show"]
+__all__ = [
+    "HOST_DEVICES",
+    "PRESETS",
+    "Config",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own: kernels of images run on one core each."""
@@ -40,28 +48,16 @@ Sizes = Annotated[tuple[Annotated[int, Integer(2)], ...], Values(0, increasing=T
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which images, and what figures and tables call them.
+class DataConfig(Photographs):
+    """Which images, how they are whitened, and what figures and tables call them.
 
     Attributes:
-        name: Data set; CIFAR-10 needs its folder.
-        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
-        download: Whether to fetch CIFAR-10 into its folder.
-        label: What figures and tables call the data, None for its name.
         whitening_images: Images of the whitening.
         zca_bias: Added to the eigenvalues of the whitening.
     """
 
-    name: Literal["digits", "cifar10"] = "digits"
-    root: str | None = None
-    download: bool = False
-    label: str | None = None
     whitening_images: Annotated[int, Integer(2)] = 1000
     zca_bias: Positive = 1e-3
-
-    def check(self, prefix: str) -> None:
-        """Refuses a folder that is not there."""
-        check_photographs(self, prefix)
 
 
 @dataclass(frozen=True)
@@ -177,22 +173,35 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Computes what is not stored yet, draws the figure and returns the flat summary."""
-    from experiments.kernel_small_data.figure import draw
-    from experiments.kernel_small_data.images import learning_curves
-    from experiments.kernel_small_data.tables import compare_on_tables
+def measure(config: Config, store) -> dict[str, Any]:
+    """Accuracies on tables, `table=.../method=.../...`, and on images, `kernel=.../...`."""
+    from experiments.kernel_small_data import images, tables
 
-    bounds.check(config)
-    summary = compare_on_tables(config, folder, console)
-    summary |= learning_curves(config, folder, console)
-    draw(config, summary, folder / "figures" / "kernel_small_data.png")
-    return summary
+    return tables.measure(config, store) | images.measure(config, store)
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints both tables of a summary."""
-    from experiments.kernel_small_data.figure import show_images, show_tables
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Means and standard deviations over folds and draws, choices, and times."""
+    from experiments.kernel_small_data import images, tables
 
-    show_tables(summary, console)
-    show_images(summary, console)
+    return tables.numbers(config, arrays) | images.numbers(config, arrays)
+
+
+def facts(config: Config, arrays):
+    """None: no method is expected to win on all tables, and which kernel wins depends on the images."""
+    return ()
+
+
+def report(summary):
+    """Both tables."""
+    from experiments.kernel_small_data.figure import image_tables, table_of_tables
+
+    yield from table_of_tables(summary)
+    yield from image_tables(summary)
+
+
+def draw(config: Config, arrays):
+    """Bars of the tables, and learning curves of the images."""
+    from experiments.kernel_small_data import figure
+
+    return figure.draw(config, numbers(config, arrays))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
 
-__all__ = ["draw", "show_images", "show_tables"]
+__all__ = ["draw", "image_tables", "table_of_tables"]
 
 METHODS = {"ntk": "FC-NTK SVM", "nngp": "FC-NNGP SVM", "rbf": "RBF SVM", "forest": "forest"}
 
 
-def draw(config, summary: dict[str, Any], path: Path) -> None:
+def draw(config, summary: dict[str, Any]) -> Figure:
     """Bars of the tables, and accuracy against the number of training images with error bars over draws."""
-    from matplotlib.figure import Figure
-
-    from lazynet import plots
-
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     _bars(config.tables.names, summary, left)
     _curves(summary, right)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return figure
 
 
 def _bars(names, summary, ax) -> None:
@@ -31,14 +28,8 @@ def _bars(names, summary, ax) -> None:
         cells = [f"table={name}/method={method}" for name in names]
         heights = [100 * summary[f"test_accuracy/{cell}"] for cell in cells]
         errors = [100 * summary[f"test_accuracy_std/{cell}"] for cell in cells]
-        ax.bar(
-            np.arange(len(names)) + (i - 1.5) / 5,
-            heights,
-            0.19,
-            yerr=errors,
-            capsize=2,
-            label=label,
-        )
+        places = np.arange(len(names)) + (i - 1.5) / 5
+        ax.bar(places, heights, 0.19, yerr=errors, capsize=2, label=label)
     ax.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set(
         ylim=(85, 101),
@@ -52,17 +43,9 @@ def _curves(summary, ax) -> None:
     for i, kernel in enumerate(_kernels(summary)):
         for kind, style in (("ntk", "o-"), ("nngp", "s:")):
             rows = _row(summary, f"{kernel} ({kind})")
-            values, errors = ([row[j] for row in rows.values()] for j in (0, 1))
-            ax.errorbar(
-                list(rows),
-                values,
-                errors,
-                fmt=style,
-                color=f"C{i}",
-                ms=4,
-                capsize=2,
-                label=f"{kernel}, {kind.upper()}",
-            )
+            values, errors = zip(*rows.values(), strict=True)
+            settings = {"fmt": style, "color": f"C{i}", "ms": 4, "capsize": 2}
+            ax.errorbar(list(rows), values, errors, label=f"{kernel}, {kind.upper()}", **settings)
     ax.set(
         xscale="log", xlabel="training images n", ylabel="test accuracy, %", title=summary["images"]
     )
@@ -84,10 +67,8 @@ def _row(summary, kernel) -> dict[int, tuple[float, float]]:
     }
 
 
-def show_tables(summary: dict[str, Any], console) -> None:
+def table_of_tables(summary: dict[str, Any]) -> Iterator[Table]:
     """One row for each table, one column for each method: accuracy, and the CPU seconds of its nested tuning."""
-    from rich.table import Table
-
     names = list(
         dict.fromkeys(key.split("table=")[1].split("/")[0] for key in summary if "table=" in key)
     )
@@ -104,20 +85,17 @@ def show_tables(summary: dict[str, Any], console) -> None:
         table.add_row(
             name, *(_tuned(summary, f"table={name}/method={method}") for method in METHODS)
         )
-    console.print(table)
+    yield table
 
 
 def _tuned(summary, cell) -> str:
-    mean, deviation = (
-        100 * summary[f"{entry}/{cell}"] for entry in ("test_accuracy", "test_accuracy_std")
-    )
+    mean = 100 * summary[f"test_accuracy/{cell}"]
+    deviation = 100 * summary[f"test_accuracy_std/{cell}"]
     return f"{mean:.1f}±{deviation:.1f} ({summary[f'seconds/{cell}']:.0f})"
 
 
-def show_images(summary: dict[str, Any], console) -> None:
+def image_tables(summary: dict[str, Any]) -> Iterator[Table | str]:
     """One table for each kind of kernel: one row for each n, one column for each network."""
-    from rich.table import Table
-
     kernels = _kernels(summary)
     if not kernels:
         return
@@ -136,12 +114,10 @@ def show_images(summary: dict[str, Any], console) -> None:
                 f"{row[n][0]:.1f} ± {row[n][1]:.1f}" if n in row else "-" for row in rows.values()
             ]
             table.add_row(str(n), *cells)
-        console.print(table)
+        yield table
     times = ", ".join(f"{kernel} {summary[f'seconds/kernel={kernel}']:.0f} s" for kernel in kernels)
-    console.print(f"CPU time of the kernels: {times}", highlight=False, soft_wrap=True)
-    console.print(
+    yield f"CPU time of the kernels: {times}"
+    yield (
         '"-": not computed at this size. No published value is printed beside: those for small CIFAR-10 draws could '
-        "not be verified.",
-        highlight=False,
-        soft_wrap=True,
+        "not be verified."
     )

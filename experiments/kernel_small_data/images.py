@@ -3,115 +3,125 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.harness import store
+from experiments.shared.data import load_images
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.models.model import Model
 from lazynet.records import Data, Gram
 
-__all__ = ["KERNELS", "RIDGES", "learning_curves"]
+__all__ = ["KERNELS", "RIDGES", "measure", "numbers"]
 
 RIDGES = 10.0 ** np.arange(-5, 1.5, 0.5)
 """Ridges to choose from, relative to the mean of the kernel's diagonal; all above the rounding of float32 kernels."""
 
 
 class Case(NamedTuple):
-    """A network, and whether it sees whitened images and needs the covariance of every pair of positions."""
+    """A network, and how it wants its images."""
 
     network: Model
-    whitened: bool
-    pooled: bool
+    whitened: bool = False
     vectors: bool = False
 
 
 KERNELS = ("FC", "CNTK-Flatten", "CNTK-GAP", "Myrtle5 + ZCA")
 
+POOLED = KERNELS[2:]
+"""Those that need the covariance of every pair of positions, and cost a thousand times more."""
 
-def learning_curves(config, folder: Path, console) -> dict[str, Any]:
+DIGITS = "digits as images"
+
+
+def measure(config, store) -> dict[str, Any]:
+    """Test accuracies and ridges of every kernel, `kernel=.../ntk/accuracy` `[draws, sizes]`, and CPU seconds."""
+    arrays: dict[str, Any] = {}
+    for name, case in _cases(config).items():
+        cells = []
+        draws = _draws(config, name)
+        for draw in range(draws):
+            label = f"{name},draw={draw}"
+            cell = store.read(f"{label}.json")
+            if cell is None:
+                store.console.print(f"{name}, draw {draw + 1} of {draws}", highlight=False)
+                cell = store.write(f"{label}.json", _draw(config, case, draw, label, store))
+            cells.append(cell)
+        arrays[f"kernel={name}/seconds"] = sum(cell["seconds"] for cell in cells)
+        for kind in Gram._fields:
+            for entry in ("accuracy", "ridge"):
+                rows = []
+                for cell in cells:
+                    chosen = cell["chosen"][kind]
+                    rows.append([chosen[str(n)][entry] for n in _sizes(config, name)])
+                arrays[f"kernel={name}/{kind}/{entry}"] = np.array(rows)
+    return arrays
+
+
+def numbers(config, arrays) -> dict[str, Any]:
     """Test accuracy of each kernel and n: mean and standard deviation over draws; CPU time of the kernels."""
     images = config.images
-    summary: dict[str, Any] = {"images": _label(config)}
-    if not images.sizes:
-        return summary
-    cases = {
-        name: case
-        for name, case in _cases(config).items()
-        if images.pooled_sizes or not case.pooled
-    }
-    draws = {
-        name: images.pooled_draws if case.pooled else images.draws for name, case in cases.items()
-    }
-    for name, case in cases.items():
-        chosen = []
-        seconds = 0.0
-        for draw in range(draws[name]):
-            path = store.part(folder / "cells" / f"{name},draw={draw}.json")
-            if not path.exists():
-                console.print(f"{name}, draw {draw + 1} of {draws[name]}", highlight=False)
-            kernels = folder / "kernels" / f"{name},draw={draw}"
-            cell = store.stored_json(
-                path, lambda d=draw, c=case, k=kernels: _draw(config, c, d, k, console)
-            )
-            chosen.append(cell["chosen"])
-            seconds += cell["seconds"]
-        summary |= _entries(name, case, images, chosen, seconds)
+    title = config.data.title if config.data.name == "cifar10" or config.data.label else DIGITS
+    summary: dict[str, Any] = {"images": title}
+    for name in _cases(config):
+        for kind in ("ntk", "nngp"):
+            accuracies = 100 * arrays[f"kernel={name}/{kind}/accuracy"]
+            ridges = arrays[f"kernel={name}/{kind}/ridge"]
+            for i, n in enumerate(_sizes(config, name)):
+                key = f"kernel={name} ({kind})/n={n}"
+                summary[f"accuracy/{key}"] = float(accuracies[:, i].mean())
+                summary[f"ridge/{key}"] = float(np.median(ridges[:, i]))
+                if len(accuracies) > 1:
+                    summary[f"accuracy_std/{key}"] = float(accuracies[:, i].std(ddof=1))
+        pooled = name in POOLED
+        summary[f"draws/kernel={name}"] = _draws(config, name)
+        summary[f"test_images/kernel={name}"] = images.pooled_test if pooled else images.n_test
+        summary[f"seconds/kernel={name}"] = round(float(arrays[f"kernel={name}/seconds"]), 1)
     return summary
 
 
-def _entries(name, case, images, chosen, seconds) -> dict[str, Any]:
-    sizes = images.pooled_sizes if case.pooled else images.sizes
-    summary: dict[str, Any] = {}
-    for kind in ("ntk", "nngp"):
-        for n in sizes:
-            values = 100 * np.array([draw[kind][str(n)]["accuracy"] for draw in chosen])
-            key = f"kernel={name} ({kind})/n={n}"
-            summary[f"accuracy/{key}"] = float(values.mean())
-            summary[f"ridge/{key}"] = float(
-                np.median([draw[kind][str(n)]["ridge"] for draw in chosen])
-            )
-            if len(values) > 1:
-                summary[f"accuracy_std/{key}"] = float(values.std(ddof=1))
-    summary[f"draws/kernel={name}"] = len(chosen)
-    summary[f"test_images/kernel={name}"] = images.pooled_test if case.pooled else images.n_test
-    summary[f"seconds/kernel={name}"] = round(seconds, 1)
-    return summary
+def _draws(config, name: str) -> int:
+    return config.images.pooled_draws if name in POOLED else config.images.draws
+
+
+def _sizes(config, name: str) -> tuple[int, ...]:
+    return config.images.pooled_sizes if name in POOLED else config.images.sizes
 
 
 def _cases(config) -> dict[str, Case]:
-    depth = config.images.depth
-    networks = (
-        Case(zoo.mlp((1,) * (depth - 1), 1, b_std=None), False, False, vectors=True),
-        Case(zoo.cntk(depth, pooled=False), False, False),
-        Case(zoo.cntk(depth), False, True),
-        Case(zoo.myrtle(5), True, True),
-    )
-    return dict(zip(KERNELS, networks, strict=True))
-
-
-def _draw(config, case: Case, draw: int, folder: Path, console) -> dict[str, Any]:
-    """Accuracies and ridges of one draw for every n: smaller draws are parts of the largest, whose kernel serves."""
+    """The networks whose kernels have sizes."""
     images = config.images
-    sizes = images.pooled_sizes if case.pooled else images.sizes
-    train, test = _load(
-        config, case, max(sizes), images.pooled_test if case.pooled else images.n_test, draw
+    if not images.sizes:
+        return {}
+    networks = (
+        Case(zoo.mlp((1,) * (images.depth - 1), 1, b_std=None), vectors=True),
+        Case(zoo.cntk(images.depth, pooled=False)),
+        Case(zoo.cntk(images.depth)),
+        Case(zoo.myrtle(5), whitened=True),
     )
+    cases = dict(zip(KERNELS, networks, strict=True))
+    return {name: case for name, case in cases.items() if _sizes(config, name)}
+
+
+def _draw(config, case: Case, draw: int, label: str, store) -> dict[str, Any]:
+    """Accuracies and ridges of one draw for every n: smaller draws are parts of the largest, whose kernel serves."""
+    name = label.partition(",draw=")[0]
+    sizes = _sizes(config, name)
+    n_test = config.images.pooled_test if name in POOLED else config.images.n_test
+    train, test = _load(config, case, max(sizes), n_test, draw)
     start = time.process_time()
-    shown = console.is_terminal
-    gram = analytic_kernel(case.network, train.x, store=f"{folder},train", progress=shown)
-    cross = analytic_kernel(case.network, test.x, train.x, store=f"{folder},test", progress=shown)
+    settings = {"progress": store.console.is_terminal}
+    tiles = store.kernels(f"{label},train")
+    gram = analytic_kernel(case.network, train.x, store=tiles, **settings)
+    tiles = store.kernels(f"{label},test")
+    cross = analytic_kernel(case.network, test.x, train.x, store=tiles, **settings)
     seconds = time.process_time() - start
-    chosen = {
-        kind: {
-            str(n): _regression(getattr(gram, kind), getattr(cross, kind), train, test, n)
-            for n in sizes
-        }
-        for kind in Gram._fields
-    }
+    chosen: dict[str, dict] = {kind: {} for kind in Gram._fields}
+    for kind, of_kind in chosen.items():
+        kernels = (getattr(gram, kind), getattr(cross, kind))
+        for n in sizes:
+            of_kind[str(n)] = _regression(*kernels, train, test, n)
     return {"chosen": chosen, "seconds": seconds}
 
 
@@ -121,7 +131,8 @@ def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, flo
     The ridge of the most leave-one-out hits, the smallest one if several are equal: with one image
     of each class, none of which the others can classify, it is the smallest of all.
     """
-    kernel, cross = (np.asarray(values, np.float64) for values in (kernel[:n, :n], cross[:, :n]))
+    kernel = np.asarray(kernel[:n, :n], np.float64)
+    cross = np.asarray(cross[:, :n], np.float64)
     own = Data(train.x[:n], train.y[:n])
     ridges = RIDGES * np.mean(np.diag(kernel))
     left_out = dynamics.leave_one_out(kernel, own, ridge=ridges)
@@ -148,21 +159,14 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
         _, train, test = datasets.standardize(
             unlabeled, train, test, center="channel", scale="channel"
         )
-    dtype = np.dtype(config.precision)
-    flat = (lambda x: x.reshape(len(x), -1)) if case.vectors else (lambda x: x)
-    return tuple(
-        Data(flat(part.x.astype(dtype)), datasets.center_targets(part).y) for part in (train, test)
-    )
+    parts = []
+    for part in (train, test):
+        x = part.x.astype(config.precision)
+        x = x.reshape(len(x), -1) if case.vectors else x
+        parts.append(Data(x, datasets.center_targets(part).y))
+    return tuple(parts)
 
 
 def _pool(config) -> tuple[Data, Data]:
-    if config.data.name == "cifar10":
-        return datasets.cifar10(datasets.data_root(config.data.root), download=config.data.download)
-    pair = datasets.digits(1340, 450, seed=config.seed)
-    return tuple(Data(part.x.reshape(-1, 8, 8, 1), part.y) for part in pair)
-
-
-def _label(config) -> str:
-    return (
-        config.data.label or {"digits": "digits as images", "cifar10": "CIFAR-10"}[config.data.name]
-    )
+    n_train, n_test = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
+    return load_images(config.data, n_train, n_test, seed=config.seed)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.progress import track
 
-from experiments.harness import store
 from lazynet import datasets
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.models.activations import Relu
@@ -19,9 +16,10 @@ from lazynet.models.layers import Dense
 from lazynet.models.model import Model, freeze, serial
 from lazynet.records import Data
 
-__all__ = ["compare_on_tables", "relu_network"]
+__all__ = ["measure", "numbers", "relu_network"]
 
 METHODS = ("ntk", "nngp", "rbf", "forest")
+ENTRIES = ("accuracies", "candidates", "seconds", "chosen")
 
 
 class Candidate(NamedTuple):
@@ -35,30 +33,38 @@ class Candidate(NamedTuple):
 @cache
 def relu_network(depth: int, frozen: int = 0) -> Model:
     """`depth` hidden ReLU layers without biases and a linear head, the first `frozen` of the layers not trained."""
-    layers = [part for _ in range(depth) for part in (Dense(1, 2**0.5, None), Relu())] + [
-        Dense(1, 2**0.5, None)
-    ]
-    return (
-        serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :])
-        if frozen
-        else serial(*layers)
-    )
+    dense = Dense(1, 2**0.5, None)
+    layers = [dense, Relu()] * depth + [dense]
+    if not frozen:
+        return serial(*layers)
+    return serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :])
 
 
-def compare_on_tables(config, folder: Path, console) -> dict[str, Any]:
-    """Accuracy of each method on each table: mean and standard deviation over the outer folds, CPU time and choices."""
+def measure(config, store) -> dict[str, Any]:
+    """Accuracies over the outer folds, settings chosen there and CPU seconds, each as `table=.../method=.../name`."""
+    arrays: dict[str, Any] = {}
+    for table, method in store.track(_cells(config), "tables"):
+        name = f"{table},{method}.json"
+        cell = store.read(name) or store.write(name, _nested(config, table, method))
+        arrays |= {f"table={table}/method={method}/{entry}": cell[entry] for entry in ENTRIES}
+    return arrays
+
+
+def numbers(config, arrays) -> dict[str, Any]:
+    """Mean and standard deviation over the outer folds, and the rest as it was measured."""
     summary: dict[str, Any] = {}
-    cells = [(name, method) for name in config.tables.names for method in METHODS]
-    for name, method in track(
-        cells, "tables", console=console, transient=True, disable=not console.is_terminal
-    ):
-        path = folder / "cells" / f"{name},{method}.json"
-        cell = store.stored_json(path, lambda n=name, m=method: _nested(config, n, m))
-        key = f"table={name}/method={method}"
-        summary[f"test_accuracy/{key}"] = float(np.mean(cell["accuracies"]))
-        summary[f"test_accuracy_std/{key}"] = float(np.std(cell["accuracies"], ddof=1))
-        summary |= {f"{entry}/{key}": cell[entry] for entry in ("candidates", "seconds", "chosen")}
+    for table, method in _cells(config):
+        key = f"table={table}/method={method}"
+        accuracies = arrays[f"{key}/accuracies"]
+        summary[f"test_accuracy/{key}"] = float(np.mean(accuracies))
+        summary[f"test_accuracy_std/{key}"] = float(np.std(accuracies, ddof=1))
+        for entry in ENTRIES[1:]:
+            summary[f"{entry}/{key}"] = arrays[f"{key}/{entry}"].tolist()
     return summary
+
+
+def _cells(config) -> list[tuple[str, str]]:
+    return [(table, method) for table in config.tables.names for method in METHODS]
 
 
 def _nested(config, name, method) -> dict[str, Any]:

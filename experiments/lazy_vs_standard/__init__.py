@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from rich.table import Table
 
-from experiments.harness import bounds
 from experiments.harness.bounds import (
     Count,
     Integer,
@@ -35,40 +34,11 @@ from experiments.harness.bounds import (
     Scale,
     Values,
     check_batch,
-    check_photographs,
 )
+from experiments.shared.data import DataConfig
+from experiments.shared.training import diverged_at, final
 
-__all__ = ["PRESETS", "Config", "run", "show"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which examples, how many of them, and what figures and tables call them.
-
-    Attributes:
-        name: Data set; CIFAR-10 needs its folder.
-        root: Folder of CIFAR-10; None takes the environment variable LAZYNET_DATA.
-        download: Whether to fetch CIFAR-10 into its folder.
-        n_train: Training examples.
-        n_test: Test examples.
-        label: What figures and tables call the data, None for its name.
-    """
-
-    name: Literal["digits", "cifar10"] = "digits"
-    root: str | None = None
-    download: bool = False
-    n_train: Count = 500
-    n_test: Count = 797
-    label: str | None = None
-
-    @property
-    def title(self) -> str:
-        """What figures and tables call the data."""
-        return self.label or {"digits": "digits", "cifar10": "CIFAR-10"}[self.name]
-
-    def check(self, prefix: str) -> None:
-        """Refuses more examples than there are, and a folder that is not there."""
-        check_photographs(self, prefix, self.n_train, self.n_test)
+__all__ = ["PRESETS", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 
 @dataclass(frozen=True)
@@ -198,84 +168,65 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Trains every cell (seed, alpha) that is not stored yet, draws the figures and returns the flat summary."""
-    from experiments.harness.store import curve_arrays, save_arrays
-    from experiments.lazy_vs_standard.cells import kernel_curve, load_data, train_cells
-    from experiments.lazy_vs_standard.figures import draw
-
-    bounds.check(config)
-    train, test = load_data(config)
-    cells, rates = train_cells(config, train, test, folder, console)
-    clock = max(float(cell["curve"].time[-1]) for cell in cells.values())
-    kernel, remark = kernel_curve(config, train, test, clock, folder, console)
-    curves = {
-        f"seed={seed}/alpha={alpha:g}": cell["curve"] for (seed, alpha), cell in cells.items()
-    }
-    curves |= {} if kernel is None else {"kernel": kernel}
-    arrays = {
-        f"{label}/{name}": value
-        for label, curve in curves.items()
-        for name, value in curve_arrays(curve).items()
-    }
-    save_arrays(folder / "trajectory.npz", arrays)
-    summary = summarize(config, cells, rates, kernel, remark)
-    draw(config, cells, kernel, summary, folder / "figures")
-    return summary
+SLOPES = ("param_drift", "ntk_change", "linearization_gap")
+AVERAGED = ("test_accuracy", "train_loss", *SLOPES, "stability", "agreement")
 
 
-def summarize(
-    config: Config, cells: dict, rates: list[dict], kernel, remark: str
-) -> dict[str, Any]:
+def measure(config: Config, store) -> dict[str, Any]:
+    """Every training as `seed=0/alpha=1/...`, each seed's learning rates, and the flow of the infinite width."""
+    from experiments.lazy_vs_standard import cells
+
+    train, test = cells.load_data(config)
+    arrays = cells.train_all(config, train, test, store)
+    clock = max(times[-1] for name, times in arrays.items() if name.endswith("curve/time"))
+    return arrays | cells.kernel_curve(config, train, test, float(clock), store)
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
     """The numbers that a reader compares: means and standard deviations over seeds, and slopes in alpha."""
+    data = config.data
     summary: dict[str, Any] = {
-        "data": _data_label(config),
+        "data": f"{data.title}, {data.n_train} train and {data.n_test} test images",
         "seeds": config.seeds,
         "precision": config.precision,
     }
-    for name in (
-        "test_accuracy",
-        "train_loss",
-        "param_drift",
-        "ntk_change",
-        "linearization_gap",
-        "stability",
-        "agreement",
-    ):
+    seeds = range(config.seeds)
+    for name in AVERAGED:
         for alpha in config.alphas:
-            values = [cells[seed, alpha]["final"].get(name) for seed in range(config.seeds)]
-            if all(value is not None for value in values):
+            cells = [f"seed={seed}/alpha={alpha:g}" for seed in seeds]
+            values = [final(arrays, cell, name) for cell in cells]
+            if None not in values:
                 summary[f"{name}/alpha={alpha:g}"] = float(np.mean(values))
                 if config.seeds > 1:
                     summary[f"{name}_std/alpha={alpha:g}"] = float(np.std(values, ddof=1))
-    for name in ("param_drift", "ntk_change", "linearization_gap"):
+    for name in SLOPES:
         summary[f"slope/{name}"] = _slope(config, summary, name)
-    summary["diverged"] = [
-        f"seed={s}/alpha={a:g}" for (s, a), c in cells.items() if c["curve"].diverged_at is not None
-    ]
-    if kernel is None:
-        summary["kernel_left_out"] = remark
-    else:
-        summary["kernel_data"] = remark
-        summary["test_accuracy/kernel"] = float(kernel.metrics["test_accuracy"][-1])
-        summary["train_loss/kernel"] = float(kernel.metrics["train_loss"][-1])
-    for seed, rate in enumerate(rates):
-        summary |= {f"{name}/seed={seed}": value for name, value in rate.items()}
-    summary["lr_over_lr_max"] = float(
-        np.mean([rate["learning_rate"] / rate["lr_max"] for rate in rates])
-    )
+    cells = [f"seed={seed}/alpha={alpha:g}" for seed in seeds for alpha in config.alphas]
+    summary["diverged"] = [cell for cell in cells if diverged_at(arrays, cell) is not None]
+    for name in ("kernel_left_out", "kernel_data"):
+        if name in arrays:
+            summary[name] = str(arrays[name])
+    for name in ("test_accuracy", "train_loss"):
+        if "kernel_data" in arrays:
+            curve = arrays[f"kernel/curve/metrics/{name}"]
+            summary[f"{name}/kernel"] = float(curve[-1])
+    for name in ("learning_rate", "lr_max", "lambda_max_over_n"):
+        for seed in seeds:
+            summary[f"{name}/seed={seed}"] = float(arrays[f"seed={seed}/{name}"])
+    ratios = [summary[f"learning_rate/seed={i}"] / summary[f"lr_max/seed={i}"] for i in seeds]
+    summary["lr_over_lr_max"] = float(np.mean(ratios))
     return summary
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of a summary; standard deviations over seeds beside the accuracies, all of them in the file."""
-    from rich.table import Table
+def facts(config: Config, arrays):
+    """None: what is expected depends on the activation, the centering and the data, as the docstring says."""
+    return ()
 
-    shown = {
-        name: title
-        for name, title in COLUMNS.items()
-        if any(key.startswith(f"{name}/") for key in summary)
-    }
+
+def report(summary):
+    """One row for each alpha, with standard deviations beside the accuracies, and remarks."""
+    measured = {key.partition("/")[0] for key in summary}
+    shown = {name: title for name, title in COLUMNS.items() if name in measured}
     table = Table("alpha", box=None, title=f"{summary['data']}, {summary['seeds']} seed(s)")
     for title in shown.values():
         table.add_column(title, no_wrap=True)
@@ -283,9 +234,15 @@ def show(summary: dict[str, Any], console) -> None:
         table.add_row(alpha, *(_cell(summary, name, f"alpha={alpha}") for name in shown))
     if "test_accuracy/kernel" in summary:
         table.add_row("kernel", *(_cell(summary, name, "kernel") for name in shown))
-    console.print(table)
-    for line in _remarks(summary):
-        console.print(line, highlight=False, soft_wrap=True)
+    yield table
+    yield from _remarks(summary)
+
+
+def draw(config: Config, arrays):
+    """Training curves, laziness against alpha, and stability of the gates, as far as they were measured."""
+    from experiments.lazy_vs_standard import figures
+
+    return figures.draw(config, arrays, numbers(config, arrays))
 
 
 COLUMNS = {
@@ -300,23 +257,21 @@ COLUMNS = {
 
 
 def _remarks(summary):
-    slopes = {
-        name: summary.get(f"slope/{name}")
-        for name in ("param_drift", "ntk_change", "linearization_gap")
-    }
+    slopes = {name: summary.get(f"slope/{name}") for name in SLOPES}
     if None not in slopes.values():
-        named = [
+        words = [
             f"{COLUMNS[name]} {slope:.2f}".replace("\n", " ") for name, slope in slopes.items()
         ]
-        yield "slopes in alpha: " + ", ".join(named)
-    if summary.get("kernel_left_out"):
+        yield f"slopes in alpha: {', '.join(words)}"
+    if "kernel_left_out" in summary:
         yield f"no kernel row: {summary['kernel_left_out']}"
-    elif summary.get("kernel_data"):
+    if "kernel_data" in summary:
         yield f"kernel row: {summary['kernel_data']}"
     for seed in range(summary["seeds"]):
-        rate, bound, top = (
-            summary[f"{name}/seed={seed}"] for name in ("learning_rate", "lr_max", "lambda_max")
-        )
+        rate = summary[f"learning_rate/seed={seed}"]
+        bound = summary[f"lr_max/seed={seed}"]
+        # Earlier versions called it `lambda_max`.
+        top = summary.get(f"lambda_max_over_n/seed={seed}", summary.get(f"lambda_max/seed={seed}"))
         fraction = f"learning rate {rate:.4g} = {rate / bound:.2f} of the largest stable one"
         yield f"seed {seed}: lambda_max(NTK)/n = {top:.4g}, {fraction}, {bound:.4g}"
     if summary["diverged"]:
@@ -325,33 +280,30 @@ def _remarks(summary):
 
 def _cell(summary, name, column):
     mean = summary.get(f"{name}/{column}")
-    deviation = summary.get(f"{name}_std/{column}")
     if mean is None:
         return "-"
-    if name in ("test_accuracy", "stability", "agreement"):
-        digits = 2 if name == "stability" else 1
-        text = f"{100 * mean:.{digits}f}"
-        return (
-            f"{text} ± {100 * deviation:.1f}"
-            if name == "test_accuracy" and deviation is not None
-            else text
-        )
+    if name == "stability":
+        return f"{100 * mean:.2f}"
+    if name == "agreement":
+        return f"{100 * mean:.1f}"
+    if name == "test_accuracy":
+        deviation = summary.get(f"{name}_std/{column}")
+        return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
     return "0" if mean == 0 else f"{mean:.2g}"
 
 
 def _slope(config, summary, name):
     from lazynet.diagnostics import fit_slope
 
-    largest = 1000 if config.precision == "float64" else 100
-    points = {a: summary.get(f"{name}/alpha={a:g}") for a in config.alphas if 10 <= a <= largest}
-    points = {
-        alpha: value
-        for alpha, value in points.items()
-        if value is not None and 0 < value < math.inf
-    }
+    points = {}
+    for alpha in fitted_alphas(config):
+        value = summary.get(f"{name}/alpha={alpha:g}")
+        if value is not None and 0 < value < math.inf:
+            points[alpha] = value
     return fit_slope(list(points), list(points.values())) if len(points) > 1 else None
 
 
-def _data_label(config):
-    data = config.data
-    return f"{data.title}, {data.n_train} train and {data.n_test} test images"
+def fitted_alphas(config: Config) -> list[float]:
+    """The scales of the slopes: lazy, and small enough for the precision."""
+    largest = 1000 if config.precision == "float64" else 100
+    return [alpha for alpha in config.alphas if 10 <= alpha <= largest]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,42 +11,37 @@ from jax.tree_util import Partial
 
 import lazynet as ln
 from experiments.harness.progress import advancing, bar
+from experiments.harness.store import curve_arrays
+from experiments.shared.data import load_images
 from experiments.shared.training import (
     LOSSES,
     batched_outputs,
     cell_arrays,
     checkpointed,
-    stored_cell,
+    named,
 )
 from lazynet import datasets, diagnostics, dynamics, empirical, kernels, trees, zoo
-from lazynet.records import Data, Trajectory
+from lazynet.records import Data
 
-__all__ = ["kernel_curve", "load_data", "train_cells"]
+__all__ = ["build", "kernel_curve", "load_data", "train_all"]
 
 ACTIVATIONS = {"relu": ln.Relu, "erf": ln.Erf, "gelu": ln.Gelu}
 
 
 def load_data(config) -> tuple[Data, Data]:
     """Train and test set, standardized by the training set, with the targets that the loss needs."""
-    data = config.data
-    if data.name == "digits":
-        train, test = datasets.digits(data.n_train, data.n_test)
-        train, test = datasets.standardize(train, test, center="feature", scale="global")
+    parts = load_images(config.data, config.data.n_train, config.data.n_test)
+    if config.data.name == "digits":  # whose borders are constant
+        parts = datasets.standardize(*parts, center="feature", scale="global")
     else:
-        root = datasets.data_root(data.root)
-        train, test = datasets.cifar10(
-            root, download=data.download, n_train=data.n_train, n_test=data.n_test
-        )
-        train, test = datasets.standardize(train, test, center="channel", scale="channel")
-        if config.network.name == "mlp":
-            train, test = (Data(part.x.reshape(len(part.x), -1), part.y) for part in (train, test))
+        parts = datasets.standardize(*parts, center="channel", scale="channel")
+    if config.network.name == "mlp":
+        parts = [part._replace(x=part.x.reshape(len(part.x), -1)) for part in parts]
     if config.loss == "mse":
-        train = datasets.center_targets(train)
-        test = datasets.center_targets(test)
+        parts = [datasets.center_targets(part) for part in parts]
     dtype = jnp.dtype(config.precision)
-    return tuple(
-        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), part) for part in (train, test)
-    )
+    train, test = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tuple(parts))
+    return train, test
 
 
 def build(config) -> ln.Model:
@@ -66,60 +59,57 @@ def build(config) -> ln.Model:
     return ln.symmetrize(model) if config.doubled else model
 
 
-def train_cells(config, train: Data, test: Data, folder: Path, console) -> tuple[dict, list[dict]]:
-    """Every (seed, alpha): its curve, its final numbers and its final test outputs; and each seed's learning rates."""
+def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
+    """Every training, compared with the linearized one of its seed, and each seed's learning rates."""
     model = build(config)
-    cells = {}
-    rates = []
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
-    with bar(console, "steps") as progress:
+    done = 0
+    arrays: dict[str, Any] = {}
+    with bar(store.console, "steps") as progress:
         task = progress.add_task("training", total=steps * config.seeds * len(config.alphas))
         for seed in range(config.seeds):
             start = _start(config, seed, model, train, test)
-            rates.append(start.rates)
+            cells = {}
             for alpha in config.alphas:
                 progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
-                advance = advancing(progress, task, steps * len(cells))
-                path = folder / "cells" / f"seed={seed},alpha={alpha:g}.npz"
-                cells[seed, alpha] = stored_cell(path, partial(_train_cell, start, alpha, advance))
-                progress.update(task, completed=steps * len(cells))
-    _compare_with_linearized(config, cells)
-    return cells, rates
+                name = f"seed={seed},alpha={alpha:g}"
+                cells[alpha] = store.read(name)
+                if cells[alpha] is None:
+                    advance = advancing(progress, task, done)
+                    cell = _train(start, alpha, advance, store.checkpoint(name))
+                    cells[alpha] = store.write(name, cell)
+                done += steps
+                progress.update(task, completed=done)
+            arrays |= {f"seed={seed}/{name}": value for name, value in start.rates.items()}
+            for alpha, cell in _compared_with_linearized(cells).items():
+                arrays |= named(f"seed={seed}/alpha={alpha:g}", cell)
+    return arrays
 
 
-def kernel_curve(
-    config, train: Data, test: Data, clock: float, folder: Path, console
-) -> tuple[Trajectory | None, str]:
-    """Gradient flow of the infinitely wide network on the common clock, and on which data; or None and the reason.
-
-    Kernels of images, which take minutes, are stored tile by tile.
-    """
+def kernel_curve(config, train: Data, test: Data, clock: float, store) -> dict[str, Any]:
+    """Gradient flow of the infinitely wide network on the common clock, and on which data; or why there is none."""
     if config.network.name == "vgg11":
-        return None, "max-pooling has no infinite-width limit in closed form"
-    train, test = (
-        Data(part.x[: config.kernel_images], part.y[: config.kernel_images])
-        for part in (train, test)
-    )
+        return {"kernel_left_out": "max-pooling has no infinite-width limit in closed form"}
+    train, test = jax.tree.map(lambda leaf: leaf[: config.kernel_images], (train, test))
     label = f"{len(train.x)} train and {len(test.x)} test images"
-    with console.status(f"infinite-width kernel of {label}"):
+    with store.status(f"infinite-width kernel of {label}"):
         model = build(config)
-        stores = [
-            folder / "kernels" / name if train.x.ndim == 4 else None for name in ("train", "test")
-        ]
-        ntk = kernels.analytic_kernel(model, train.x, store=stores[0]).ntk
-        cross = kernels.analytic_kernel(model, test.x, train.x, store=stores[1]).ntk
+        # Kernels of images take minutes: they are stored tile by tile.
+        images = train.x.ndim == 4
+        tiles = store.kernels("train") if images else None
+        ntk = kernels.analytic_kernel(model, train.x, store=tiles).ntk
+        tiles = store.kernels("test") if images else None
+        cross = kernels.analytic_kernel(model, test.x, train.x, store=tiles).ntk
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
-        curve = dynamics.gradient_flow(
-            ntk, train, time=times, loss=LOSSES[config.loss], cross=cross, test=test
-        )
-    return curve, label
+        loss = LOSSES[config.loss]
+        curve = dynamics.gradient_flow(ntk, train, time=times, loss=loss, cross=cross, test=test)
+    return named("kernel", curve_arrays(curve)) | {"kernel_data": label}
 
 
 class Start(NamedTuple):
     """What all alphas of one seed share; `ntk0` is the initial tangent kernel on a few test examples."""
 
     config: Any
-    seed: int
     model: ln.Model
     params0: Any
     ntk0: Any
@@ -135,17 +125,8 @@ def _start(config, seed, model, train, test) -> Start:
         model.apply, params0, test.x[: config.ntk_examples], outputs="trace"
     )
     rates = _rates(config, model, params0, train, seed)
-    return Start(
-        config,
-        seed,
-        model,
-        params0,
-        ntk0,
-        rates,
-        jax.random.fold_in(jax.random.key(1), seed),
-        train,
-        test,
-    )
+    key = jax.random.fold_in(jax.random.key(1), seed)
+    return Start(config, model, params0, ntk0, rates, key, train, test)
 
 
 def _rates(config, model, params0, train, seed):
@@ -155,11 +136,14 @@ def _rates(config, model, params0, train, seed):
     bound = empirical.estimate_max_learning_rate(
         model.apply, params0, x, momentum=config.train.momentum, key=key
     )
-    top = 2 * (1 + config.train.momentum) / bound
-    return {"learning_rate": config.train.lr_fraction * bound, "lr_max": bound, "lambda_max": top}
+    return {
+        "learning_rate": config.train.lr_fraction * bound,
+        "lr_max": bound,
+        "lambda_max_over_n": 2 * (1 + config.train.momentum) / bound,
+    }
 
 
-def _train_cell(start, alpha, advance, checkpoint):
+def _train(start, alpha, advance, checkpoint):
     config = start.config
     function = _function(config, start.model.apply, start.params0, alpha)
     u = trees.zeros_like(start.params0)
@@ -184,29 +168,32 @@ def _train_cell(start, alpha, advance, checkpoint):
 
 def _final(start, alpha, curve) -> dict[str, float]:
     """Numbers of the end of training: how far weights, kernel and gates are from initialization."""
-    final = {name: float(values[-1]) for name, values in curve.metrics.items()}
+    end = {name: float(values[-1]) for name, values in curve.metrics.items()}
     weights = jax.jit(ln.weights)(ln.lazy(start.model.apply, start.params0, alpha), curve.params)
     if np.isfinite(alpha) and curve.diverged_at is None:
         inputs = start.test.x[: start.config.ntk_examples]
         ntk = empirical.empirical_ntk(start.model.apply, weights, inputs, outputs="trace")
-        final["ntk_change"] = float(diagnostics.kernel_distance(ntk, start.ntk0))
+        end["ntk_change"] = float(diagnostics.kernel_distance(ntk, start.ntk0))
         if start.config.network.activation == "relu":
             x = start.test.x[:1000]
-            final["stability"] = float(
-                diagnostics.activation_stability(start.model, weights, start.params0, x).total
-            )
-    return final
+            stable = diagnostics.activation_stability(start.model, weights, start.params0, x)
+            end["stability"] = float(stable.total)
+    return end
 
 
-def _compare_with_linearized(config, cells) -> None:
-    """Adds the gap to the linearized model of the same seed, each with its own weights, to every finite alpha."""
-    for (seed, alpha), cell in cells.items():
-        reference = cells.get((seed, float("inf")))
-        if reference is not None and np.isfinite(alpha):
-            gap = diagnostics.output_gap(cell["outputs"], reference["outputs"])
-            cell["final"]["linearization_gap"] = float(gap)
+def _compared_with_linearized(cells: dict[float, dict]) -> dict[float, dict]:
+    """The trainings of a seed with the gap to the linearized one, each with its own weights, for every finite alpha."""
+    reference = cells.get(np.inf)
+    if reference is None:
+        return cells
+    compared = {}
+    for alpha, cell in cells.items():
+        if np.isfinite(alpha):
             same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
-            cell["final"]["agreement"] = float(np.mean(same))
+            gap = diagnostics.output_gap(cell["outputs"], reference["outputs"])
+            cell = cell | {"final/linearization_gap": gap, "final/agreement": np.mean(same)}
+        compared[alpha] = cell
+    return compared
 
 
 def _function(config, apply, params0, alpha):

@@ -35,17 +35,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from rich.table import Table
 
-from experiments.harness import bounds
 from experiments.harness.bounds import Count, Integer, NonNegative, Positive, Scale, Values
-from experiments.lazy_vs_standard import DataConfig
+from experiments.shared.data import DataConfig
 from lazynet import guards
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 
 @dataclass(frozen=True)
@@ -164,49 +163,59 @@ LEFT_OUT = "kernels and perceptrons grow faster than n: of all images, ridge on 
 """Why cells of the last column are empty."""
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Computes features and cells that are not stored yet, draws the figure and returns the flat summary."""
+def measure(config: Config, store) -> dict[str, Any]:
+    """What every head found, `head/n=.../accuracy` and so on, an entry for each draw."""
     from experiments.scattering_cifar10.cells import compute
 
-    bounds.check(config)
-    cells = compute(config, folder, console)
-    summary = summarize(config, cells)
-    from experiments.scattering_cifar10.figures import draw
-
-    draw(config, summary, folder / "figures" / "accuracy_against_n.png")
-    return summary
+    arrays: dict[str, list] = {}
+    for (n, _, head), cell in compute(config, store).items():
+        for name, value in cell.items():
+            arrays.setdefault(f"{head}/n={n}/{name}", []).append(value)
+    return arrays
 
 
-def summarize(config: Config, cells: dict[tuple, dict[str, Any]]) -> dict[str, Any]:
+def columns(config: Config) -> list[int]:
+    """Numbers of training images, all of them last if that is asked for."""
+    return [*config.sizes, *([config.data.n_train] if config.all_images else [])]
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
     """Means and standard deviations over draws, times, chosen ridges and those at an edge of the grid."""
+    heads = list(dict.fromkeys(name.partition("/n=")[0] for name in arrays))
     summary: dict[str, Any] = {
-        "data": _data_label(config),
-        "heads": [],
-        "sizes": [str(n) for n in config.sizes],
+        "data": f"{config.data.title}, {config.data.n_test} test images",
+        "heads": heads,
+        "sizes": [str(n) for n in columns(config)],
+        "ridge_at_edge": [],
+        "diverged": [],
     }
-    for head, n in dict.fromkeys((head, n) for n, _, head in cells):
-        drawn = [cell for (size, _, name), cell in cells.items() if (name, size) == (head, n)]
-        accuracies = [cell["accuracy"] for cell in drawn]
-        summary["heads"] += [] if head in summary["heads"] else [head]
-        summary[f"accuracy/{head}/n={n}"] = float(np.mean(accuracies))
-        if len(drawn) > 1:
-            summary[f"accuracy_std/{head}/n={n}"] = float(np.std(accuracies, ddof=1))
-        summary[f"seconds/{head}/n={n}"] = float(np.sum([cell["seconds"] for cell in drawn]))
-        if "ridge" in drawn[0]:
-            summary[f"ridge/{head}/n={n}"] = float(np.median([cell["ridge"] for cell in drawn]))
-    named = {f"{head}, n={n}, draw {draw}": cell for (n, draw, head), cell in cells.items()}
-    summary["ridge_at_edge"] = [name for name, cell in named.items() if cell.get("at_edge")]
-    summary["diverged"] = [name for name, cell in named.items() if cell.get("diverged")]
+    for head in heads:
+        for n in columns(config):
+            cell = f"{head}/n={n}"
+            accuracies = arrays.get(f"{cell}/accuracy")
+            if accuracies is None:
+                continue
+            summary[f"accuracy/{cell}"] = float(np.mean(accuracies))
+            if len(accuracies) > 1:
+                summary[f"accuracy_std/{cell}"] = float(np.std(accuracies, ddof=1))
+            summary[f"seconds/{cell}"] = float(np.sum(arrays[f"{cell}/seconds"]))
+            if f"{cell}/ridge" in arrays:
+                summary[f"ridge/{cell}"] = float(np.median(arrays[f"{cell}/ridge"]))
+            for name, entry in (("ridge_at_edge", "at_edge"), ("diverged", "diverged")):
+                draws = np.flatnonzero(arrays.get(f"{cell}/{entry}", ()))
+                summary[name] += [f"{head}, n={n}, draw {draw}" for draw in draws]
     if config.all_images:
-        summary["sizes"] += [str(config.data.n_train)]
         summary["left_out"] = LEFT_OUT
     return summary
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints one row for each head: test accuracy in percent for every n, and the time of all its cells."""
-    from rich.table import Table
+def facts(config: Config, arrays):
+    """None: the docstring has the numbers that are expected."""
+    return ()
 
+
+def report(summary):
+    """One row for each head: test accuracy in percent for every n, and the time of all its cells; and remarks."""
     table = Table(box=None, title=f"{summary['data']}, test accuracy %")
     table.add_column("head", no_wrap=True)
     for n in summary["sizes"]:
@@ -214,25 +223,22 @@ def show(summary: dict[str, Any], console) -> None:
     table.add_column("time", no_wrap=True)
     for head in summary["heads"]:
         seconds = sum(value for key, value in summary.items() if key.startswith(f"seconds/{head}/"))
-        table.add_row(
-            head, *(_cell(summary, f"{head}/n={n}") for n in summary["sizes"]), f"{seconds:.0f} s"
-        )
-    console.print(table)
-    for line in _remarks(summary):
-        console.print(line, highlight=False, soft_wrap=True)
-
-
-def _remarks(summary):
+        accuracies = [_cell(summary, f"{head}/n={n}") for n in summary["sizes"]]
+        table.add_row(head, *accuracies, f"{seconds:.0f} s")
+    yield table
     if "left_out" in summary:
         yield f"-: {summary['left_out']}"
-    edges = summary["ridge_at_edge"]
-    yield (
-        "ridges: all inside the grid"
-        if not edges
-        else f"ridge at an edge of the grid: {'; '.join(edges)}"
-    )
+    edges = "; ".join(summary["ridge_at_edge"])
+    yield f"ridge at an edge of the grid: {edges}" if edges else "ridges: all inside the grid"
     if summary["diverged"]:
         yield f"diverged: {'; '.join(summary['diverged'])}"
+
+
+def draw(config: Config, arrays):
+    """Accuracy against the number of training images."""
+    from experiments.scattering_cifar10 import figures
+
+    return {"accuracy_against_n": figures.draw(config, numbers(config, arrays))}
 
 
 def _cell(summary, name):
@@ -241,7 +247,3 @@ def _cell(summary, name):
     if mean is None:
         return "-"
     return f"{100 * mean:.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
-
-
-def _data_label(config):
-    return f"{config.data.title}, {config.data.n_test} test images"

@@ -1,4 +1,4 @@
-"""Images and their features: scattering coefficients, computed once in parts that a killed run finds again."""
+"""Features of images: scattering coefficients, computed once in parts that a killed run finds again."""
 
 from __future__ import annotations
 
@@ -13,26 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import store
-from lazynet import datasets
-from lazynet.records import Data
 from lazynet.scattering import filter_bank, scattering2d_nhwc
 
-__all__ = ["load_images", "scattering_features"]
+__all__ = ["scattering_features"]
 
 PART = 5000
 """Images in one file of features."""
 
 BATCH = 250
 """Images in one call of the transform."""
-
-
-def load_images(data) -> tuple[Data, Data]:
-    """Train and test images `[n, H, W, C]` with pixels in [0, 1], and one-hot targets."""
-    if data.name == "digits":
-        parts = datasets.digits(data.n_train, data.n_test)
-        return tuple(Data(part.x.reshape(-1, 8, 8, 1).astype(np.float32), part.y) for part in parts)
-    root = datasets.data_root(data.root)
-    return datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
 
 
 def scattering_features(config, images: np.ndarray, name: str, folder: Path, advance) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
 from lazynet import plots
@@ -11,26 +9,17 @@ from lazynet import plots
 __all__ = ["draw"]
 
 
-def draw(config, summary: dict, path: Path) -> None:
+def draw(config, summary: dict) -> Figure:
     """One curve for each head, with the standard deviation over draws as error bars."""
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     ax = figure.subplots()
-    for style, head in zip(
-        plots.curve_styles(len(summary["heads"])), summary["heads"], strict=True
-    ):
+    heads = summary["heads"]
+    for style, head in zip(plots.curve_styles(len(heads)), heads, strict=True):
         sizes = [int(n) for n in summary["sizes"] if f"accuracy/{head}/n={n}" in summary]
-        mean, spread = (
-            [100 * summary.get(f"{name}/{head}/n={n}", 0.0) for n in sizes]
-            for name in ("accuracy", "accuracy_std")
-        )
-        ax.errorbar(
-            sizes,
-            mean,
-            spread,
-            capsize=2.5,
-            label=_label(config, head),
-            **style | {"markevery": None},
-        )
+        mean = [100 * summary[f"accuracy/{head}/n={n}"] for n in sizes]
+        spread = [100 * summary.get(f"accuracy_std/{head}/n={n}", 0.0) for n in sizes]
+        settings = style | {"markevery": None, "capsize": 2.5, "label": _label(config, head)}
+        ax.errorbar(sizes, mean, spread, **settings)
     sizes = [int(n) for n in summary["sizes"]]
     ax.set(xscale="log", xlabel="training images $n$", ylabel="test accuracy (%)")
     ax.set_xticks(sizes, [f"{n:,}" for n in sizes])
@@ -38,8 +27,7 @@ def draw(config, summary: dict, path: Path) -> None:
     ax.set_title(f"heads on scattering coefficients: {summary['data']}", fontsize=11)
     ax.grid(True, color="0.88", linewidth=0.6)
     ax.legend(fontsize="x-small", frameon=False, ncols=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figure, path)
+    return figure
 
 
 def _label(config, head: str) -> str:

@@ -25,15 +25,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from experiments.harness import bounds, facts
 from experiments.harness.bounds import Count, Integer, Positive, Values
+from experiments.harness.facts import close, power_law, within
 
-__all__ = ["PRESETS", "Config", "run", "show"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure"]
 
 
 @dataclass(frozen=True)
@@ -101,98 +100,84 @@ PRESETS = {
 }
 
 
-def run(config: Config, folder: Path, console) -> dict[str, Any]:
-    """Measures every property, draws the figures and returns the facts."""
-    from experiments.harness.store import save_arrays
-    from experiments.scattering_properties.figures import draw
-
-    bounds.check(config)
-    with console.status("scattering coefficients and operators"):
-        measured = measure(config)
-    save_arrays(folder / "measured.npz", measured)
-    draw(config, measured, folder / "figures")
-    return facts.summarize(list(_facts(config, measured)))
+TITLE = "properties of scattering coefficients"
 
 
-def show(summary: dict[str, Any], console) -> None:
-    """Prints the table of facts."""
-    facts.show(summary, console, "properties of scattering coefficients")
-
-
-def measure(config: Config) -> dict[str, np.ndarray]:
+def measure(config: Config, store) -> dict[str, Any]:
     """All arrays, named after what they measure and the scale J."""
     from experiments.scattering_properties import measures
     from lazynet.scattering import filter_bank, littlewood_paley
 
-    x = measures.photographs(config.size)
-    measured = {}
-    for J in config.scales:
-        report = littlewood_paley(filter_bank((config.size, config.size), J, padding="periodic"))
-        measured[f"littlewood_paley/J={J}"] = np.array([report.lower, report.upper])
-        measured[f"exact_shift/J={J}"] = measures.exact_shift(x, J)
-        measured[f"translation/J={J}"] = measures.translations(x, J, config.offsets)
-        measured[f"deformation/J={J}"] = measures.deformations(x, J, config.gradients)
-    for J in config.operator_scales:
-        norm = partial(measures.commutator_norm, J, config.operator_size)
-        shift = config.operator_size / 6
-        measured[f"commutator/J={J}"] = [norm(epsilon) for epsilon in config.gradients]
-        measured[f"commutator_shifted/J={J}"] = norm(config.gradients[-1], shift)
-        measured[f"commutator_translation/J={J}"] = norm(0.0, shift)
-        measured[f"averaging/J={J}"] = [
-            measures.averaging_norm(J, config.operator_size, a) for a in config.amplitudes
-        ]
-    atoms = measures.dilated_atoms(
-        max(config.scales), config.size, config.frequencies, config.dilation
-    )
-    return measured | dict(zip(("atom/fourier", "atom/scattering"), atoms, strict=True))
+    arrays: dict[str, Any] = {}
+    with store.status("scattering coefficients and operators"):
+        x = measures.photographs(config.size)
+        for J in config.scales:
+            filters = filter_bank((config.size, config.size), J, padding="periodic")
+            frame = littlewood_paley(filters)
+            arrays[f"littlewood_paley/J={J}"] = np.array([frame.lower, frame.upper])
+            arrays[f"exact_shift/J={J}"] = measures.exact_shift(x, J)
+            arrays[f"translation/J={J}"] = measures.translations(x, J, config.offsets)
+            arrays[f"deformation/J={J}"] = measures.deformations(x, J, config.gradients)
+        size = config.operator_size
+        shift = size / 6
+        for J in config.operator_scales:
+            commutator = partial(measures.commutator_norm, J, size)
+            averaging = partial(measures.averaging_norm, J, size)
+            arrays[f"commutator/J={J}"] = [commutator(gradient) for gradient in config.gradients]
+            arrays[f"commutator_shifted/J={J}"] = commutator(config.gradients[-1], shift)
+            arrays[f"commutator_translation/J={J}"] = commutator(0.0, shift)
+            arrays[f"averaging/J={J}"] = [averaging(amplitude) for amplitude in config.amplitudes]
+        fourier, scattering = measures.dilated_atoms(
+            max(config.scales), config.size, config.frequencies, config.dilation
+        )
+    return arrays | {"atom/fourier": fourier, "atom/scattering": scattering}
 
 
-def _facts(config: Config, measured: dict[str, Any]):
+def facts(config: Config, arrays):
+    """Bounds and proportionalities of coefficients, operators and atoms."""
     for J in config.scales:
-        lower, upper = measured[f"littlewood_paley/J={J}"]
-        yield facts.within(f"littlewood_paley_lower/J={J}", lower, at_least=0.3, at_most=1)
-        yield facts.within(f"littlewood_paley_upper/J={J}", upper, at_least=1, at_most=1.05)
-        yield facts.within(f"exact_shift/J={J}", measured[f"exact_shift/J={J}"], at_most=1e-12)
+        lower, upper = arrays[f"littlewood_paley/J={J}"]
+        yield within(f"littlewood_paley_lower/J={J}", lower, at_least=0.3, at_most=1)
+        yield within(f"littlewood_paley_upper/J={J}", upper, at_least=1, at_most=1.05)
+        yield within(f"exact_shift/J={J}", arrays[f"exact_shift/J={J}"], at_most=1e-12)
         for name, sweep, constant in (
             ("translation", config.offsets, 1.25),
             ("deformation", config.gradients, 2.0),
         ):
-            changes = measured[f"{name}/J={J}"]
-            yield facts.power_law(f"{name}_change/J={J}", sweep, changes, 1, 0.05)
-            yield facts.within(
-                f"{name}/J={J}", np.max(changes / np.asarray(sweep)), at_most=constant
-            )
-    yield from _operator_facts(config, measured)
-    fourier = measured["atom/fourier"]
-    scattering = measured["atom/scattering"]
-    yield facts.within("dilated_atom/fourier_growth", fourier[-1] / fourier[0], at_least=4)
-    yield facts.within(
-        "dilated_atom/scattering_spread", np.max(scattering) / np.min(scattering), at_most=1.5
-    )
-
-
-def _operator_facts(config, measured):
-    bound = math.sqrt(2) * math.exp(-0.5) / 0.4
-    last = np.array([measured[f"commutator/J={J}"][-1] for J in config.operator_scales])
+            changes = arrays[f"{name}/J={J}"]
+            yield power_law(f"{name}_change/J={J}", sweep, changes, 1, 0.05)
+            yield within(f"{name}/J={J}", np.max(changes / np.asarray(sweep)), at_most=constant)
     for J in config.operator_scales:
-        commutator, averaging = (measured[f"{name}/J={J}"] for name in ("commutator", "averaging"))
-        yield facts.power_law(f"commutator/J={J}", config.gradients, commutator, 1, 0.05)
-        yield facts.close(
-            f"commutator_shifted/J={J}",
-            measured[f"commutator_shifted/J={J}"] / commutator[-1],
-            1,
-            0.05,
-        )
-        yield facts.within(
-            f"commutator_of_translation/J={J}",
-            measured[f"commutator_translation/J={J}"],
-            at_most=1e-12,
-        )
-        yield facts.power_law(f"averaging/J={J}", config.amplitudes, averaging, 1, 0.05)
-        scaled = 2**J * np.max(np.divide(averaging, config.amplitudes))
-        yield facts.within(f"averaging_constant/J={J}", scaled, at_most=bound)
-    yield facts.within("commutator_spread_over_scales", np.ptp(last) / np.max(last), at_most=0.01)
-    across = [measured[f"averaging/J={J}"][0] for J in config.operator_scales]
-    yield facts.power_law(
-        "averaging_over_scales", [2**J for J in config.operator_scales], across, at_most=-0.9
-    )
+        yield from _operator_facts(config, arrays, J)
+    across = np.array([arrays[f"commutator/J={J}"][-1] for J in config.operator_scales])
+    spread = np.ptp(across) / np.max(across)
+    yield within("commutator_spread_over_scales", spread, at_most=0.01)
+    across = [arrays[f"averaging/J={J}"][0] for J in config.operator_scales]
+    sides = [2**J for J in config.operator_scales]
+    yield power_law("averaging_over_scales", sides, across, at_most=-0.9)
+    fourier = arrays["atom/fourier"]
+    scattering = arrays["atom/scattering"]
+    yield within("dilated_atom/fourier_growth", fourier[-1] / fourier[0], at_least=4)
+    spread = np.max(scattering) / np.min(scattering)
+    yield within("dilated_atom/scattering_spread", spread, at_most=1.5)
+
+
+def draw(config: Config, arrays):
+    """The filters, their Littlewood-Paley sum, and the measured laws."""
+    from experiments.scattering_properties import figures
+
+    return figures.draw(config, arrays)
+
+
+def _operator_facts(config, arrays, J):
+    commutator = arrays[f"commutator/J={J}"]
+    yield power_law(f"commutator/J={J}", config.gradients, commutator, 1, 0.05)
+    shifted = arrays[f"commutator_shifted/J={J}"] / commutator[-1]
+    yield close(f"commutator_shifted/J={J}", shifted, 1, 0.05)
+    of_translation = arrays[f"commutator_translation/J={J}"]
+    yield within(f"commutator_of_translation/J={J}", of_translation, at_most=1e-12)
+    averaging = arrays[f"averaging/J={J}"]
+    yield power_law(f"averaging/J={J}", config.amplitudes, averaging, 1, 0.05)
+    scaled = 2**J * np.max(averaging / np.asarray(config.amplitudes))
+    bound = math.sqrt(2) * math.exp(-0.5) / 0.4
+    yield within(f"averaging_constant/J={J}", scaled, at_most=bound)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -14,13 +12,14 @@ from lazynet.scattering import filter_bank, littlewood_paley
 __all__ = ["draw"]
 
 
-def draw(config, measured: dict, folder: Path) -> None:
-    """Writes all figures into the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def draw(config, measured: dict) -> dict[str, Figure]:
+    """All figures by name."""
     filters = filter_bank((config.size, config.size), max(config.scales), padding="periodic")
-    plots.save(_wavelets(filters), folder / "filters.png")
-    plots.save(_fourier(filters), folder / "littlewood_paley.png")
-    plots.save(_laws(config, measured), folder / "stability.png")
+    return {
+        "filters": _wavelets(filters),
+        "littlewood_paley": _fourier(filters),
+        "stability": _laws(config, measured),
+    }
 
 
 def _wavelets(filters):
@@ -113,7 +112,7 @@ def _over_scales(config, measured, ax):
     for style, (label, name) in zip(plots.curve_styles(2), curves.items(), strict=True):
         ax.plot(scales, [measured[f"{name}/J={J}"][-1] for J in scales], label=label, **style)
     ax.set(xlabel="scale $J$", ylabel="operator norm", yscale="log", xticks=scales)
-    _finish(ax, "operators against the scale")
+    panels.finish(ax, "operators against the scale")
 
 
 def _atoms(config, measured, ax):
@@ -123,10 +122,4 @@ def _atoms(config, measured, ax):
             config.frequencies, measured[f"atom/{name}"], label=label, **style | {"markevery": None}
         )
     ax.set(xlabel="frequency of the atom (rad/pixel)", ylabel="relative change", ylim=(0, None))
-    _finish(ax, f"Gabor atom dilated by {100 * config.dilation:g} %")
-
-
-def _finish(ax, title):
-    ax.set_title(title, fontsize=11)
-    ax.grid(True, color="0.88", linewidth=0.6)
-    ax.legend(fontsize="small", frameon=False)
+    panels.finish(ax, f"Gabor atom dilated by {100 * config.dilation:g} %")

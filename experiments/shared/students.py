@@ -32,7 +32,7 @@ __all__ = [
     "draw_normal",
     "draw_teacher",
     "gradients",
-    "measure",
+    "measurements",
     "on_sphere",
     "outputs",
     "relu_net",
@@ -154,7 +154,7 @@ def step(student: Student, u: Weights, gradient: Weights) -> Weights:
 
 
 @jax.jit
-def measure(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str, Any]:
+def measurements(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str, Any]:
     """Training and test loss, share of ReLU gates as at initialization, and relative drift of the weights, `[s]`."""
     z0 = _dot(student.start.hidden, x)
     f, _, now = _forward(student, z0, u, x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from experiments.harness import store
 from experiments.harness.errors import RunError
 from lazynet.records import Data, Trajectory
 
-__all__ = ["LOSSES", "as_cell", "batched_outputs", "cell_arrays", "checkpointed", "stored_cell"]
+__all__ = [
+    "LOSSES",
+    "batched_outputs",
+    "cell_arrays",
+    "checkpointed",
+    "curve_of",
+    "diverged_at",
+    "final",
+    "named",
+]
 
 LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
 
@@ -76,35 +85,38 @@ def _check_metrics(
             )
 
 
-def cell_arrays(curve: Trajectory, final: dict[str, float], outputs: Any) -> dict[str, Any]:
+def cell_arrays(curve: Trajectory, end: dict[str, float], outputs: Any) -> dict[str, Any]:
     """The named arrays of a finished training: its curve, the numbers of its end and its final test outputs."""
-    return {
-        **store.curve_arrays(curve),
-        **{f"final/{name}": value for name, value in final.items()},
-        "outputs": outputs,
+    named = {f"final/{name}": value for name, value in end.items()}
+    return store.curve_arrays(curve) | named | {"outputs": outputs}
+
+
+def named(cell: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a training under the name of its cell, without its outputs."""
+    return {f"{cell}/{name}": array for name, array in arrays.items() if name != "outputs"}
+
+
+def final(arrays: Mapping[str, Any], cell: str, name: str) -> float | None:
+    """A number of the end of a training among the arrays of a run; None where it has none."""
+    value = arrays.get(f"{cell}/final/{name}")
+    return None if value is None else float(value)
+
+
+def diverged_at(arrays: Mapping[str, Any], cell: str) -> int | None:
+    """The step at which a training among the arrays of a run was seen to diverge, if it did."""
+    step = int(arrays[f"{cell}/curve/diverged_at"])
+    return None if step < 0 else step
+
+
+def curve_of(arrays: Mapping[str, Any], cell: str) -> Trajectory:
+    """The curve of a training among the arrays of a run."""
+    prefix = f"{cell}/curve/"
+    own = {
+        name.removeprefix(f"{cell}/"): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
     }
-
-
-def stored_cell(path: Path, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The finished training `{"curve": ..., "final": {name: number}, "outputs": ...}`, from its file or computed now.
-
-    `compute(checkpoint)` returns `cell_arrays` and may use the path it gets for a checkpoint, which
-    is removed then.
-    """
-    checkpoint = store.part(path.with_suffix(".checkpoint.npz"))
-    stored = store.stored_arrays(path, lambda: compute(checkpoint))
-    checkpoint.unlink(missing_ok=True)
-    return as_cell(stored)
-
-
-def as_cell(stored: dict[str, Any]) -> dict[str, Any]:
-    """The finished training in the arrays of its file."""
-    final = {
-        name.removeprefix("final/"): float(v)
-        for name, v in stored.items()
-        if name.startswith("final/")
-    }
-    return {"curve": store.stored_curve(stored), "final": final, "outputs": stored["outputs"]}
+    return store.stored_curve(own)
 
 
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:

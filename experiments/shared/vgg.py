@@ -22,6 +22,7 @@ import numpy as np
 import lazynet as ln
 from experiments.harness import store
 from experiments.harness.bounds import Count, Momentum, NonNegative, Positive
+from experiments.shared.data import DataConfig, enlarged, load_images
 from experiments.shared.training import LOSSES, batched_outputs, cell_arrays, checkpointed
 from lazynet import datasets, initializers, trees, zoo
 from lazynet.records import Data
@@ -33,16 +34,12 @@ __all__ = [
     "TrainConfig",
     "build",
     "cast",
-    "enlarged",
     "learning_rate",
-    "load_images",
+    "load_large_images",
     "start",
     "steps",
     "trained",
 ]
-
-SIDE = 32
-"""Pixels that five max-pools divide down to one."""
 
 
 @dataclass(frozen=True)
@@ -84,22 +81,12 @@ class Problem(NamedTuple):
     test: Data
 
 
-def load_images(data) -> tuple[Data, Data]:
-    """Train and test images `[n, 32, 32, c]` with pixels in [0, 1], and one-hot targets.
-
-    Digits are enlarged four times: they stand in for photographs where there are none.
-    """
+def load_large_images(data: DataConfig) -> tuple[Data, Data]:
+    """Train and test images `[n, 32, 32, c]`: digits, enlarged four times, stand in where there are no photographs."""
+    train, test = load_images(data, data.n_train, data.n_test)
     if data.name == "digits":
-        train, test = datasets.digits(data.n_train, data.n_test)
         return _enlarged(train), _enlarged(test)
-    root = datasets.data_root(data.root)
-    return datasets.cifar10(root, download=data.download, n_train=data.n_train, n_test=data.n_test)
-
-
-def enlarged(digits) -> np.ndarray:
-    """Digits `[n, 64]` as images `[n, 32, 32, 1]` in float32, each pixel four by four times."""
-    images = np.asarray(digits, np.float32).reshape(-1, 8, 8, 1)
-    return images.repeat(SIDE // 8, 1).repeat(SIDE // 8, 2)
+    return train, test
 
 
 def build(width: float, gain: float) -> ln.Model:

@@ -10,6 +10,7 @@ import pytest
 
 import lazynet as ln
 from experiments import alpha_width_plane as plane
+from experiments.harness import running
 from experiments.harness.facts import summarize
 from lazynet import dynamics
 
@@ -45,9 +46,9 @@ def test_the_distance_to_the_linearized_model_vanishes_there_and_falls_like_one_
     limit, rate = plane.infinite_width(CONFIG, train, test)
     cells = [(width, alpha) for width in CONFIG.widths for alpha in CONFIG.alphas]
     outputs = {cell: plane.train_cell(CONFIG, train, test, rate, *cell) for cell in cells}
-    measured = plane.measure(CONFIG, outputs, limit, test)
+    measured = plane.distances(CONFIG, outputs, limit, test)
     assert (measured["to_linearized"][:, :, -1] == 0).all() and (measured["to_kernel"] > 0).all()
-    summary = summarize(list(plane._facts(CONFIG, measured)))
+    summary = summarize(list(plane.facts(CONFIG, measured)))
     slopes = [value for key, value in summary.items() if key.startswith("slope/to_linearized")]
     np.testing.assert_allclose(slopes, -1, atol=0.15)
 
@@ -55,9 +56,9 @@ def test_the_distance_to_the_linearized_model_vanishes_there_and_falls_like_one_
 def test_a_run_computes_a_cell_once(tmp_path, monkeypatch):
     from rich.console import Console
 
-    first = plane.run(CONFIG, tmp_path, Console(quiet=True))
+    first = running.compute(plane, CONFIG, tmp_path, Console(quiet=True))
     monkeypatch.setattr(
         plane, "train_cell", lambda *cell: pytest.fail(f"{cell[-2:]} is computed again")
     )
-    assert plane.run(CONFIG, tmp_path, Console(quiet=True)) == first
+    assert running.compute(plane, CONFIG, tmp_path, Console(quiet=True)) == first
     assert (tmp_path / "figures" / "alpha_width_plane.png").stat().st_size > 10_000

@@ -16,7 +16,7 @@ from experiments import __main__ as cli
 from experiments import cifar10_alpha_sweep, cifar10_linearized
 from experiments.cifar10_alpha_sweep import cells as sweep_cells
 from experiments.cifar10_linearized import cells as table_cells
-from experiments.harness import compare, store
+from experiments.harness import compare, running, store
 from experiments.harness import config as configuration
 from experiments.shared import vgg
 from lazynet.models.initializers import xavier_normal
@@ -45,7 +45,7 @@ def _config(experiment, overrides, *more):
 
 def _text(experiment, summary):
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
-    experiment.show(summary, console)
+    running.show(experiment, summary, console)
     return console.export_text()
 
 
@@ -90,12 +90,12 @@ def swept(tmp_path_factory):
         patch.setattr(vgg, "build", _one_convolution)
         patch.setattr(vgg, "trained", _stopping_after(vgg.trained, 1)[0])
         with pytest.raises(Interrupted):
-            cifar10_alpha_sweep.run(config, folder, QUIET)
+            running.compute(cifar10_alpha_sweep, config, folder, QUIET)
     with pytest.MonkeyPatch.context() as patch:
         counted, count = _stopping_after(vgg.trained, 9)
         patch.setattr(vgg, "build", _one_convolution)
         patch.setattr(vgg, "trained", counted)
-        summary = cifar10_alpha_sweep.run(config, folder, QUIET)
+        summary = running.compute(cifar10_alpha_sweep, config, folder, QUIET)
     return folder, summary, len(count)
 
 
@@ -130,7 +130,7 @@ def _single(out, alpha, console=QUIET):
     folder = store.open_run("cifar10_alpha_sweep", config, out)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vgg, "build", _one_convolution)
-        store.write_json(folder / "summary.json", cifar10_alpha_sweep.run(config, folder, console))
+        running.compute(cifar10_alpha_sweep, config, folder, console)
     store.finish(folder, 1.0)
     return folder
 
@@ -187,7 +187,7 @@ def test_one_run_trains_the_tangent_model_in_float32_and_large_alphas_in_float64
 
 
 def test_weights_of_both_precisions_are_one_draw():
-    parts = vgg.load_images(_config(cifar10_alpha_sweep, SWEEP).data)
+    parts = vgg.load_large_images(_config(cifar10_alpha_sweep, SWEEP).data)
     drawn = vgg.start(_one_convolution(1.0, 1.0), 0, parts, "float64")
     rounded = sweep_cells._rounded(drawn, "float32")
     pairs = zip(jax.tree.leaves(drawn.params0), jax.tree.leaves(rounded.params0), strict=True)
@@ -214,7 +214,7 @@ def test_a_step_on_lazynets_square_loss_is_a_step_on_the_mean_over_examples_and_
 
 
 def test_digits_become_images_of_the_side_of_photographs():
-    train, _ = vgg.load_images(_config(cifar10_alpha_sweep, SWEEP).data)
+    train, _ = vgg.load_large_images(_config(cifar10_alpha_sweep, SWEEP).data)
     assert train.x.shape == (40, 32, 32, 1) and train.x.dtype == np.float32
     assert np.array_equal(train.x[:, ::4, ::4], train.x[:, 3::4, 3::4])
 
@@ -222,7 +222,7 @@ def test_digits_become_images_of_the_side_of_photographs():
 @pytest.mark.slow
 def test_a_learning_rate_that_is_too_large_is_recorded_as_divergence(tmp_path):
     config = _config(cifar10_alpha_sweep, SWEEP, "alphas=inf", "train.eta0=1e12", "train.epochs=10")
-    summary = cifar10_alpha_sweep.run(config, tmp_path, QUIET)
+    summary = running.compute(cifar10_alpha_sweep, config, tmp_path, QUIET)
     assert summary["diverged"] == ["inf"] and summary["diverged_at/alpha=inf"] == 20
     assert "test_accuracy/alpha=inf" not in summary and "diverged, seen at step 20" in _text(
         cifar10_alpha_sweep, summary
@@ -234,7 +234,7 @@ def test_cross_entropy_and_augmentation_are_options(tmp_path):
     config = _config(
         cifar10_alpha_sweep, SWEEP, "alphas=1", "train.loss=cross_entropy", "train.augment=true"
     )
-    summary = cifar10_alpha_sweep.run(config, tmp_path, QUIET)
+    summary = running.compute(cifar10_alpha_sweep, config, tmp_path, QUIET)
     assert (
         math.isfinite(summary["train_loss/alpha=1"])
         and summary["learning_rate"] == config.train.eta0
@@ -249,13 +249,13 @@ def tabled(tmp_path_factory):
         patch.setattr(vgg, "build", _one_convolution)
         patch.setattr(table_cells, "_kernel", _stopping_after(table_cells._kernel, 0)[0])
         with pytest.raises(Interrupted):
-            cifar10_linearized.run(config, folder, QUIET)
+            running.compute(cifar10_linearized, config, folder, QUIET)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("scattering_features", "patch_features"):
             patch.setattr(table_cells, name, _stopping_after(getattr(table_cells, name), 0)[0])
         patch.setattr(vgg, "build", _one_convolution)
         patch.setattr(vgg, "trained", _stopping_after(vgg.trained, 0)[0])
-        return folder, cifar10_linearized.run(config, folder, QUIET)
+        return folder, running.compute(cifar10_linearized, config, folder, QUIET)
 
 
 @pytest.mark.extended
@@ -315,7 +315,7 @@ def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_f
 )
 def test_configurations_that_cannot_run_are_refused(tmp_path, experiment, overrides, message):
     with pytest.raises(ValueError, match=message):
-        experiment.run(_config(experiment, [], *overrides), tmp_path, QUIET)
+        running.compute(experiment, _config(experiment, [], *overrides), tmp_path, QUIET)
 
 
 def test_the_facts_about_features_are_claimed_of_enough_photographs_only():
@@ -335,5 +335,5 @@ def test_the_facts_about_features_are_claimed_of_enough_photographs_only():
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", [cifar10_alpha_sweep, cifar10_linearized])
 def test_every_fact_of_the_smoke_run_holds(tmp_path, experiment):
-    summary = experiment.run(experiment.PRESETS["smoke"], tmp_path, QUIET)
+    summary = running.compute(experiment, experiment.PRESETS["smoke"], tmp_path, QUIET)
     assert not _failures(summary) and [name for name in summary if name.startswith("passed/")]

@@ -49,16 +49,17 @@ def _main(monkeypatch, *words) -> int:
 def _computes(monkeypatch, result):
     """Lets an experiment return, or raise, something at once."""
 
-    def run(config, folder, console):
-        console.print("computing")
+    def measure(config, store):
+        store.console.print("computing")
         if isinstance(result, BaseException):
             raise result
-        return result
+        return {"one": 1.0}
 
-    monkeypatch.setattr(trajectories_2d, "run", run)
-    monkeypatch.setattr(
-        trajectories_2d, "show", lambda summary, console: console.print("the table")
-    )
+    monkeypatch.setattr(trajectories_2d, "measure", measure)
+    monkeypatch.setattr(trajectories_2d, "numbers", lambda config, arrays: result, raising=False)
+    monkeypatch.setattr(trajectories_2d, "facts", lambda config, arrays: ())
+    monkeypatch.setattr(trajectories_2d, "draw", lambda config, arrays: {})
+    monkeypatch.setattr(trajectories_2d, "report", lambda summary: ["the table"], raising=False)
 
 
 def _run(monkeypatch, out, *words) -> int:
@@ -96,7 +97,9 @@ def test_every_experiment_says_how_long_its_smoke_and_laptop_presets_take(name):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["list"], ["run"], ["show"], ["sweep"], ["compare"]], ids=lambda words: str(words)
+    "words",
+    [[], ["list"], ["run"], ["show"], ["draw"], ["sweep"], ["compare"]],
+    ids=lambda words: str(words),
 )
 def test_every_command_has_help(words, monkeypatch, capsys):
     assert _main(monkeypatch, *words, "--help") == 0
@@ -144,7 +147,6 @@ def test_showing_a_run_prints_its_table_and_paths_and_opens_nothing(
     _computes(monkeypatch, SUMMARY)
     _run(monkeypatch, tmp_path)
     (folder,) = tmp_path.iterdir()
-    (folder / "figures").mkdir()
     (folder / "figures" / "one.png").write_bytes(b"")
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*"))
     capsys.readouterr()
@@ -179,9 +181,7 @@ def test_what_the_help_shows_as_values_is_what_set_takes():
 
 
 def _compared(monkeypatch, tmp_path, *words) -> int:
-    monkeypatch.setattr(
-        trajectories_2d, "run", lambda *arguments: {"loss/tau=1": 1.0, "loss/tau=2": 2.0}
-    )
+    _computes(monkeypatch, {"loss/tau=1": 1.0, "loss/tau=2": 2.0})
     for seed in (1, 2):
         cli.run("trajectories_2d", "smoke", (f"seed={seed}",), tmp_path / "runs", True)
     return _main(monkeypatch, "compare", *sorted((tmp_path / "runs").iterdir()), *words)
@@ -286,7 +286,7 @@ def test_a_run_that_fails_is_one_line_and_leaves_no_mark_of_an_end(
 def test_a_run_whose_facts_do_not_hold_is_shown_and_has_status_one(
     monkeypatch, capsys, tmp_path, wide
 ):
-    _computes(monkeypatch, SUMMARY | {"passed/e": False})
+    _computes(monkeypatch, SUMMARY | {"e": 2.0, "at_most/e": 1.0, "passed/e": False})
     for _ in range(2):
         assert _run(monkeypatch, tmp_path) == 1
         printed = capsys.readouterr()

@@ -64,7 +64,7 @@ def smoke(tmp_path_factory):
 @pytest.mark.extended
 def test_the_smoke_run_writes_every_file_of_a_run_folder(smoke):
     folder, printed = smoke
-    names = {"config.json", "env.json", "trajectory.npz", "summary.json", "DONE"}
+    names = {"config.json", "env.json", "measured.npz", "summary.json", "DONE"}
     assert names <= {path.name for path in folder.iterdir()}
     figures = {path.name for path in (folder / "figures").glob("*.png")}
     assert figures == {"training_curves.png", "laziness_against_alpha.png", "relu_stability.png"}
@@ -111,10 +111,10 @@ def test_a_run_killed_in_the_middle_resumes_bit_identically(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     folder = next((tmp_path / "killed").iterdir())
-    assert not (folder / "trajectory.npz").exists(), "the run ended before it was killed"
+    assert not (folder / "measured.npz").exists(), "the run ended before it was killed"
     assert _run(*words, out=tmp_path / "killed").returncode == 0
     reference = next((tmp_path / "whole").iterdir())
-    expected, resumed = (store.load_arrays(path / "trajectory.npz") for path in (reference, folder))
+    expected, resumed = (store.load_arrays(path / "measured.npz") for path in (reference, folder))
     assert expected.keys() == resumed.keys()
     for name, values in expected.items():
         np.testing.assert_array_equal(values, resumed[name], err_msg=name)

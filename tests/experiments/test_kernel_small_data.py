@@ -9,6 +9,7 @@ from marks import extended
 from rich.console import Console
 
 import experiments.kernel_small_data as experiment
+from experiments.harness import running
 from experiments.kernel_small_data import images, tables
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data
@@ -39,7 +40,7 @@ def test_the_figure_is_drawn_and_both_tables_are_printed(finished):
     summary, folder = finished
     assert (folder / "figures" / "kernel_small_data.png").stat().st_size > 10_000
     console = Console(file=io.StringIO(), width=200)
-    experiment.show(summary, console)
+    running.show(experiment, summary, console)
     printed = console.file.getvalue()
     assert all(words in printed for words in ("iris", "CNTK-Flatten", "NNGP", "forest"))
 
@@ -49,7 +50,7 @@ def test_finished_cells_are_not_computed_again(finished, monkeypatch):
     summary, folder = finished
     monkeypatch.delattr(tables, "_nested")
     monkeypatch.delattr(images, "_draw")
-    assert experiment.run(SMOKE, folder, CONSOLE) == summary
+    assert running.compute(experiment, SMOKE, folder, CONSOLE) == summary
 
 
 @pytest.mark.parametrize(
@@ -125,4 +126,4 @@ def test_configurations_that_cannot_run_are_refused(part, change, words, tmp_pat
         SMOKE, **{part: dataclasses.replace(getattr(SMOKE, part), **change)}
     )
     with pytest.raises(ValueError, match=words):
-        experiment.run(config, tmp_path, CONSOLE)
+        running.compute(experiment, config, tmp_path, CONSOLE)

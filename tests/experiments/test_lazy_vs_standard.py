@@ -10,6 +10,7 @@ from marks import extended
 from rich.console import Console
 
 from experiments import lazy_vs_standard as experiment
+from experiments.harness import running
 
 RATES = ("param_drift", "linearization_gap", "ntk_change")
 
@@ -23,7 +24,7 @@ def _slopes(tmp_path, activation, doubled=False, epochs=20):
         alphas=(10.0, 100.0, 1000.0, math.inf),
         doubled=doubled,
     )
-    summary = experiment.run(config, tmp_path, Console(quiet=True))
+    summary = running.compute(experiment, config, tmp_path, Console(quiet=True))
     return [summary[f"slope/{name}"] for name in RATES]
 
 

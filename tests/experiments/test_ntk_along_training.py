@@ -13,6 +13,7 @@ from rich.console import Console
 
 import experiments.ntk_along_training as experiment
 import lazynet as ln
+from experiments.harness import running, store
 from lazynet import empirical
 
 CONSOLE = Console(file=io.StringIO())
@@ -76,7 +77,7 @@ def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
         SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse"))
     )
     last = max(
-        (folder / "states" / "loss=mse").iterdir(), key=lambda path: int(path.stem.split("=")[1])
+        (folder / "states" / "loss-mse").iterdir(), key=lambda path: int(path.stem.split("-")[1])
     )
     u = experiment._load_state(setting, last, ln.sgd(SMOKE.train.momentum))[0].params
     weights = jax.tree.map(jnp.add, setting.params0, u)
@@ -90,9 +91,7 @@ def test_the_stored_kernel_is_that_of_the_weights_at_the_checkpoint(finished):
     ]
     jacobian = jnp.stack(flat)
     expected = jnp.einsum("iap,jap->ij", jacobian, jacobian) / 10
-    stored = experiment.store.load_arrays(
-        experiment.store.part(folder / "cells" / f"loss=mse,{last.stem}.npz")
-    )["kernel"][:4, :4]
+    stored = store.load_arrays(folder / "cells" / f"loss-mse_{last.stem}.npz")["kernel"][:4, :4]
     np.testing.assert_allclose(stored, expected, rtol=1e-4)
 
 
@@ -101,7 +100,7 @@ def test_the_figure_is_drawn_and_every_checkpoint_is_in_the_table(finished):
     summary, folder = finished
     assert (folder / "figures" / "ntk_along_training.png").stat().st_size > 10_000
     console = Console(file=io.StringIO(), width=200)
-    experiment.show(summary, console)
+    running.show(experiment, summary, console)
     printed = console.file.getvalue()
     assert all(f"{loss}, {step}" in printed for loss in SMOKE.losses for step in (0, 1, 400))
 
@@ -111,24 +110,23 @@ def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
     summary, folder = finished
     monkeypatch.setattr(experiment, "_errors", None)
     monkeypatch.setattr(experiment.ln, "train", None)
-    assert experiment.run(SMOKE, folder, CONSOLE) == summary
+    assert running.compute(experiment, SMOKE, folder, CONSOLE) == summary
 
 
 @pytest.mark.extended
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(finished, tmp_path):
     _, folder = finished
-    whole = {path.name: path for path in (folder / "states" / "loss=mse").iterdir()}
-    stopped = tmp_path / "loss=mse"
+    whole = {path.name: path for path in (folder / "states" / "loss-mse").iterdir()}
+    stopped = tmp_path / "loss-mse"
     stopped.mkdir()
-    (stopped / "step=4.npz").write_bytes(whole["step=4.npz"].read_bytes())
+    (stopped / "step-4.npz").write_bytes(whole["step-4.npz"].read_bytes())
     setting = experiment._setting(
         SMOKE, "mse", experiment.cells.build(experiment._problem(SMOKE, "mse"))
     )
     experiment._train(SMOKE, setting, stopped, CONSOLE)
-    assert not (stopped / "step=1.npz").exists()
+    assert not (stopped / "step-1.npz").exists()
     expected, resumed = (
-        experiment.store.load_arrays(path)
-        for path in (whole["step=400.npz"], stopped / "step=400.npz")
+        store.load_arrays(path) for path in (whole["step-400.npz"], stopped / "step-400.npz")
     )
     for name, values in expected.items():
         np.testing.assert_array_equal(values, resumed[name], err_msg=name)
@@ -151,4 +149,4 @@ def test_a_ridge_is_chosen_on_one_half_of_the_test_examples_for_the_other():
 )
 def test_configurations_that_cannot_run_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        experiment.run(dataclasses.replace(SMOKE, **change), tmp_path, CONSOLE)
+        running.compute(experiment, dataclasses.replace(SMOKE, **change), tmp_path, CONSOLE)

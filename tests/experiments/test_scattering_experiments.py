@@ -13,7 +13,7 @@ from rich.console import Console
 
 from experiments import scattering_cifar10, scattering_properties, texture_synthesis
 from experiments.harness import config as configuration
-from experiments.harness import store
+from experiments.harness import running, store
 from experiments.scattering_cifar10 import heads
 from experiments.scattering_properties import measures
 from lazynet import datasets
@@ -37,11 +37,13 @@ def _failures(summary):
 
 @pytest.mark.extended
 def test_every_fact_about_scattering_holds_in_the_smoke_run(tmp_path):
-    summary = scattering_properties.run(scattering_properties.PRESETS["smoke"], tmp_path, QUIET)
+    summary = running.compute(
+        scattering_properties, scattering_properties.PRESETS["smoke"], tmp_path, QUIET
+    )
     assert not _failures(summary) and len(summary) > 40
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {"filters.png", "littlewood_paley.png", "stability.png"}
-    scattering_properties.show(summary, QUIET)
+    running.show(scattering_properties, summary, QUIET)
 
 
 def test_a_deformation_by_whole_pixels_is_a_permutation_of_them():
@@ -66,7 +68,9 @@ def test_the_commutator_norm_is_the_largest_singular_value_of_the_dense_commutat
 
 @pytest.mark.extended
 def test_textures_are_synthesized_from_their_moments(tmp_path):
-    summary = texture_synthesis.run(texture_synthesis.PRESETS["smoke"], tmp_path, QUIET)
+    summary = running.compute(
+        texture_synthesis, texture_synthesis.PRESETS["smoke"], tmp_path, QUIET
+    )
     assert (
         not _failures(summary)
         and summary["error/strokes"] < 1e-2 * summary["error_of_noise/strokes"]
@@ -89,7 +93,7 @@ def _tiny(*overrides):
 def finished(tmp_path_factory):
     """A finished tiny run: its folder and its summary."""
     folder = tmp_path_factory.mktemp("scattering_cifar10")
-    return folder, scattering_cifar10.run(_tiny(), folder, QUIET)
+    return folder, running.compute(scattering_cifar10, _tiny(), folder, QUIET)
 
 
 @pytest.mark.extended
@@ -114,7 +118,7 @@ def test_one_table_holds_prior_features_kernels_and_training(finished):
     assert {"accuracy_std/ntk/n=20", "seconds/ntk/n=20", "ridge/ntk/n=20"} <= summary.keys()
     assert not [value for value in summary.values() if isinstance(value, dict)]
     console = Console(record=True, width=200, file=open("/dev/null", "w"))
-    scattering_cifar10.show(summary, console)
+    running.show(scattering_cifar10, summary, console)
     printed = console.export_text()
     assert "kernels and perceptrons grow faster than n" in printed and "±" in printed
     assert (folder / "figures" / "accuracy_against_n.png").exists()
@@ -125,13 +129,10 @@ def test_a_run_goes_on_from_its_stored_features_and_cells(finished):
     folder, summary = finished
     lost = folder / "cells" / "n-20_draw-1_rbf.json"
     before = store.read_json(lost)
-    kept = {
-        path: path.stat().st_mtime_ns
-        for path in folder.rglob("*")
-        if path.suffix in (".npz", ".json")
-    }
+    parts = [*folder.glob("cells/*"), *folder.glob("features/*")]
+    kept = {path: path.stat().st_mtime_ns for path in parts}
     lost.unlink()
-    again = scattering_cifar10.run(_tiny(), folder, QUIET)
+    again = running.compute(scattering_cifar10, _tiny(), folder, QUIET)
     changed = {path for path, time in kept.items() if path.stat().st_mtime_ns != time}
     assert changed == {lost} and store.read_json(lost)["accuracy"] == before["accuracy"]
     assert again["accuracy/rbf/n=20"] == summary["accuracy/rbf/n=20"]
@@ -208,7 +209,7 @@ def test_random_ranges_find_the_leading_components():
 )
 def test_configurations_that_cannot_run_are_refused(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
-        scattering_cifar10.run(_tiny(*overrides), tmp_path, QUIET)
+        running.compute(scattering_cifar10, _tiny(*overrides), tmp_path, QUIET)
 
 
 def test_the_presets_are_those_of_the_docstring():

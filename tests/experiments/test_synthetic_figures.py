@@ -11,14 +11,14 @@ from rich.console import Console
 
 import lazynet as ln
 from experiments import loss_vs_scale, loss_vs_width, population_sgd, trajectories_2d
-from experiments.harness import progress
+from experiments.harness import progress, running
 from experiments.shared.students import (
     Student,
     Weights,
     descend,
     doubled,
     gradients,
-    measure,
+    measurements,
     on_sphere,
     outputs,
     relu_net,
@@ -102,7 +102,7 @@ def test_measurements_at_the_start_are_those_of_an_untrained_network():
     student, u, x, y = _case()
     student = student._replace(start=doubled(student.start))
     zero = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape)), student.start)
-    at_start = measure(student, zero, x, y, x, y)
+    at_start = measurements(student, zero, x, y, x, y)
     np.testing.assert_allclose(at_start["train_loss"], np.mean(np.asarray(y) ** 2) / 2, rtol=1e-12)
     np.testing.assert_array_equal(at_start["stability"], [1.0, 1.0])
     np.testing.assert_array_equal(at_start["drift"], [0.0, 0.0])
@@ -116,7 +116,7 @@ def test_cells_come_back_in_their_order():
 @pytest.mark.extended
 def test_neurons_align_with_the_teacher_or_hardly_move(tmp_path):
     config = dataclasses.replace(trajectories_2d.PRESETS["smoke"], steps=20_000)
-    summary = trajectories_2d.run(config, tmp_path, CONSOLE)
+    summary = running.compute(trajectories_2d, config, tmp_path, CONSOLE)
     assert all(value for key, value in summary.items() if key.startswith("passed/"))
     assert (tmp_path / "figures" / "trajectories_2d.png").stat().st_size > 10_000
 
@@ -135,11 +135,11 @@ SMALL = {
 @pytest.mark.extended
 @pytest.mark.parametrize("module", SMALL, ids=lambda module: module.__name__)
 def test_a_small_run_draws_its_figure_and_is_not_computed_again(module, tmp_path, monkeypatch):
-    summary = module.run(SMALL[module], tmp_path, CONSOLE)
+    summary = running.compute(module, SMALL[module], tmp_path, CONSOLE)
     assert list(tmp_path.glob("figures/*.png"))
-    module.show(summary, CONSOLE)
+    running.show(module, summary, CONSOLE)
     monkeypatch.delattr(module, "train")
-    assert module.run(SMALL[module], tmp_path, CONSOLE) == summary
+    assert running.compute(module, SMALL[module], tmp_path, CONSOLE) == summary
     assert all(key in summary for key in _expected_keys(module))
 
 
@@ -162,7 +162,7 @@ def test_scales_trained_together_are_scales_trained_alone():
 def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_width():
     """One step of the displacement is one step of the weights with the rates of the text."""
     config = dataclasses.replace(SMALL[loss_vs_width], steps=1)
-    start, (x, y, *rest) = loss_vs_width.draw(config, 0, 8)
+    start, (x, y, *rest) = loss_vs_width.draw_trial(config, 0, 8)
     measured = loss_vs_width.train(config, 0, 8)
     for s, (scale, rate) in enumerate(((8**-0.5, 1.0), (1 / 8, 0.4))):
 
@@ -176,7 +176,7 @@ def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_wi
 @pytest.mark.extended
 def test_the_steps_on_fresh_samples_are_those_of_the_weights():
     config = dataclasses.replace(SMALL[population_sgd], steps=1, last=1, taus=(0.5, 2.0))
-    start, teacher, key = population_sgd.draw(config, 0)
+    start, teacher, key = population_sgd.draw_trial(config, 0)
     x = on_sphere(jax.random.fold_in(key, 0), config.batch_size, config.d)
     y = relu_net(teacher, x)
     for tau, loss in zip(config.taus, population_sgd.train(config, 0), strict=True):
@@ -199,4 +199,4 @@ def test_the_steps_on_fresh_samples_are_those_of_the_weights():
 def test_configurations_that_cannot_run_are_refused(module, change, words, tmp_path):
     config = dataclasses.replace(SMALL.get(module, trajectories_2d.Config()), **change)
     with pytest.raises(ValueError, match=words):
-        module.run(config, tmp_path, CONSOLE)
+        running.compute(module, config, tmp_path, CONSOLE)

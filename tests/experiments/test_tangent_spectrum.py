@@ -12,6 +12,7 @@ from rich.console import Console
 
 import experiments.tangent_spectrum as experiment
 import lazynet as ln
+from experiments.harness import running
 from lazynet import diagnostics, empirical
 
 CONSOLE = Console(file=io.StringIO())
@@ -37,7 +38,7 @@ def test_the_figure_is_drawn_and_both_kernels_are_in_the_table(finished):
     summary, folder = finished
     assert (folder / "figures" / "spectrum.png").stat().st_size > 10_000
     console = Console(file=io.StringIO(), width=200)
-    experiment.show(summary, console)
+    running.show(experiment, summary, console)
     assert all(
         words in console.file.getvalue() for words in ("photographs", "random", "effective rank")
     )
@@ -47,7 +48,7 @@ def test_the_figure_is_drawn_and_both_kernels_are_in_the_table(finished):
 def test_a_finished_run_computes_nothing_again(finished, monkeypatch):
     summary, folder = finished
     monkeypatch.setattr(experiment.empirical, "empirical_ntk", None)
-    assert experiment.run(SMOKE, folder, CONSOLE) == summary
+    assert running.compute(experiment, SMOKE, folder, CONSOLE) == summary
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_a_run_killed_after_the_kernels_reads_them_from_their_stores(
     summary, folder = finished
     shutil.copytree(folder / "kernels", tmp_path / "kernels")
     monkeypatch.setattr(rows, "features", None)
-    assert experiment.run(SMOKE, tmp_path, CONSOLE) == summary
+    assert running.compute(experiment, SMOKE, tmp_path, CONSOLE) == summary
 
 
 def test_eigenvalues_and_label_energies_are_those_of_the_library(kernel):
@@ -96,7 +97,7 @@ def test_labels_in_another_order_are_the_same_rows():
 
 
 def test_random_images_are_uniform_bytes_on_the_scale_of_the_photographs():
-    sets = experiment.load_images(SMOKE)
+    sets = experiment.load_sets(SMOKE)
     photographs, random = (sets[name].x for name in experiment.IMAGES)
     np.testing.assert_allclose(photographs.reshape(-1, 3).mean(0), 0, atol=1e-4)
     np.testing.assert_allclose(photographs.reshape(-1, 3).std(0), 1, rtol=1e-4)
@@ -109,7 +110,7 @@ def test_random_images_are_uniform_bytes_on_the_scale_of_the_photographs():
 @pytest.mark.extended
 def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_depth():
     """Three layers as VGG-11 has nine: the gain does not change the normalized spectrum."""
-    x = experiment.load_images(SMOKE)["photographs"].x[:2, :8, :8].astype(np.float64)
+    x = experiment.load_sets(SMOKE)["photographs"].x[:2, :8, :8].astype(np.float64)
     kernels = []
     for gain in (1.0, 1.5):
         body = [
@@ -127,4 +128,4 @@ def test_without_biases_the_gain_multiplies_the_kernel_by_its_power_twice_the_de
 )
 def test_configurations_that_cannot_run_are_refused(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):
-        experiment.run(dataclasses.replace(SMOKE, **change), tmp_path, CONSOLE)
+        running.compute(experiment, dataclasses.replace(SMOKE, **change), tmp_path, CONSOLE)

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import lazynet as ln
 from experiments import kappa_width, width_convergence
-from experiments.harness import facts
+from experiments.harness import facts, running
 from experiments.shared import flows
 
 QUICK = ("alpha_rates", "circle_kernel", "kappa_width")
@@ -55,7 +55,7 @@ REQUIRED = {
 def test_every_fact_of_the_smoke_run_holds(name, tmp_path):
     module = importlib.import_module(f"experiments.{name}")
     console = Console(file=io.StringIO(), width=140)
-    summary = module.run(module.PRESETS["smoke"], tmp_path, console)
+    summary = running.compute(module, module.PRESETS["smoke"], tmp_path, console)
     failed = {
         key: value for key, value in summary.items() if key.startswith("passed/") and not value
     }
@@ -64,7 +64,7 @@ def test_every_fact_of_the_smoke_run_holds(name, tmp_path):
     assert not [value for value in summary.values() if isinstance(value, dict | list)]
     assert [path.suffix for path in (tmp_path / "figures").iterdir()] == [".png"]
     assert (tmp_path / "measured.npz").exists()
-    module.show(summary, console)
+    running.show(module, summary, console)
     printed = console.file.getvalue()
     assert all(key in printed for key in REQUIRED[name]) and "facts hold" in printed
 
@@ -107,7 +107,8 @@ def test_a_configuration_without_a_slope_is_refused_before_anything_is_computed(
 ):
     module = importlib.import_module(f"experiments.{name}")
     with pytest.raises(ValueError, match=message):
-        module.run(
+        running.compute(
+            module,
             dataclasses.replace(module.PRESETS["smoke"], **change),
             tmp_path,
             Console(file=io.StringIO()),

@@ -242,26 +242,31 @@ def test_no_flipped_bit_and_no_missing_end_of_a_stored_file_goes_unnoticed(kind,
 
 
 @pytest.mark.parametrize(
-    ("stored", "value"),
-    [(store.stored_arrays, {"a": np.arange(3)}), (store.stored_json, {"a": [0, 1, 2]})],
+    ("name", "value"), [("part", {"a": np.arange(3)}), ("part.json", {"a": [0, 1, 2]})]
 )
-def test_a_damaged_part_of_a_run_is_computed_again_and_said_so(stored, value, tmp_path):
-    path, calls = tmp_path / "cells" / "part", []
-
-    def compute():
-        calls.append(1)
-        return value
-
-    stored(path, compute)
+def test_a_damaged_part_of_a_run_is_missing_and_said_so(name, value, tmp_path):
+    parts = store.Store(tmp_path)
+    assert parts.read(name) is None and not parts.has(name)
+    assert list(parts.write(name, value)) == ["a"]
+    path = parts.path(name)
     raw = path.read_bytes()
     path.write_bytes(_flipped(raw, 4 * len(raw)))
     with pytest.warns(UserWarning, match=f"{path} is damaged .*computed again now"):
-        again = stored(path, compute)
-    assert len(calls) == 2 and path.read_bytes() == raw and list(again) == ["a"]
+        assert parts.read(name) is None
+    parts.write(name, value)
+    assert path.read_bytes() == raw
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        stored(path, compute)
-    assert len(calls) == 2
+        assert list(parts.read(name)) == ["a"]
+
+
+def test_what_a_training_left_to_go_on_with_is_removed_when_its_result_is_written(tmp_path):
+    parts = store.Store(tmp_path)
+    parts.write("other", {"a": 1})
+    parts.checkpoint("alpha=0.1,seed=0").write_text("half")
+    parts.write("alpha=0.1,seed=0", {"a": 1})
+    names = sorted(path.name for path in (tmp_path / "cells").iterdir())
+    assert names == ["alpha-0.1_seed-0.npz", "other.npz"]
 
 
 def test_json_written_without_a_checksum_is_read(tmp_path):

@@ -72,7 +72,7 @@ def _digests(folder: Path, pattern: str) -> dict[str, str]:
 
 
 def training_result(folder: Path):
-    (path,) = folder.glob("*/trajectory.npz")
+    (path,) = folder.glob("*/measured.npz")
     assert not list(folder.rglob("*.partial"))
     arrays = {name: values.tobytes() for name, values in store.load_arrays(path).items()}
     return arrays, store.read_json(folder / "summary.json")
@@ -88,7 +88,7 @@ def _files_of_the_run(folder: Path):
     (run,) = folder.iterdir()
     store.read_json(run / "DONE")
     names = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
-    made = {"cells/0.npz", "cells/1.npz", "trajectory.npz", "figures/a.png", "figures/b.png"}
+    made = {"cells/0.npz", "cells/1.npz", "measured.npz", "figures/a.png", "figures/b.png"}
     assert names == made | {
         "config.json",
         "env.json",

@@ -29,20 +29,18 @@ SUMMARY = {"slope/a": -1.0, "b": None}
 def out(monkeypatch, tmp_path):
     """The folder of runs of an experiment of three small files."""
 
-    def run(config, folder, console):
-        store.stored_arrays(folder / "cells" / "one.npz", lambda: {"x": np.arange(4.0)})
-        store.save_arrays(
-            folder / "trajectory.npz", store.load_arrays(folder / "cells" / "one.npz")
-        )
-        (folder / "figures").mkdir(exist_ok=True)
-        plots.save(plots.plot_kernel(np.eye(2)), folder / "figures" / "kernel.png")
-        console.print("0.5 ± 0.1")
-        return SUMMARY
+    def measure(config, store):
+        store.console.print("0.5 ± 0.1")
+        return store.read("one") or store.write("one", {"x": np.arange(4.0)})
 
-    monkeypatch.setattr(trajectories_2d, "run", run)
-    monkeypatch.setattr(
-        trajectories_2d, "show", lambda summary, console: console.print("the table")
-    )
+    def draw(config, arrays):
+        return {"kernel": plots.plot_kernel(np.eye(2))}
+
+    monkeypatch.setattr(trajectories_2d, "measure", measure)
+    monkeypatch.setattr(trajectories_2d, "numbers", lambda config, arrays: SUMMARY, raising=False)
+    monkeypatch.setattr(trajectories_2d, "facts", lambda config, arrays: ())
+    monkeypatch.setattr(trajectories_2d, "draw", draw)
+    monkeypatch.setattr(trajectories_2d, "report", lambda summary: ["the table"], raising=False)
     monkeypatch.setattr(cli, "_set_precision", lambda config: None)
     return tmp_path
 
@@ -62,7 +60,7 @@ def _contents(folder):
 # Damaged files of finished runs
 # -----------------------------------------------------------------------------------
 
-MADE = ["cells/one.npz", "trajectory.npz", "figures/kernel.png", "summary.json", "env.json"]
+MADE = ["cells/one.npz", "measured.npz", "figures/kernel.png", "summary.json", "env.json"]
 
 
 @pytest.mark.parametrize("name", [*MADE, "DONE"])
@@ -110,10 +108,10 @@ def test_a_run_that_was_finished_without_digests_opens_and_its_damaged_arrays_ar
     before = _contents(folder)
     _run(out)
     assert _contents(folder) == before and capsys.readouterr().err == ""
-    path = folder / "trajectory.npz"
+    path = folder / "measured.npz"
     path.write_bytes(path.read_bytes()[:-40])
     _run(out)
-    assert "trajectory.npz is damaged" in capsys.readouterr().err and not store.damages(folder)
+    assert "measured.npz is damaged" in capsys.readouterr().err and not store.damages(folder)
 
 
 # What killed processes leave
@@ -389,24 +387,22 @@ def test_cells_that_have_not_begun_are_dropped_when_a_run_is_stopped():
 
 
 def test_cells_have_names_of_plain_letters_and_those_of_earlier_versions_are_found(tmp_path):
-    old, new = tmp_path / "seed=0,alpha=1e+07.npz", tmp_path / "seed-0_alpha-1e07.npz"
-    assert store.stored_arrays(old, lambda: {"x": np.ones(1)})["x"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == [new.name]
-    new.rename(old)
-    assert store.stored_arrays(old, lambda: {"x": np.zeros(1)})["x"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == [old.name]
+    parts = store.Store(tmp_path)
+    parts.write("seed=0,alpha=1e+07", {"x": np.ones(1)})
+    (new,) = (tmp_path / "cells").iterdir()
+    assert new.name == "seed-0_alpha-1e07.npz"
+    old = new.rename(new.with_name("seed=0,alpha=1e+07.npz"))
+    assert parts.read("seed=0,alpha=1e+07")["x"] == 1 and parts.path("seed=0,alpha=1e+07") == old
 
 
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
-    checkpoint = tmp_path / "alpha=1.checkpoint.npz"
+    parts = store.Store(tmp_path)
+    (tmp_path / "cells").mkdir()
+    checkpoint = tmp_path / "cells" / "alpha=1.checkpoint.npz"
     _trained(checkpoint, [0, 2])
-    asked = []
-
-    def compute(path):
-        asked.append(path)
-        return training.cell_arrays(_trained(path, [0, 2, 4]), {}, np.ones(1))
-
-    cell = training.stored_cell(tmp_path / "alpha=1.npz", compute)
-    assert asked == [checkpoint] and cell["curve"].step.tolist() == [0, 2, 4]
-    assert [path.name for path in tmp_path.iterdir()] == ["alpha-1.npz"]
+    assert parts.checkpoint("alpha=1") == checkpoint
+    curve = _trained(checkpoint, [0, 2, 4])
+    assert curve.step.tolist() == [0, 2, 4]
+    parts.write("alpha=1", training.cell_arrays(curve, {}, np.ones(1)))
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["alpha-1.npz"]

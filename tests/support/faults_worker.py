@@ -19,9 +19,9 @@ import lazynet as ln
 from experiments import __main__ as command_line
 from experiments import lazy_vs_standard, trajectories_2d
 from experiments.harness import config as configuration
-from experiments.harness import store
+from experiments.harness import running, store
 from experiments.shared import training as training_module
-from experiments.shared.training import cell_arrays, checkpointed, stored_cell
+from experiments.shared.training import cell_arrays, checkpointed
 from lazynet import plots
 from lazynet.datasets import Archive, cifar10
 from lazynet.kernels.analytic import analytic_kernel
@@ -45,7 +45,7 @@ def tiny_config():
 def experiment(folder: Path) -> None:
     """An experiment from its configuration to its summary, with a checkpoint at every record."""
     with _run_folder(folder) as run:
-        summary = lazy_vs_standard.run(tiny_config(), run, Console(file=io.StringIO()))
+        summary = running.compute(lazy_vs_standard, tiny_config(), run, Console(file=io.StringIO()))
         store.write_json(folder / "summary.json", summary)
 
 
@@ -60,21 +60,19 @@ def training(folder: Path) -> None:
         key=jax.random.key(1), save_at=range(0, 240, 3), learning_rate=0.1, batch_size=4
     )
 
-    def compute(checkpoint):
+    def train(checkpoint):
         start = goal.apply.start()
         curve = checkpointed(
             checkpoint, goal, start, data, optimizer, lambda step: None, **settings
         )
-        return cell_arrays(
-            curve, {"loss": curve.metrics["train_loss"][-1]}, model.apply(curve.params, x)
-        )
+        end = {"loss": curve.metrics["train_loss"][-1]}
+        return cell_arrays(curve, end, model.apply(curve.params, x))
 
     with _run_folder(folder) as run:
-        cell = stored_cell(run / "cells" / "one.npz", compute)
-        store.save_arrays(
-            run / "trajectory.npz", store.curve_arrays(cell["curve"]) | {"outputs": cell["outputs"]}
-        )
-        store.write_json(folder / "summary.json", cell["final"])
+        parts = store.Store(run)
+        cell = parts.read("one") or parts.write("one", train(parts.checkpoint("one")))
+        store.save_arrays(run / "measured.npz", cell)
+        store.write_json(folder / "summary.json", {"loss": float(cell["final/loss"])})
 
 
 @contextlib.contextmanager
@@ -90,22 +88,19 @@ def drawn(folder: Path) -> None:
     """A run of the command line with two cells and two figures, each drawn slowly."""
     jax.config.update("jax_enable_x64", True)
 
-    def run(config, place, console):
-        cells = [
-            store.stored_arrays(place / "cells" / f"{i}.npz", lambda i=i: {"x": np.full(9, i)})
-            for i in range(2)
-        ]
-        store.save_arrays(
-            place / "trajectory.npz", {str(i): cell["x"] for i, cell in enumerate(cells)}
-        )
-        (place / "figures").mkdir(exist_ok=True)
-        for name, cell in zip("ab", cells, strict=True):
-            plots.save(
-                plots.plot_kernel(np.outer(cell["x"], cell["x"])), place / "figures" / f"{name}.png"
-            )
-        return {"sum": float(sum(cell["x"].sum() for cell in cells))}
+    def measure(config, parts):
+        cells = [parts.read(f"{i}") or parts.write(f"{i}", {"x": np.full(9, i)}) for i in range(2)]
+        return {name: cell["x"] for name, cell in zip("ab", cells, strict=True)}
 
-    trajectories_2d.run = run
+    def draw(config, arrays):
+        return {name: plots.plot_kernel(np.outer(x, x)) for name, x in arrays.items()}
+
+    trajectories_2d.measure = measure
+    trajectories_2d.draw = draw
+    trajectories_2d.facts = lambda config, arrays: ()
+    trajectories_2d.numbers = lambda config, arrays: {
+        "sum": float(arrays["a"].sum() + arrays["b"].sum())
+    }
     command_line._set_precision = lambda config: None
     with contextlib.redirect_stdout(io.StringIO()):
         command_line.run("trajectories_2d", "smoke", (), folder, True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.random_features import (
+from experiments.shared.patches import (
     PatchConfig,
     draw_filters,
     leave_one_out_ridge,

@@ -1,0 +1,158 @@
+"""Facts about what a finished run still gives: its figures drawn again, and its numbers as one tidy table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import __main__ as cli
+from experiments import trajectories_2d as experiment
+from experiments.harness import store
+
+COLUMNS = ["alpha", "seed", "step", "time", "metric", "value", "run"]
+CURVES = {
+    "seed=0/alpha=10/curve/step": [0, 5],
+    "seed=0/alpha=10/curve/time": [0.0, 0.5],
+    "seed=0/alpha=10/curve/diverged_at": -1,
+    "seed=0/alpha=10/curve/metrics/test_loss": [1.0, 0.25],
+    "noise": [3.0],
+}
+SUMMARY = {
+    "test_accuracy/alpha=inf": 0.5,
+    "loss/tau=2/seed=1": 2.0,
+    "data": "digits",
+    "slope/drift": -1.0,
+    "expected/drift": -1.0,
+    "passed/drift": True,
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts of what an experiment of two points does; no precision is left behind."""
+    counts = {"measure": 0, "draw": 0}
+
+    def measure(config, store):
+        counts["measure"] += 1
+        return CURVES
+
+    def draw(config, arrays):
+        counts["draw"] += 1
+        figure = Figure()
+        figure.add_subplot().plot(arrays["seed=0/alpha=10/curve/metrics/test_loss"])
+        return {"loss": figure}
+
+    for name, function in {"measure": measure, "draw": draw}.items():
+        monkeypatch.setattr(experiment, name, function)
+    monkeypatch.setattr(experiment, "numbers", lambda config, arrays: SUMMARY, raising=False)
+    monkeypatch.setattr(experiment, "facts", lambda config, arrays: ())
+    monkeypatch.setattr(experiment, "report", lambda summary: (), raising=False)
+    monkeypatch.setattr(cli, "_set_precision", lambda config: None)
+    monkeypatch.setattr(cli.console, "_width", 200)
+    return counts
+
+
+@pytest.fixture
+def folder(calls, tmp_path):
+    """A finished run of it."""
+    cli.run("trajectories_2d", "smoke", out=tmp_path, quiet=True)
+    return next(tmp_path.iterdir())
+
+
+def _main(monkeypatch, *words) -> int:
+    monkeypatch.setattr(sys, "argv", ["experiments", *map(str, words)])
+    try:
+        cli.main()
+    except SystemExit as stopped:
+        return int(stopped.code or 0)
+    return 0
+
+
+def _table(capsys) -> list[list[str]]:
+    return list(csv.reader(io.StringIO(capsys.readouterr().out)))
+
+
+@pytest.mark.parametrize("change", ["missing", "damaged", "whole"])
+def test_a_figure_is_drawn_again_without_computing_and_the_run_is_sound(
+    change, folder, calls, monkeypatch, capsys
+):
+    path = folder / "figures" / "loss.png"
+    before = path.read_bytes()
+    if change == "missing":
+        path.unlink()
+    elif change == "damaged":
+        path.write_bytes(before[:100])
+    assert _main(monkeypatch, "draw", folder) == 0
+    assert calls == {"measure": 1, "draw": 2}
+    assert path.read_bytes()[:4] == before[:4] and path.stat().st_size == len(before)
+    assert str(path) in capsys.readouterr().out
+    assert not store.damages(folder) and not store.has_leftovers(folder)
+
+
+def test_a_run_without_a_file_of_all_arrays_is_put_together_from_its_parts(
+    folder, calls, monkeypatch
+):
+    (folder / "measured.npz").unlink()
+    store.finish(folder, 1.0)
+    assert _main(monkeypatch, "draw", folder) == 0
+    assert calls == {"measure": 2, "draw": 2}
+    np.testing.assert_array_equal(store.load_arrays(folder / "measured.npz")["noise"], [3.0])
+
+
+def test_damaged_arrays_are_not_drawn(folder, calls, monkeypatch, capsys):
+    path = folder / "measured.npz"
+    path.write_bytes(path.read_bytes()[:-40])
+    assert _main(monkeypatch, "draw", folder) == 1
+    assert "measured.npz is damaged" in capsys.readouterr().err and calls["draw"] == 1
+
+
+def test_arrays_of_an_earlier_version_are_refused_in_one_sentence(folder, monkeypatch, capsys):
+    store.save_arrays(folder / "measured.npz", {"other": np.ones(1)})
+    store.finish(folder, 1.0)
+    assert _main(monkeypatch, "draw", folder) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "measured.npz is of another version" in said
+
+
+def test_a_run_that_is_not_finished_is_not_drawn(tmp_path, monkeypatch, capsys):
+    assert _main(monkeypatch, "draw", tmp_path) == 2
+    assert "not the folder of a finished run" in capsys.readouterr().err
+
+
+def test_the_table_has_a_row_for_every_number_of_curves_and_summary(folder, monkeypatch, capsys):
+    assert _main(monkeypatch, "compare", folder, "--csv") == 0
+    run = folder.name
+    assert _table(capsys) == [
+        COLUMNS,
+        ["10", "0", "0", "0.0", "test_loss", "1.0", run],
+        ["10", "0", "5", "0.5", "test_loss", "0.25", run],
+        ["inf", "", "", "", "test_accuracy", "0.5", run],
+        ["", "1", "", "", "loss/tau=2", "2.0", run],
+        ["", "", "", "", "slope/drift", "-1.0", run],
+    ]
+
+
+def test_the_table_of_several_runs_names_the_run_of_each_row(calls, tmp_path, monkeypatch, capsys):
+    for seed in (1, 2):
+        cli.run("trajectories_2d", "smoke", (f"seed={seed}",), tmp_path, True)
+    folders = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    assert _main(monkeypatch, "compare", *folders, "--csv") == 0
+    header, *rows = _table(capsys)
+    assert header == COLUMNS
+    assert [row[-1] for row in rows] == [folder.name for folder in folders for _ in range(5)]
+    assert _main(monkeypatch, "compare", *folders[:1], tmp_path, "--csv") == 2
+
+
+def test_curves_that_an_earlier_version_stored_by_themselves_are_in_the_table(
+    folder, monkeypatch, capsys
+):
+    (folder / "measured.npz").rename(folder / "trajectory.npz")
+    store.finish(folder, 1.0)
+    assert _main(monkeypatch, "compare", folder, "--csv") == 0
+    assert len(_table(capsys)) == 6
