@@ -48,7 +48,10 @@ def gaussian_dual(a: Scale, b: Scale) -> Dual:
         q1, q2 = side1[0], side2[0]
         # rounding alone makes the product of variances smaller than that of the covariance
         free = jnp.maximum(q1 * q2 - s**2, 0)
-        return (*both(1 - 2 * b * (q1 + q2) + 4 * b**2 * free, s), None)
+        determinant = 1 - 2 * b * (q1 + q2) + 4 * b**2 * free
+        # The integral is finite where both eigenvalues are positive, not where both are negative.
+        determinant = jnp.where(b * (q1 + q2) < 1, determinant, jnp.nan)
+        return (*both(determinant, s), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(1 - 4 * b * q, q), positive=True)
 

@@ -153,8 +153,7 @@ def prior_scale(
     Source: Rasmussen and Williams (2006), Gaussian Processes for Machine Learning, sections 5.4.1
     and 5.4.2.
     """
-    if by not in SCALES:
-        raise ValueError(f"by got {by!r}, expected one of {SCALES}.")
+    _check_rule("by", by)
     if is_traced((nngp, targets(data), ridge)):
         kernel, y = traced.arrays(nngp, targets(data))
         blocks, solved = traced.left_out(kernel, y, traced.positive_ridge(ridge, kernel))
@@ -173,9 +172,15 @@ def _fitted(by, blocks, solved, y, solve):
     return (errors * solved).sum() / y.size
 
 
+def _check_rule(name, rule):
+    if rule not in SCALES:
+        raise ValueError(f"{name} got {rule!r}, expected one of {SCALES}.")
+
+
 def chosen_scale(scale, kernel, data, ridge):
     """A scale that was given, or the one by the rule that was named."""
     if isinstance(scale, str):
+        _check_rule("scale", scale)
         return prior_scale(kernel, data, ridge=ridge, by=scale)
     return guards.number("scale", scale, above=0, fix='or "evidence" or "leave_one_out"')
 

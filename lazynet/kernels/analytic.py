@@ -188,7 +188,7 @@ def monte_carlo_kernel(
 
 
 def _check_known(matrices):
-    """Refuses NaN, which a kernel is where a quadrature was not accurate, and values out of the range of the dtype."""
+    """Refuses NaN, of quadratures that were not accurate and activations without a limit, and values out of range."""
     for name, values in matrices.items():
         if is_traced(values):
             continue
@@ -198,7 +198,8 @@ def _check_known(matrices):
             raise ValueError(
                 f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
                 "have kinks that are not named (elementwise(fn, kinks=(...))), or grow or turn too fast for the "
-                "variances here (use smaller inputs or W_std); else values left the range of the dtype (use float64)."
+                "variances here, and Gaussian(a, b) with b > 0 has no limit at variances of 1/(4 b) and more (use "
+                "smaller inputs or W_std); else values left the range of the dtype (use float64)."
             )
         if np.isinf(extremes).any():
             raise ValueError(

@@ -769,7 +769,7 @@ NTK, Y = np.eye(3), np.ones((3, 2))
         ),
         (
             lambda: dynamics.nngp_posterior(NTK, _data(Y), cross=NTK, prior=NTK, scale="prior"),
-            r"by got 'prior', expected one of \('evidence', 'leave_one_out'\)",
+            r"scale got 'prior', expected one of \('evidence', 'leave_one_out'\)",
         ),
         (
             lambda: dynamics.nngp_posterior(NTK, _data(Y), cross=NTK, prior=NTK, scale=0.0),

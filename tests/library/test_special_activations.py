@@ -147,3 +147,14 @@ def test_the_normalized_exponential_of_a_known_correlation():
     np.testing.assert_allclose(
         gram.ntk[0, 1], 1.0 * 1.5 * math.exp(1.5 * (cosine - 0.2)), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("other", [None, jnp.array([[0.0, 1.6]])], ids=["itself", "orthogonal"])
+def test_a_growing_bell_beyond_its_largest_variance_has_no_limit(other):
+    """E[exp(b z^2 + b z'^2)] is finite where both eigenvalues of I - 2 b Sigma are positive."""
+    model = ln.serial(ln.Dense(1), special.Gaussian(1.0, 1.0))
+    x = jnp.array([[1.6, 0.0]])
+    known = ln.analytic_kernel(model, x / 4).nngp[0, 0]
+    np.testing.assert_allclose(known, 1 / math.sqrt(1 - 4 * 0.08), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"Gaussian\(a, b\) with b > 0 has no limit at variances"):
+        ln.analytic_kernel(model, x, other)
