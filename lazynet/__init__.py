@@ -56,6 +56,7 @@ from lazynet.losses import objective as objective
 from lazynet.models import activations as activations
 from lazynet.models import foreign as foreign
 from lazynet.models import initializers as initializers
+from lazynet.models import invertible as invertible
 from lazynet.models import layers as layers
 from lazynet.models import model as model
 from lazynet.models import special as special
@@ -79,6 +80,11 @@ from lazynet.models.activations import elementwise as elementwise
 from lazynet.models.foreign import from_equinox as from_equinox
 from lazynet.models.foreign import from_flax as from_flax
 from lazynet.models.foreign import from_neural_tangents as from_neural_tangents
+from lazynet.models.invertible import coupling as coupling
+from lazynet.models.invertible import inject as inject
+from lazynet.models.invertible import inverse as inverse
+from lazynet.models.invertible import reversible as reversible
+from lazynet.models.invertible import squeeze as squeeze
 from lazynet.models.layers import AvgPool as AvgPool
 from lazynet.models.layers import Conv as Conv
 from lazynet.models.layers import Dense as Dense

@@ -20,7 +20,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys_class
 
 from lazynet import guards, trees
-from lazynet.models.model import Model, evaluation
+from lazynet.models.model import Model, evaluation, plain
 from lazynet.precision import ComputeIn, carried_scale
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
@@ -63,7 +63,7 @@ def linearize(apply: Apply, params0: Params) -> Apply:
 
     Source: Chizat, Oyallon and Bach (2019), equation 4; Lee et al. (2019), equation 5.
     """
-    return _Linearized(as_partial(apply), params0)
+    return _Linearized(plain(as_partial(apply)), params0)
 
 
 def taylor_expand(apply: Apply, params0: Params, degree: int) -> Apply:
@@ -84,7 +84,7 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Apply:
         [[8.0]]
     """
     degree = guards.count("degree", degree, at_least=0)
-    return _Taylor(as_partial(apply), _on_device(params0), degree)
+    return _Taylor(plain(as_partial(apply)), _on_device(params0), degree)
 
 
 def center(apply: Apply, params0: Params) -> Apply:
@@ -175,9 +175,9 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> LazyFunct
     """
     apply = as_partial(apply)
     alpha = guards.number("alpha", alpha, above=0, or_inf=True, fix=SCALES)
-    if not _is_infinite(alpha):
-        alpha = carried_scale(alpha, apply, params0)
-    return LazyFunction(apply, params0, alpha)
+    if _is_infinite(alpha):
+        return LazyFunction(plain(apply), params0, alpha)
+    return LazyFunction(apply, params0, carried_scale(alpha, apply, params0))
 
 
 @register_pytree_with_keys_class

@@ -9,6 +9,7 @@ A rule maps the covariances of a layer's input to those of its output. In the or
 - `rules`: the rule of every layer. An activation's is a `Dual` of Gaussian pairs: closed forms in
   `duals`, `polynomials`, `exponentials` and `logistic`, with the small angles of `angles`; sums in
   `quadrature`, and in `pieces` for functions with kinks.
+- `halves`: two halves of the features, which couplings change in turn.
 - `depth` and `repeats`: deep networks of vectors, whose equal layers become a loop.
 - `planes`: images, one displacement at a time, with `pairing` (which images meet, what a recipe is
   asked for, and where it is evaluated), `windows` (sums that slide), `pooling` (windows that move

@@ -18,6 +18,7 @@ from lazynet import guards, trees
 from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
+from lazynet.models.model import plain
 from lazynet.programs import PerFunction, shape_of
 from lazynet.records import Data
 from lazynet.trees import as_partial
@@ -93,7 +94,7 @@ def hessian_norm(
     _checked(apply, params, x)
     iterations = guards.count("iterations", iterations)
     restarts = guards.count("restarts", restarts)
-    function = as_partial(apply)
+    function = plain(as_partial(apply))
     values = []
     for start in jax.random.split(key, restarts):
         u, v = (_direction(k, params) for k in jax.random.split(start))

@@ -15,6 +15,7 @@ from jaxtyping import Key, Num
 
 from lazynet import guards
 from lazynet.covariance.general.positions import BeyondPlanes, position_kernel
+from lazynet.covariance.halves import joined
 from lazynet.covariance.pairing import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.files import given_path
@@ -273,7 +274,7 @@ def _limit(model, x1, x2, lanes=None):
 
 
 def _end(model, start):
-    k = propagate(model, start, model.name)
+    k = joined(propagate(model, start, model.name))
     if not k.vectors:
         raise ValueError(
             f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."

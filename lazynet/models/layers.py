@@ -324,7 +324,7 @@ def Identity() -> Model:
         >>> Identity().apply({}, jnp.ones(2)).tolist()
         [1.0, 1.0]
     """
-    return layer("Identity", lambda params, x: x, kernel=lambda k: k)
+    return layer("Identity", _unchanged, kernel=lambda k: k, inverse=_unchanged)
 
 
 def pad_image(
@@ -343,6 +343,10 @@ def pad_image(
     if padding == "SAME":
         return x, pads
     return jnp.pad(x, [(0, 0), *pads, (0, 0)], mode="wrap"), [(0, 0), (0, 0)]
+
+
+def _unchanged(params, x):
+    return x
 
 
 def preactivation(x, outputs):

@@ -19,17 +19,20 @@ from jax import lax
 
 from lazynet import guards
 from lazynet.covariance.depth import through
+from lazynet.covariance.halves import joined
 from lazynet.recipes import Function, recipe
 from lazynet.typing import Array, Params
 
 __all__ = [
     "Evaluation",
+    "Inverse",
     "Model",
     "child_path",
     "evaluation",
     "freeze",
     "layer",
     "parallel",
+    "plain",
     "propagate",
     "repeat",
     "residual",
@@ -58,6 +61,7 @@ class Model(NamedTuple):
         kernel: The infinite-width rule, from the covariances of the layer's input to those of its
             output; None for a layer that has no such limit.
         name: Name of the layer in paths and messages.
+        inverse: `inverse(params, outputs) -> x`, an `Inverse`; None for a layer that has none.
 
     Example:
         >>> import lazynet as ln
@@ -76,6 +80,7 @@ class Model(NamedTuple):
     trace: Callable[[Params, Any], tuple[Array, Inside]]
     kernel: Rule | None
     name: str
+    inverse: Callable[[Params, Any], Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +94,8 @@ class Evaluation:
             input `[n, ...]` to the rows `[n, positions, fan_in]` that its weights multiply.
         independent: Whether every layer has an infinite-width rule, hence treats the examples of a
             batch one by one.
+        forward: Whether it has forward derivatives (`jax.jvp`), which a `reversible` model inside
+            has not; `trace` always has them, and `plain` takes them from there.
 
     Example:
         >>> import lazynet as ln
@@ -101,6 +108,7 @@ class Evaluation:
     trace: Callable[..., tuple[Array, Inside]]
     rows: dict[str, Rows]
     independent: bool
+    forward: bool = True
 
     __name__ = "apply"
 
@@ -128,6 +136,69 @@ def evaluation(apply: Any) -> Evaluation | None:
     return function if isinstance(function, Evaluation) else None
 
 
+def plain(apply: Any) -> Any:
+    """The same function with derivatives of every kind: without the backward pass of `reversible` models in it.
+
+    A function with a backward pass of its own has no forward derivatives, which tangent models,
+    Hessians and empirical kernels take: they call this first.
+
+    Args:
+        apply: Any function, or a record that holds one as `apply`, such as a lazy function.
+
+    Example:
+        >>> plain(jnp.sin) is jnp.sin
+        True
+    """
+    if isinstance(apply, jax.tree_util.Partial) and not apply.args and not apply.keywords:
+        function = plain(apply.func)
+        return apply if function is apply.func else jax.tree_util.Partial(function)
+    if dataclasses.is_dataclass(apply) and hasattr(apply, "apply"):
+        record: Any = apply
+        function = plain(record.apply)
+        return apply if function is record.apply else dataclasses.replace(record, apply=function)
+    known = evaluation(apply)
+    return apply if known is None or known.forward else _traced(apply)
+
+
+@recipe
+def _traced(apply: Any) -> Callable[..., Array]:
+    """The outputs of an evaluation's trace, as an evaluation."""
+    known: Any = evaluation(apply)
+
+    def outputs(params, x, given):
+        return known.trace(params, x, given)[0]
+
+    return Evaluation(outputs, known.trace, known.rows, known.independent)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Inverse:
+    """The inverse of a model, `x = inverse(params, outputs)`, and its use in a backward pass.
+
+    Attributes:
+        undo: `undo(params, outputs) -> x`, the function.
+        pullback: `pullback(params, outputs, cotangent) -> (x, gradient, cotangent of x)`: the
+            derivatives from the outputs alone, one layer's inside at a time.
+        missing: Path of a layer without an inverse, on which both fail; empty if there is none.
+
+    Example:
+        >>> import lazynet as ln
+        >>> undo = ln.coupling(ln.Dense(1)).inverse
+        >>> undo({"0_Dense": {"W": jnp.ones((1, 1))}}, jnp.array([[2.0, 5.0]])).tolist()
+        [[3.0, 2.0]]
+    """
+
+    undo: Callable[[Params, Any], Array]
+    pullback: Callable[[Params, Any, Any], tuple[Array, Params, Array]]
+    missing: str = ""
+
+    __name__ = "inverse"
+
+    def __call__(self, params: Params, outputs: Any) -> Array:
+        """Inputs at the weights."""
+        return self.undo(params, outputs)
+
+
 @recipe
 def layer(
     name: str,
@@ -137,6 +208,7 @@ def layer(
     record: Callable[[Any, Array], tuple[Array, Array]] | None = None,
     kernel: Rule | None = None,
     rows: Rows | None = None,
+    inverse: Callable[[Params, Any], Array] | None = None,
 ) -> Model:
     """A model from a single function: how every layer of lazynet is made, and how to add your own.
 
@@ -151,6 +223,8 @@ def layer(
         rows: For a layer `z = m (rows(x) W) + b` the function of `Evaluation`. Its apply must then
             take a third argument, a probe to add to `rows(x) W`, and biases `[n, features]` of each
             example: derivatives by the probe give those by W for one example at a time.
+        inverse: `inverse(params, outputs) -> x`, None if there is none. After couplings the rule of
+            an invertible layer is given the pair of covariances `covariance.halves.Halves`.
 
     Raises:
         TypeError: If something other than the name cannot be called.
@@ -161,7 +235,8 @@ def layer(
         [[2.0, 2.0]]
     """
     guards.function("apply", apply, "pass lambda params, x: ...")
-    for part, function in {"init": init, "record": record, "kernel": kernel, "rows": rows}.items():
+    parts = {"init": init, "record": record, "kernel": kernel, "rows": rows, "inverse": inverse}
+    for part, function in parts.items():
         if function is not None:
             guards.function(part, function, "None leaves it out")
 
@@ -172,9 +247,15 @@ def layer(
         h = outputs(params, x, given)
         return h, {} if record is None else {"": record(x, h)}
 
+    def pullback(params, y, cotangent):
+        x = back(params, y)
+        return x, *jax.vjp(apply, params, x)[1](cotangent)
+
+    back: Any = inverse
     own_rows = {} if rows is None else {"": rows}
     evaluate = Evaluation(outputs, trace, own_rows, kernel is not None)
-    return Model(init or (lambda key, x: {}), evaluate, trace, kernel, name)
+    undone = None if inverse is None else Inverse(inverse, pullback)
+    return Model(init or (lambda key, x: {}), evaluate, trace, kernel, name, undone)
 
 
 @recipe
@@ -213,21 +294,22 @@ def serial(*layers: Model, name: str = "serial") -> Model:
 
     def outputs(params, x, given):
         for path, member in members.items():
-            x = member.apply(*_arguments(path, params, x, given))
+            x = member.apply(*arguments_of(path, params, x, given))
         return x
 
     def trace(params, x, given=None):
         inside = {}
         for path, member in members.items():
-            x, below = member.trace(*_arguments(path, params, x, given))
-            inside |= _nested(path, below)
+            x, below = member.trace(*arguments_of(path, params, x, given))
+            inside |= nested(path, below)
         return x, inside
 
     def kernel(k):
         rules = [functools.partial(propagate, m, path=path) for path, m in members.items()]
         return through(rules, k)
 
-    return Model(init, _evaluation_of(members, outputs, trace), trace, kernel, name)
+    evaluate = evaluation_of(members, outputs, trace)
+    return Model(init, evaluate, trace, kernel, name, _inverse_of(members))
 
 
 @recipe
@@ -268,7 +350,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
     def outputs(params, x, given):
         return _sum(
             {
-                path: branch.apply(*_arguments(path, params, x, given))
+                path: branch.apply(*arguments_of(path, params, x, given))
                 for path, branch in members.items()
             }
         )
@@ -277,8 +359,8 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         outputs = {}
         inside = {}
         for path, branch in members.items():
-            outputs[path], below = branch.trace(*_arguments(path, params, x, given))
-            inside |= _nested(path, below)
+            outputs[path], below = branch.trace(*arguments_of(path, params, x, given))
+            inside |= nested(path, below)
         return _sum(outputs), inside
 
     def kernel(k):
@@ -286,7 +368,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         covariances = [propagate(branch, start, path) for path, branch in members.items()]
         return type(covariances[0]).sum_independent(covariances, list(members))
 
-    return Model(init, _evaluation_of(members, outputs, trace), trace, kernel, name)
+    return Model(init, evaluation_of(members, outputs, trace), trace, kernel, name)
 
 
 @recipe
@@ -358,20 +440,20 @@ def symmetrize(model: Model) -> Model:
         return {"minus": params, "plus": jax.tree.map(jnp.copy, params)}
 
     def outputs(params, x, given):
-        plus = model.apply(*_arguments("plus", params, x, given))
-        minus = model.apply(*_arguments("minus", params, x, given))
+        plus = model.apply(*arguments_of("plus", params, x, given))
+        minus = model.apply(*arguments_of("minus", params, x, given))
         return (plus - minus) / math.sqrt(2.0)
 
     def trace(params, x, given=None):
-        plus, inside_plus = model.trace(*_arguments("plus", params, x, given))
-        minus, inside_minus = model.trace(*_arguments("minus", params, x, given))
-        inside = _nested("plus", inside_plus) | _nested("minus", inside_minus)
+        plus, inside_plus = model.trace(*arguments_of("plus", params, x, given))
+        minus, inside_minus = model.trace(*arguments_of("minus", params, x, given))
+        inside = nested("plus", inside_plus) | nested("minus", inside_minus)
         return (plus - minus) / math.sqrt(2.0), inside
 
     def kernel(k):
-        return propagate(model, k, model.name).without_nngp()
+        return joined(propagate(model, k, model.name)).without_nngp()
 
-    evaluate = _evaluation_of({"plus": model, "minus": model}, outputs, trace)
+    evaluate = evaluation_of({"plus": model, "minus": model}, outputs, trace)
     return Model(init, evaluate, trace, kernel, f"symmetrize({model.name})")
 
 
@@ -410,8 +492,9 @@ def freeze(model: Model) -> Model:
     # without the rows of its layers, by which kernels would differentiate what is frozen
     known = evaluation(model.apply)
     independent = known.independent if known else model.kernel is not None
-    evaluate = Evaluation(outputs, trace, {}, independent)
-    return Model(model.init, evaluate, trace, None if model.kernel is None else rule, model.name)
+    evaluate = Evaluation(outputs, trace, {}, independent, known is None or known.forward)
+    rules = None if model.kernel is None else rule
+    return Model(model.init, evaluate, trace, rules, model.name, _without_gradient(model.inverse))
 
 
 def propagate(member: Model, k: Any, path: str) -> Any:
@@ -428,7 +511,7 @@ def propagate(member: Model, k: Any, path: str) -> Any:
             f"layer {path} ({member.name}) has no infinite-width limit: replace it (AvgPool instead of MaxPool) or "
             "use empirical_ntk at finite width, averaged over initializations by monte_carlo_kernel."
         )
-    return member.kernel(k)
+    return member.kernel(k if member.inverse is not None else joined(k))
 
 
 def child_path(i: int, member: Model) -> str:
@@ -446,8 +529,13 @@ def _by_path(layers: tuple[Model, ...]) -> dict[str, Model]:
     return {child_path(i, member): member for i, member in enumerate(layers)}
 
 
-def _arguments(path: str, params: Params, x: Any, given: Given | None) -> tuple:
-    """Those of the member at a path: its weights, x, and what is given to its layers, if anything is."""
+def arguments_of(path: str, params: Params, x: Any, given: Given | None) -> tuple:
+    """Those of the member at a path: its weights, x, and what is given to its layers, if anything is.
+
+    Example:
+        >>> arguments_of("0_Dense", {"0_Dense": {"W": 2.0}}, 3.0, None)
+        ({'W': 2.0}, 3.0)
+    """
     own = params.get(path, {})
     below = {}
     for name, value in (given or {}).items():
@@ -456,18 +544,70 @@ def _arguments(path: str, params: Params, x: Any, given: Given | None) -> tuple:
     return (own, x, below) if below else (own, x)
 
 
-def _evaluation_of(members: dict[str, Model], outputs: Callable, trace: Callable) -> Evaluation:
-    """The evaluation of a model that is made of members, with what is known of theirs."""
+def evaluation_of(members: dict[str, Model], outputs: Callable, trace: Callable) -> Evaluation:
+    """The evaluation of a model that is made of members, with what is known of theirs.
+
+    Example:
+        >>> evaluation_of({}, jnp.add, jnp.add).independent
+        True
+    """
     rows = {}
     independent = True
+    forward = True
     for path, member in members.items():
         known = evaluation(member.apply)
-        rows |= _nested(path, known.rows if known else {})
+        rows |= nested(path, known.rows if known else {})
         independent &= known.independent if known else member.kernel is not None
-    return Evaluation(outputs, trace, rows, independent)
+        forward &= known.forward if known else True
+    return Evaluation(outputs, trace, rows, independent, forward)
 
 
-def _nested(path: str, below: dict) -> dict:
+def _inverse_of(members: dict[str, Model]) -> Inverse:
+    """The inverse of a composition: that of each member, from the last to the first."""
+    inverses: dict[str, Any] = {path: member.inverse for path, member in members.items()}
+    lacking = [
+        "/".join(filter(None, (path, getattr(inverse, "missing", ""))))
+        for path, inverse in inverses.items()
+        if inverse is None or inverse.missing
+    ]
+
+    def undo(params, y):
+        for path, inverse in reversed(inverses.items()):
+            y = inverse(params.get(path, {}), y)
+        return y
+
+    def pullback(params, y, cotangent):
+        gradients = {}
+        for path, inverse in reversed(inverses.items()):
+            own = params.get(path, {})
+            # activations come back as the gradient passes, not all of them ahead of it: a dependence
+            # that XLA keeps on every device, where a CPU drops optimization barriers
+            y = jnp.where(jnp.isnan(cotangent), jnp.nan, y)
+            y, gradients[path], cotangent = inverse.pullback(own, y, cotangent)
+        return y, {path: gradients[path] for path in params}, cotangent
+
+    return Inverse(undo, pullback, lacking[-1] if lacking else "")
+
+
+def _without_gradient(inverse: Any) -> Inverse | None:
+    """The inverse of a model whose weights are not trained."""
+    if inverse is None:
+        return None
+
+    def pullback(params, y, cotangent):
+        x, gradient, cotangent = inverse.pullback(params, y, cotangent)
+        return x, jax.tree.map(jnp.zeros_like, gradient), cotangent
+
+    return Inverse(inverse.undo, pullback, inverse.missing)
+
+
+def nested(path: str, below: dict) -> dict:
+    """Entries of a member under its path.
+
+    Example:
+        >>> nested("0_serial", {"1_Relu": 3, "": 4})
+        {'0_serial/1_Relu': 3, '0_serial': 4}
+    """
     return {"/".join(filter(None, (path, sub))): entry for sub, entry in below.items()}
 
 

@@ -8,6 +8,7 @@ from functools import partial
 
 from lazynet import guards
 from lazynet.models.activations import Relu
+from lazynet.models.invertible import coupling, inject, squeeze
 from lazynet.models.layers import (
     AvgPool,
     Conv,
@@ -19,7 +20,17 @@ from lazynet.models.layers import (
 )
 from lazynet.models.model import Model, residual, serial
 
-__all__ = ["cnn", "cntk", "mlp", "myrtle", "resnet18", "two_layer", "vgg11", "wide_resnet"]
+__all__ = [
+    "cnn",
+    "cntk",
+    "irevnet",
+    "mlp",
+    "myrtle",
+    "resnet18",
+    "two_layer",
+    "vgg11",
+    "wide_resnet",
+]
 
 SQRT2 = math.sqrt(2.0)
 MYRTLE_CONVOLUTIONS = {5: (2, 1, 1), 7: (2, 2, 2), 10: (3, 3, 3)}
@@ -318,6 +329,74 @@ def resnet18(
         layers.append(_block(convolution, features, 1, None))
     head = Dense(outputs, W_std, b_std, parameterization=parameterization)
     return serial(*layers, GlobalAvgPool(), head, name="resnet18")
+
+
+def irevnet(
+    blocks: Sequence[int] = (2, 2, 2),
+    outputs: int | None = 10,
+    *,
+    width: int = 32,
+    channels: int = 3,
+    injected: int = 0,
+    stem: bool = False,
+    gain: float | None = None,
+    b_std: float | None = None,
+) -> Model:
+    """Invertible network: stages of [squeeze, couplings with branch `Conv 3x3, ReLU, Conv 3x3`], then a pooled head.
+
+    All that it does before the head can be undone: `serial(zoo.irevnet(outputs=None), head)` holds
+    the invertible part as its first member. The branches' gain 1/sqrt(depth) keeps variances and
+    the error of the inverse bounded for any depth.
+
+    Args:
+        blocks: Couplings of each stage; every stage halves the sides of the images, and has four
+            times the channels of the one before.
+        outputs: Number of outputs of the linear head on pooled features; None for no head.
+        width: Channels inside the branches.
+        channels: Channels of the images.
+        injected: Zero channels added to them, at no price for the inverse.
+        stem: Whether the first layer is a 3x3 Conv to `channels + injected` channels instead:
+            without an inverse, but with an infinite-width limit.
+        gain: W_std of the branches' last layers; `1/sqrt(depth)` for depth couplings by default.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        TypeError: If `blocks` is no sequence of numbers.
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from lazynet.models.invertible import inverse
+        >>> body = irevnet((1, 1), None, width=4)
+        >>> x = jnp.ones((1, 8, 8, 3))
+        >>> params = body.init(jax.random.key(0), x)
+        >>> y = body.apply(params, x)
+        >>> y.shape, bool(jnp.abs(inverse(body, params, y) - x).max() < 1e-5)
+        ((1, 2, 2, 48), True)
+
+    Source: Jacobsen, Smeulders and Oyallon (2018), without normalization and bottlenecks.
+    """
+    _check_widths("irevnet", blocks)
+    blocks = [guards.count("irevnet blocks", count, at_least=0) for count in blocks]
+    channels = guards.count("irevnet channels", channels)
+    injected = guards.count("irevnet injected", injected, at_least=0)
+    depth = max(1, sum(blocks))
+    scale = guards.number("irevnet gain", depth**-0.5 if gain is None else gain, at_least=0)
+    features = channels + injected
+    layers = [inject(injected)] if injected else []
+    layers = [Conv(features, (3, 3), (1, 1), "SAME", 1.0, b_std)] if stem else layers
+    for stage, count in enumerate(blocks, 1):
+        half = features * 4**stage // 2
+        branch = serial(
+            Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std),
+            Relu(),
+            Conv(half, (3, 3), (1, 1), "SAME", scale, b_std),
+        )
+        layers += [squeeze(), *[coupling(branch)] * count]
+    if outputs is None:
+        return serial(*layers, name="irevnet")
+    body = serial(*layers, name="body")
+    return serial(body, GlobalAvgPool(), Dense(outputs, 1.0, b_std), name="irevnet")
 
 
 def _check_widths(name, widths):

@@ -147,6 +147,11 @@ ROWS = {
         "features: count, W_std: positive, b_std: positive none",
     ),
     "LayerNorm": Row(lambda: dict(eps=1e-6), "", "eps: positive"),
+    "inject": Row(lambda: dict(channels=1), "", "channels: count"),
+    "squeeze": Row(lambda: dict(factor=2), "", "factor: count"),
+    "inverse": Row(
+        lambda: dict(model=lazynet.inject(1), params={}, y=Y), "y: nan inf empty longer rank"
+    ),
     "LeakyRelu": Row(lambda: dict(negative_slope=0.1), "", "negative_slope: number"),
     "special.Exp": Row(lambda: dict(a=0.1, b=1.0), "", "a: number, b: number"),
     "special.ExpNormalized": Row(
@@ -170,6 +175,11 @@ ROWS = {
     ),
     "zoo.cntk": Row(
         lambda: dict(depth=2, outputs=1, width=2), "", "depth: count, outputs: count, width: count"
+    ),
+    "zoo.irevnet": Row(
+        lambda: dict(blocks=(1,), outputs=1, width=2, channels=2, injected=0, gain=1.0),
+        "",
+        "outputs: count none, width: count, channels: count, injected: count, gain: positive none",
     ),
     "zoo.mlp": Row(
         lambda: dict(widths=(2,), outputs=1, W_std=1.0), "", "outputs: count, W_std: positive"
@@ -639,7 +649,7 @@ EXEMPT = {
         "Model Objective Data Gram Trajectory TrainState precision.ComputeIn datasets.Archive "
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
-        "LazyFunction model.Evaluation optimizers.SGD optimizers.UnitRate scattering.Filters "
+        "LazyFunction model.Evaluation model.Inverse optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
         "stax.Triple triangle.Triangle"
     ),
@@ -651,7 +661,7 @@ EXEMPT = {
         "SiLU Softplus Swish Tanh special.Gabor special.Polynomial special.Sign"
     ),
     "combinators of models and functions, which refuse what is none in their own tests": (
-        "serial parallel residual symmetrize freeze remat gated"
+        "serial parallel residual symmetrize freeze remat gated coupling reversible"
     ),
     "names of neural-tangents around functions that have rows": (
         "empirical_ntk_fn empirical_nngp_fn empirical_ntk_vp_fn empirical_kernel_fn "
@@ -680,7 +690,8 @@ EXEMPT = {
     "the ground of others, whose callers check": (
         "linalg.lanczos linalg.check_digits linalg.power_of_two linalg.rank_tolerance "
         "linalg.ritz_values trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
-        "trees.subtract trees.zeros_like model.child_path model.propagate model.evaluation"
+        "trees.subtract trees.zeros_like model.child_path model.propagate model.evaluation "
+        "model.plain"
     ),
     "transforms between wavelets of filters that were made by functions with rows": (
         "scattering.cascade_aliasing scattering.dual_frame_inverse "

@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 
 from lazynet import guards
 from lazynet.lazy import check_displacement
+from lazynet.models.model import plain
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
@@ -61,7 +62,7 @@ def canonical(
         ValueError: There are no examples, values that are not finite, two sets that do not fit each
             other, or parameters that are the initialization of a lazy function.
     """
-    function = as_partial(apply)
+    function = plain(as_partial(apply))
     check_displacement(function, params)
     check_examples(name, x1)
     guards.finite(name, x1)
