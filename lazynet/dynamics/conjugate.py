@@ -381,5 +381,6 @@ def _predictions(cross, coefficients):
         return np.asarray(images, np.float64)
     columns = [columns_of(each, np.ndim(cross)) for each in coefficients]
     predictions = blocked_product(cross, np.concatenate(columns, axis=1))
-    of_ridges = np.moveaxis(predictions.reshape(len(predictions), ridges, -1), 1, 0)
-    return of_ridges.reshape(ridges, -1, outputs)
+    by_ridge = predictions.reshape(len(predictions), ridges, columns[0].shape[1])
+    of_ridges = np.moveaxis(by_ridge, 1, 0)
+    return of_ridges.reshape(ridges, len(cross), outputs)

@@ -295,7 +295,7 @@ ROWS = {
             kernel=KERNEL, data=DATA, cross=CROSS, ridge=0.1, rank=2, rtol=1e-6, max_iterations=10
         ),
         "kernel, data.y, cross: empty longer",
-        "ridge: positive, rank: count, rtol: positive, max_iterations: count",
+        "ridge: positive list, rank: count, rtol: positive, max_iterations: count",
     ),
     "nngp_posterior": Row(
         lambda: dict(nngp=KERNEL, data=DATA, cross=CROSS[:, :4], prior=100 * np.eye(2), ridge=0.1),
