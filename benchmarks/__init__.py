@@ -12,6 +12,7 @@ GROUPS = (
     "empirical",
     "scattering",
     "regression",
+    "solvers",
     "diagnostics",
     "training",
     "devices",
