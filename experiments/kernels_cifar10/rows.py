@@ -50,14 +50,7 @@ def compute(config, row: str, store) -> dict[str, Any]:
 def _computed(config, row, store) -> dict[str, Any]:
     inputs = _inputs(config, row, store)
     train, test = inputs.train, inputs.test
-    network = _network(row)
-    settings = {"get": _kind(row), "progress": store.console.is_terminal}
-    kernel = partial(analytic_kernel, network, train.x, triangle=True, **settings)
-    kernel, kernel_seconds = _stored(kernel, f"{row},train", store)
-    cross = partial(analytic_kernel, network, test.x, train.x, **settings)
-    cross, cross_seconds = _stored(cross, f"{row},test", store)
-    kernel, cross = (getattr(gram, _kind(row)) for gram in (kernel, cross))
-    disk = sum(_size(store.kernels(f"{row},{part}")) for part in ("train", "test"))
+    kernel, cross, found = _kernels(row, train, test, store)
 
     start = time.process_time()
     with store.status("choice of the ridge"):
@@ -74,6 +67,7 @@ def _computed(config, row, store) -> dict[str, Any]:
         fit = _solved(config, kernel, train, cross, scale * grid[path])
     solution_seconds = time.process_time() - start
     hits = [_accuracy(outputs, test.y) for outputs in fit.predictions]
+    # (K + ridge I) a = y, so that the fitted values are y - ridge a.
     fitted = train.y - scale * grid[best] * fit.coefficients[best - path.start]
     return {
         "n": len(train.x),
@@ -90,13 +84,25 @@ def _computed(config, row, store) -> dict[str, Any]:
         "difference_from_dense": difference,
         "mean_diagonal": scale,
         "features_seconds": inputs.seconds,
-        "kernel_seconds": kernel_seconds,
-        "cross_seconds": cross_seconds,
+        **found,
         "choice_seconds": choice_seconds,
         "solution_seconds": solution_seconds,
         "peak_memory_gib": _peak_memory() / 2**30,
-        "disk_gb": disk / 1e9,
     }
+
+
+def _kernels(row, train: Data, test: Data, store):
+    """The kernel between training examples and that with the test examples, their CPU seconds and their disk."""
+    network = _network(row)
+    kind = _kind(row)
+    settings = {"get": kind, "progress": store.console.is_terminal}
+    own = partial(analytic_kernel, network, train.x, triangle=True, **settings)
+    own, own_seconds = _stored(own, f"{row},train", store)
+    cross = partial(analytic_kernel, network, test.x, train.x, **settings)
+    cross, cross_seconds = _stored(cross, f"{row},test", store)
+    disk = sum(_size(store.kernels(f"{row},{part}")) for part in ("train", "test"))
+    found = {"kernel_seconds": own_seconds, "cross_seconds": cross_seconds, "disk_gb": disk / 1e9}
+    return getattr(own, kind), getattr(cross, kind), found
 
 
 def _stored(compute, name: str, store):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from lazynet.covariance.pairing import ring
 from lazynet.covariance.state import input_kernel
 from lazynet.files import given_path
 from lazynet.kernels.empirical import empirical_ntk
+from lazynet.kernels.inputs import checked_inputs
 from lazynet.models.model import Model, propagate
 from lazynet.programs import fingerprint, program
 from lazynet.records import Gram
@@ -114,7 +115,7 @@ def analytic_kernel(
 
     Source: Jacot, Gabriel and Hongler (2018), theorem 1.
     """
-    x1, x2 = _inputs(model, x1, x2)
+    x1, x2 = checked_inputs(model, x1, x2)
     tile = None if tile is None else guards.count("tile", tile)
     memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
     progress = guards.flag("progress", progress)
@@ -179,7 +180,7 @@ def monte_carlo_kernel(
         (True, 1.0)
     """
     n_samples = guards.count("n_samples", n_samples, at_least=2, fix="one has no standard error")
-    first, second = _inputs(model, x1, x2)
+    first, second = checked_inputs(model, x1, x2)
     x1 = jnp.asarray(first)
     x2 = None if second is None else jnp.asarray(second)
     samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
@@ -427,46 +428,3 @@ def _sample(model, key, x1, x2):
 def _rows_of(outputs):
     """Outputs of images as vectors."""
     return outputs.reshape(len(outputs), -1)
-
-
-def _inputs(model: Any, x1: Any, x2: Any) -> tuple[Any, Any]:
-    """The inputs in the dtype in which their kernel is computed."""
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model got {type(model).__name__} {model!r:.60}, expected a Model: build one, as in "
-            "ln.serial(ln.Dense(512), ln.Relu(), ln.Dense(1))."
-        )
-    sets = {name: guards.array(name, x) for name, x in (("x1", x1), ("x2", x2)) if x is not None}
-    _check_shapes(*(x.shape for x in sets.values()))
-    for name, x in sets.items():
-        guards.floating(name, x)
-        guards.finite(name, x)
-    x1, *rest = _in_one_dtype(sets)
-    return x1, rest[0] if rest else None
-
-
-def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
-    """All inputs in float64 if one of them is and jax has it, else in float32."""
-    is_wide = max(x.dtype.itemsize for x in sets.values()) > 4
-    dtype = jax.dtypes.canonicalize_dtype(np.float64 if is_wide else np.float32)
-    converted = {name: x if x.dtype == dtype else _converted(x, dtype) for name, x in sets.items()}
-    for name, x in converted.items():
-        if x is not sets[name]:
-            guards.finite(
-                name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64"
-            )
-    return list(converted.values())
-
-
-def _converted(x, dtype):
-    with np.errstate(over="ignore"):
-        return x.astype(dtype)
-
-
-def _check_shapes(shape: tuple[int, ...], other: tuple[int, ...] | None = None) -> None:
-    other = shape if other is None else other
-    if len(shape) < 2 or shape[1:] != other[1:] or 0 in (*shape, *other):
-        raise ValueError(
-            f"got inputs of shapes {shape} and {other}, expected two sets of vectors [n, features] or "
-            "images [n, h, w, c] (or of other dimensions) of one size, not empty."
-        )

@@ -1,4 +1,4 @@
-"""Rows of `kernels_cifar10`: solved, kept as small files, their kernels deleted; ridges without a look at the test images."""
+"""Rows of `kernels_cifar10`: solved, kept as small files, their kernels deleted; ridges from training images alone."""
 
 from __future__ import annotations
 
