@@ -10,6 +10,7 @@ Against the number of images N, the cost per entry of the upper triangle should 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from benchmarks.measure import Case, Program, jitted
 from benchmarks.peers import beside, neural_tangents
 from lazynet import stax
+from lazynet.covariance.cpu import SWITCH
 from lazynet.kernels.analytic import analytic_kernel
 
 SQRT2 = math.sqrt(2.0)
@@ -38,6 +40,7 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _case("myrtle5", myrtle5, pooled, (1, 2), 1 if quick else 3)
     yield _case("wide_resnet", wide_resnet, pooled, (1, 1), 1 if quick else 3)
     yield _case("fc4", fc4, *[(1000 if quick else 4000, None)] * 2, 3)
+    yield _by_shape("gap21", "GlobalAvgPool", ((2, 2),) if quick else ((4, 4), (16, 16), (1, 32)))
     if not quick:
         yield _against_n("gap21", "GlobalAvgPool", (16, 32, 64))
         yield _against_n("flat21", "Flatten", (64, 128, 256, 512))
@@ -158,6 +161,39 @@ def _arithmetic(name, size=1024) -> Program:
 def _corner(result, corner):
     """The part of the NTK that all programs have; a product of matrices has none."""
     return np.asarray(result.ntk)[corner] if hasattr(result, "ntk") else None
+
+
+def _by_shape(name: str, head: str, shapes: tuple[tuple[int, int], ...]) -> Case:
+    """Sets of several sizes: by the compiled program (if llvmlite is installed) in both precisions, and by JAX."""
+
+    def programs():
+        network = conv21(stax, head).model
+        found = {}
+        for n1, n2 in shapes:
+            inputs = images(n1, 0), images(n2, 1)
+            size = f"{n1} x {n2}"
+            found[f"{size}, float32"] = _switched(network, inputs, "1", wide=False)
+            found[f"{size}, float64"] = _switched(network, inputs, "1", wide=True)
+            found[f"{size}, float32, by JAX"] = _switched(network, inputs, "0", wide=False)
+        return found
+
+    return Case(f"{name}, sets of several sizes", programs, "entry", 2)
+
+
+def _switched(network, inputs, switch: str, *, wide: bool) -> Program:
+    def run():
+        os.environ[SWITCH] = switch
+        before = jax.config.jax_enable_x64
+        jax.config.update("jax_enable_x64", wide or before)
+        try:
+            return analytic_kernel(
+                network, *(np.asarray(x, float if wide else None) for x in inputs)
+            )
+        finally:
+            jax.config.update("jax_enable_x64", before)
+            del os.environ[SWITCH]
+
+    return Program(run, len(inputs[0]) * len(inputs[1]))
 
 
 def _against_n(name: str, head: str, counts: tuple[int, ...]) -> Case:

@@ -15,7 +15,10 @@ A rule maps the covariances of a layer's input to those of its output. In the or
   asked for, and where it is evaluated), `windows` (sums that slide), `pooling` (windows that move
   apart), `loops` (over displacements), `periodic` (all pairs of positions at once, where planes do
   not fit).
-- `readouts`: from images to vectors, layer by layer, or by the one GPU program of `gpu`.
+- `readouts`: from images to vectors, layer by layer, or by the one GPU program of `gpu`, which takes
+  the list of steps in `chains`.
+- `cpu`: the same steps by a program for a processor, which `machine` writes in LLVM's language: `tasks`
+  asks for it, `passes` cuts the steps into passes over planes, and `elementary` reads the duals.
 
 The path of a pair of images (x1, x2) through Conv, Relu and GlobalAvgPool:
 
@@ -27,7 +30,8 @@ The path of a pair of images (x1, x2) through Conv, Relu and GlobalAvgPool:
 3. GlobalAvgPool asks for all displacements (`readouts.mean_over_pairs`): `Request` says which
    images are lanes of a plane and on which canvas, `Planes.build` prepares what all displacements
    share, and a loop evaluates the recipe at one `Displacement` after the other and adds up. On a
-   GPU `gpu` takes the chain instead. Flatten asks for the displacement zero alone.
+   GPU `gpu` takes the chain instead, on a CPU `cpu`, if llvmlite is installed. Flatten asks for the
+   displacement zero alone.
 4. The head has `Vectors`, and dense layers go on with them. The diagonal k(x, x) never comes from
    these sums: it is the path of `Kernel.own`, by the exact formulas at correlation one.
 """

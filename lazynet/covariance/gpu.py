@@ -17,7 +17,6 @@ import functools
 import importlib.util
 import math
 import re
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,13 +25,13 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
+from lazynet.covariance.chains import Chain, Pointed, Swept
 from lazynet.covariance.pairing import Lanes
-from lazynet.covariance.pointwise import Covariance, Pointwise
+from lazynet.covariance.pointwise import Covariance
 from lazynet.covariance.repeats import repetitions
-from lazynet.covariance.windows import Size, Taps, Window, live, together
-from lazynet.typing import Array
+from lazynet.covariance.windows import Size, Taps, live, together
 
-__all__ = ["Chain", "Swept", "available", "fits", "sum_over_pairs"]
+__all__ = ["available", "fits", "sum_over_pairs"]
 
 SMALLEST = 16
 LARGEST = 32
@@ -45,51 +44,6 @@ CHUNKS = 32
 """Programs that share the displacements of a pair of images: enough for a GPU even if there are few pairs."""
 
 
-class Pointed(NamedTuple):
-    """A step that maps each pair of positions by itself, with the moments of both sets of images before it."""
-
-    op: Pointwise
-    before: Sequence[Callable[[], Covariance]]
-
-
-class Swept(NamedTuple):
-    """A step that averages over windows which move together, on images of a shape."""
-
-    window: Window
-    shape: Size
-
-
-class Chain(NamedTuple):
-    """Steps from the pixels of two sets of images `[n, h, w, c]` to a layer.
-
-    Example:
-        >>> chain = Chain((jnp.ones((1, 2, 2, 3)),) * 2).window(Window((3, 3), (2, 2), "SAME"), (2, 2))
-        >>> chain is None  # strides jump over displacements
-        True
-    """
-
-    images: tuple[Array, Array]
-    steps: tuple[Pointed | Swept, ...] = ()
-
-    def pointwise(self, op: Pointwise, before: Sequence[Callable[[], Covariance]]) -> Chain:
-        """With one more step that maps each pair of positions by itself."""
-        return self._replace(steps=(*self.steps, Pointed(op, tuple(before))))
-
-    def moments(self) -> list[tuple]:
-        """The moments of both sets before each step that maps pairs of positions."""
-        return [
-            tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)
-        ]
-
-    def window(self, window: Window, shape: Size) -> Chain | None:
-        """With means over windows of images of a shape; None if they stride."""
-        return (
-            self._replace(steps=(*self.steps, Swept(window, shape)))
-            if window.strides == (1, 1)
-            else None
-        )
-
-
 def available() -> bool:
     """Whether this jax compiles the program: from 0.7 on, as long as Pallas has Triton (deprecated in jax 0.12)."""
     return (
@@ -99,7 +53,7 @@ def available() -> bool:
 
 
 def fits(chain: Chain | None, canvas: Size) -> bool:
-    """Whether a program exists for these layers: no strides, float32, and images of at most 32 pixels a side.
+    """Whether there is a program for these layers: no strides, no branches, float32, at most 32 pixels a side.
 
     The program holds no arrays of its own: layers whose scales are arrays (to be differentiated)
     are not for it.
@@ -107,6 +61,9 @@ def fits(chain: Chain | None, canvas: Size) -> bool:
     if chain is None or max(canvas) > LARGEST or chain.images[0].dtype != jnp.float32:
         return False
     windows = [step for step in chain.steps if isinstance(step, Swept)]
+    simple = all(isinstance(step, Pointed | Swept) for step in chain.steps)
+    if not simple or any(step.window.strides != (1, 1) for step in windows):
+        return False
     filled = all(step.window.periodic_on(step.shape, canvas) for step in windows)
     return filled and all(key is not None for key, _ in _keys(chain.steps))
 

@@ -10,18 +10,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lazynet.covariance.pointwise import Covariance
 from lazynet.covariance.windows import Size
 from lazynet.typing import Array
 
-__all__ = ["Displacement", "Lanes", "Request", "all_pairs", "each_with_itself", "ring"]
+__all__ = [
+    "Displacement",
+    "Lanes",
+    "Request",
+    "all_pairs",
+    "each_with_itself",
+    "pairs_in_lanes",
+    "ring",
+]
 
 
 class Lanes(NamedTuple):
-    """Which images of two sets meet: lane l of group g pairs `first(x1, g)[..., l]` with `second(x2, g)[..., l]`."""
+    """Which images of two sets meet: lane l of group g pairs `first(x1, g)[..., l]` with `second(x2, g)[..., l]`.
+
+    Attributes:
+        groups: How many.
+        first, second: Selections of lanes.
+        elsewhere: What takes planes through the layers for heads of networks, if these lanes do not
+            (`tasks`).
+    """
 
     groups: int
     first: Callable[[Array, Any], Array]
     second: Callable[[Array, Any], Array]
+    elsewhere: Callable[..., Covariance] | None = None
 
 
 def all_pairs(n: int) -> Lanes:
@@ -42,6 +59,21 @@ def each_with_itself() -> Lanes:
         1
     """
     return Lanes(1, lambda a, g: a, lambda a, g: a)
+
+
+def pairs_in_lanes(rows: np.ndarray, columns: np.ndarray) -> Lanes:
+    """Groups in which image `rows[g, l]` of the first set meets image `columns[g, l]` of the second one.
+
+    Example:
+        >>> pairs_in_lanes(np.array([[0, 0, 1]]), np.array([[1, 2, 2]])).second(jnp.arange(3), 0).tolist()
+        [1, 2, 2]
+    """
+
+    def chosen(table):
+        numbers = jnp.asarray(table, jnp.int32)
+        return lambda a, g: jnp.take(a, numbers[g], axis=-1, mode="clip")
+
+    return Lanes(len(rows), chosen(rows), chosen(columns))
 
 
 def ring(n: int) -> Lanes:

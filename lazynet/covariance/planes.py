@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lazynet.covariance.gpu import Chain
+from lazynet.covariance.chains import Chain
 from lazynet.covariance.loops import cut, fold, guarded, traced_once, zeros
 from lazynet.covariance.pairing import Displacement, Request
 from lazynet.covariance.periodic import apart_everywhere, as_pairs, as_plane, together_everywhere
@@ -56,8 +56,8 @@ class Planes:
         build: `build(request) -> plane(displacement)` prepares what does not depend on the
             displacement.
         needs: Functions whose values recipes use; they are called before any loop is entered.
-        chain: The same recipe as a list of steps, which a GPU takes at once; None for others than
-            simple stacks.
+        chain: The same recipe as a list of steps, which compiled programs take at once; None after
+            pools, and for many channels.
         tiled: What was pooled last by windows that tile the images, so that pools of pools become
             one.
     """
@@ -175,7 +175,8 @@ class Planes:
             max(planes.canvas[1] for planes in every),
         )
         needs = dict.fromkeys(function for planes in every for function in planes.needs)
-        return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(needs))
+        chain = self.chain and self.chain.join([planes.chain for planes in others])
+        return Planes(self.shape, canvas, self.dtype, _shared(build), tuple(needs), chain)
 
     def _then(self, shape, strides, build, needs=(), chain=None):
         if min(shape) < 1:

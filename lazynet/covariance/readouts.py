@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lazynet.covariance import gpu
+from lazynet.covariance.chains import Chain, Swept
 from lazynet.covariance.loops import guarded
 from lazynet.covariance.pairing import Lanes, Request
 from lazynet.covariance.planes import Planes, source, sum_over_pairs
@@ -21,6 +23,8 @@ __all__ = ["mean_over_pairs", "mean_over_positions", "summed_on_chip", "variance
 def mean_over_positions(planes: Planes, lanes: Lanes) -> Covariance:
     """`1/(h w) sum_p S[p, p]` of each pair of images, `[groups, lanes]`: the limit of a Flatten head."""
     height, width = planes.shape
+    if lanes.elsewhere is not None:
+        return _elsewhere(planes, lanes, zero=True).map(lambda a: a / (height * width))
 
     def mean(a):
         return jnp.mean(a[:height, :width], axis=(0, 1))
@@ -37,12 +41,16 @@ def mean_over_positions(planes: Planes, lanes: Lanes) -> Covariance:
 def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Covariance:
     """`1/(h w)^2 sum_{p, p'} S[p, p']` of each pair of images, `[groups, lanes]`: the limit of a pooled head.
 
-    On a GPU, networks that allow it keep each plane on the chip through all layers.
+    On a GPU, networks that allow it keep each plane on the chip through all layers; on a CPU the
+    compiled program of `cpu` may do it elsewhere.
     """
     chip = (
         jax.default_backend() == "gpu" and gpu.available() and gpu.fits(planes.chain, planes.canvas)
     )
-    sums = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
+    if lanes.elsewhere is not None:
+        sums = _elsewhere(planes, lanes, same=same)
+    else:
+        sums = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
     area = math.prod(planes.shape)
     return sums.map(lambda a: a / area**2)
 
@@ -51,21 +59,18 @@ def summed_on_chip(
     planes: Planes, lanes: Lanes, *, same: bool = False, interpret: bool = False
 ) -> Covariance:
     """`sum_{p, p'} S[p, p']` by one GPU program (or step by step anywhere, to test it); derivatives layer by layer."""
-    chain = cast(gpu.Chain, planes.chain)
+    chain = cast(Chain, planes.chain)
 
     def by_layers(*arrays):
         return _summed(_restored(chain, *arrays), lanes, same=same)
 
     def by_program(*arrays):
         every = _restored(chain, *arrays)
-        steps = cast(gpu.Chain, every.chain)
+        steps = cast(Chain, every.chain)
         sums = gpu.sum_over_pairs(
             steps, every.shape, every.canvas, lanes, same=same, interpret=interpret
         )
-        if not same:
-            return sums
-        at_zero = variances(every).map(lambda a: jnp.sum(a, axis=(0, 1))[None])
-        return total([sums, at_zero])
+        return total([sums, _at_zero(every)]) if same else sums
 
     @jax.custom_jvp
     def summed(*arrays):
@@ -77,6 +82,17 @@ def summed_on_chip(
 
     summed.defjvp(lambda primals, tangents: jax.jvp(by_layers, primals, tangents))
     return summed(chain.images, chain.moments())
+
+
+def _elsewhere(planes, lanes, *, zero=False, same=False):
+    """`sum S[p, p']` over equal or all positions of each pair of images, by what evaluates it elsewhere."""
+    evaluate = cast(Callable[..., Covariance], lanes.elsewhere)
+    return evaluate(planes.chain, zero=zero, exact=_at_zero(planes) if same else None)
+
+
+def _at_zero(planes):
+    """The sums over equal positions of images with themselves, `[1, n]`."""
+    return variances(planes).map(lambda a: jnp.sum(a, axis=(0, 1))[None])
 
 
 def variances(planes: Planes) -> Covariance:
@@ -103,7 +119,7 @@ def _restored(chain, images, moments):
     planes = source(*images)
     moments = iter(moments)
     for step in chain.steps:
-        if isinstance(step, gpu.Swept):
+        if isinstance(step, Swept):
             planes = planes.window(step.window)
         else:
             pairs = next(moments)

@@ -188,7 +188,8 @@ class Kernel:
         pairs = self.own.planes
 
         def own():
-            pooled = mean_over_pairs(pairs, each_with_itself(), same=True)
+            each = each_with_itself()._replace(elsewhere=self.lanes.elsewhere)
+            pooled = mean_over_pairs(pairs, each, same=True)
             return pooled.map(lambda a: (scale**2 * a)[0])
 
         cross = mean_over_pairs(self.planes, self.lanes).map(lambda a: scale**2 * a)

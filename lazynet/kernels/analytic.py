@@ -14,10 +14,12 @@ from jax.sharding import SingleDeviceSharding
 from jaxtyping import Key, Num
 
 from lazynet import guards
+from lazynet.covariance import cpu
 from lazynet.covariance.general.positions import BeyondPlanes, position_kernel
 from lazynet.covariance.halves import joined
-from lazynet.covariance.pairing import ring
+from lazynet.covariance.pairing import pairs_in_lanes, ring
 from lazynet.covariance.state import input_kernel
+from lazynet.covariance.tasks import Answered, Asked, Unsupported
 from lazynet.files import given_path
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.kernels.inputs import checked_inputs
@@ -47,6 +49,9 @@ TILE_OF_STORED_VECTORS = 1024
 
 LANES = 16, 8
 """The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
+
+FEW = 4
+"""Lanes up to which fewer of them cost less than a whole register."""
 
 
 def analytic_kernel(
@@ -211,16 +216,74 @@ def _check_known(matrices):
 
 
 def _computed(model, x1, x2):
+    questions = _questions(model, x1, x2)
+    if questions is not None:
+        tasks = questions(x1, x2)
+        pairs = _pairs(x1, x2)
+        answers = [task.answer(*pairs) for task in tasks]
+        return program(_after, model, x1, x2, answers)(x1, x2, answers)
     return (
         program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
     )
 
 
-def _block(model, x1, x2):
+def _questions(model, x1, x2):
+    """The program that finds the tasks of the compiled one for planes; None if that one is not for this kernel."""
+    if x1.ndim != 4 or is_traced((x1, x2)) or not cpu.available():
+        return None
+    found = program(_before, model, x1, x2)
+    return found if found.outputs[0].num_leaves else None
+
+
+def _before(model, x1, x2):
+    """The tasks of a kernel, none if there is one that the compiled program does not take."""
+    asked = Asked(len(_pairs(x1, x2)[0]))
     try:
-        k = _limit(model, x1, _padded(x2))
+        _with_planes_elsewhere(model, x1, x2, asked)
+    except (Unsupported, BeyondPlanes):
+        return []
+    return asked.tasks
+
+
+def _after(model, x1, x2, answers):
+    return _with_planes_elsewhere(model, x1, x2, Answered(answers))
+
+
+def _with_planes_elsewhere(model, x1, x2, elsewhere):
+    if x2 is None:
+        return _symmetric_by_planes(model, x1, elsewhere)
+    return _block_by_planes(model, x1, x2, elsewhere)
+
+
+def _pairs(x1, x2):
+    """The images that meet: all of two sets, or those of one set with later ones."""
+    if x2 is None:
+        return np.triu_indices(len(x1), 1)
+    return np.divmod(np.arange(len(x1) * len(x2)), len(x2))
+
+
+def _block(model, x1, x2):
+    return _block_by(_block_by_planes, model, x1, x2)
+
+
+def _block_by(planes, model, x1, x2):
+    try:
+        return planes(model, x1, x2)
     except BeyondPlanes:
         k = _end(model, position_kernel(x1, x2))
+        return _gram(k.nngp, k.ntk)
+
+
+def _block_by_planes(model, x1, x2, elsewhere=None):
+    if x1.ndim != 4 or (len(x2) >= LANES[0] and elsewhere is None):
+        return _row_by_row(model, x1, x2)
+    _, pairs = _each_pair(model, x1, x2, _pairs(x1, x2), elsewhere)
+    return Gram(*(values.reshape(len(x1), len(x2)) for values in pairs))
+
+
+def _row_by_row(model, x1, x2):
+    """Lanes are the images of the second set, in whole vector registers."""
+    k = _limit(model, x1, _padded(x2, few=0))
     return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
 
 
@@ -233,24 +296,51 @@ def _symmetric(model, x):
         return _gram(k.nngp, k.ntk)
 
 
-def _symmetric_by_planes(model, x):
-    if x.ndim == 2:
+def _symmetric_by_planes(model, x, elsewhere=None):
+    n = len(x)
+    if x.ndim != 4 or (n == 1 and elsewhere is None):
         k = _limit(model, x, x)
         full = _gram(k.nngp, k.ntk)
+    elif n < LANES[0] or elsewhere is not None:
+        rows, columns = _pairs(x, None)
+        images = _padded(x) if elsewhere is None else x
+        k, pairs = _each_pair(model, images, images, (rows, columns), elsewhere)
+        full = [jnp.zeros((n, n), x.dtype).at[rows, columns].set(values) for values in pairs]
     else:
         padded = _padded(x)
         k = _limit(model, padded, padded, ring(len(padded)))
-        full = [_unrolled(values) for values in _gram(k.nngp, k.ntk)]
-    square = [_mirrored(a, own) for a, own in zip(full, _gram(*k.first.moments()), strict=True)]
-    return Gram(*(values[: len(x), : len(x)] for values in square))
+        full = [_unrolled(values)[:n, :n] for values in _gram(k.nngp, k.ntk)]
+    own = [values[:n] for values in _gram(*k.first.moments())]
+    # of a single input nothing else is needed
+    return Gram(*(values[:, None] for values in own) if n == 1 else map(_mirrored, full, own))
 
 
-def _padded(x):
-    """Images repeated up to whole vector registers: a lane is a pair, and odd numbers cost several times as much."""
-    if x.ndim != 4:
-        return x
-    lanes = max(LANES[0], -(-len(x) // LANES[1]) * LANES[1])
-    return x[np.minimum(np.arange(lanes), len(x) - 1)]
+def _padded(x, few=FEW):
+    """Images repeated up to a number of lanes: odd numbers cost several times as much."""
+    return x[_in_lanes(len(x), few)] if x.ndim == 4 else x
+
+
+def _in_lanes(count, few=FEW):
+    """Indices `[lanes]` of pairs or images, the last one repeated up to a number of lanes that is fast."""
+    if count <= few:
+        lanes = 1 << (count - 1).bit_length()
+    else:
+        lanes = max(LANES[0], -(-count // LANES[1]) * LANES[1])
+    return np.minimum(np.arange(lanes), count - 1)
+
+
+def _each_pair(model, x1, x2, pairs, elsewhere):
+    """The limit of images of which some pairs meet, and the kernels of these, which are lanes."""
+    count = len(pairs[0])
+    groups = np.arange(count)[None]
+    if elsewhere is None:
+        lanes = len(_in_lanes(min(count, LANES[0])))
+        padded = np.arange(-(-count // lanes) * lanes).reshape(-1, lanes)
+        groups = np.minimum(padded, count - 1)
+    rows, columns = (images[groups] for images in pairs)
+    meeting = pairs_in_lanes(rows, columns)._replace(elsewhere=elsewhere)
+    k = _limit(model, x1, x2, meeting)
+    return k, [values.ravel()[:count] for values in _gram(k.nngp, k.ntk)]
 
 
 def _unrolled(values):
@@ -354,7 +444,7 @@ def _identity(model, x1, x2, side):
     """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
 
     def block(one, two):
-        return _block(model, one, two)
+        return _block_by(_row_by_row, model, one, two)
 
     block.__name__ = "_block"  # part of the program's text, as the stores of version 0.1.0 know it
     one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
@@ -387,10 +477,16 @@ def _fitting_side(model, x1, x2, tile, memory, *, stored):
 
 
 def _bytes(model, x1, x2, side, *, alone):
-    """What the compiler reserves for a tile; the computation finds the programs compiled here, not to compile again."""
+    """What is reserved for a tile; the computation finds the programs compiled here, not to compile again."""
     device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
+    one, two = sets if len(sets) == 2 else (*sets, None)
+    questions = _questions(model, one, two)
+    if questions is not None:
+        tasks = jax.tree.unflatten(questions.outputs[0], [None] * questions.outputs[0].num_leaves)
+        beside = max(cpu.reserved(task.plan) for task in tasks)
+        return questions.reserved(*sets) + _bytes_of(sets) + beside
     needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
     return (
         max(needed, _reserved(_block, model, *sets * 2))
@@ -400,9 +496,11 @@ def _bytes(model, x1, x2, side, *, alone):
 
 
 def _reserved(function, model, *sets):
-    return program(function, model, *sets).reserved(*sets) + sum(
-        x.size * x.dtype.itemsize for x in sets
-    )
+    return program(function, model, *sets).reserved(*sets) + _bytes_of(sets)
+
+
+def _bytes_of(sets):
+    return sum(x.size * x.dtype.itemsize for x in sets)
 
 
 def _balanced(n, ndim, stored):

@@ -1,0 +1,91 @@
+"""The way from pixels to a layer as a list of steps, for programs that take a plane through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from lazynet.covariance.pointwise import Covariance, Pointwise
+from lazynet.covariance.windows import Size, Window
+from lazynet.typing import Array
+
+__all__ = ["Chain", "Joined", "Pointed", "Step", "Swept", "walked"]
+
+
+class Pointed(NamedTuple):
+    """A step that maps each pair of positions by itself, with the moments of both sets of images before it."""
+
+    op: Pointwise
+    before: Sequence[Callable[[], Covariance]]
+
+
+class Swept(NamedTuple):
+    """A step that averages over windows which move together, on images of a shape."""
+
+    window: Window
+    shape: Size
+
+
+class Joined(NamedTuple):
+    """A step that adds what several lists of steps make of the same planes."""
+
+    branches: tuple[tuple[Step, ...], ...]
+
+
+Step = Pointed | Swept | Joined
+
+
+class Chain(NamedTuple):
+    """Steps from the pixels of two sets of images `[n, h, w, c]` to a layer.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> chain = Chain((jnp.ones((1, 2, 2, 3)),) * 2).window(Window((3, 3), (2, 2), "SAME"), (2, 2))
+        >>> chain.steps[0].window.strides
+        (2, 2)
+    """
+
+    images: tuple[Array, Array]
+    steps: tuple[Step, ...] = ()
+
+    def pointwise(self, op: Pointwise, before: Sequence[Callable[[], Covariance]]) -> Chain:
+        """With one more step that maps each pair of positions by itself."""
+        return self._replace(steps=(*self.steps, Pointed(op, tuple(before))))
+
+    def window(self, window: Window, shape: Size) -> Chain:
+        """With means over windows of images of a shape."""
+        return self._replace(steps=(*self.steps, Swept(window, shape)))
+
+    def join(self, others: Sequence[Chain | None]) -> Chain | None:
+        """The sum with other chains from the same images, which share their first steps; None if one is None."""
+        every = [self, *(other for other in others if other is not None)]
+        if len(every) <= len(others) or any(chain.images is not self.images for chain in every):
+            return None
+        shared = 0
+        while all(len(chain.steps) > shared for chain in every) and all(
+            chain.steps[shared] is self.steps[shared] for chain in every
+        ):
+            shared += 1
+        tails = tuple(chain.steps[shared:] for chain in every)
+        return self._replace(steps=(*self.steps[:shared], Joined(tails)))
+
+    def moments(self) -> list[tuple]:
+        """The moments of both sets before each step that maps pairs of positions."""
+        return [
+            tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)
+        ]
+
+
+def walked(steps: Sequence[Step]) -> Iterator[Pointed | Swept]:
+    """All steps, those of branches too.
+
+    Example:
+        >>> list(walked([Joined(((), ()))]))
+        []
+    """
+    for step in steps:
+        if isinstance(step, Joined):
+            for branch in step.branches:
+                yield from walked(branch)
+        else:
+            yield step

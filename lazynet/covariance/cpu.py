@@ -1,0 +1,257 @@
+"""All layers of a displacement plane in the cache of a processor: one compiled program, pairs of images side by side.
+
+`planes` leaves the loops to XLA, which writes a plane to memory and reads it back at each layer, in
+lanes that are the images of one set. Here lanes are pairs of images, any pairs, a vector register of
+them at a time; a few displacements are taken through all layers together, so that their planes and
+what the images bring along to a layer stay in the second level of the cache; and planes shrink with
+the displacement, since no position beyond an image is computed.
+
+The program is written by `machine` and compiled by LLVM, in about a tenth of a second, when llvmlite
+is installed: `pip install lazynet-jax[cpu]`. Without it `planes` computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from lazynet.covariance.machine import ITEM, module
+from lazynet.covariance.passes import Plan
+
+__all__ = ["available", "reserved", "sum_over_pairs"]
+
+REGISTER = 64
+"""Bytes of a vector, and the step to which arrays of vectors are aligned; smaller registers take several."""
+
+CACHED = 2**20
+"""Bytes of planes that are taken through the layers together, half of a second level of the cache."""
+
+PARTS = 8
+"""Into which the planes of a block are divided, to be shared by threads; sums do not depend on how many there are."""
+
+KEPT = 64
+"""Programs that stay in memory."""
+
+WASTE = {True: 3.0, False: 1.1}
+"""How many more lanes than there are pairs may be filled where that spares gathering the arrays of the first images:
+for equal positions alone, and for all displacements, beside which gathering costs little."""
+
+OLDEST = 0, 45
+"""Version of llvmlite."""
+
+SWITCH = "LAZYNET_COMPILED_PLANES"
+"""Environment variable that turns the program off where it is 0."""
+
+
+def available() -> bool:
+    """Whether kernels of images on this machine are computed by the program.
+
+    Example:
+        >>> import jax
+        >>> jax.default_backend() == "cpu" or not available()
+        True
+    """
+    wanted = os.environ.get(SWITCH, "1") != "0"
+    return wanted and jax.default_backend() == "cpu" and _installed()
+
+
+def reserved(plan: Plan) -> int:
+    """Bytes that the program takes on all cores beside its arguments."""
+    return _cores() * (2 * plan.numbers * REGISTER + 2 * CACHED)
+
+
+def sum_over_pairs(
+    plan: Plan, first: np.ndarray, second: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
+    """`sum_{p, p'} S[p, p']` over the displacements of a plan, `[2, pairs]` for the nngp and the ntk, in float64.
+
+    Args:
+        plan: From `passes.planned`.
+        first: What the images of the first set bring along, `[numbers, n1]`.
+        second: The same for the second set.
+        rows: Images of the first set in each pair.
+        columns: Those of the second set.
+    """
+    lanes = REGISTER // plan.dtype.itemsize
+    grid = first.shape[1] * -(-second.shape[1] // lanes) * lanes
+    with ThreadPoolExecutor(_cores()) as threads:
+        if grid > WASTE[plan.zero] * len(rows):
+            return _by_pairs(threads, plan, first, second, rows, columns, lanes)
+        return _by_rows(threads, plan, first, second, lanes)[:, rows, columns]
+
+
+def _by_pairs(threads, plan, first, second, rows, columns, lanes):
+    """Lanes are any pairs: both sides are gathered."""
+    count = len(rows)
+    run = _compiled(module(plan.kinds, plan.dtype, lanes, shared=False))
+    blocks = [
+        np.minimum(np.arange(start, start + lanes), count - 1) for start in range(0, count, lanes)
+    ]
+
+    def sides(block):
+        return _gathered(first, rows[block]), _gathered(second, columns[block])
+
+    if len(plan.displacements) < PARTS:
+        items = _items(plan, 1, 0)
+        sums = [*threads.map(lambda block: _through(run, plan, items, *sides(block), 1), blocks)]
+    else:
+        sums = [_shared_out(threads, run, plan, _items(plan, 1, 0), *sides(b), 1) for b in blocks]
+    return np.moveaxis(np.array(sums).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
+
+
+def _by_rows(threads, plan, first, second, lanes):
+    """Lanes are images of the second set, and the first image is the same in all of them: `[2, n1, n2]`."""
+    numbers, count = first.shape
+    run = _compiled(module(plan.kinds, plan.dtype, lanes, shared=True))
+    images = np.ascontiguousarray(first.T)
+    items = _items(plan, count, numbers)
+    sums = []
+    for start in range(0, second.shape[1], lanes):
+        block = np.minimum(np.arange(start, start + lanes), second.shape[1] - 1)
+        side = _gathered(second, block)
+        sums.append(_shared_out(threads, run, plan, items, images, side, count))
+    return np.concatenate(sums, axis=-1).swapaxes(0, 1)
+
+
+class _Items(NamedTuple):
+    """Planes to be taken through the layers, `[planes, ITEM]`, and how often each of them counts."""
+
+    table: np.ndarray
+    weights: np.ndarray
+
+    def part(self, number: int) -> _Items:
+        """One of the parts."""
+        bounds = np.linspace(0, len(self.table), PARTS + 1).astype(int)
+        chosen = slice(bounds[number], bounds[number + 1])
+        return _Items(self.table[chosen], self.weights[chosen])
+
+
+def _items(plan, images, numbers):
+    """All displacements of all first images."""
+    count = len(plan.displacements)
+    table = np.zeros((images, count, len(ITEM)), np.int64)
+    table[..., :2] = plan.displacements
+    table[..., 2] = numbers * np.arange(images)[:, None]
+    table[..., 3] = np.arange(images)[:, None]
+    return _Items(table.reshape(-1, len(ITEM)), np.tile(plan.weights, images))
+
+
+def _shared_out(threads: Executor, run, plan, items, first, second, outputs):
+    """Sums `[outputs, 2, lanes]` of items, of which threads take parts."""
+    parts = [items.part(number) for number in range(PARTS)]
+    shares = threads.map(lambda part: _through(run, plan, part, first, second, outputs), parts)
+    return np.sum([*shares], axis=0)
+
+
+def _through(run, plan, items, first, second, outputs):
+    """Sums `[outputs, 2, lanes]` of items."""
+    lanes = second.shape[1]
+    sums = _aligned((outputs, 2, lanes), np.dtype(np.float64))
+    if not len(items.table):
+        return sums
+    (height, width), (tall, wide) = plan.shape, plan.reach
+    pitch = width + 2 * (wide - 1)
+    size = max(height, tall + 1) * pitch
+    bytes_of_planes = plan.registers * 2 * size * REGISTER
+    together = int(np.clip(CACHED // bytes_of_planes, 1, len(items.table)))
+    row_buffers = _aligned((2 * size + wide, lanes), plan.dtype)
+    planes = _aligned((together * plan.registers * 2 * size + wide, lanes), plan.dtype)
+    run(
+        _address(plan.table),
+        len(plan.table),
+        _address(plan.constants),
+        _address(items.table),
+        _address(items.weights),
+        len(items.table),
+        together,
+        _address(first),
+        _address(second),
+        _address(
+            row_buffers[pitch + wide - 1 :]
+        ),  # after a row of zeros, and columns beside the first
+        _address(planes[wide - 1 :]),
+        2 * plan.registers,
+        pitch,
+        size,
+        _address(sums),
+    )
+    return sums
+
+
+def _gathered(a, index):
+    """The images of the lanes, `[numbers, lanes]`."""
+    lanes = _aligned((len(a), len(index)), a.dtype)
+    return np.take(a, index, axis=1, out=lanes, mode="clip")
+
+
+def _aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros that start where vectors may."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + REGISTER, np.uint8)
+    start = -memory.ctypes.data % REGISTER
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _address(a: np.ndarray) -> int:
+    return a.ctypes.data
+
+
+@functools.cache
+def _installed():
+    """Whether there is a compiler that reads the text of `machine`, in which pointers have no types."""
+    if importlib.util.find_spec("llvmlite") is None:
+        return False
+    found = importlib.metadata.version("llvmlite").split(".")[:2]
+    return tuple(map(int, found)) >= OLDEST
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor(llvm):
+    """Name and features of the processor."""
+    features = llvm.get_host_cpu_features().flatten()
+    # LLVM halves vectors on processors that once slowed down for whole ones
+    whole = ",-prefer-256-bit" if "+avx512f" in features else ""
+    return llvm.get_host_cpu_name(), features + whole
+
+
+_compiling = threading.Lock()
+
+
+@functools.lru_cache(KEPT)
+def _compiled(text: str):
+    """The function `run` of a module, as machine code for this processor."""
+    import llvmlite.binding as llvm
+
+    with _compiling:
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        name, features = _processor(llvm)
+        target = llvm.Target.from_default_triple()
+        machine = target.create_target_machine(cpu=name, features=features, opt=3)
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(text), machine)
+        engine.finalize_object()
+        address = engine.get_function_address("run")
+    pointer, integer = ctypes.c_void_p, ctypes.c_int64
+    arguments = (
+        [pointer, integer, pointer, pointer, pointer, integer, integer]
+        + [pointer] * 4
+        + [integer] * 3
+        + [pointer]
+    )
+    run = ctypes.CFUNCTYPE(None, *arguments)(address)
+    run.engine = engine  # pyright: ignore[reportAttributeAccessIssue]  # which owns the code
+    return run

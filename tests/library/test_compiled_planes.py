@@ -1,0 +1,227 @@
+"""Facts about the compiled program for displacement planes: it is the kernel that JAX computes layer by layer."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from marks import extended, extended_but
+
+import lazynet as ln
+from lazynet.covariance import cpu
+from lazynet.covariance.angles import angle
+from lazynet.covariance.duals import rectifier_dual
+from lazynet.covariance.elementary import Unsupported, elementary
+from lazynet.kernels.analytic import _questions, analytic_kernel
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="llvmlite is not installed")
+
+
+def _conv(padding="SAME", size=(3, 3), strides=(1, 1), W_std=1.4):
+    return ln.Conv(4, size, strides=strides, padding=padding, W_std=W_std, b_std=0.1)
+
+
+def _deep(activation, padding="SAME", size=(3, 3), depth=3):
+    return ln.serial(*[layer for _ in range(depth) for layer in (_conv(padding, size), activation)])
+
+
+def _block(strides, shortcut):
+    main = ln.serial(ln.Relu(), _conv(strides=strides), ln.Relu(), _conv())
+    return ln.parallel(main, shortcut)
+
+
+BODIES = {
+    "relu": _deep(ln.Relu()),
+    "no padding, even windows": _deep(ln.Relu(), "VALID", (2, 2), depth=2),
+    "periodic": _deep(ln.Relu(), "CIRCULAR"),
+    "leaky relu, flat windows": _deep(ln.LeakyRelu(0.1), "SAME", (1, 3)),
+    "large windows": _deep(ln.Relu(), "SAME", (5, 4), depth=2),
+    "layer norm": ln.serial(_conv(), ln.LayerNorm(), ln.Relu(), _conv(), ln.Relu()),
+    "ending in a convolution": ln.serial(_deep(ln.Abs(), depth=2), _conv()),
+    "strides": ln.serial(_conv(strides=(2, 1)), ln.Relu(), _conv(strides=(1, 2)), ln.Relu()),
+    "strides and no padding": ln.serial(_conv("VALID", strides=(2, 2)), ln.Relu(), _conv()),
+    "residual": ln.serial(_conv(), _block((1, 1), ln.Identity()), _block((1, 1), _conv())),
+    "residual with strides": ln.serial(_conv(), _block((2, 2), _conv(strides=(2, 2))), ln.Relu()),
+    "branches of branches": ln.serial(
+        ln.parallel(_conv(), _conv(size=(1, 2)), ln.serial(_conv(), ln.Relu(), _conv())),
+        _block((1, 1), ln.serial(ln.Relu(), _conv(), _block((1, 1), ln.Identity()))),
+        ln.Relu(),
+    ),
+    "nothing trained": ln.freeze(_deep(ln.Relu(), depth=2)),
+    "pixels alone": ln.serial(),
+    "one position at a time": ln.serial(_conv(size=(1, 1)), ln.Relu()),
+}
+HEADS = {
+    "pooled": ln.GlobalAvgPool(),
+    "flat": ln.Flatten(),
+    "flat, then dense": ln.serial(ln.Flatten(), ln.Dense(3, 1.3, 0.2), ln.Relu(), ln.Dense(1)),
+}
+
+
+def _images(seed, n, height=6, width=5, channels=2, dtype=np.float64):
+    return np.random.default_rng(seed).normal(size=(n, height, width, channels)).astype(dtype)
+
+
+def _both(monkeypatch, model, *inputs):
+    """The kernel by the compiled program, which there must be, and layer by layer."""
+    first, second = (*inputs, None)[:2]
+    assert _questions(model, first, second) is not None
+    compiled = analytic_kernel(model, *inputs)
+    monkeypatch.setenv(cpu.SWITCH, "0")
+    assert _questions(model, first, second) is None
+    return compiled, analytic_kernel(model, *inputs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("body", extended_but(BODIES, "relu", "residual with strides"))
+def test_kernels_are_those_of_jax(body, head, monkeypatch):
+    if body in ("pixels alone", "nothing trained") and head == "flat, then dense":
+        pytest.skip("another network")
+    model = ln.serial(BODIES[body], HEADS[head])
+    for got, expected in zip(*_both(monkeypatch, model, _images(0, 2), _images(1, 3)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(1,), extended((3,)), (20,), extended((3, 21)), extended((20, 1))]
+)
+@pytest.mark.parametrize("head", ["pooled", "flat, then dense"])
+def test_all_pairs_of_images_are_lanes(sizes, head, monkeypatch):
+    model = ln.serial(_deep(ln.Relu(), depth=1), HEADS[head])
+    inputs = [_images(seed, n, 3, 4) for seed, n in enumerate(sizes)]
+    for got, expected in zip(*_both(monkeypatch, model, *inputs), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+        if len(sizes) == 1:
+            np.testing.assert_array_equal(got, np.asarray(got).T)
+
+
+@pytest.mark.parametrize("head", ["pooled", extended("flat")])
+def test_single_precision_holds_through_21_layers_and_on_the_diagonal(head):
+    model = ln.serial(
+        *[part for _ in range(21) for part in (_conv(W_std=2**0.5), ln.Relu())], HEADS[head]
+    )
+    x = _images(0, 3)
+    narrow, wide = (analytic_kernel(model, x.astype(t)) for t in (np.float32, np.float64))
+    for got, expected in zip(narrow, wide, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=2e-6)
+
+
+def test_images_that_vanish_or_are_equal_or_opposite_have_the_kernels_of_jax(monkeypatch):
+    x = _images(0, 1)
+    images = np.concatenate([x, 0 * x, x, -x, 1e-200 * x])
+    # angles of equal images are the root of a rounding error
+    tolerance = 10 * np.finfo(float).eps ** 0.5
+    model = ln.serial(ln.Conv(1, (3, 3), padding="SAME"), ln.Abs(), ln.GlobalAvgPool())
+    for got, expected in zip(*_both(monkeypatch, model, images), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=1e-14)
+
+
+def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
+    model = ln.serial(_deep(ln.Relu()), ln.GlobalAvgPool())
+    x = _images(0, 5, dtype=np.float32)
+    found = []
+    for cores in (1, 3):
+        monkeypatch.setattr(cpu, "_cores", lambda cores=cores: cores)
+        found.append(analytic_kernel(model, x))
+    for one, many in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, many)
+
+
+@pytest.mark.extended
+def test_a_processor_with_small_registers_computes_the_same(monkeypatch):
+    model = ln.serial(_deep(ln.Relu()), ln.GlobalAvgPool())
+    x = _images(0, 3, dtype=np.float32)
+    here = analytic_kernel(model, x)
+    cpu._compiled.cache_clear()
+    monkeypatch.setattr(cpu, "_processor", lambda llvm: ("", ""))
+    plain = analytic_kernel(model, x)
+    cpu._compiled.cache_clear()
+    for got, expected in zip(plain, here, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", [ln.Erf(), ln.Gelu()])
+def test_what_the_program_does_not_know_stays_with_jax(activation):
+    x = _images(0, 2)
+    model = ln.serial(_deep(activation, depth=1), ln.GlobalAvgPool())
+    assert _questions(model, x, None) is None
+
+
+def test_networks_with_pools_between_layers_stay_with_jax():
+    x = _images(0, 2)
+    model = ln.serial(_conv(), ln.Relu(), ln.AvgPool((2, 2), (2, 2)), _conv(), ln.Flatten())
+    assert _questions(model, x, None) is None
+
+
+def test_under_transformations_jax_computes_the_kernel():
+    model = ln.serial(_deep(ln.Relu(), depth=1), ln.GlobalAvgPool())
+    x = jnp.asarray(_images(0, 2, 3, 3))
+    text = jax.jit(lambda a: analytic_kernel(model, a).ntk).lower(x).as_text()
+    assert "while" in text
+    slope = jax.grad(lambda a: analytic_kernel(model, a).ntk.sum())(x)
+    assert np.isfinite(slope).all()
+
+
+# Elementary operations
+# -------------------------------------------------------------------------------------
+
+
+NUMPY = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "neg": np.negative,
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+    "select_n": lambda which, no, yes: np.where(which, yes, no),
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "not": np.logical_not,
+}
+
+
+def _value(found, inputs):
+    values = {**dict(enumerate(inputs)), **{-1 - k: a for k, a in enumerate(found.constants)}}
+    for number, (name, operands) in enumerate(found.operations, found.inputs):
+        values[number] = NUMPY[name](*[values[k] for k in operands])
+    return [values[number] for number in found.outputs]
+
+
+@pytest.mark.parametrize("acute", [False, True])
+def test_a_dual_is_the_list_of_its_elementary_operations(acute):
+    dual = rectifier_dual(0.3, 1.0)
+
+    def pair(q1, q2, s):
+        value, slope, _ = dual.pair(dual.side(q1), dual.side(q2), s, None, acute)
+        return [value, slope]
+
+    found = elementary(pair, 3, jnp.float64)
+    inputs = np.array([[1.0, 2.0, 0.5], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]).T
+    for got, expected in zip(_value(found, inputs), pair(*jnp.asarray(inputs)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+def test_equal_operations_are_one_and_constants_are_apart():
+    one, two = (
+        elementary(lambda x, c=c: [c * angle(x) + c * angle(x)], 1, jnp.float32) for c in (2.5, 3.5)
+    )
+    assert one.operations == two.operations
+    assert one.constants != two.constants
+
+
+@pytest.mark.parametrize("function", [jnp.tanh, jnp.round, lambda x: x * jnp.ones(2, x.dtype)])
+def test_what_is_no_elementary_operation_is_refused(function):
+    with pytest.raises(Unsupported):
+        elementary(lambda x: [function(x)], 1, jnp.float32)
