@@ -484,7 +484,9 @@ def _bytes(model, x1, x2, side, *, alone):
     one, two = sets if len(sets) == 2 else (*sets, None)
     questions = _questions(model, one, two)
     if questions is not None:
-        tasks = jax.tree.unflatten(questions.outputs[0], [None] * questions.outputs[0].num_leaves)
+        structure = questions.outputs[0]
+        # the tasks without their arrays
+        tasks = jax.tree.unflatten(structure, [jnp.zeros(())] * structure.num_leaves)
         beside = max(cpu.reserved(task.plan) for task in tasks)
         return questions.reserved(*sets) + _bytes_of(sets) + beside
     needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
