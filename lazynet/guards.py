@@ -144,6 +144,26 @@ def count(
     return found
 
 
+def batch_size(value: Any, n: int) -> int:
+    """The number of examples in a step, of n that there are: None means all of them.
+
+    Args:
+        value: What was given as `batch_size`.
+        n: Number of examples.
+
+    Raises:
+        TypeError: It is neither None nor an integer.
+        ValueError: It is below 1 or above n.
+
+    Example:
+        >>> batch_size(None, 60), batch_size(20, 60)
+        (60, 20)
+    """
+    if value is None:
+        return n
+    return count("batch_size", value, at_most=n, fix="None takes all examples")
+
+
 def flag(name: str, value: Any) -> bool:
     """Whether something is wanted: a boolean, or 0 or 1.
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from lazynet import files, guards
 from lazynet.diagnostics import fit_slope
+from lazynet.linalg import spectrum_tolerance
 from lazynet.records import Trajectory
 from lazynet.typing import ArrayLike
 
@@ -217,8 +218,8 @@ def plot_spectrum(
     1/lambda_i.
 
     Args:
-        spectra: `{label: eigenvalues}` in any order. Values below n eps lambda_1, which are
-            rounding errors of a singular matrix in its dtype, are left out; the legend counts them.
+        spectra: `{label: eigenvalues}` in any order. Values below the rounding of the kernel
+            (`linalg.spectrum_tolerance`) are left out; the legend counts them.
         ylabel: Label of the vertical axis.
         ax: Axes to draw into; by default those of a new figure.
 
@@ -356,14 +357,13 @@ def _band(ax, where, values, label, style, *, ended):
 
 
 def _above_rounding(label, values):
-    """Eigenvalues in decreasing order that exceed n eps lambda_1, and the number of all."""
+    """Eigenvalues in decreasing order that exceed the rounding of their kernel, and the number of all."""
     if values.ndim != 1 or not np.isfinite(values).all() or not (values > 0).any():
         raise ValueError(
             f"spectrum {label!r} has shape {values.shape}, expected a vector of finite eigenvalues, "
             "at least one of them positive: pass numpy.linalg.eigvalsh(kernel)."
         )
-    eps = np.finfo(values.dtype).eps if np.issubdtype(values.dtype, np.floating) else 0.0
-    kept = values[values > len(values) * eps * values.max()]
+    kept = values[values > spectrum_tolerance(values)]
     return np.sort(kept.astype(float))[::-1], len(values)
 
 

@@ -344,14 +344,19 @@ def _named(traced, text):
     return hashlib.sha256("".join([text, *values]).encode()).hexdigest()
 
 
-def closed_over(jaxpr: Any) -> Iterator[Any]:
-    """Arrays in a program, also in the programs it calls, in the order of their use."""
-    yield from map(_values, getattr(jaxpr, "consts", ()))
+def closed_over(jaxpr: Any) -> Iterator[np.ndarray]:
+    """Values of the arrays in a program, also in the programs it calls, in the order of their use."""
+    return map(_values, constants(jaxpr))
+
+
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """The arrays in a program as they are, maybe traced by an outer transformation."""
+    yield from getattr(jaxpr, "consts", ())
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield from (_values(v.val) for v in equation.invars if hasattr(v, "val"))
+        yield from (v.val for v in equation.invars if hasattr(v, "val"))
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
             if _is_program(inner):
-                yield from closed_over(inner)
+                yield from constants(inner)
 
 
 def _values(array: Any) -> np.ndarray:

@@ -156,9 +156,6 @@ TITLE = "lazy training"
 LAZY = 10_000.0
 """From this alpha on the network is expected to be its tangent model; a tenth of it agrees in 96.9 % of predictions."""
 
-ENOUGH = 10_000
-"""Photographs from which features can be learned that are better than the first ones."""
-
 ROUNDING = 0.005
 """Share of test images whose two largest outputs rounding may exchange."""
 
@@ -215,7 +212,7 @@ def checked_facts(config: Config, summary: dict[str, Any]):
             yield within(f"gap_to_linearized/{alpha}", gap, at_least=-0.01, at_most=0.01)
             yield within(f"agreement/{alpha}", summary[f"agreement/{alpha}"], at_least=0.97)
             yield within(f"stability/{alpha}", summary[f"stability/{alpha}"], at_least=0.99)
-    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
+    if config.data.teaches_features:
         accuracy = summary["train_accuracy/alpha=inf"]
         yield within("linearized_train_accuracy", accuracy, at_least=0.40)
         if standard is not None:

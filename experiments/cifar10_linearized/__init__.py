@@ -144,9 +144,6 @@ TITLES = {
 
 TITLE = "above the widest linearized network"
 
-ENOUGH = 10_000
-"""Photographs from which features can be learned that are better than the first ones."""
-
 
 def measure(config: Config, store) -> dict[str, Any]:
     """The numbers of every row as `row/name`."""
@@ -186,7 +183,7 @@ def facts(config: Config, arrays):
     width = f"width={max(config.widths):g}"
     linearized = arrays.get(f"linearized/{width}/test_accuracy")
     others = {"scattering": "scattering", "patches": "patches"}
-    if config.data.name == "cifar10" and config.data.n_train >= ENOUGH:
+    if config.data.teaches_features:
         others["standard"] = f"standard/{width}"
     for name, row in others.items():
         accuracy = arrays.get(f"{row}/test_accuracy")

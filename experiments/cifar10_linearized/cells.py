@@ -14,8 +14,8 @@ import lazynet as ln
 from experiments.harness.progress import advancing, bar
 from experiments.scattering_cifar10.features import scattering_features
 from experiments.scattering_cifar10.heads import all_images
-from experiments.shared import vgg
-from experiments.shared.patches import draw_filters, leave_one_out_ridge, patch_features
+from experiments.shared import ridge, vgg
+from experiments.shared.patches import draw_filters, patch_features
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data
@@ -115,7 +115,7 @@ def _patches(config, parts: Parts, store) -> Row:
         x, x_test = (patch_features(config.patches, filters, part.x) for part in parts)
         train = Data(x, parts[0].y)
         test = Data(x_test, parts[1].y)
-        return leave_one_out_ridge(train, test, config.ridges) | _sizes(*parts)
+        return ridge.of_features(train, test, config.ridges) | _sizes(*parts)
 
 
 def _kernel(config, parts: Parts, store) -> Row:
@@ -128,16 +128,12 @@ def _kernel(config, parts: Parts, store) -> Row:
     tiles = store.kernels("test")
     cross = analytic_kernel(model, test.x, train.x, store=tiles, **settings).ntk
     ridges = np.mean(np.diag(ntk)) * np.array(config.ridges)
-    left_out = dynamics.leave_one_out(ntk, train, ridge=ridges)
-    best = int(np.argmax([_accuracy(outputs, train.y) for outputs in left_out]))
-    ridge = float(ridges[best])
-    fitted = dynamics.kernel_regression(ntk, train, cross=ntk, ridge=ridge)
-    predicted = dynamics.kernel_regression(ntk, train, cross=cross, ridge=ridge)
+    best = int(np.argmax(ridge.left_out_accuracies(ntk, train, ridges)))
+    fit = partial(dynamics.kernel_regression, ntk, train, ridge=float(ridges[best]))
     return {
-        "train_accuracy": _accuracy(fitted, train.y),
-        "test_accuracy": _accuracy(predicted, test.y),
-        "ridge": config.ridges[best],
-        "at_edge": best in (0, len(ridges) - 1),
+        "train_accuracy": ridge.accuracy(fit(cross=ntk), train.y),
+        "test_accuracy": ridge.accuracy(fit(cross=cross), test.y),
+        **ridge.chosen(config.ridges, best),
         **_sizes(train, test),
     }
 
@@ -149,7 +145,3 @@ def _subset(config, parts: Parts) -> Parts:
     channels = {"center": "channel", "scale": "channel"}
     _, train, test = datasets.standardize(parts[0], train, test, **channels)
     return datasets.center_targets(train), datasets.center_targets(test)
-
-
-def _accuracy(outputs, y) -> float:
-    return float(np.mean(np.asarray(outputs).argmax(1) == np.asarray(y).argmax(1)))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.shared import ridge
 from experiments.shared.data import load_images
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
@@ -135,13 +136,9 @@ def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, flo
     cross = np.asarray(cross[:, :n], np.float64)
     own = Data(train.x[:n], train.y[:n])
     ridges = RIDGES * np.mean(np.diag(kernel))
-    left_out = dynamics.leave_one_out(kernel, own, ridge=ridges)
-    best = int(np.argmax(np.mean(left_out.argmax(-1) == own.y.argmax(-1), axis=1)))
+    best = int(np.argmax(ridge.left_out_accuracies(kernel, own, ridges)))
     outputs = dynamics.kernel_regression(kernel, own, cross=cross, ridge=float(ridges[best]))
-    return {
-        "accuracy": float(np.mean(outputs.argmax(1) == test.y.argmax(1))),
-        "ridge": float(RIDGES[best]),
-    }
+    return {"accuracy": ridge.accuracy(outputs, test.y), "ridge": float(RIDGES[best])}
 
 
 def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Data]:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
-from lazynet import datasets, empirical, kernels, linalg, zoo
+from experiments.shared import ridge
+from lazynet import datasets, dynamics, empirical, kernels, linalg, zoo
 from lazynet.records import Data
 
 __all__ = ["Problem", "all_images", "head", "head_names", "principal_components"]
@@ -110,20 +111,16 @@ KERNELS = {"ridge": _linear, "rbf": _rbf, "ntk": _ntk}
 
 def _kernel_ridge(config, problem: Problem, kernel, cross) -> dict[str, Any]:
     """Kernel ridge regression; the ridge, relative to the mean diagonal, has the best leave-one-out accuracy."""
-    y = np.asarray(problem.train.y, np.float64)
     kernel = np.asarray(kernel, np.float64)
+    ridges = np.mean(np.diag(kernel)) * np.asarray(config.ridges)
+    # One decomposition serves all ridges and the predictions.
     eigen = linalg.psd_eigh(kernel)
-    mean = float(np.trace(kernel)) / len(kernel)
-    weights = [eigen.inverse_values(ridge * mean) for ridge in config.ridges]
-    solved = [eigen.vectors @ (w[:, None] * (eigen.vectors.T @ y)) for w in weights]
-    left_out = [
-        y - s / (np.square(eigen.vectors) @ w)[:, None]
-        for s, w in zip(solved, weights, strict=True)
-    ]
-    best = _best([_accuracy(outputs, y) for outputs in left_out])
-    return _chosen(config.ridges, best) | {
-        "accuracy": _accuracy(np.asarray(cross) @ solved[best], problem.test.y)
-    }
+    best = _best(ridge.left_out_accuracies(eigen, problem.train, ridges))
+    outputs = dynamics.kernel_regression(
+        eigen, problem.train, cross=np.asarray(cross), ridge=float(ridges[best])
+    )
+    accuracy = ridge.accuracy(outputs, problem.test.y)
+    return ridge.chosen(config.ridges, best) | {"accuracy": accuracy}
 
 
 def _logistic(config, problem: Problem) -> dict[str, Any]:
@@ -133,14 +130,14 @@ def _logistic(config, problem: Problem) -> dict[str, Any]:
     (x, y), (x_test, y_test) = ((part.x, part.y.argmax(1)) for part in problem)
     held = len(x) // 5
 
-    def fitted(ridge, x, y):
+    def fitted(penalty, x, y):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=Warning, module="sklearn")
-            return LogisticRegression(C=1 / ridge, max_iter=100, tol=1e-3).fit(x, y)
+            return LogisticRegression(C=1 / penalty, max_iter=100, tol=1e-3).fit(x, y)
 
     grid = _coarse(config.ridges)
-    best = _best([fitted(ridge, x[held:], y[held:]).score(x[:held], y[:held]) for ridge in grid])
-    return _chosen(grid, best) | {"accuracy": fitted(grid[best], x, y).score(x_test, y_test)}
+    best = _best([fitted(each, x[held:], y[held:]).score(x[:held], y[:held]) for each in grid])
+    return ridge.chosen(grid, best) | {"accuracy": fitted(grid[best], x, y).score(x_test, y_test)}
 
 
 def _perceptron(config, alpha: float, problem: Problem, key) -> dict[str, Any]:
@@ -202,10 +199,10 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
     held = Data(rows[split:], y[split:])
     grid = _coarse(config.ridges)
-    best = _best([_primal_accuracies(*first, ridge * mean, center, held)[0] for ridge in grid])
+    best = _best([_primal_accuracies(*first, each * mean, center, held)[0] for each in grid])
     both = first[0] + last[0], first[1] + last[1]
     own, accuracy = _primal_accuracies(*both, grid[best] * mean, center, train, test)
-    return _chosen(grid, best) | {"accuracy": accuracy, "train_accuracy": own}
+    return ridge.chosen(grid, best) | {"accuracy": accuracy, "train_accuracy": own}
 
 
 def _mean(rows):
@@ -228,18 +225,18 @@ def _normal_equations(rows, y, center, advance):
     return gram, moment
 
 
-def _primal_accuracies(gram, moment, ridge, center, *parts: Data) -> list[float]:
+def _primal_accuracies(gram, moment, shift, center, *parts: Data) -> list[float]:
     """Accuracies of one regression on several sets."""
     import scipy.linalg
 
     shifted = gram.copy(order="F")
-    shifted[np.diag_indices_from(shifted)] += np.float32(ridge)
+    shifted[np.diag_indices_from(shifted)] += np.float32(shift)
     try:
         factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    except np.linalg.LinAlgError:  # the ridge is below the rounding of the matrix
+    except np.linalg.LinAlgError:  # the shift is below the rounding of the matrix
         return [0.0] * len(parts)
     weights = scipy.linalg.cho_solve(factor, moment, check_finite=False)
-    return [_accuracy(_primal_outputs(part.x, weights, center), part.y) for part in parts]
+    return [ridge.accuracy(_primal_outputs(part.x, weights, center), part.y) for part in parts]
 
 
 def _primal_outputs(rows, weights, center):
@@ -256,11 +253,3 @@ def _best(scores: list[float]) -> int:
 def _coarse(ridges: tuple[float, ...]) -> tuple[float, ...]:
     """Every other ridge of a long grid, for heads that are fitted anew for each."""
     return ridges[:: 2 if len(ridges) > 6 else 1]
-
-
-def _chosen(ridges: tuple[float, ...], best: int) -> dict[str, Any]:
-    return {"ridge": ridges[best], "at_edge": best in (0, len(ridges) - 1)}
-
-
-def _accuracy(outputs, y) -> float:
-    return float(np.mean(np.argmax(outputs, 1) == np.argmax(np.asarray(y), 1)))

@@ -19,6 +19,9 @@ SIDE = 32
 
 DIGITS = 1797
 
+ENOUGH = 10_000
+"""Photographs from which features can be learned that are better than the first ones."""
+
 
 @dataclass(frozen=True)
 class Photographs:
@@ -62,6 +65,11 @@ class DataConfig(Photographs):
 
     n_train: Count = 500
     n_test: Count = 797
+
+    @property
+    def teaches_features(self) -> bool:
+        """Whether these are photographs, and enough to learn features from that are better than the first ones."""
+        return self.name == "cifar10" and self.n_train >= ENOUGH
 
     def check(self, prefix: str) -> None:
         """Refuses more examples than there are, and a folder that is not there."""

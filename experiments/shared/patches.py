@@ -1,4 +1,4 @@
-"""Random patch features: filters that are whitened patches of training images, and ridge regression on them.
+"""Random patch features: filters that are whitened patches of training images.
 
 A patch p of an image is contrast-normalized, `q = (p - mean(p)) / sqrt(var(p) + normalization)`,
 and whitened by the matrix `V (E + whitening)^(-1/2) V^T` of many such patches. Filters are whitened
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,9 @@ import numpy as np
 from jax import lax
 
 from experiments.harness.bounds import Count, Integer, NonNegative, Positive
-from lazynet import datasets, guards
-from lazynet.records import Data
+from lazynet import guards
 
-__all__ = ["Filters", "PatchConfig", "draw_filters", "leave_one_out_ridge", "patch_features"]
+__all__ = ["Filters", "PatchConfig", "draw_filters", "patch_features"]
 
 BATCH = 100
 """Images whose responses are held at a time."""
@@ -82,45 +81,6 @@ def patch_features(config: PatchConfig, filters: Filters, images: np.ndarray) ->
     encode = partial(_encoded, config, filters)
     parts = [images[i : i + BATCH].astype(np.float32) for i in range(0, len(images), BATCH)]
     return np.concatenate([np.asarray(encode(part)) for part in parts])
-
-
-def leave_one_out_ridge(train: Data, test: Data, ridges: tuple[float, ...]) -> dict[str, Any]:
-    """Ridge regression on one-hot targets minus 1/k; the ridge has the best leave-one-out accuracy.
-
-    Features are centered and scaled by one number, and joined by a constant. Ridges are relative to
-    the mean eigenvalue, and `left_out = y - (y - f) / (1 - h)`, h the leverages, is exact.
-    """
-    (x, y), (x_test, y_test) = (_with_constant(part) for part in datasets.standardize(train, test))
-    values, vectors = np.linalg.eigh(x.T @ x)
-    scores = x @ vectors
-    values = np.maximum(values, 0)
-    shrunk = [1 / (values + ridge * values.mean()) for ridge in ridges]
-    hits = [_accuracy(_left_out(scores, y, weights), y) for weights in shrunk]
-    best = int(np.argmax(hits))
-    solution = vectors @ (shrunk[best][:, None] * (scores.T @ y))
-    return {
-        "train_accuracy": _accuracy(x @ solution, y),
-        "test_accuracy": _accuracy(x_test @ solution, y_test),
-        "ridge": ridges[best],
-        "at_edge": best in (0, len(ridges) - 1),
-    }
-
-
-def _left_out(scores, y, weights):
-    fitted = scores @ (weights[:, None] * (scores.T @ y))
-    leverages = np.square(scores) @ weights
-    return y - (y - fitted) / (1 - leverages)[:, None]
-
-
-def _with_constant(data: Data) -> tuple[np.ndarray, np.ndarray]:
-    x = np.asarray(data.x, np.float64)
-    return np.column_stack([x, np.ones(len(x))]), np.asarray(
-        datasets.center_targets(data).y, np.float64
-    )
-
-
-def _accuracy(outputs, y) -> float:
-    return float(np.mean(outputs.argmax(1) == y.argmax(1)))
 
 
 def _drawn_patches(config: PatchConfig, images, seed) -> np.ndarray:

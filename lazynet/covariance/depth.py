@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ from jax import lax
 from lazynet.covariance.pointwise import Covariance
 from lazynet.covariance.repeats import repetitions
 from lazynet.covariance.state import Kernel, Side
+from lazynet.programs import constants
 from lazynet.trees import is_traced
 
 __all__ = ["DEEP", "PIECE", "through"]
@@ -138,17 +139,8 @@ def _text(program):
 
 def _constants(program) -> tuple[Hashable, ...]:
     """Arrays by their values, and traced ones by their identity."""
-    arrays = [*program.consts, *_literals(program.jaxpr)]
+    arrays = constants(program)
     return tuple(id(a) if is_traced(a) else np.asarray(a).tobytes() for a in arrays)
-
-
-def _literals(jaxpr) -> Iterator[Any]:
-    """Arrays within a program, of which its text shows a part (where jax puts constants there)."""
-    for equation in jaxpr.eqns:
-        yield from (atom.val for atom in equation.invars if np.ndim(getattr(atom, "val", 0)))
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            yield from _literals(inner) if hasattr(inner, "eqns") else ()
 
 
 def _is_vectors(k):

@@ -148,9 +148,7 @@ def check_steps(save_at):
 
 def check_batches(batch_size, key, n):
     """The number of examples per step, after checking that minibatches have a key."""
-    if batch_size is None:
-        return n
-    size = guards.count("batch_size", batch_size, at_most=n, fix="None takes all training examples")
+    size = guards.batch_size(batch_size, n)
     if size < n and key is None:
         raise ValueError(
             f"batch_size = {size} without key, expected the key that draws the batches."

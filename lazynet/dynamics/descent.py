@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Key, Num, Shaped
 
 from lazynet import guards
+from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.dynamics.flow import Solution, closed_form, kernel_outputs
 from lazynet.linalg import Eigen, check_symmetric, columns_of, kernel_matrix
@@ -102,11 +103,7 @@ def _batches(key, n, batch_size):
     """Rows of one batch after the other, without end: the order of `lazynet.train`."""
     epoch = 0
     while True:
-        order = (
-            np.arange(n)
-            if batch_size == n
-            else np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), n))
-        )
+        order = np.arange(n) if batch_size == n else np.asarray(epoch_order(key, epoch, n))
         for start in range(0, n - batch_size + 1, batch_size):
             yield order[start : start + batch_size]
         epoch += 1

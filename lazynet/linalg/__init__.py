@@ -50,6 +50,7 @@ __all__ = [
     "ridge_eigh",
     "ritz_values",
     "solve_psd",
+    "spectrum_tolerance",
     "symmetric",
 ]
 
@@ -116,6 +117,26 @@ def rank_tolerance(matrix: Float[ArrayLike, "m1 m2"], smallest: float | int = 0.
     """
     array = guards.numbers("matrix", matrix)
     size = max(float(array.max()), -float(array.min()))
+    return _rounding(array, size, smallest)
+
+
+def spectrum_tolerance(values: Float[ArrayLike, "n"]) -> float:
+    """Rounding of a kernel of which only the eigenvalues are known, `rank_tolerance` with the mean diagonal for max|K|.
+
+    It is the same for kernels of equal diagonals, such as those of inputs on a sphere.
+
+    Args:
+        values: All eigenvalues, in any order and in the dtype in which they were computed.
+
+    Example:
+        >>> spectrum_tolerance(np.array([3.0, 0.0, -1e-9]))
+        2e-09
+    """
+    array = guards.numbers("values", values)
+    return _rounding(array, float(array.mean()), float(array.min()))
+
+
+def _rounding(array, size, smallest):
     return max(4 * _epsilon(array) * size * len(array) ** 0.5, -2 * float(smallest))
 
 

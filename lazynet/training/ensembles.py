@@ -14,6 +14,7 @@ from jaxtyping import Float, Num
 
 from lazynet import guards, trees
 from lazynet.datasets import check_data
+from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics import Gaussian
 from lazynet.lazy import lazy_part, linearize
 from lazynet.losses import check_labels, mse, objective
@@ -103,10 +104,7 @@ def train_ensemble(
     """
     steps = guards.steps(save_at)
     n = len(data.x)
-    every = "None takes all examples"
-    batch_size = (
-        n if batch_size is None else guards.count("batch_size", batch_size, at_most=n, fix=every)
-    )
+    batch_size = guards.batch_size(batch_size, n)
     learning_rate = _rate(optimizer, learning_rate)
     check_data(data)
     check_labels(loss, data.y, "data.y")
@@ -210,7 +208,7 @@ def _outputs(transform, apply, params0, params, x):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _orders(keys, epoch, n):
-    return jax.vmap(lambda key: jax.random.permutation(jax.random.fold_in(key, epoch), n))(keys)
+    return jax.vmap(lambda key: epoch_order(key, epoch, n))(keys)
 
 
 def _rate(optimizer, learning_rate):

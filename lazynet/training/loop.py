@@ -32,8 +32,8 @@ from lazynet.training.step import (
     Source,
     advance,
     check_plan,
-    epoch_order,
     placed_data,
+    placed_order,
 )
 from lazynet.typing import Array, Params
 
@@ -257,12 +257,7 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Ru
     """The training, after all checks that need no step."""
     rate = step_sizes(plan.optimizer, learning_rate)
     check_data(data)
-    n = len(data.x)
-    every = "None takes all examples"
-    whole = plan.batch_size is None
-    plan = plan._replace(
-        batch_size=n if whole else guards.count("batch_size", plan.batch_size, at_most=n, fix=every)
-    )
+    plan = plan._replace(batch_size=guards.batch_size(plan.batch_size, len(data.x)))
     check_plan(plan)
     check_labels(objective.loss, data.y, "data.y")
     check_optimizer(objective, plan.optimizer)
@@ -310,9 +305,7 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
         while step < last:
             if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
                 epoch = step // per_epoch
-                source = source._replace(
-                    order=epoch_order(plan, jax.random.fold_in(key, epoch), len(data.x))
-                )
+                source = source._replace(order=placed_order(plan, key, epoch, len(data.x)))
             rate = learning_rate(step)
             params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
             step = step + 1

@@ -12,13 +12,14 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lazynet import guards, trees
+from lazynet.datasets.sampling import epoch_order
 from lazynet.losses import Objective
 from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.training.sharding import place, replicated
 from lazynet.typing import Array, ArrayLike, Params
 
-__all__ = ["Augment", "Plan", "Source", "advance", "check_plan", "epoch_order", "placed_data"]
+__all__ = ["Augment", "Plan", "Source", "advance", "check_plan", "placed_data", "placed_order"]
 
 Augment = Callable[[Any, Any], Array]
 """`augment(key, x) -> x`: inputs `[n, *inputs]` of a batch to inputs of the same shape."""
@@ -108,15 +109,15 @@ def placed_data(plan: Plan, data: Data) -> Data:
     )
 
 
-def epoch_order(plan: Plan, key: Any, n: int) -> Array | None:
-    """The order in which an epoch visits n examples; None if a step takes all of them at once.
+def placed_order(plan: Plan, key: Any, epoch: int, n: int) -> Array | None:
+    """The order in which an epoch visits n examples, where the steps find it; None if a step takes all at once.
 
     Example:
-        >>> sorted(epoch_order(Plan(None, 2, 1, None, None), jax.random.key(0), 3).tolist())
+        >>> sorted(placed_order(Plan(None, 2, 1, None, None), jax.random.key(0), 0, 3).tolist())
         [0, 1, 2]
     """
     if plan.batch_size < n:
-        order = _permutation(key, n)
+        order = epoch_order(key, epoch, n)
     elif plan.microbatches > 1:
         order = jnp.arange(n)
     else:
@@ -174,11 +175,6 @@ def _accumulate(plan, objective, params, total, source, start, draw):
 @functools.partial(PerFunction, static_argnums=(0,), donate_argnums=(1, 2))
 def _update(plan, params, opt_state, total, rate):
     return _updated(plan, params, opt_state, trees.divide(total, float(plan.microbatches)), rate)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _permutation(key, n):
-    return jax.random.permutation(key, n)
 
 
 def _gradient(plan, objective, params, source, start, draw):

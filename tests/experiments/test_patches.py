@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.shared.patches import (
-    PatchConfig,
-    draw_filters,
-    leave_one_out_ridge,
-    patch_features,
-)
+from experiments.shared import ridge
+from experiments.shared.patches import PatchConfig, draw_filters, patch_features
 from lazynet import datasets, dynamics
 from lazynet.records import Data
 
@@ -65,14 +61,14 @@ def test_random_patches_separate_what_a_linear_classifier_of_pixels_cannot():
     features = [Data(patch_features(SMALL, filters, part.x), part.y) for part in (train, test)]
     pixels = [Data(part.x.reshape(len(part.x), -1), part.y) for part in (train, test)]
     ridges = (1e-3, 0.1, 10.0)
-    assert leave_one_out_ridge(*features, ridges)["test_accuracy"] > 0.95
-    assert leave_one_out_ridge(*pixels, ridges)["test_accuracy"] < 0.85
+    assert ridge.of_features(*features, ridges)["test_accuracy"] > 0.95
+    assert ridge.of_features(*pixels, ridges)["test_accuracy"] < 0.85
 
 
 def test_the_leave_one_out_ridge_is_that_of_the_dual_regression():
     train, test = datasets.digits(60, 100)
     ridges = (1e-3, 0.1, 10.0, 1000.0)
-    found = leave_one_out_ridge(train, test, ridges)
+    found = ridge.of_features(train, test, ridges)
     scaled = datasets.standardize(train, test)
     x, x_test = (np.column_stack([part.x, np.ones(len(part.x))]) for part in scaled)
     centered = datasets.center_targets(train)

@@ -16,6 +16,7 @@ from experiments.harness import config as configuration
 from experiments.harness import running, store
 from experiments.scattering_cifar10 import heads
 from experiments.scattering_properties import measures
+from experiments.shared import ridge
 from lazynet import datasets
 
 QUIET = Console(quiet=True)
@@ -162,14 +163,14 @@ def test_the_ridge_of_a_kernel_is_the_one_that_refitting_without_each_example_pr
     kernel, _ = (np.asarray(part, np.float64) for part in heads.KERNELS[name](config, problem))
     y = np.asarray(problem.train.y, np.float64)
     scores = []
-    for ridge in config.ridges:
-        shifted = kernel + ridge * np.trace(kernel) / len(kernel) * np.eye(len(kernel))
+    for relative in config.ridges:
+        shifted = kernel + relative * np.trace(kernel) / len(kernel) * np.eye(len(kernel))
         left_out = [
             kernel[i, kept] @ np.linalg.solve(shifted[np.ix_(kept, kept)], y[kept])
             for i in range(len(y))
             for kept in [np.delete(np.arange(len(y)), i)]
         ]
-        scores.append(heads._accuracy(np.stack(left_out), y))
+        scores.append(ridge.accuracy(np.stack(left_out), y))
     chosen = heads.head(config, name, problem, jax.random.key(0))["ridge"]
     assert chosen == config.ridges[heads._best(scores)] and 0.2 < max(scores) < 1
 
@@ -183,7 +184,7 @@ def test_ridge_on_all_images_agrees_with_scikit_learn():
     x = train.x - train.x.mean(0)
     absolute = got["ridge"] * np.square(x).sum() / len(x)
     peer = Ridge(absolute).fit(x, train.y).predict(test.x - train.x.mean(0))
-    assert abs(got["accuracy"] - heads._accuracy(peer, test.y)) <= 0.01 and got["accuracy"] > 0.85
+    assert abs(got["accuracy"] - ridge.accuracy(peer, test.y)) <= 0.01 and got["accuracy"] > 0.85
 
 
 def test_equal_scores_give_the_ridge_in_their_middle():
