@@ -47,13 +47,14 @@ from experiments.harness import panels
 from experiments.harness.bounds import Positive, Seed, Values
 from experiments.harness.facts import power_law, within
 from experiments.harness.progress import bar
-from experiments.harness.store import curve_arrays, load_checkpoint, part, save_checkpoint
+from experiments.harness.store import load_checkpoint, part, save_checkpoint
 from experiments.lazy_vs_standard import NetworkConfig, TrainConfig, cells
 from experiments.shared.data import DataConfig
 from experiments.shared.training import LOSSES, curve_of, named
 from lazynet import datasets, diagnostics, dynamics, empirical, guards, plots, trees
 from lazynet.losses import Objective
 from lazynet.records import Data, Trajectory
+from lazynet.training.checkpoints import curve_arrays
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 

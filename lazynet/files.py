@@ -1,26 +1,45 @@
-"""Paths, folders for one process at a time, and errors of full disks that name their file."""
+"""Paths, named arrays in a file, folders for one process at a time, and errors of full disks that name their file."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["atomically", "given_path", "locked", "naming", "remove_dead", "sweep", "unfinished"]
+__all__ = [
+    "Damaged",
+    "atomically",
+    "given_path",
+    "load_arrays",
+    "locked",
+    "naming",
+    "remove_dead",
+    "save_arrays",
+    "sweep",
+    "unfinished",
+]
 
 WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What file systems answer that know no locks, such as some network file systems of clusters."""
+
+
+class Damaged(ValueError):
+    """A file that does not hold what was written to it."""
 
 
 def given_path(name: str, value: Any) -> Path:
@@ -181,6 +200,69 @@ def atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+
+
+def save_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
+    """Writes an `.npz` of named arrays, all or nothing.
+
+    Args:
+        path: The file, in a folder that exists.
+        arrays: Arrays, or what NumPy makes one of, by name.
+
+    Raises:
+        OSError: With `path` as its file name, for instance on a full disk.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "sizes.npz")
+        >>> save_arrays(path, {"n": [1, 2]})
+        >>> load_arrays(path)["n"].tolist()
+        [1, 2]
+    """
+    converted: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
+    atomically(path, lambda file: np.savez(file, **converted))
+
+
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads what `save_arrays` wrote, each array to its end, where its checksum is.
+
+    Args:
+        path: The file.
+
+    Raises:
+        Damaged: If the file is not complete, or one of its checksums is wrong.
+        FileNotFoundError: If there is none.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "sizes.npz")
+        >>> save_arrays(path, {"n": [1, 2]})
+        >>> _ = path.write_bytes(path.read_bytes()[:-1])
+        >>> load_arrays(path)
+        Traceback (most recent call last):
+        ...
+        lazynet.files.Damaged: ...sizes.npz is damaged (File is not a zip file): delete it.
+    """
+    raw = Path(path).read_bytes()
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as stored:
+            _check_count(stored, raw)
+            members = stored.namelist()
+            return {name.removesuffix(".npy"): _array(stored.read(name)) for name in members}
+    # A flipped bit may ask for passwords, for unknown compressions, for anything.
+    except Exception as error:
+        raise Damaged(f"{path} is damaged ({error}): delete it.") from error
+
+
+def _check_count(stored: zipfile.ZipFile, raw: bytes) -> None:
+    """Compares the members found with their number at the end of the file: a wrong length hides those that follow."""
+    announced = int.from_bytes(raw[-12:-10], "little")
+    if len(stored.namelist()) != announced:
+        raise zipfile.BadZipFile(f"{len(stored.namelist())} of {announced} arrays found")
+
+
+def _array(raw: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
 
 
 def sweep(folder: str | os.PathLike[str]) -> None:

@@ -19,13 +19,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import io
 import json
 import platform
 import re
 import subprocess
 import warnings
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +39,7 @@ from experiments.harness.errors import RunError
 from experiments.harness.progress import over_devices
 from lazynet import files
 from lazynet.records import Trajectory
+from lazynet.training import checkpoints
 from lazynet.training.loop import TrainState
 
 __all__ = [
@@ -275,10 +274,8 @@ def environment() -> dict[str, Any]:
 
 def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Writes an `.npz` of named arrays, all or nothing."""
-    _atomically(
-        path,
-        lambda file: np.savez(file, **{name: np.asarray(value) for name, value in arrays.items()}),
-    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.save_arrays(path, arrays)
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -287,17 +284,10 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         Damaged: If the file is not complete, or one of its checksums is wrong.
     """
-    raw = path.read_bytes()
     try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as stored:
-            _check_count(stored, raw)
-            return {
-                name.removesuffix(".npy"): _array(stored.read(name)) for name in stored.namelist()
-            }
-    except (
-        Exception
-    ) as error:  # a flipped bit may ask for passwords, for unknown compressions, for anything
-        raise _damaged(path, error) from error
+        return files.load_arrays(path)
+    except files.Damaged as error:
+        raise _computed_again(error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -339,9 +329,8 @@ def part(path: Path) -> Path:
 
 def save_checkpoint(path: Path, state: TrainState, curve: Trajectory) -> None:
     """Writes everything that training needs to go on bit-identically: the state and the curve so far."""
-    leaves = jax.tree.leaves((state.params, state.opt_state))
-    arrays = {f"state/{i}": leaf for i, leaf in enumerate(leaves)}
-    save_arrays(path, {"step": state.step, "time": state.time, **arrays, **curve_arrays(curve)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.save(path, state, curve)
 
 
 def load_checkpoint(path: Path, example: TrainState) -> tuple[TrainState, Trajectory]:
@@ -351,45 +340,10 @@ def load_checkpoint(path: Path, example: TrainState) -> tuple[TrainState, Trajec
         Damaged: If the file is.
         ValueError: If the leaves are not those of the example.
     """
-    stored = load_arrays(path)
-    like, treedef = jax.tree.flatten((example.params, example.opt_state))
-    leaves = [jax.numpy.asarray(value) for _, value in sorted(_states(stored).items())]
-    if [np.shape(leaf) for leaf in leaves] != [np.shape(leaf) for leaf in like]:
-        raise ValueError(f"{path} is not a checkpoint of this training: delete it to start again.")
-    params, opt_state = treedef.unflatten(leaves)
-    state = TrainState(int(stored["step"]), float(stored["time"]), params, opt_state)
-    return state, stored_curve(stored)._replace(params=params)
-
-
-def curve_arrays(curve: Trajectory) -> dict[str, np.ndarray]:
-    """A trajectory, without its parameters, as named arrays."""
-    diverged_at = -1 if curve.diverged_at is None else curve.diverged_at
-    named = {
-        "curve/step": curve.step,
-        "curve/time": curve.time,
-        "curve/diverged_at": np.asarray(diverged_at),
-    }
-    return named | {
-        f"curve/metrics/{name}": np.asarray(values) for name, values in curve.metrics.items()
-    }
-
-
-def stored_curve(stored: dict[str, np.ndarray]) -> Trajectory:
-    """The trajectory in named arrays."""
-    prefix = "curve/metrics/"
-    metrics = {
-        name.removeprefix(prefix): values
-        for name, values in stored.items()
-        if name.startswith(prefix)
-    }
-    diverged_at = int(stored["curve/diverged_at"])
-    return Trajectory(
-        stored["curve/step"],
-        stored["curve/time"],
-        metrics,
-        None,
-        None if diverged_at < 0 else diverged_at,
-    )
+    try:
+        return checkpoints.load(path, example)
+    except files.Damaged as error:
+        raise _computed_again(error) from error
 
 
 def _written(folder: Path) -> list[Path]:
@@ -414,14 +368,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _states(stored):
-    return {
-        int(name.removeprefix("state/")): leaf
-        for name, leaf in stored.items()
-        if name.startswith("state/")
-    }
-
-
 def _atomically(path: Path, write) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.atomically(path, write)
@@ -434,20 +380,11 @@ def _unwritable(folder, error):
 
 
 def _damaged(path, reason):
-    return Damaged(
-        f"{path} is damaged ({reason}): delete it, and the same command computes it again."
-    )
+    return _computed_again(f"{path} is damaged ({reason}): delete it.")
 
 
-def _check_count(stored: zipfile.ZipFile, raw: bytes) -> None:
-    """Compares the members found with their number at the end of the file: a wrong length hides those that follow."""
-    announced = int.from_bytes(raw[-12:-10], "little")
-    if len(stored.namelist()) != announced:
-        raise zipfile.BadZipFile(f"{len(stored.namelist())} of {announced} arrays found")
-
-
-def _array(raw: bytes) -> np.ndarray:
-    return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
+def _computed_again(told: object) -> Damaged:
+    return Damaged(f"{str(told).removesuffix('.')}, and the same command computes it again.")
 
 
 def _checksum(value: dict[str, Any]) -> str:

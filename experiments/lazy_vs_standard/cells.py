@@ -11,7 +11,6 @@ from jax.tree_util import Partial
 
 import lazynet as ln
 from experiments.harness.progress import advancing, bar
-from experiments.harness.store import curve_arrays
 from experiments.shared.data import load_images
 from experiments.shared.training import (
     LOSSES,
@@ -22,6 +21,7 @@ from experiments.shared.training import (
 )
 from lazynet import datasets, diagnostics, dynamics, empirical, kernels, trees, zoo
 from lazynet.records import Data
+from lazynet.training.checkpoints import curve_arrays
 
 __all__ = ["build", "kernel_curve", "load_data", "train_all"]
 

@@ -14,6 +14,7 @@ import lazynet as ln
 from experiments.harness import store
 from experiments.harness.errors import RunError
 from lazynet.records import Data, Trajectory
+from lazynet.training.checkpoints import curve_arrays, curve_from
 
 __all__ = [
     "LOSSES",
@@ -88,7 +89,7 @@ def _check_metrics(
 def cell_arrays(curve: Trajectory, end: dict[str, float], outputs: Any) -> dict[str, Any]:
     """The named arrays of a finished training: its curve, the numbers of its end and its final test outputs."""
     named = {f"final/{name}": value for name, value in end.items()}
-    return store.curve_arrays(curve) | named | {"outputs": outputs}
+    return curve_arrays(curve) | named | {"outputs": outputs}
 
 
 def named(cell: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def curve_of(arrays: Mapping[str, Any], cell: str) -> Trajectory:
         for name, array in arrays.items()
         if name.startswith(prefix)
     }
-    return store.stored_curve(own)
+    return curve_from(own)
 
 
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:

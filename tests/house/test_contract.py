@@ -679,7 +679,8 @@ EXEMPT = {
         "data_parallel sharding.first_shards sharding.place sharding.replicated"
     ),
     "files and folders, whose damage tests of their own try": (
-        "checkpoints.load_sharded checkpoints.save_sharded datasets.data_root plots.save "
+        "checkpoints.load checkpoints.load_curve checkpoints.load_sharded checkpoints.save "
+        "checkpoints.save_curve checkpoints.save_sharded datasets.data_root plots.save "
         "writers.tensorboard writers.write_jsonl"
     ),
     "curves by name, which tests of plots try": ("plots.plot_trajectories"),
@@ -689,8 +690,10 @@ EXEMPT = {
     ),
     "the ground of others, whose callers check": (
         "linalg.lanczos linalg.check_digits linalg.power_of_two linalg.rank_tolerance "
-        "linalg.ritz_values trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
-        "trees.subtract trees.zeros_like model.child_path model.propagate model.evaluation "
+        "linalg.ritz_values linalg.spectrum_tolerance "
+        "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
+        "trees.subtract trees.zeros_like checkpoints.curve_arrays checkpoints.curve_from "
+        "model.child_path model.propagate model.evaluation "
         "model.plain"
     ),
     "transforms between wavelets of filters that were made by functions with rows": (

@@ -1,7 +1,8 @@
-"""Facts about sharded checkpoints: bit for bit, over devices and processes, and complete or absent."""
+"""Facts about checkpoints: in one file or sharded, bit for bit, over devices and processes, complete or absent."""
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import sys
@@ -13,7 +14,7 @@ import optax
 import pytest
 
 import lazynet as ln
-from lazynet import checkpoints
+from lazynet import checkpoints, files
 from lazynet.training.checkpoints import load_sharded, save_sharded
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -134,3 +135,100 @@ def test_without_orbax_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     with pytest.raises(ImportError, match=r"pip install 'lazynet-jax\[orbax\]'"):
         save_sharded(tmp_path, _state(0))
+
+
+# In one file
+# --------------------------------------------------------------------------------------------------
+
+
+def _training(**settings):
+    """Twelve steps of a small lazy function with batches."""
+    x = jnp.linspace(0, 1, 8)[:, None]
+    data = ln.Data(x, jnp.sin(3 * x))
+    function = ln.lazy(lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"], START, 2.0)
+    return ln.train(
+        ln.objective(function, ln.mse),
+        None,
+        data,
+        ln.sgd(0.9),
+        key=jax.random.key(0),
+        save_at=[0, 5, 12],
+        learning_rate=0.1,
+        batch_size=3,
+        **settings,
+    )
+
+
+START = {"a": np.full((1, 4), 0.5, np.float32), "b": np.full((4, 1), 0.25, np.float32)}
+
+
+def _same_curves(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert a.metrics.keys() == b.metrics.keys() and a.diverged_at == b.diverged_at
+
+
+def test_a_training_goes_on_from_a_file_bit_for_bit_and_has_its_history(tmp_path):
+    path = tmp_path / "state.npz"
+
+    def until_the_second_record(state, curve):
+        checkpoints.save(path, state, curve)
+        if state.step == 5:
+            raise KeyboardInterrupt
+
+    whole = _training()
+    with pytest.raises(KeyboardInterrupt):
+        _training(on_save=until_the_second_record)
+    zeros = jax.tree.map(jnp.zeros_like, START)
+    example = ln.TrainState(0, 0.0, zeros, ln.sgd(0.9).init(zeros))
+    state, curve = checkpoints.load(path, example)
+    assert (state.step, curve.step.tolist()) == (5, [0, 5])
+    _same_curves(_training(resume=(state, curve)), whole)
+
+
+def test_a_curve_comes_back_with_its_parameters_or_without(tmp_path):
+    whole = _training()
+    checkpoints.save_curve(tmp_path / "curve.npz", whole)
+    _same_curves(checkpoints.load_curve(tmp_path / "curve.npz", START), whole)
+    _same_curves(checkpoints.load_curve(tmp_path / "curve.npz"), whole._replace(params=None))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8", "bool"])
+def test_arrays_of_every_type_come_back(dtype, tmp_path):
+    curve = _training()._replace(params=jnp.arange(3).astype(dtype))
+    checkpoints.save_curve(tmp_path / "curve.npz", curve)
+    loaded = checkpoints.load_curve(tmp_path / "curve.npz", jnp.zeros(3, dtype)).params
+    assert loaded.dtype == dtype
+    np.testing.assert_array_equal(loaded, curve.params)
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"a": START["a"]}, "it has 2 arrays, expected 1"),
+        ({"a": START["b"], "b": START["a"]}, r"shape \(1, 4\).*expected \(4, 1\)"),
+        (
+            jax.tree.map(functools.partial(np.asarray, dtype=np.float16), START),
+            "type float32, expected.*float16",
+        ),
+    ],
+)
+def test_a_file_of_another_training_is_refused(params, words, tmp_path):
+    checkpoints.save_curve(tmp_path / "curve.npz", _training())
+    with pytest.raises(ValueError, match=f"is not a checkpoint of this training.*{words}"):
+        checkpoints.load_curve(tmp_path / "curve.npz", params)
+
+
+def test_no_flipped_bit_and_no_missing_end_of_a_file_goes_unnoticed(tmp_path):
+    path = tmp_path / "curve.npz"
+    checkpoints.save_curve(path, _training())
+    raw = path.read_bytes()
+    for damaged in (_flipped(raw, 8 * 200), raw[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(files.Damaged, match=r"curve\.npz is damaged"):
+            checkpoints.load_curve(path, START)
+
+
+def test_a_file_that_is_no_curve_is_named(tmp_path):
+    np.savez(tmp_path / "other.npz", a=np.ones(1))
+    with pytest.raises(ValueError, match=r"other\.npz holds a, expected what save"):
+        checkpoints.load_curve(tmp_path / "other.npz")
