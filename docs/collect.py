@@ -1,53 +1,128 @@
-"""Stores what the smoke presets of the theory measured, for the theory page: `docs/data/theory.json`.
+"""Stores what runs measured in `docs/data/`, of which the pages are made, so that no number is typed twice.
+
+    python -m experiments run lazy_vs_standard
+    python docs/collect.py lazy_vs_standard runs/lazy_vs_standard-*
+    python docs/collect.py cifar10_alpha_sweep_full runs/cifar10_alpha_sweep-*  # one run for each alpha
+
+writes `docs/data/NAME.json`: the experiment, the preset, and of each run, by the value of the field
+in which the runs differ, its configuration, environment, seconds, summary and curves. Runs that are
+stored already stay, unless one of the same value is given.
 
     python -m experiments run alpha_rates --preset smoke  # and so on, for each experiment of the table
-    python docs/collect.py runs/*
+    python docs/collect.py theory runs/*
 
-Copies the summary of each run folder given, with version, device and time, and leaves everything
-else as it was.
+stores the smoke presets of the theory page and leaves out all other runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 from pathlib import Path
+from typing import Any
 
-from experiments.harness.store import read_json, run_folder
+from experiments.harness import catalog, compare, results, running, store
 
-STORED = Path(__file__).resolve().parent / "data" / "theory.json"
+DATA = Path(__file__).resolve().parent / "data"
+DIGITS = 6
 
 
 def main() -> None:
-    """Reads the run folders of the command line, smoke presets only: the page says that they are."""
+    """Reads the name and the run folders of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path)
-    stored = json.loads(STORED.read_text())
-    wanted = {_smoke_folder(row["experiment"]): row["experiment"] for row in stored["rows"]}
-    for folder in parser.parse_args().runs:
-        if name := wanted.get(folder.name):
-            stored["runs"][name] = _run(folder)
-            print(f"stored {name} from {folder}")
-    STORED.write_text(json.dumps(stored, indent=1) + "\n")
+    parser.add_argument("name", help="of the file in docs/data")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    arguments = parser.parse_args()
+    path = DATA / f"{arguments.name}.json"
+    collected = theory if arguments.name == "theory" else runs_of
+    known = json.loads(path.read_text()) if path.exists() else {}
+    stored = collected(known, arguments.runs)
+    path.write_text(json.dumps(stored, indent=1) + "\n")
 
 
-def _smoke_folder(name):
-    return run_folder(
-        name, importlib.import_module(f"experiments.{name}").PRESETS["smoke"], Path()
-    ).name
+def runs_of(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """What is known of an experiment, with these runs of it."""
+    found = {}
+    for folder in map(store.sound, folders):
+        found[folder] = {
+            "config": _portable(store.read_json(folder / "config.json")),
+            "environment": store.read_json(folder / "env.json"),
+            "seconds": store.read_json(folder / store.DONE)["seconds"],
+            "summary": store.read_json(folder / "summary.json"),
+            "curves": {name: _rounded(columns) for name, columns in results.curves(folder).items()},
+        }
+    earlier = list(known.get("runs", {}).values())
+    every = [compare.Run(Path(), run["config"], {}) for run in [*earlier, *found.values()]]
+    (experiment,) = {catalog.current(run.config["experiment"]) for run in every}
+    fields = compare.differing_fields(every)
+    runs = {_label(run["config"], fields): run for run in [*earlier, *found.values()]}
+    preset = known.get("preset") or preset_of(experiment, folders[0])
+    ordered = dict(sorted(runs.items(), key=lambda item: _place(item[0])))
+    return {**known, "experiment": experiment, "preset": preset, "runs": ordered}
 
 
-def _run(folder):
-    environment = read_json(folder / "env.json")
+def preset_of(experiment: str, folder: Path) -> str | None:
+    """The preset that a run has, apart from what names its data and its scales; None where there is none."""
+    config = running.configuration(folder)
+    for name, preset in catalog.find(experiment).PRESETS.items():
+        fields = {"data", "alphas"} & vars(config).keys()
+        if {**vars(preset), **{field: getattr(config, field) for field in fields}} == vars(config):
+            return name
+    return None
+
+
+def theory(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """The theory page's rows, with those of the runs that are smoke presets: the page says that they are."""
+    names = [row["experiment"] for row in known["rows"]]
+    presets = {name: catalog.find(name).PRESETS["smoke"] for name in names}
+    wanted = {store.run_folder(name, preset, Path()).name: name for name, preset in presets.items()}
+    runs = {wanted[folder.name]: _smoke(folder) for folder in folders if folder.name in wanted}
+    return {**known, "runs": {**known["runs"], **runs}}
+
+
+def _smoke(folder: Path) -> dict[str, Any]:
+    environment = store.read_json(folder / "env.json")
     return {
         "jax": environment["packages"]["jax"],
         "device": environment["device"],
-        "seconds": read_json(folder / "DONE")["seconds"],
-        "summary": read_json(folder / "summary.json"),
+        "seconds": store.read_json(folder / store.DONE)["seconds"],
+        "summary": store.read_json(folder / "summary.json"),
     }
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the folder of the data, which is another one on every machine."""
+    if "data" not in config:
+        return config
+    return {**config, "data": {**config["data"], "root": None, "download": False}}
+
+
+def _rounded(columns: dict[str, Any]) -> dict[str, list[float]]:
+    """Columns of a curve with as many digits as a page can show."""
+    return {
+        name: [float(f"{value:.{DIGITS}g}") for value in values] for name, values in columns.items()
+    }
+
+
+def _label(config: dict[str, Any], fields: list[str]) -> str:
+    """The values of the fields in which runs differ, such as "10" of runs of single alphas."""
+    values = []
+    for field in fields:
+        value = config
+        for part in field.split("."):
+            value = value[part]
+        values += value if isinstance(value, list) else [value]
+    plain = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
+    return ", ".join(plain) or "run"
+
+
+def _place(label: str) -> tuple[float, str]:
+    try:
+        return float(label), ""
+    except ValueError:
+        return float("inf"), label
 
 
 if __name__ == "__main__":

@@ -142,24 +142,47 @@ def public_names() -> str:
     return table(["name", "module", "what it is"], rows)
 
 
+def report(name: str) -> str:
+    """What the experiment printed of each stored run of `docs/data/NAME.json`, with its conditions."""
+    from rich.console import Console
+
+    from experiments.harness import catalog, running
+
+    stored = read(name)
+    parts = []
+    for run in stored["runs"].values():
+        console = Console(file=io.StringIO(), width=110)
+        running.show(catalog.find(stored["experiment"]), run["summary"], console)
+        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+        environment = run["environment"]
+        conditions = (
+            f"Preset {stored['preset']}, jax {environment['packages']['jax']}, {environment['device']}, "
+            f"{run['seconds']:.0f} s:"
+        )
+        parts.append("\n".join([conditions, "", "```text", *lines, "```"]))
+    return "\n\n".join(parts)
+
+
 def accuracies(name: str) -> str:
     """Train and test accuracy against epochs of the stored runs `docs/data/NAME.json`, one pair of columns a scale."""
     runs = read(name)["runs"]
-    epochs = max((run["curves"]["epoch"] for run in runs.values()), key=len)
+    curves = {alpha: _by_epoch(run, f"alpha={alpha}") for alpha, run in runs.items()}
     header = ["epoch", *(f"alpha = {alpha}, train (test) %" for alpha in runs)]
     rows = []
-    for i, epoch in enumerate(epochs):
-        row = [str(epoch)]
-        for run in runs.values():
-            known = i < len(run["curves"]["epoch"])
-            values = (
-                [100 * run["curves"][key][i] for key in ("train_accuracy", "test_accuracy")]
-                if known
-                else []
-            )
-            row.append("{:.1f} ({:.1f})".format(*values) if known else "-")
-        rows.append(row)
+    for epoch in sorted(set().union(*curves.values())):
+        values = [curve.get(epoch, "-") for curve in curves.values()]
+        rows.append([str(epoch), *values])
     return table(header, rows)
+
+
+def _by_epoch(run: dict[str, Any], name: str) -> dict[int, str]:
+    """Train and test accuracy in percent after each recorded epoch."""
+    curve, config = run["curves"][name], run["config"]
+    per_epoch = config["data"]["n_train"] // config["train"]["batch_size"]
+    epochs = [int(step) // per_epoch for step in curve["step"]]
+    shares = zip(curve["train_accuracy"], curve["test_accuracy"], strict=True)
+    shown = [f"{100 * train:.1f} ({100 * test:.1f})" for train, test in shares]
+    return dict(zip(epochs, shown, strict=True))
 
 
 def documented_modules() -> list[str]:
@@ -207,7 +230,7 @@ GENERATORS = {
     "theory_table": lambda: table(["experiment", "fact", "expected", "measured"], theory_rows()),
     **{
         each.__name__: each
-        for each in (accuracies, facts, experiment_table, experiment_sections, public_names)
+        for each in (accuracies, report, facts, experiment_table, experiment_sections, public_names)
     },
     **{each.__name__: each for each in (benchmark_sections, benchmark_tables)},
 }
