@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "docs" / "data"
 MARK = re.compile(r"^<!-- generate: (\w+) ?(.*) -->$", flags=re.MULTILINE)
 
+FORMULA = re.compile(r"^```math\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
+"""A block of TeX, which code hosts typeset too."""
+
 
 def on_config(config):
     """Fills the empty entry "Notebooks" of the navigation."""
@@ -45,8 +48,16 @@ on_files.mkdocs_priority = 100  # before the plugin that converts notebooks look
 
 
 def on_page_markdown(markdown, page, **_):
-    """Replaces every mark by the text that its generator writes."""
-    return MARK.sub(lambda found: GENERATORS[found[1]](*found[2].split()), markdown)
+    """Replaces every mark by the text that its generator writes, and every formula by its MathML."""
+    generated = MARK.sub(lambda found: GENERATORS[found[1]](*found[2].split()), markdown)
+    return FORMULA.sub(lambda found: typeset(found[1]), generated)
+
+
+def typeset(formula: str) -> str:
+    """A block of TeX as MathML, which browsers draw by themselves: the site loads no scripts from other hosts."""
+    from latex2mathml import converter
+
+    return f'<div class="formula">{converter.convert(formula, display="block")}</div>'
 
 
 def read(name: str) -> Any:

@@ -43,7 +43,8 @@ def _hooks():
     return module
 
 
-MODULES = _hooks().documented_modules()
+HOOKS = _hooks()
+MODULES = HOOKS.documented_modules()
 
 
 def _label(path):
@@ -191,7 +192,7 @@ def test_every_public_name_is_in_the_list_of_its_module():
         for name, value in values.items()
         if getattr(value, "__module__", "").startswith("lazynet")
     }
-    assert not {name for name, value in ours.items() if name not in _public(_hooks()._home(value))}
+    assert not {name for name, value in ours.items() if name not in _public(HOOKS._home(value))}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -284,3 +285,13 @@ def test_the_site_loads_nothing_from_other_hosts(site):
 def test_nothing_is_left_to_generate(site):
     left = re.compile(r"<!-- generate|&gt;&gt;&gt; [^<]*</p>")
     assert not [page for page in site.rglob("*.html") if left.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", ["plane.md", "theory.md"])
+def test_every_formula_becomes_mathml_without_a_command_that_is_left(page):
+    pytest.importorskip("latex2mathml")
+    text = (DOCS / page).read_text()
+    formulas = HOOKS.FORMULA.findall(text)
+    assert formulas and len(formulas) == text.count("```math")
+    for formula in formulas:
+        assert "<math" in HOOKS.typeset(formula) and "\\" not in HOOKS.typeset(formula)
