@@ -166,10 +166,8 @@ def report(name: str) -> str:
         running.show(catalog.find(stored["experiment"]), run["summary"], console)
         lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
         environment = run["environment"]
-        conditions = (
-            f"Preset {stored['preset']}, jax {environment['packages']['jax']}, {environment['device']}, "
-            f"{run['seconds']:.0f} s:"
-        )
+        version = environment["packages"]["jax"]
+        conditions = f"Preset {stored['preset']}, jax {version}, {environment['device']}:"
         parts.append("\n".join([conditions, "", "```text", *lines, "```"]))
     return "\n\n".join(parts)
 

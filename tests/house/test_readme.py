@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -38,3 +39,13 @@ def test_every_page_and_picture_that_the_readme_links_exists():
     links = re.findall(r"\]\(((?:docs|notebooks|LICENSE)[^)#]*)", README)
     assert len(links) > 15
     assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_accuracies_of_the_one_result_are_those_of_the_stored_runs():
+    path = ROOT / "docs" / "data" / "cifar10_alpha_sweep_full.json"
+    runs = json.loads(path.read_text())["runs"]
+    result = README.split("## One result")[1].split("\n## ")[0]
+    page = (ROOT / "docs" / "results.md").read_text()
+    for alpha in ("1", "inf"):
+        accuracy = f"{100 * runs[alpha]['summary'][f'test_accuracy/alpha={alpha}']:.1f}"
+        assert accuracy in result and accuracy in page
