@@ -216,18 +216,15 @@ def _movement(config):
     """How far training moves each part, `[seeds, widths]`."""
     x = _inputs(config, config.examples)
     y = jax.random.normal(jax.random.key(2), (config.examples, 1), x.dtype)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(
-        jnp.arange(config.training_seeds)
-    )
+    seeds = jnp.arange(config.training_seeds)
+    keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(3)))(seeds)
     columns = []
     for width in config.training_widths:
         model = ln.zoo.mlp((width, width), 1, activation=ln.elementwise(jnp.tanh), W_std=1.0)
         params0 = jax.vmap(lambda key, model=model: model.init(key, x))(keys)
-        columns.append(jax.jit(jax.vmap(partial(_train, config, model, ln.Data(x, y))))(params0))
-    return {
-        name: np.stack([np.asarray(column[name]) for column in columns], axis=1)
-        for name in columns[0]
-    }
+        train_all = jax.jit(jax.vmap(partial(_train, config, model, ln.Data(x, y))))
+        columns.append(jax.device_get(train_all(params0)))
+    return jax.tree.map(lambda *of_widths: np.stack(of_widths, axis=1), *columns)
 
 
 def _train(config, model, data, params0):
@@ -271,8 +268,12 @@ def _distances_of(functions, state, params0, x):
 def _law_of_outputs(config):
     """Excess kurtosis of an output, and the relative covariance of the squares of two outputs, `[widths]`."""
     x = _inputs(config, 1)
-    outputs = [_draw_outputs(config, width, x) for width in config.output_widths]
-    return {name: np.array([law(f) for f in outputs]) for name, law in LAWS.items()}
+    laws: dict[str, list] = {name: [] for name in LAWS}
+    for width in config.output_widths:
+        outputs = _draw_outputs(config, width, x)
+        for name, law in LAWS.items():
+            laws[name].append(law(outputs))
+    return {name: np.array(values) for name, values in laws.items()}
 
 
 def _draw_outputs(config, width, x):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,18 +63,23 @@ def load(folders: Sequence[Path]) -> list[Run]:
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """A label for each run: the fields in which the configurations differ."""
-    flat = [_flat(run.config) for run in runs]
-    keys = differing_fields(runs)
-    return [
-        ", ".join(f"{key}={config.get(key)}" for key in keys) or run.folder.name
-        for config, run in zip(flat, runs, strict=True)
-    ]
+    fields = differing_fields(runs)
+    labels = []
+    for run in runs:
+        config = _flat(run.config)
+        values = [f"{field}={config.get(field)}" for field in fields]
+        labels.append(", ".join(values) or run.folder.name)
+    return labels
 
 
 def differing_fields(runs: Sequence[Run]) -> list[str]:
     """The fields in which the configurations differ."""
-    flat = [_flat(run.config) for run in runs]
-    return [key for key in flat[0] if any(other.get(key) != flat[0][key] for other in flat)]
+    first, *others = [_flat(run.config) for run in runs]
+    differing = []
+    for field, value in first.items():
+        if any(other.get(field) != value for other in others):
+            differing.append(field)
+    return differing
 
 
 def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:
@@ -95,17 +101,13 @@ def show(runs: Sequence[Run], console) -> None:
     """Prints the numbers that all runs have, one column for each run."""
     from rich.table import Table
 
-    shared = [
-        key
-        for key, value in runs[0].summary.items()
-        if facts.is_measured(key, value)
-        and all(facts.is_measured(key, run.summary.get(key)) for run in runs)
-    ]
     table = Table(runs[0].config["experiment"], box=None)
     for label in differences(runs):
         table.add_column(label)
-    for key in shared:
-        table.add_row(key, *(f"{run.summary[key]:.4g}" for run in runs))
+    for key in runs[0].summary:
+        values = [run.summary.get(key) for run in runs]
+        if all(facts.is_measured(key, value) for value in values):
+            table.add_row(key, *(f"{value:.4g}" for value in values))
     console.print(table)
 
 
@@ -134,14 +136,14 @@ def draw(runs: Sequence[Run], path: Path) -> bool:
     from lazynet import plots
 
     curves = [series(run.summary) for run in runs]
-    names = [
-        name for name in curves[0] if all(name in other for other in curves) and "_std" not in name
-    ][:PANELS]
+    shared = set.intersection(*(set(of_run) for of_run in curves))
+    names = [name for name in curves[0] if name in shared and "_std" not in name][:PANELS]
     if not names:
         return False
     columns = min(3, len(names))
-    figure = Figure(figsize=(4.6 * columns, 3.6 * -(-len(names) // columns)), layout="constrained")
-    axes = figure.subplots(-(-len(names) // columns), columns, squeeze=False).ravel()
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for name, ax in zip(names, axes, strict=False):
         quantity, _, x = name.partition(" against ")
         for label, own in zip(differences(runs), curves, strict=True):

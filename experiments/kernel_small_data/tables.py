@@ -81,9 +81,7 @@ def _nested(config, name, method) -> dict[str, Any]:
     for train, test in outer.split(data.x, labels):
         candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
         inner = list(_inner_folds(config, train, labels))
-        scores = [
-            np.mean([one.score(fit, held_out) for fit, held_out in inner]) for one in candidates
-        ]
+        scores = [_mean_score(candidate, inner) for candidate in candidates]
         best = candidates[int(np.argmax(scores))]
         count = len(candidates)
         accuracies.append(float(np.mean(best.predict(train, test) == labels[test])))
@@ -94,6 +92,11 @@ def _nested(config, name, method) -> dict[str, Any]:
         "candidates": count,
         "seconds": round(time.process_time() - start, 2),
     }
+
+
+def _mean_score(candidate, folds) -> float:
+    """Mean accuracy of one setting on the held-out parts of the inner folds."""
+    return float(np.mean([candidate.score(fit, held_out) for fit, held_out in folds]))
 
 
 def _inner_folds(config, train, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:

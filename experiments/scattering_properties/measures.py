@@ -27,12 +27,18 @@ def photographs(size: int) -> np.ndarray:
     """Gray crops of two photographs that vanish smoothly at their borders, so that the periodic grid has no seam."""
     from sklearn.datasets import load_sample_image
 
-    gray = [load_sample_image(name).mean(-1)[:424] / 255 for name in ("china.jpg", "flower.jpg")]
-    small = [photo.reshape(106, 4, 160, 4).mean((1, 3)) for photo in gray]
     starts = np.linspace((0, 0), (106 - size, 160 - size), 3).astype(int)
-    crops = np.stack([photo[r : r + size, c : c + size] for photo in small for r, c in starts])
+    crops = []
+    for name in ("china.jpg", "flower.jpg"):
+        # 427 x 640 pixels, of which 424 rows divide by four: means over 4 x 4 blocks.
+        gray = load_sample_image(name).mean(-1)[:424] / 255
+        small = gray.reshape(106, 4, 160, 4).mean((1, 3))
+        crops += [small[row : row + size, column : column + size] for row, column in starts]
+    images = np.stack(crops)
+    # Without its mean a crop has no step at the border of the window.
+    images = images - images.mean((1, 2), keepdims=True)
     window = np.sin(np.pi * (np.arange(size) + 0.5) / size) ** 2
-    return (crops - crops.mean((1, 2), keepdims=True)) * np.outer(window, window)
+    return images * np.outer(window, window)
 
 
 def _bank(size: int, J: int) -> Filters:
@@ -51,17 +57,20 @@ def _norm(x: np.ndarray) -> np.ndarray:
 
 def _shifted(x: np.ndarray, offset: float) -> np.ndarray:
     """x(u - offset) along rows, by Fourier series: the offset need not be a whole pixel."""
-    phase = np.exp(-2j * np.pi * np.fft.fftfreq(x.shape[-2]) * offset)[:, None]
-    return np.fft.ifft2(np.fft.fft2(x) * phase).real
+    frequencies = np.fft.fftfreq(x.shape[-2])
+    phase = np.exp(-2j * np.pi * frequencies * offset)
+    shifted = np.fft.fft2(x) * phase[:, None]
+    # At the highest frequency the shift by a part of a pixel is complex; its real part is interpolated.
+    return np.fft.ifft2(shifted).real
 
 
 def exact_shift(x: np.ndarray, J: int) -> float:
     """Relative difference of `S(L x)` and `L S(x)` for a shift by 2^J pixels."""
     filters = _bank(x.shape[-1], J)
-    reference = np.roll(_scatter(x, filters), 1, -2)
-    return float(
-        np.max(_norm(_scatter(np.roll(x, 2**J, -2), filters) - reference) / _norm(reference))
-    )
+    # Coefficients are sampled every 2^J pixels: the shift of the image is one of theirs.
+    shifted_after = np.roll(_scatter(x, filters), 1, -2)
+    shifted_before = _scatter(np.roll(x, 2**J, -2), filters)
+    return float(np.max(_norm(shifted_before - shifted_after) / _norm(shifted_after)))
 
 
 def translations(x: np.ndarray, J: int, offsets: Sequence[float]) -> np.ndarray:
@@ -77,7 +86,8 @@ def deformations(x: np.ndarray, J: int, gradients: Sequence[float]) -> np.ndarra
 def _changes(x, J, moved):
     filters = _bank(x.shape[-1], J)
     reference = _scatter(x, filters)
-    return np.stack([_norm(_scatter(y, filters) - reference) / _norm(x) for y in moved], axis=1)
+    changes = [_norm(_scatter(images, filters) - reference) for images in moved]
+    return np.stack(changes, axis=1) / _norm(x)[:, None]
 
 
 def displacement(size: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
@@ -93,9 +103,9 @@ def _deformed(x, epsilon):
     size = x.shape[-1]
     tau = displacement(size, epsilon)
     u, v = np.meshgrid(np.arange(size), np.arange(size), indexing="ij")
-    return np.stack(
-        [map_coordinates(p, [u - tau[0], v - tau[1]], order=5, mode="grid-wrap") for p in x]
-    )
+    places = [u - tau[0], v - tau[1]]
+    # Splines of degree 5: those of degree 1 smooth the image, which scattering sees as a change.
+    return np.stack([map_coordinates(image, places, order=5, mode="grid-wrap") for image in x])
 
 
 def deformation_matrix(tau: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -112,7 +122,9 @@ def _dirichlet(t: np.ndarray) -> np.ndarray:
     size = t.shape[-1]
     k = np.arange(1, size // 2)
     waves = np.cos(2 * np.pi * t[..., None] * k / size).sum(-1)
-    return (1 + 2 * waves + np.cos(np.pi * t) * (size % 2 == 0)) / size
+    # The highest frequency of an even grid has one wave instead of two.
+    highest = np.cos(np.pi * t) if size % 2 == 0 else 0
+    return (1 + 2 * waves + highest) / size
 
 
 def commutator_norm(J: int, size: int, epsilon: float, shift: float = 0.0) -> float:
@@ -120,10 +132,9 @@ def commutator_norm(J: int, size: int, epsilon: float, shift: float = 0.0) -> fl
 
     `shift` pixels are added to the displacement of largest gradient epsilon.
     """
-    tau = displacement(size, epsilon)
-    return _operator_norm(
-        _commutator, deformation_matrix((tau[0] + shift, tau[1])), _spectra(size, J)
-    )
+    rows, columns = displacement(size, epsilon)
+    deform = deformation_matrix((rows + shift, columns))
+    return _operator_norm(_commutator, deform, _spectra(size, J))
 
 
 def averaging_norm(J: int, size: int, amplitude: float) -> float:
@@ -161,13 +172,15 @@ def _operator_norm(operator: Callable, deform: np.ndarray, spectra: np.ndarray) 
 
     n = len(deform)
     arrays = (jnp.asarray(deform), jnp.asarray(spectra))
-    matrix = LinearOperator(
-        (n, n),
-        matvec=lambda x: np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays)),
-        dtype=np.float64,
-    )
+
+    def product(x):
+        return np.asarray(_normal(operator, jnp.asarray(x.ravel()), *arrays))
+
+    # The wavelets of all scales and the deformation have n^2 J L entries together: never formed.
+    matrix = LinearOperator((n, n), matvec=product, dtype=np.float64)
     start = np.random.default_rng(0).standard_normal(n)
-    return math.sqrt(eigsh(matrix, 1, tol=1e-4, v0=start, return_eigenvectors=False)[0])
+    largest = eigsh(matrix, 1, tol=1e-4, v0=start, return_eigenvectors=False)[0]
+    return math.sqrt(largest)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -182,14 +195,16 @@ def dilated_atoms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Changes of Fourier modulus and of scattering, relative to |x|, when `exp(-u^2 / 2 s^2) cos(w u)` is dilated."""
     filters = _bank(size, J)
-    u = np.arange(size) - size / 2
-    envelope = u[:, None] ** 2 + u**2
-    scale = (size / 8) ** 2
-    pairs = [
-        [np.exp(-envelope * s**2 / (2 * scale)) * np.cos(w * s * u)[:, None] for w in frequencies]
-        for s in (1.0, 1.0 + dilation)
-    ]
-    x, y = (np.stack(atoms) for atoms in pairs)
-    modulus = (np.abs(np.fft.fft2(part)) / size for part in (x, y))
-    scattering = (_scatter(part, filters) for part in (x, y))
-    return tuple(_norm(np.subtract(*pair)) / _norm(x) for pair in (modulus, scattering))
+    atoms = _gabor_atoms(size, frequencies, 1.0)
+    dilated = _gabor_atoms(size, frequencies, 1.0 + dilation)
+    # The transform of n x n samples over n has the norm of the image.
+    modulus = np.abs(np.fft.fft2(atoms)) - np.abs(np.fft.fft2(dilated))
+    scattering = _scatter(atoms, filters) - _scatter(dilated, filters)
+    return _norm(modulus) / size / _norm(atoms), _norm(scattering) / _norm(atoms)
+
+
+def _gabor_atoms(size: int, frequencies: Sequence[float], dilation: float) -> np.ndarray:
+    """`exp(-|d u|^2 / 2 s^2) cos(w d u)` for each frequency w, d being the dilation and s an eighth of the grid."""
+    u = dilation * (np.arange(size) - size / 2)
+    envelope = np.exp(-(u[:, None] ** 2 + u**2) / (2 * (size / 8) ** 2))
+    return np.stack([envelope * np.cos(w * u)[:, None] for w in frequencies])

@@ -69,9 +69,12 @@ def draw_filters(config: PatchConfig, images: np.ndarray, seed: int = 0) -> Filt
     patches = _normalized(_drawn_patches(config, images, seed), config.normalization)
     mean = patches.mean(0)
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
-    whiten = (vectors / np.sqrt(np.maximum(values, 0) + config.whitening)) @ vectors.T
+    scales = np.sqrt(np.maximum(values, 0) + config.whitening)
+    whiten = (vectors / scales) @ vectors.T
     chosen = (patches[: config.filters] - mean) @ whiten
-    rows = chosen / np.linalg.norm(chosen, axis=1, keepdims=True) @ whiten
+    units = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+    # A filter is applied to patches that are not white yet: it whitens them itself.
+    rows = units @ whiten
     kernel = rows.T.reshape(config.size, config.size, images.shape[-1], len(rows))
     return Filters(kernel.astype(np.float32), (rows @ mean).astype(np.float32))
 
@@ -85,14 +88,15 @@ def patch_features(config: PatchConfig, filters: Filters, images: np.ndarray) ->
 
 def _drawn_patches(config: PatchConfig, images, seed) -> np.ndarray:
     """Patches `[patches, size^2 c]` at random places of random images, in float64."""
-    count, (n, h, w, c) = max(config.patches, config.filters), images.shape
+    count = max(config.patches, config.filters)
+    n, h, w, c = images.shape
     bounds = np.array([n, h - config.size + 1, w - config.size + 1])
-    places = np.asarray(jax.random.uniform(jax.random.key(seed), (count, 3), jnp.float32)) * bounds
-    which, top, left = np.minimum(places.astype(int), bounds - 1).T
+    shares = jax.random.uniform(jax.random.key(seed), (count, 3), jnp.float32)
+    # A share rounded up to one would be a place behind the last.
+    places = np.minimum((np.asarray(shares) * bounds).astype(int), bounds - 1)
+    image, top, left = places.T[:, :, None, None]
     square = np.arange(config.size)
-    patches = images[
-        which[:, None, None], top[:, None, None] + square[:, None], left[:, None, None] + square
-    ]
+    patches = images[image, top + square[:, None], left + square]
     return patches.reshape(count, config.size**2 * c).astype(np.float64)
 
 
@@ -108,15 +112,15 @@ def _encoded(config: PatchConfig, filters: Filters, x):
     size = config.size
     box = jnp.full((size, size, x.shape[-1], 1), 1 / (size**2 * x.shape[-1]), x.dtype)
     mean = jnp.mean(x, (1, 2, 3), keepdims=True)
-    moments = [_convolved((x - mean) ** power, box) for power in (1, 2)]
-    variance = jnp.maximum(moments[1] - moments[0] ** 2, 0)
-    z = (
-        _convolved(x, kernel) / jnp.sqrt(variance + config.normalization)
-        - filters.offset[None, None, None]
-    )
-    sides = jnp.concatenate(
-        [jnp.maximum(0, z - config.threshold), jnp.maximum(0, -z - config.threshold)], axis=-1
-    )
+    # The variance of a patch as a difference of moments, which loses fewer digits without the mean.
+    first = _convolved(x - mean, box)
+    second = _convolved((x - mean) ** 2, box)
+    variance = jnp.maximum(second - first**2, 0)
+    contrast = jnp.sqrt(variance + config.normalization)
+    z = _convolved(x, kernel) / contrast - filters.offset[None, None, None]
+    above = jnp.maximum(0, z - config.threshold)
+    below = jnp.maximum(0, -z - config.threshold)
+    sides = jnp.concatenate([above, below], axis=-1)
     return _pooled(sides, config.grid).reshape(len(x), -1)
 
 
@@ -128,12 +132,11 @@ def _convolved(x, kernel):
 
 def _pooled(x, grid):
     """Means `[n, grid, grid, c]` over cells of nearly equal size."""
-    rows, columns = (np.linspace(0, side, grid + 1).round().astype(int) for side in x.shape[1:3])
-    cells = [
-        [
-            jnp.mean(x[:, rows[i] : rows[i + 1], columns[j] : columns[j + 1]], (1, 2))
-            for j in range(grid)
-        ]
-        for i in range(grid)
-    ]
-    return jnp.stack([jnp.stack(row, 1) for row in cells], 1)
+    return _cell_means(_cell_means(x, grid, axis=1), grid, axis=2)
+
+
+def _cell_means(x, grid, axis):
+    """Means over `grid` parts of an axis, whose lengths differ by at most one."""
+    edges = np.linspace(0, x.shape[axis], grid + 1).round().astype(int)
+    parts = jnp.split(x, edges[1:-1], axis)
+    return jnp.stack([jnp.mean(part, axis) for part in parts], axis)
