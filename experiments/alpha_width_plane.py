@@ -111,6 +111,7 @@ def measure(config: Config, store) -> dict[str, Any]:
             stored = store.write(name, {"outputs": outputs})
         return stored["outputs"]
 
+    # The longest ones first: devices that are done take what is left.
     widest_first = list(itertools.product(reversed(config.widths), config.alphas))
     outputs = store.spread(cell, widest_first)
     kernel = {"kernel_accuracy": ln.accuracy(jnp.asarray(limit), test.y)}
@@ -133,7 +134,8 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
 def facts(config: Config, arrays):
     """Networks become linear along rows and columns, and linearized ones become the kernel along columns."""
     gap = arrays["to_linearized"].mean(0)
-    from_one = gap[:, [i for i, alpha in enumerate(config.alphas) if alpha >= 1]]
+    # Below alpha = 1 the weights move so far that the distance to the linearized model saturates.
+    from_one = gap[:, np.asarray(config.alphas) >= 1]
     growth = (from_one[:, 1:] / from_one[:, :-1]).max()
     yield within("rows/largest ratio of neighbors", growth, at_most=1)
     one = config.alphas.index(1.0) if 1.0 in config.alphas else 0
@@ -191,14 +193,16 @@ def draw(config: Config, arrays):
 
 def load_data(config: Config) -> tuple[Data, Data]:
     """Digits, standardized by the training set, with centered targets."""
-    parts = datasets.standardize(
-        *datasets.digits(config.n_train, config.n_test), center="feature", scale="global"
-    )
+    digits = datasets.digits(config.n_train, config.n_test)
+    train, test = datasets.standardize(*digits, center="feature", scale="global")
+    return _prepared(config, train), _prepared(config, test)
+
+
+def _prepared(config: Config, data: Data) -> Data:
+    """Centered targets, in the precision of the configuration."""
+    x, y = datasets.center_targets(data)
     dtype = jnp.dtype(config.precision)
-    return tuple(
-        jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), datasets.center_targets(part))
-        for part in parts
-    )
+    return Data(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
 
 
 @functools.cache
@@ -210,6 +214,7 @@ def build(config: Config, width: int) -> ln.Model:
 
 def infinite_width(config: Config, train: Data, test: Data) -> tuple[np.ndarray, float]:
     """Test outputs of the infinitely wide network after the same steps, and the learning rate of all networks."""
+    # The limit does not depend on the width of the model that it is computed from.
     model = build(config, 1)
     ntk = ln.analytic_kernel(model, train.x).ntk
     cross = ln.analytic_kernel(model, test.x, train.x).ntk
@@ -225,12 +230,12 @@ def train_cell(
     """Test outputs `[seeds, m, 10]` of the networks of one width at one alpha."""
     model = build(config, width)
     outputs = []
+    optimizer = ln.sgd(config.momentum)
     for key in jax.random.split(jax.random.key(0), config.seeds):
         function = ln.lazy(model.apply, model.init(key, train.x), alpha)
+        goal = ln.objective(function, ln.mse)
         settings = dict(key=key, save_at=[config.steps], learning_rate=rate)
-        curve = ln.train(
-            ln.objective(function, ln.mse), None, train, ln.sgd(config.momentum), **settings
-        )
+        curve = ln.train(goal, None, train, optimizer, **settings)
         outputs.append(np.asarray(_evaluate(function, curve.params, test.x)))
     return np.stack(outputs)
 

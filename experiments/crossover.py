@@ -117,6 +117,7 @@ def facts(config: Config, arrays):
     for variant in VARIANTS:
         drift = arrays[f"drift/{variant}"].mean(1)
         change = arrays[f"ntk_change/{variant}"].mean(1)
+        # In the lazy regime the kernel of a centered network depends on alpha and the width, each by itself.
         same = scales <= FEATURES_TO if variant == "centered" else slice(None)
         last_loss = arrays[f"loss/{variant}"].max()
         yield within(f"last_loss/{variant}", last_loss, at_most=config.loss)
@@ -166,8 +167,11 @@ def _crossing(scales, change):
     after = int(np.argmax(change < 1))
     if not 0 < after < len(scales):
         return math.nan
-    x, y = (np.log(values[after - 1 : after + 1]) for values in (scales, change))
-    return float(np.exp(x[0] - y[0] * (x[1] - x[0]) / (y[1] - y[0])))
+    around = slice(after - 1, after + 1)
+    x = np.log(scales[around])
+    y = np.log(change[around])
+    slope = (y[1] - y[0]) / (x[1] - x[0])
+    return float(np.exp(x[0] - y[0] / slope))
 
 
 def train_all(config: Config, width: int, variant: str) -> dict[str, np.ndarray]:
@@ -177,6 +181,7 @@ def train_all(config: Config, width: int, variant: str) -> dict[str, np.ndarray]
     data = jax.vmap(partial(_problem, config))(keys)
     params0 = jax.vmap(lambda key, x: model.init(jax.random.fold_in(key, 1), x))(keys, data.x)
     over_scales = jax.vmap(partial(_train, config, model), in_axes=(None, None, 0))
+    # The scale is s = sqrt(width) alpha, of which the curves of all widths should be one.
     alphas = jnp.asarray(config.scales, config.precision) / math.sqrt(width)
     results = jax.jit(jax.vmap(over_scales, in_axes=(0, 0, None)))(params0, data, alphas)
     return jax.tree.map(np.asarray, results)
@@ -194,7 +199,10 @@ def _train(config, model, params0, data, alpha):
 
     def advance(state):
         u, step = state
-        rate = config.learning_rate * len(data.x) / _ntk_trace(model, ln.weights(lazy, u), data.x)
+        # Where features are learned the kernel grows manyfold, and a rate of the start diverges.
+        trace = _ntk_trace(model, ln.weights(lazy, u), data.x)
+        rate = config.learning_rate * len(data.x) / trace
+        # The trace costs as much as several steps and changes little in a few of them.
         for _ in range(INNER):
             u = ln.trees.add_scaled(u, rate, descent_direction(objective, u))
         return u, step + INNER
@@ -221,8 +229,10 @@ def _ntk(model, params, x):
 
 def network(config: Config, width: int, variant: str) -> ln.Model:
     """`1/sqrt h sum_j b_j tanh(a_j . x)` with all weights from N(0, 1), doubled or not."""
-    layers = ln.Dense(width, W_std=math.sqrt(config.inputs)), ln.elementwise(jnp.tanh), ln.Dense(1)
-    return ln.symmetrize(ln.serial(*layers)) if variant == "symmetrized" else ln.serial(*layers)
+    # Undoes the 1 / sqrt(inputs) of the NTK parameterization.
+    hidden = ln.Dense(width, W_std=math.sqrt(config.inputs))
+    model = ln.serial(hidden, ln.elementwise(jnp.tanh), ln.Dense(1))
+    return ln.symmetrize(model) if variant == "symmetrized" else model
 
 
 def _problem(config, key):

@@ -146,9 +146,11 @@ def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> 
     )
     outputs = np.asarray(model.apply(params0, data.x))
     y = np.asarray(data.y)
+    # The network has the scale 1/sqrt m; alpha(m) = 1 is sqrt m times that.
     measured = {"jacobian_norm": first * width**0.5, "hessian_norm": second * width**0.5}
     for name, scale in SCALES.items():
         alpha = scale(width) * width**0.5
+        # kappa = |alpha h - y| |alpha D^2h| / |alpha Dh|^2, with alpha taken out.
         distance = float(np.sqrt(np.mean((outputs - y / alpha) ** 2)))
         measured[f"kappa/{name}"] = distance * second / first**2
     return measured
@@ -157,7 +159,9 @@ def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> 
 def network(config: Config, width: int, init: str) -> ln.Model:
     """`1/sqrt m sum_j b_j phi(a_j . x)`: the scales alpha(m) multiply it by alpha(m) sqrt m."""
     activation = ln.Relu() if config.activation == "relu" else ln.elementwise(jnp.tanh)
-    model = ln.serial(ln.Dense(width, W_std=math.sqrt(config.inputs)), activation, ln.Dense(1))
+    # Undoes the 1 / sqrt(inputs) of the NTK parameterization.
+    hidden = ln.Dense(width, W_std=math.sqrt(config.inputs))
+    model = ln.serial(hidden, activation, ln.Dense(1))
     return ln.symmetrize(model) if init == "doubled" else model
 
 

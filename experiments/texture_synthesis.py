@@ -126,6 +126,7 @@ def _offsets(size: int, count: int):
     """Periodic offsets from random centers, `[count, size, size]` along each axis, and the random generator."""
     rng = np.random.default_rng(0)
     centers = rng.uniform(0, size, (2, count, 1))
+    # Between -size/2 and size/2: the nearest of all periodic copies.
     grid = (np.arange(size) - centers + size / 2) % size - size / 2
     return grid[0][:, :, None], grid[1][:, None, :], rng
 
@@ -148,7 +149,8 @@ def _discs(size: int) -> np.ndarray:
 
 def _waves(size: int) -> np.ndarray:
     """A grating with a wavy phase."""
-    u, v = np.meshgrid(*2 * (2 * np.pi * np.arange(size) / size,), indexing="ij")
+    angle = 2 * np.pi * np.arange(size) / size
+    u, v = np.meshgrid(angle, angle, indexing="ij")
     return np.sin(size / 8 * u + 2.5 * np.sin(3 * v) + 1.5 * np.sin(2 * u + 1))
 
 
@@ -175,6 +177,7 @@ def synthesize(config: Config, source: np.ndarray, max_order: int) -> tuple[np.n
 
     start = np.random.default_rng(config.seed).standard_normal(source.size)
     errors = [host(start)[0]]
+    # Far below what the steps can reach: their number alone ends the search.
     settings = {"maxiter": config.steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-12}
     end = minimize(host, start, jac=True, method="L-BFGS-B", callback=record, options=settings)
     return end.x.reshape(source.shape), np.sqrt(errors)
@@ -183,6 +186,7 @@ def synthesize(config: Config, source: np.ndarray, max_order: int) -> tuple[np.n
 def _moments(x, filters, max_order):
     """The moments of orders 0 to max_order, and the second moment of the image."""
     moments = scattering_moments(x, filters, max_order=max_order)
+    # Means of moduli leave the contrast of the finest scale open, which the second moment fixes.
     return jnp.append(moments, jnp.sqrt(jnp.mean(x**2)))
 
 

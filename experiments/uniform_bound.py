@@ -223,19 +223,18 @@ def _draw_problem(config, units, inputs, examples):
 
     def one(seed):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)
-        x = jax.random.normal(keys[0], (examples, inputs), dtype)
+        directions = jax.random.normal(keys[0], (examples, inputs), dtype)
+        x = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
         y = jax.random.normal(keys[1], (examples, 1), dtype)
         params0 = jax.random.normal(keys[2], (inputs, units), dtype)
-        return Problem(
-            x / jnp.linalg.norm(x, axis=1, keepdims=True),
-            y,
-            params0,
-            jax.random.rademacher(keys[3], (units,), dtype),
-        )
+        signs = jax.random.rademacher(keys[3], (units,), dtype)
+        return Problem(x, y, params0, signs)
 
     problem = jax.vmap(one)(jnp.arange(config.seeds))
     singular = np.asarray(_singular_values(problem))
-    lip = LIP_OF_SLOPE * np.asarray(jnp.sum(problem.x**2, axis=2).max(1)) / math.sqrt(units)
+    # D^2h has one block |tanh''| x x' / sqrt m for each unit: its norm is that of the largest block.
+    longest = np.asarray(jnp.sum(problem.x**2, axis=2).max(1))
+    lip = LIP_OF_SLOPE * longest / math.sqrt(units)
     target = np.asarray(jnp.sqrt(jnp.mean(problem.y**2, axis=(1, 2))))
     return problem, Constants(singular[:, 0], singular[:, -1], lip, target)
 
@@ -249,11 +248,13 @@ def _outputs(signs, params, x):
 def _singular_values(problem):
     """Singular values of Dh, in increasing order, from the norm of weights to that of the empirical measure."""
     n = len(problem.x)
-    jacobian = jax.jacobian(_outputs, argnums=1)(problem.signs, problem.params0, problem.x).reshape(
-        n, -1
-    ) / math.sqrt(n)
+    derivative = jax.jacobian(_outputs, argnums=1)
+    jacobian = derivative(problem.signs, problem.params0, problem.x).reshape(n, -1)
+    # Of the two products the small one has no zeros that the large one adds.
     short = jacobian if n < jacobian.shape[1] else jacobian.T
-    return jnp.sqrt(jnp.linalg.eigvalsh(jnp.matmul(short, short.T, precision="highest")))
+    # Over n: the empirical measure gives every example the weight 1/n.
+    gram = jnp.matmul(short, short.T, precision="highest") / n
+    return jnp.sqrt(jnp.linalg.eigvalsh(gram))
 
 
 def _flow_all(config, problem, constants, alphas, variant):
@@ -346,13 +347,17 @@ def _bounds(config, arrays, variant):
 
 def _error_over_bound(arrays, variant, constants):
     """The largest ratio of the error to `|y| exp(-sigma^2 t / 4)` after the start, `[seeds, alphas]`."""
-    decay = np.exp(-((constants.smallest**2)[:, None]) * arrays[f"{variant}/time"] / 4)
+    rate = constants.smallest[:, None] ** 2 / 4
+    decay = np.exp(-rate * arrays[f"{variant}/time"])
     guaranteed = constants.target[:, None] * decay
-    return (arrays[f"{variant}/error"] / guaranteed[:, None])[:, :, 1:].max(2)
+    ratios = arrays[f"{variant}/error"] / guaranteed[:, None]
+    # At time 0 both are |y|.
+    return ratios[:, :, 1:].max(2)
 
 
 def _late_rate(time, error):
     """Rate of the exponential decay in the second half of the time."""
+    # Before, directions of larger singular values still decay faster.
     late = slice(len(time) // 2, None)
     return -np.polyfit(time[late], np.log(error[late]), 1)[0]
 
@@ -394,6 +399,7 @@ def _limits(config, arrays):
 
 def _window_fit(time, distance):
     """Rate of decay between 1e-4 and 1e-7 of the initial distance, and how far the logarithm is off the line."""
+    # Above it other directions are left, below it the limit itself is known to rounding only.
     window = (distance < 1e-4 * distance[0]) & (distance > 1e-7 * distance[0])
     slope, intercept = np.polyfit(time[window], np.log(distance[window]), 1)
     off = np.abs(np.log(distance[window]) - intercept - slope * time[window])

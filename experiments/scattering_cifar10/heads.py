@@ -48,12 +48,13 @@ def principal_components(config, train: Data, test: Data) -> Problem:
     All components that n training examples have are kept, up to a limit, so that small sets lose
     nothing.
     """
-    rows, others = (
-        np.asarray(part.x, np.float32).reshape(len(part.x), -1) for part in (train, test)
-    )
+    rows = np.asarray(train.x, np.float32).reshape(len(train.x), -1)
+    others = np.asarray(test.x, np.float32).reshape(len(test.x), -1)
     center = rows.mean(0)
     rows = rows - center
     others = others - center
+    # Centered rows of n examples span n - 1 dimensions; the Gram matrix has the same components as
+    # the covariance, which is larger.
     values, vectors = _leading(rows @ rows.T, min(config.components, len(rows) - 1))
     scale = np.sqrt(values)
     unit = math.sqrt(np.square(scale).sum() / len(rows))
@@ -89,14 +90,15 @@ def _linear(config, problem: Problem):
 def _rbf(config, problem: Problem):
     """`exp(-|x - x'|^2 / (2 median))`, median of the squared distances of training examples."""
     squares = _squared_distances(problem.train.x, problem.train.x)
+    across = _squared_distances(problem.test.x, problem.train.x)
     scale = 2 * np.median(squares[np.triu_indices(len(squares), 1)])
-    return np.exp(-squares / scale), np.exp(
-        -_squared_distances(problem.test.x, problem.train.x) / scale
-    )
+    return np.exp(-squares / scale), np.exp(-across / scale)
 
 
 def _squared_distances(a, b):
-    return np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T, 0)
+    norms = np.square(a).sum(1)[:, None] + np.square(b).sum(1)
+    # Rounding makes the distance of equal rows negative.
+    return np.maximum(norms - 2 * a @ b.T, 0)
 
 
 def _ntk(config, problem: Problem):
@@ -192,10 +194,9 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     y = np.asarray(train.y, np.float32)
     split = len(rows) - len(rows) // 5
     center = _mean(rows)
-    first, last = (
-        _normal_equations(rows[part], y[part], center, advance)
-        for part in (slice(split), slice(split, None))
-    )
+    # The sums of both parts are those of all examples: features are read once.
+    first = _normal_equations(rows[:split], y[:split], center, advance)
+    last = _normal_equations(rows[split:], y[split:], center, advance)
     mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
     held = Data(rows[split:], y[split:])
     grid = _coarse(config.ridges)
@@ -206,9 +207,9 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
 
 
 def _mean(rows):
-    return sum(
-        rows[i : i + 1000].sum(0, dtype=np.float32) for i in range(0, len(rows), 1000)
-    ) / np.float32(len(rows))
+    # In blocks, since one sum of 50,000 numbers in float32 loses digits.
+    sums = [rows[i : i + 1000].sum(0, dtype=np.float32) for i in range(0, len(rows), 1000)]
+    return sum(sums) / np.float32(len(rows))
 
 
 def _normal_equations(rows, y, center, advance):

@@ -92,9 +92,8 @@ def draw_examples(keys, teacher: Weights, n_train: int, n_test: int) -> tuple[An
 
 def doubled(weights: Weights) -> Weights:
     """The weights twice, the copy with negated outputs: the student vanishes at initialization."""
-    return Weights(
-        jnp.concatenate([weights.hidden] * 2), jnp.concatenate([weights.out, -weights.out])
-    )
+    hidden = jnp.concatenate([weights.hidden] * 2)
+    return Weights(hidden, jnp.concatenate([weights.out, -weights.out]))
 
 
 def relu_net(weights: Weights, x):
@@ -124,21 +123,22 @@ def descend(student: Student, u: Weights, x, y, steps) -> Weights:
     Scales share no random draws here and are trained one after another: a CPU takes 1.5 times
     longer for the matrix-vector products of several scales batched together.
     """
-    done = [
-        _descend(
-            _scale(student, i), jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], u), x, y, steps
-        )
-        for i in range(len(student.alpha))
-    ]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *done)
+    weights = []
+    for i in range(len(student.alpha)):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], u)
+        weights.append(_descend(_scale(student, i), own, x, y, steps))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *weights)
 
 
 @jax.jit
 def _descend(student, u, x, y, steps):
     z0 = _dot(student.start.hidden, x)
-    return lax.fori_loop(
-        0, steps, lambda _, u: step(student, u, gradients(student, z0, u, x, y)[1]), u
-    )
+
+    def advance(_, u):
+        _, gradient = gradients(student, z0, u, x, y)
+        return step(student, u, gradient)
+
+    return lax.fori_loop(0, steps, advance, u)
 
 
 def _scale(student, i):
@@ -159,7 +159,8 @@ def measurements(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str
     z0 = _dot(student.start.hidden, x)
     f, _, now = _forward(student, z0, u, x)
     norm0 = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in student.start))
-    moved = jnp.sqrt(jnp.sum(u.hidden**2, axis=(1, 2)) + jnp.sum(u.out**2, axis=1)) / student.alpha
+    squares = jnp.sum(u.hidden**2, axis=(1, 2)) + jnp.sum(u.out**2, axis=1)
+    moved = jnp.sqrt(squares) / student.alpha
     return {
         "train_loss": _loss(f, y),
         "test_loss": _loss(outputs(student, u, x_test), y_test),
@@ -175,6 +176,7 @@ def _forward(student, z0, u, x):
     scaled = alpha * z0[None]
     now = z0[None] + moved / alpha
     active = jnp.maximum(now, 0)
+    # alpha [relu(z0 + moved / alpha) - relu(z0)] without the difference, which loses its digits at large alpha.
     change = jnp.where(z0[None] > 0, jnp.maximum(moved, -scaled), jnp.maximum(moved + scaled, 0))
     f = jnp.einsum("sm,smn->sn", u.out, active, precision="highest")
     f = f + jnp.einsum("m,smn->sn", student.start.out, change, precision="highest")
