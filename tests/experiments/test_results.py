@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +158,35 @@ def test_curves_that_an_earlier_version_stored_by_themselves_are_in_the_table(
     store.finish(folder, 1.0)
     assert _main(monkeypatch, "compare", folder, "--csv") == 0
     assert len(_table(capsys)) == 6
+
+
+def _collect():
+    path = Path(__file__).resolve().parents[2] / "docs" / "collect.py"
+    spec = importlib.util.spec_from_file_location("collect", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_runs_are_stored_for_the_pages_by_the_field_in_which_they_differ(calls, tmp_path):
+    collect = _collect()
+    folders = []
+    for seed in (3, 1):
+        cli.run("trajectories_2d", "smoke", (f"seed={seed}",), tmp_path / str(seed), True)
+        folders += (tmp_path / str(seed)).iterdir()
+    alone = collect.runs_of({}, folders[:1])
+    assert list(alone["runs"]) == ["run"] and alone["experiment"] == "trajectories_2d"
+    both = collect.runs_of(alone | {"status": "half"}, folders[1:])
+    assert list(both["runs"]) == ["1", "3"] and both["status"] == "half"
+    assert both["runs"]["3"] == alone["runs"]["run"]
+    stored = both["runs"]["1"]
+    assert stored["summary"] == SUMMARY and stored["config"]["seed"] == 1
+    assert stored["curves"]["seed=0/alpha=10"] == {
+        "step": [0, 5],
+        "time": [0, 0.5],
+        "test_loss": [1, 0.25],
+    }
+
+
+def test_a_stored_run_knows_its_preset(folder):
+    assert _collect().runs_of({}, [folder])["preset"] == "smoke"

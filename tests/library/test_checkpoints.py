@@ -143,7 +143,7 @@ def test_without_orbax_the_error_names_the_extra(tmp_path, monkeypatch):
 
 def _training(**settings):
     """Twelve steps of a small lazy function with batches."""
-    x = jnp.linspace(0, 1, 8)[:, None]
+    x = jnp.linspace(0, 1, 8, dtype=jnp.float32)[:, None]
     data = ln.Data(x, jnp.sin(3 * x))
     function = ln.lazy(lambda w, x: jnp.tanh(x @ w["a"]) @ w["b"], START, 2.0)
     return ln.train(
