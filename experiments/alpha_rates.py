@@ -37,6 +37,7 @@ import lazynet as ln
 from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
 from experiments.harness.facts import power_law, within
+from experiments.shared.data import unit_rows
 from experiments.shared.flows import descent_direction, integrate
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
@@ -158,6 +159,7 @@ def measure_variant(config: Config, variant: str) -> dict[str, np.ndarray]:
     x, x_test, y = jax.vmap(partial(_problem, config))(keys)
     model = network(config, symmetrized=variant == "symmetrized")
     params0 = jax.vmap(lambda key, x: model.init(jax.random.fold_in(key, 1), x))(keys, x)
+    # What `lazy` subtracts is added again: the negative control starts at alpha h(w0).
     offset = jax.vmap(model.apply)(params0, x) * float(variant == "not_centered")
     alphas = jnp.asarray(config.alphas, config.precision)
     flow = partial(_flow, config, model)
@@ -192,6 +194,7 @@ def _flow(config, model, params0, offset, x, x_test, y, alpha):
         field, state, step=config.time / config.steps, steps=config.steps, observe=observe
     )
     largest = jax.tree.map(jnp.max, curves)
+    # Theorem 2.2: the length of the path is at most sqrt(T R(start)) / alpha.
     bound = jnp.sqrt(config.time * ln.mse(alpha * offset, y)) / alpha
     change = _ntk_change(model, params0, ln.weights(lazy, state["lazy"]), x)
     return {**largest, "ntk_change": change, "drift_over_bound": largest["weight_drift"] / bound}
@@ -201,29 +204,23 @@ def _problem(config, key):
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     shape = (config.examples, config.inputs)
     dtype = jnp.dtype(config.precision)
-    x, x_test = (_unit_rows(jax.random.normal(k, shape, dtype)) for k in keys[:2])
-    return x, x_test, jax.random.normal(keys[2], (config.examples, 1), dtype)
+    x = unit_rows(jax.random.normal(keys[0], shape, dtype))
+    x_test = unit_rows(jax.random.normal(keys[1], shape, dtype))
+    y = jax.random.normal(keys[2], (config.examples, 1), dtype)
+    return x, x_test, y
 
 
 def network(config: Config, *, symmetrized: bool) -> ln.Model:
     """`1/sqrt m sum_j b_j tanh(a_j . x)` with all weights from N(0, 1)."""
-    layers = (
-        ln.Dense(config.width, W_std=math.sqrt(config.inputs)),
-        ln.elementwise(jnp.tanh),
-        ln.Dense(1),
-    )
-    return ln.symmetrize(ln.serial(*layers)) if symmetrized else ln.serial(*layers)
+    # Undoes the 1 / sqrt(inputs) of the NTK parameterization.
+    hidden = ln.Dense(config.width, W_std=math.sqrt(config.inputs))
+    model = ln.serial(hidden, ln.elementwise(jnp.tanh), ln.Dense(1))
+    return ln.symmetrize(model) if symmetrized else model
 
 
 def _ntk_change(model, params0, params, x):
-    ntk0, ntk = (
-        ln.empirical.empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params)
-    )
-    return ln.diagnostics.kernel_distance(ntk, ntk0)
-
-
-def _unit_rows(x):
-    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    kernel = partial(ln.empirical.empirical_ntk, model.apply, x1=x, outputs="trace")
+    return ln.diagnostics.kernel_distance(kernel(params), kernel(params0))
 
 
 def _rms(values):

@@ -36,6 +36,7 @@ import lazynet as ln
 from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
 from experiments.harness.facts import power_law, within
+from experiments.shared.data import unit_rows
 from experiments.shared.flows import descent_direction
 from lazynet import plots
 
@@ -240,4 +241,4 @@ def _problem(config, key):
     dtype = jnp.dtype(config.precision)
     x = jax.random.normal(key_x, (config.examples, config.inputs), dtype)
     y = jax.random.rademacher(key_y, (config.examples, 1), dtype)
-    return ln.Data(x / jnp.linalg.norm(x, axis=1, keepdims=True), y)
+    return ln.Data(unit_rows(x), y)

@@ -36,6 +36,7 @@ import lazynet as ln
 from experiments.harness import panels
 from experiments.harness.bounds import Count, Values
 from experiments.harness.facts import power_law
+from experiments.shared.data import unit_rows
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
@@ -171,4 +172,4 @@ def problem(config: Config, key: jax.Array) -> ln.Data:
     dtype = jnp.dtype(config.precision)
     x = jax.random.normal(key_x, (config.examples, config.inputs), dtype)
     y = jax.random.normal(key_y, (config.examples, 1), dtype)
-    return ln.Data(x / jnp.linalg.norm(x, axis=1, keepdims=True), y)
+    return ln.Data(unit_rows(x), y)

@@ -342,6 +342,7 @@ def _measure(config: Config, setting: Setting, path: Path, optimizer) -> dict[st
         "error/train": _errors(config, setting, u, setting.train.x),
         "error/test": _errors(config, setting, u, setting.test.x),
     }
+    # Velocities are differences of close outputs; kernels, for which float32 is enough, are cheaper in it.
     everything = (ln.weights(setting.objective.apply, u), setting.train.x, setting.test.x)
     weights, x, x_test = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), everything)
     kernel = empirical.empirical_ntk(setting.model.apply, weights, x, outputs="trace")

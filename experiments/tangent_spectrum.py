@@ -181,9 +181,8 @@ def load_sets(config: Config) -> dict[str, Data]:
     Random images get the labels of the photographs, which then mean nothing.
     """
     photographs = _photographs(config)
-    pixels = jax.random.bits(
-        jax.random.fold_in(jax.random.key(config.seed), 0), photographs.x.shape, jnp.uint8
-    )
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    pixels = jax.random.bits(key, photographs.x.shape, jnp.uint8)
     random = Data(np.asarray(pixels, photographs.x.dtype) / 255, photographs.y)
     both = datasets.standardize(photographs, random, center="channel", scale="channel")
     return {name: datasets.center_targets(part) for name, part in zip(IMAGES, both, strict=True)}
@@ -198,6 +197,7 @@ def network(config: Config) -> tuple[Model, Any]:
 
 def decompose(kernel: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues in descending order, `[m]`, and the share of each target's energy in the modes up to i, `[m, c]`."""
+    # Not `psd_eigh`, which moves negative eigenvalues to zero: a kernel that has any is to show it.
     eigen = linalg.eigh(np.asarray(linalg.kernel_matrix(kernel), np.float64))
     energy = (eigen.vectors[:, ::-1].T @ targets) ** 2
     return eigen.values[::-1], np.cumsum(energy, axis=0) / np.sum(targets**2, axis=0)
@@ -217,10 +217,11 @@ def centered(kernel: np.ndarray) -> np.ndarray:
 def label_columns(config: Config, y: np.ndarray) -> np.ndarray:
     """The labels and their other orders as columns, `[n k, 1 + shuffles]`."""
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    orders = [
-        jax.random.permutation(jax.random.fold_in(key, i), len(y)) for i in range(config.shuffles)
-    ]
-    return np.stack([y.ravel(), *(y[np.asarray(order)].ravel() for order in orders)], axis=1)
+    columns = [y.ravel()]
+    for i in range(config.shuffles):
+        order = jax.random.permutation(jax.random.fold_in(key, i), len(y))
+        columns.append(y[np.asarray(order)].ravel())
+    return np.stack(columns, axis=1)
 
 
 def _photographs(config: Config) -> Data:

@@ -126,9 +126,9 @@ def _case(config) -> dict[str, Any]:
     keys = jax.random.split(jax.random.key(config.seed), 6)
     teacher = draw_teacher(keys[:2], config.teacher, 2)
     half = config.width // 2
-    start = Weights(
-        on_sphere(keys[2], half, 2).T, jax.random.uniform(keys[3], (half,), jnp.result_type(float))
-    )
+    # Positive outputs of one half, which the doubled half has negated.
+    out = jax.random.uniform(keys[3], (half,), jnp.result_type(float))
+    start = Weights(on_sphere(keys[2], half, 2).T, out)
     return {
         "teacher": teacher,
         "start": doubled(start),

@@ -45,6 +45,7 @@ import lazynet as ln
 from experiments.harness import panels
 from experiments.harness.bounds import Count, Positive, Values
 from experiments.harness.facts import close, power_law, within
+from experiments.shared.data import unit_rows
 from experiments.shared.flows import descent_direction, integrate
 from lazynet import plots
 
@@ -224,7 +225,7 @@ def _draw_problem(config, units, inputs, examples):
     def one(seed):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), seed), 4)
         directions = jax.random.normal(keys[0], (examples, inputs), dtype)
-        x = directions / jnp.linalg.norm(directions, axis=1, keepdims=True)
+        x = unit_rows(directions)
         y = jax.random.normal(keys[1], (examples, 1), dtype)
         params0 = jax.random.normal(keys[2], (inputs, units), dtype)
         signs = jax.random.rademacher(keys[3], (units,), dtype)

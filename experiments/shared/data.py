@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.bounds import Count
 from lazynet import datasets, guards
 from lazynet.records import Data
 
-__all__ = ["DataConfig", "Photographs", "enlarged", "load_images"]
+__all__ = ["DataConfig", "Photographs", "enlarged", "load_images", "unit_rows"]
 
 SIDE = 32
 """Pixels along a side of the photographs."""
@@ -98,6 +99,11 @@ def load_images(
         return train._replace(x=_squares(train.x)), test._replace(x=_squares(test.x))
     root = datasets.data_root(data.root)
     return datasets.cifar10(root, download=data.download, n_train=n_train, n_test=n_test)
+
+
+def unit_rows(x: Any) -> Any:
+    """Rows of norm one: normal rows become uniform on the sphere."""
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
 
 def enlarged(images: np.ndarray) -> np.ndarray:
