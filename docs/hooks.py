@@ -57,7 +57,9 @@ def typeset(formula: str) -> str:
     """A block of TeX as MathML, which browsers draw by themselves: the site loads no scripts from other hosts."""
     from latex2mathml import converter
 
-    return f'<div class="formula">{converter.convert(formula, display="block")}</div>'
+    mathml = converter.convert(formula, display="block")
+    # Long ones scroll by themselves on narrow screens.
+    return f'<div class="formula" style="overflow-x: auto">{mathml}</div>'
 
 
 def read(name: str) -> Any:
