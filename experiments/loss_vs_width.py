@@ -164,10 +164,8 @@ def report(summary):
         table.add_column(f"test loss\n{LABELS[scaling]}", no_wrap=True)
         table.add_column(f"gates as at\nstart %, {LABELS[scaling]}", no_wrap=True)
     prefix = "drift/m="
-    widths = [
-        key.removeprefix(prefix).partition("/")[0] for key in summary if key.startswith(prefix)
-    ]
-    for width in dict.fromkeys(widths):
+    cells = [key.removeprefix(prefix) for key in summary if key.startswith(prefix)]
+    for width in dict.fromkeys(cell.partition("/")[0] for cell in cells):
         row = []
         for scaling in SCALINGS:
             cell = f"m={width}/scaling={scaling}"
@@ -199,7 +197,10 @@ def train(config: Config, trial: int, width: int) -> dict[str, np.ndarray]:
     """One trial at one width with both scalings, which share data and initial weights: each entry is `[2]`."""
     start, data = draw_trial(config, trial, width)
     alpha = jnp.asarray([width**-0.5, width**-1.0])
-    student = Student(start, alpha, alpha**2 * jnp.asarray([1.0, 0.05 * width]), alpha)
+    # The rates 1 and 0.05 m of the weights w are alpha^2 times that on u = alpha (w - w0).
+    rate = alpha**2 * jnp.asarray([1.0, 0.05 * width])
+    # The offset alpha keeps alpha h(w0), which is not zero here.
+    student = Student(start, alpha, rate, alpha)
     u = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape)), start)
     u = descend(student, u, *data[:2], config.steps)
     return {name: np.asarray(value) for name, value in measurements(student, u, *data).items()}

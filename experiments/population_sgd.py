@@ -177,15 +177,14 @@ def train(config: Config, trial: int) -> np.ndarray:
     start, teacher, key = draw_trial(config, trial)
     tau = jnp.asarray(config.taus)
     alpha = tau**2 / config.width
+    # A step of `size m` on the weights tau v is one of `size alpha^2 m / tau^2 = size tau^2 / m` on u = alpha (v - v0).
     size = jnp.minimum(0.25 / tau**2, 25.0)
-    student = Student(
-        start, alpha, size * tau**2 / config.width, jnp.zeros_like(tau), float(config.d)
-    )
+    rate = size * tau**2 / config.width
+    student = Student(start, alpha, rate, jnp.zeros_like(tau), float(config.d))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(config.taus), *leaf.shape)), start)
-    u, _ = _descend(student, u, teacher, key, 0, config.steps - config.last, config.batch_size)
-    _, total = _descend(
-        student, u, teacher, key, config.steps - config.last, config.steps, config.batch_size
-    )
+    averaged_from = config.steps - config.last
+    u, _ = _descend(student, u, teacher, key, 0, averaged_from, config.batch_size)
+    _, total = _descend(student, u, teacher, key, averaged_from, config.steps, config.batch_size)
     return np.asarray(total) / config.last
 
 

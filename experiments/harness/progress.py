@@ -49,6 +49,7 @@ def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]
     """`compute(cell)` for every cell, as many at a time as there are devices, in the order of the cells."""
     devices = jax.local_devices()
 
+    # Threads, not processes: XLA computes without Python's lock, and compiled programs are shared.
     def on(turn_cell):
         turn, cell = turn_cell
         with jax.default_device(devices[turn % len(devices)]):
@@ -57,5 +58,6 @@ def spread(compute: Callable[[Any], Any], cells: Iterable[Any]) -> Iterator[Any]
     pool = ThreadPoolExecutor(len(devices))
     try:
         yield from pool.map(on, enumerate(cells))
-    finally:  # at once also after Ctrl-C, which main() then says before it waits for what is running
+    # At once also after Ctrl-C, which main() then says before it waits for what is running.
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -96,6 +96,7 @@ def _cases(config) -> dict[str, Case]:
     if not images.sizes:
         return {}
     networks = (
+        # Of the widths a limit knows nothing: one unit is enough.
         Case(zoo.mlp((1,) * (images.depth - 1), 1, b_std=None), vectors=True),
         Case(zoo.cntk(images.depth, pooled=False)),
         Case(zoo.cntk(images.depth)),

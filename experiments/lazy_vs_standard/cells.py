@@ -31,7 +31,8 @@ ACTIVATIONS = {"relu": ln.Relu, "erf": ln.Erf, "gelu": ln.Gelu}
 def load_data(config) -> tuple[Data, Data]:
     """Train and test set, standardized by the training set, with the targets that the loss needs."""
     parts = load_images(config.data, config.data.n_train, config.data.n_test)
-    if config.data.name == "digits":  # whose borders are constant
+    # The pixels at the borders of digits are constant: by their own deviations they would be divided by zero.
+    if config.data.name == "digits":
         parts = datasets.standardize(*parts, center="feature", scale="global")
     else:
         parts = datasets.standardize(*parts, center="channel", scale="channel")
@@ -47,9 +48,8 @@ def load_data(config) -> tuple[Data, Data]:
 def build(config) -> ln.Model:
     """The network of the configuration."""
     network = config.network
-    settings = dict(
-        activation=ACTIVATIONS[network.activation](), W_std=network.W_std, b_std=network.b_std
-    )
+    activation = ACTIVATIONS[network.activation]()
+    settings = dict(activation=activation, W_std=network.W_std, b_std=network.b_std)
     if network.name == "mlp":
         model = zoo.mlp(network.widths, 10, **settings)
     elif network.name == "cnn":
@@ -100,6 +100,7 @@ def kernel_curve(config, train: Data, test: Data, clock: float, store) -> dict[s
         ntk = kernels.analytic_kernel(model, train.x, store=tiles).ntk
         tiles = store.kernels("test") if images else None
         cross = kernels.analytic_kernel(model, test.x, train.x, store=tiles).ntk
+        # Down to a step or less: modes of large eigenvalues have ended before the first epoch has.
         times = np.concatenate([[0.0], np.geomspace(clock / 10_000, clock, 60)])
         loss = LOSSES[config.loss]
         curve = dynamics.gradient_flow(ntk, train, time=times, loss=loss, cross=cross, test=test)
@@ -121,9 +122,8 @@ class Start(NamedTuple):
 
 def _start(config, seed, model, train, test) -> Start:
     params0 = jax.jit(model.init)(jax.random.fold_in(jax.random.key(0), seed), train.x)
-    ntk0 = empirical.empirical_ntk(
-        model.apply, params0, test.x[: config.ntk_examples], outputs="trace"
-    )
+    inputs = test.x[: config.ntk_examples]
+    ntk0 = empirical.empirical_ntk(model.apply, params0, inputs, outputs="trace")
     rates = _rates(config, model, params0, train, seed)
     key = jax.random.fold_in(jax.random.key(1), seed)
     return Start(config, model, params0, ntk0, rates, key, train, test)

@@ -36,10 +36,8 @@ def scattering_features(config, images: np.ndarray, name: str, folder: Path, adv
         part = images[start : start + PART]
         path = folder / "features" / f"{name}-{start:05d}.npz"
         if not path.exists():
-            store.save_arrays(
-                path,
-                {"features": np.concatenate(list(_transformed(config, filters, part, advance)))},
-            )
+            batches = list(_transformed(config, filters, part, advance))
+            store.save_arrays(path, {"features": np.concatenate(batches)})
         else:
             advance(len(part))
         stored = store.load_arrays(path)["features"]
@@ -55,6 +53,7 @@ def _transformed(config, filters, images, advance) -> Iterator[np.ndarray]:
         _transform, filters=filters, max_order=config.max_order, offset=config.log_offset
     )
     batches = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
+    # Transforms of small images do not fill XLA's own threads.
     with ThreadPoolExecutor(os.cpu_count() if jax.default_backend() == "cpu" else 1) as pool:
         for batch in pool.map(lambda batch: np.asarray(transform(batch)), batches):
             advance(len(batch))

@@ -130,6 +130,8 @@ def trained(
     """
     settings = config.train
     n = len(problem.train.x)
+    last = steps(settings, n)
+    save_at = np.unique(np.linspace(0, last, settings.records + 1).round().astype(int))
     rate = learning_rate(settings.loss, settings.eta0)
     curve = checkpointed(
         checkpoint,
@@ -139,9 +141,7 @@ def trained(
         ln.sgd(settings.momentum),
         advance,
         key=jax.random.fold_in(jax.random.key(1), config.seed),
-        save_at=np.unique(
-            np.linspace(0, steps(settings, n), settings.records + 1).round().astype(int)
-        ).tolist(),
+        save_at=save_at.tolist(),
         learning_rate=ln.inverse_epoch_decay(rate, n // settings.batch_size, decay=settings.decay),
         batch_size=settings.batch_size,
         augment=datasets.crop_and_flip if settings.augment else None,
@@ -149,17 +149,17 @@ def trained(
         measure=_clock(checkpoint),
     )
     final = {name: float(values[-1]) for name, values in curve.metrics.items()}
-    final |= {} if curve.diverged_at is not None else finish(curve.params)
+    # Gates and distances of weights that are not finite mean nothing.
+    if curve.diverged_at is None:
+        final |= finish(curve.params)
     return cell_arrays(curve, final, batched_outputs(function, curve.params, problem.test.x))
 
 
 def _clock(checkpoint: Path) -> Callable[[Any], dict[str, float]]:
     """Seconds since now, on top of those that a checkpoint counted."""
-    counted = (
-        float(store.load_arrays(checkpoint)["curve/metrics/seconds"][-1])
-        if checkpoint.exists()
-        else 0.0
-    )
+    counted = 0.0
+    if checkpoint.exists():
+        counted = float(store.load_arrays(checkpoint)["curve/metrics/seconds"][-1])
     begin = time.perf_counter() - counted
     return lambda params: {"seconds": time.perf_counter() - begin}
 
