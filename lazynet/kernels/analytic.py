@@ -203,10 +203,9 @@ def _check_known(matrices):
         extremes = np.array([values.min(), values.max()])
         if np.isnan(extremes).any():
             raise ValueError(
-                f"kernel has NaN ({name}) though the inputs are finite: if a layer is elementwise, its function may "
-                "have kinks that are not named (elementwise(fn, kinks=(...))), or grow or turn too fast for the "
-                "variances here, and Gaussian(a, b) with b > 0 has no limit at variances of 1/(4 b) and more (use "
-                "smaller inputs or W_std); else values left the range of the dtype (use float64)."
+                f"kernel has NaN ({name}) though the inputs are finite: an elementwise function may have kinks that "
+                "are not named (kinks=(...)) or turn too fast for the variances here, Gaussian(a, b) with b > 0 has no "
+                "limit at variances from 1/(4 b) on (use smaller inputs), or values left the dtype (use float64)."
             )
         if np.isinf(extremes).any():
             raise ValueError(
