@@ -5,7 +5,8 @@ A rule maps the covariances of a layer's input to those of its output. In the or
 - `pointwise`: what is computed, `Covariance(nngp, ntk)`, and a rule for one pair of positions,
   `Pointwise`.
 - `state`: what a rule transforms, `Kernel`: covariances between two sets (`Vectors` or `Planes`),
-  and the variances of each set by itself (`Side`).
+  and the variances of each set by itself (`Side`). Vectors know the `Opening` of each pair's angle,
+  which `openings` takes from inputs and sums.
 - `rules`: the rule of every layer. An activation's is a `Dual` of Gaussian pairs: closed forms in
   `duals`, `polynomials`, `exponentials` and `logistic`, with the small angles of `angles`; sums in
   `quadrature`, and in `pieces` for functions with kinks.

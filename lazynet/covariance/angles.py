@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,15 @@ from jaxtyping import Float
 
 from lazynet.typing import Array
 
-__all__ = ["angle", "safe_sqrt", "segment"]
+__all__ = [
+    "Opening",
+    "angle",
+    "angle_of",
+    "remainder",
+    "safe_sqrt",
+    "segment",
+    "squared_sine",
+]
 
 # Chebyshev fits on 0 <= u <= 1 of acos(1 - u) / u^(1/2) and (sin t - t cos t) / u^(3/2) with t =
 # acos(1 - u); maximal errors 3e-8 and 2e-8 (single), 3e-17 and 7e-18 (double).
@@ -123,6 +132,53 @@ def segment(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
 def _segment_jvp(acute, primals, tangents):
     (u,), (du,) = primals, tangents
     return segment(u, acute), angle(u, acute) * du
+
+
+class Opening(NamedTuple):
+    """An angle t by `1 - cos t` and `1 + cos t`, of which cos t has lost the digits where one of them is small.
+
+    Attributes:
+        u: 1 - cos t.
+        rest: 1 + cos t; None where angles are known to be acute, and it cannot be small.
+    """
+
+    u: Array
+    rest: Array | None
+
+
+def remainder(opening: Opening) -> Array:
+    """`1 + cos t`.
+
+    Example:
+        >>> float(remainder(Opening(jnp.array(0.5), None)))
+        1.5
+    """
+    return 2 - opening.u if opening.rest is None else opening.rest
+
+
+def squared_sine(opening: Opening) -> Array:
+    """`sin^2 t = (1 - cos t)(1 + cos t)`.
+
+    Example:
+        >>> float(squared_sine(Opening(jnp.array(0.5), jnp.array(1.5))))
+        0.75
+    """
+    return opening.u * remainder(opening)
+
+
+def angle_of(opening: Opening) -> Array:
+    """The angle t.
+
+    Example:
+        >>> round(float(angle_of(Opening(jnp.array(2.0), jnp.array(0.0)))), 6)
+        3.141593
+    """
+    u, rest = opening
+    if rest is None:
+        return angle(u, True)
+    obtuse = rest < u
+    t = angle(jnp.where(obtuse, rest, u), True)
+    return jnp.where(obtuse, math.pi - t, t)
 
 
 def safe_sqrt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:

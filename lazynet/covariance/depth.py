@@ -161,8 +161,8 @@ def _restored(k, arrays):
 
 
 def _with(k, arrays):
-    moments, (nngp, ntk, gap) = arrays
-    cross = k.cross._replace(nngp=nngp, ntk=ntk, gap=gap)
+    moments, (nngp, ntk, opening) = arrays
+    cross = k.cross._replace(nngp=nngp, ntk=ntk, opening=opening)
     return k.replace(cross=cross, own=Side(lambda: Covariance(*moments)))
 
 

@@ -13,7 +13,15 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from lazynet.covariance.angles import angle, safe_sqrt, segment
+from lazynet.covariance.angles import (
+    Opening,
+    angle,
+    angle_of,
+    remainder,
+    safe_sqrt,
+    segment,
+    squared_sine,
+)
 from lazynet.trees import is_traced
 from lazynet.typing import Array
 
@@ -21,11 +29,11 @@ __all__ = [
     "Dual",
     "attainable",
     "erf_dual",
+    "free_variance",
     "gelu_dual",
     "gelu_pair",
     "noisy",
     "noisy_angle",
-    "opening",
     "rbf_dual",
     "rectifier_dual",
     "rectifier_side",
@@ -41,9 +49,9 @@ class Dual(NamedTuple):
     Attributes:
         side: `side(q) -> tuple of arrays`, what a pair needs of the variance q of one of its
             inputs.
-        pair: `pair(side1, side2, covariance, gap, acute) -> (E[phi phi], E[phi' phi'], new gap)`,
-            with the squared distance `gap = q1 + q2 - 2 covariance` known to better relative
-            precision than that difference (the new gap is None where the difference is as good),
+        pair: `pair(side1, side2, covariance, opening, acute) -> (E[phi phi], E[phi' phi'], new
+            opening)`, with the `Opening` of their angle, which knows what the covariance has
+            rounded away (None where it is not known; a new one of None is left to the difference),
             and `acute` if covariances are known not to be negative.
         diagonal: `diagonal(q) -> (E[phi^2], E[phi'^2])`, the same at correlation one.
         positive: Whether phi >= 0, so that no covariance is negative afterwards.
@@ -71,20 +79,42 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
     half = (a**2 + b**2) / 2
     bend = (a - b) ** 2 / (2 * math.pi)
 
-    def pair(side1, side2, s, gap, acute):
-        (norm1, _inverse1), (norm2, _inverse2) = side1, side2
-        u = opening(side1, side2, s, gap)
-        curved = bend * (norm1 * norm2) * segment(u, acute)
-        return (
-            half * s + curved,
-            half - bend * angle(u, acute),
-            None if gap is None else half * gap - 2 * curved,
+    def pair(side1, side2, s, opening, acute):
+        (norm1, inverse1), (norm2, inverse2) = side1, side2
+        if opening is None:
+            u = 1 - s * (inverse1 * inverse2)
+            curved = bend * (norm1 * norm2) * segment(u, acute)
+            return half * s + curved, half - bend * angle(u, acute), None
+        theta = angle_of(opening)
+        after = narrowed(opening)
+        # Of a vanishing input only the covariance has a derivative that one could follow.
+        norms = norm1 * norm2
+        value = half * jnp.where(norms > 0, norms * (1 - after.u), s)
+        return value, half - bend * theta, after
+
+    # (a + b)^2 / (a^2 + b^2): what is left of the opening between opposite inputs
+    widest = 2 - math.pi * bend / half if is_traced(half) or half else 2.0
+    share = (2 - widest) / math.pi
+
+    def narrowed(opening):
+        """`u - bend/half (sin t - t cos t)`, of positive terms for opposite inputs too."""
+        u, rest = opening
+        if rest is None:
+            return Opening(u - share * segment(u, True), None)
+        obtuse = rest < u
+        small = share * segment(jnp.where(obtuse, rest, u), True)
+        after = jnp.where(obtuse, widest + (1 - widest) * rest - small, u - small)
+        if positive:
+            return Opening(after, None)
+        return Opening(
+            after, jnp.where(obtuse, 2 - widest + (widest - 1) * rest + small, 2 - after)
         )
+
+    positive = not is_traced((a, b)) and bool(a <= 0 <= b)
 
     def diagonal(q):
         return half * q, jnp.where(q > 0, half, (a + b) ** 2 / 4)
 
-    positive = not is_traced((a, b)) and bool(a <= 0 <= b)
     return Dual(rectifier_side, pair, diagonal, positive)
 
 
@@ -114,8 +144,8 @@ def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
     def side(q):
         return noisy(2 * b**2 * q)
 
-    def pair(side1, side2, s, gap, acute):
-        cosine, sine = noisy_angle(side1, side2, 2 * b**2 * s)
+    def pair(side1, side2, s, opening, acute):
+        cosine, sine = noisy_angle(side1, side2, 2 * b**2 * s, opening)
         value = a**2 * (2 / math.pi) * jnp.arctan2(cosine, sine) + c**2
         return value, (4 / math.pi) * (a * b) ** 2 * (side1[0] * side2[0]) / sine, None
 
@@ -142,8 +172,8 @@ def gelu_dual() -> Dual:
     Source: Tsuchida, Pearce, van der Heide, Roosta and Gallagher (2020), for E[phi phi].
     """
 
-    def pair(side1, side2, s, gap, acute):
-        return (*gelu_pair(side1, side2, s), None)
+    def pair(side1, side2, s, opening, acute):
+        return (*gelu_pair(side1, side2, s, opening), None)
 
     def diagonal(q):
         return gelu_pair(noisy(q), noisy(q), q)
@@ -160,18 +190,15 @@ def sine_dual(a: Scale, b: Scale, c: Scale) -> Dual:
         (0.0, 1.0)
     """
 
-    def side(q):
-        return (q,)
-
-    def both(s, gap):
-        near = jnp.exp(-(b**2) * _square(gap) / 2)
-        far = jnp.exp(-(b**2) * _square(gap + 4 * s) / 2) * jnp.cos(2 * jnp.asarray(c, s.dtype))
+    def both(gap, reach):
+        near = jnp.exp(-(b**2) * _positive(gap) / 2)
+        far = jnp.exp(-(b**2) * _positive(reach) / 2) * jnp.cos(2 * jnp.asarray(c, gap.dtype))
         return a**2 / 2 * (near - far), (a * b) ** 2 / 2 * (near + far)
 
-    def pair(side1, side2, s, gap, acute):
-        return (*both(s, _difference(side1, side2, s) if gap is None else gap), None)
+    def pair(side1, side2, s, opening, acute):
+        return (*both(*_square_distances(side1, side2, s, opening)), None)
 
-    return Dual(side, pair, lambda q: both(q, jnp.zeros_like(q)))
+    return Dual(_with_norm, pair, lambda q: both(jnp.zeros_like(q), 4 * q))
 
 
 def rbf_dual(gamma: Scale) -> Dual:
@@ -183,16 +210,13 @@ def rbf_dual(gamma: Scale) -> Dual:
         (1.0, 1.0)
     """
 
-    def side(q):
-        return (q,)
-
-    def pair(side1, side2, s, gap, acute):
-        gap = _square(_difference(side1, side2, s) if gap is None else gap)
+    def pair(side1, side2, s, opening, acute):
+        gap = _positive(_square_distances(side1, side2, s, opening)[0])
         value = jnp.exp(-gamma * gap)
-        return value, 2 * gamma * value, -2 * jnp.expm1(-gamma * gap)
+        return value, 2 * gamma * value, Opening(-jnp.expm1(-gamma * gap), None)
 
     return Dual(
-        side, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True
+        _with_norm, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True
     )
 
 
@@ -207,12 +231,15 @@ def noisy(q: Array) -> tuple[Array, Array, Array]:
     return shrink, q * shrink**2, safe_sqrt(q)
 
 
-def noisy_angle(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple[Array, Array]:
+def noisy_angle(
+    side1: Sequence[Array], side2: Sequence[Array], s: Array, opening: Opening | None = None
+) -> tuple[Array, Array]:
     """Cosine and sine of the angle between z + e and z' + e', with independent noise e and e' of variance one.
 
     `1 - cos^2` would round to zero or below for large variances; `sin^2 = r^2 + r'^2 t + (t t' -
     cos^2)` does not, with r^2 = 1 / (1 + q) and t = q / (1 + q), since covariances beyond sqrt(q
-    q'), which rounding alone makes, are cut: from layer to layer they would grow.
+    q'), which rounding alone makes, are cut: from layer to layer they would grow. With the opening
+    of z and z' the last term is t t' times the squared sine of their angle.
 
     Example:
         >>> side = noisy(jnp.array(1.0))
@@ -221,8 +248,12 @@ def noisy_angle(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tup
     """
     (shrink1, part1, norm1), (shrink2, part2, norm2) = side1, side2
     cosine = attainable(s, norm1 * norm2) * (shrink1 * shrink2)
-    sine = jnp.sqrt(shrink1**2 + shrink2**2 * part1 + jnp.maximum(part1 * part2 - cosine**2, 0))
-    return cosine, sine
+    product = part1 * part2
+    if opening is None:
+        free = jnp.maximum(product - cosine**2, 0)
+    else:
+        free = product * squared_sine(opening)
+    return cosine, jnp.sqrt(shrink1**2 + shrink2**2 * part1 + free)
 
 
 def attainable(s: Array, bound: Array) -> Array:
@@ -235,7 +266,9 @@ def attainable(s: Array, bound: Array) -> Array:
     return jnp.where(jnp.abs(s) > bound, jnp.sign(s) * bound, s)
 
 
-def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple[Array, Array]:
+def gelu_pair(
+    side1: Sequence[Array], side2: Sequence[Array], s: Array, opening: Opening | None = None
+) -> tuple[Array, Array]:
     """`E[phi phi]` and `E[phi' phi']` of Gelu from sides of `noisy`, in terms that do not overflow before q does.
 
     Example:
@@ -243,7 +276,7 @@ def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple
         >>> float(value), round(float(slope), 3)
         (0.0, 0.25)
     """
-    cosine, sine = noisy_angle(side1, side2, s)
+    cosine, sine = noisy_angle(side1, side2, s, opening)
     (shrink1, part1, norm1), (shrink2, part2, norm2) = side1, side2
     shrink = shrink1 * shrink2
     half_plane = 0.25 + jnp.arctan2(cosine, sine) / (2 * math.pi)
@@ -255,31 +288,36 @@ def gelu_pair(side1: Sequence[Array], side2: Sequence[Array], s: Array) -> tuple
     return value, half_plane + cosine / sine * bracket / (2 * math.pi)
 
 
-def opening(side1: Sequence[Array], side2: Sequence[Array], s: Array, gap: Array | None) -> Array:
-    """`1 - cos(angle)` from sides of `rectifier_side`; 1 (a right angle) if one of the two vanishes.
-
-    From the squared distance, which knows small angles, unless the norms differ by more than a
-    factor of 2.6: the distance then hardly knows of the smaller vector, and the covariance is
-    better.
+def free_variance(
+    side1: Sequence[Array], side2: Sequence[Array], s: Array, opening: Opening | None
+) -> Array:
+    """`q q' - s^2` from sides that begin with variances; rounding alone makes it negative.
 
     Example:
-        >>> side = rectifier_side(jnp.array(2.0))
-        >>> round(float(opening(side, side, jnp.array(1.0), None)), 6)
-        0.5
+        >>> float(free_variance((jnp.array(2.0),), (jnp.array(2.0),), jnp.array(1.0), None))
+        3.0
     """
-    (norm1, inverse1), (norm2, inverse2) = side1, side2
-    inverse = inverse1 * inverse2
-    if gap is None:
-        return 1 - s * inverse
-    square = (norm1 - norm2) ** 2
-    near = square <= norm1 * norm2
-    return jnp.where(inverse > 0, jnp.where(near, (gap - square) * inverse / 2, 1 - s * inverse), 1)
+    product = side1[0] * side2[0]
+    if opening is None:
+        return jnp.maximum(product - s**2, 0)
+    return product * squared_sine(opening)
 
 
-def _difference(side1, side2, s):
-    return side1[0] + side2[0] - 2 * s
+def _square_distances(side1, side2, s, opening):
+    """`E[(z - z')^2]` and `E[(z + z')^2]` from sides of `_with_norm`."""
+    (q1, norm1), (q2, norm2) = side1, side2
+    if opening is None:
+        gap = q1 + q2 - 2 * s
+        return gap, gap + 4 * s
+    radial = (norm1 - norm2) ** 2
+    product = 2 * (norm1 * norm2)
+    return radial + product * opening.u, radial + product * remainder(opening)
 
 
-def _square(x):
+def _with_norm(q):
+    return q, safe_sqrt(q)
+
+
+def _positive(x):
     """`max(x, 0)`, of something that rounding alone makes negative: exponentials of it would grow layer by layer."""
     return jnp.where(x < 0, 0, x)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lazynet.covariance.duals import Dual, Scale, attainable, rectifier_side
+from lazynet.covariance.angles import Opening
+from lazynet.covariance.duals import Dual, Scale, attainable, free_variance, rectifier_side
 
 __all__ = ["correlation_dual", "exponential_dual", "gabor_dual", "gaussian_dual"]
 
@@ -22,7 +23,7 @@ def exponential_dual(a: Scale, b: Scale) -> Dual:
         value = a**2 * jnp.exp(b**2 * exponent)
         return value, b**2 * value
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         return (*both((side1[0] + side2[0]) / 2 + s), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(2 * q), positive=True)
@@ -44,13 +45,11 @@ def gaussian_dual(a: Scale, b: Scale) -> Dual:
         root = jnp.sqrt(determinant)
         return a**2 / root, 4 * (a * b) ** 2 * s / (determinant * root)
 
-    def pair(side1, side2, s, gap, acute):
-        q1, q2 = side1[0], side2[0]
-        # rounding alone makes the product of variances smaller than that of the covariance
-        free = jnp.maximum(q1 * q2 - s**2, 0)
-        determinant = 1 - 2 * b * (q1 + q2) + 4 * b**2 * free
+    def pair(side1, side2, s, opening, acute):
+        total = side1[0] + side2[0]
+        determinant = 1 - 2 * b * total + 4 * b**2 * free_variance(side1, side2, s, opening)
         # The integral is finite where both eigenvalues are positive, not where both are negative.
-        determinant = jnp.where(b * (q1 + q2) < 1, determinant, jnp.nan)
+        determinant = jnp.where(b * total < 1, determinant, jnp.nan)
         return (*both(determinant, s), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(1 - 4 * b * q, q), positive=True)
@@ -80,9 +79,8 @@ def gabor_dual() -> Dual:
         near, far = wave(1, s, total, free), wave(-1, s, total, free)
         return (near[0] - far[0]) / 2, (near[1] - far[1]) / 2
 
-    def pair(side1, side2, s, gap, acute):
-        q1, q2 = side1[0], side2[0]
-        return (*both(s, q1 + q2, jnp.maximum(q1 * q2 - s**2, 0)), None)
+    def pair(side1, side2, s, opening, acute):
+        return (*both(s, side1[0] + side2[0], free_variance(side1, side2, s, opening)), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(q, 2 * q, jnp.zeros_like(q)))
 
@@ -98,11 +96,12 @@ def correlation_dual(gamma: Scale, shift: Scale) -> Dual:
     Source: Shankar et al. (2020), "Neural kernels without tangents".
     """
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         norms = side1[0] * side2[0]
         cosine = attainable(s, norms) * (side1[1] * side2[1])
         growth = jnp.exp(gamma * (cosine + shift))
-        return norms * growth, gamma * growth, None
+        after = opening and Opening(-jnp.expm1(-gamma * opening.u), None)
+        return norms * growth, gamma * growth, after
 
     def diagonal(q):
         growth = jnp.exp(gamma * (jnp.where(q > 0, 1.0, 0.0) + shift)).astype(q.dtype)

@@ -64,8 +64,8 @@ def tanh_dual() -> Dual:
         (0.0, 1.0)
     """
 
-    def term(side1, side2, s, scale):
-        cosine, sine = noisy_angle(side1, side2, s)
+    def term(side1, side2, s, opening, scale):
+        cosine, sine = noisy_angle(side1, side2, s, opening)
         slope = (8 / math.pi) / scale * (side1[0] * side2[0]) / sine
         return (2 / math.pi) * jnp.arctan2(cosine, sine), slope
 
@@ -81,12 +81,12 @@ def softplus_dual() -> Dual:
         (0.69315, 0.25)
     """
 
-    def term(side1, side2, s, scale):
-        cosine, sine = noisy_angle(side1, side2, s)
-        opening = jnp.where(cosine > 0, sine**2 / (1 + jnp.abs(cosine)), 1 - cosine)
+    def term(side1, side2, s, opening, scale):
+        cosine, sine = noisy_angle(side1, side2, s, opening)
+        u = jnp.where(cosine > 0, sine**2 / (1 + jnp.abs(cosine)), 1 - cosine)
         norms = scale / (side1[0] * side2[0])
-        value = scale * s / 2 + norms * (segment(opening) / (2 * math.pi))
-        return value, 0.5 - angle(opening) / (2 * math.pi)
+        value = scale * s / 2 + norms * (segment(u) / (2 * math.pi))
+        return value, 0.5 - angle(u) / (2 * math.pi)
 
     return _mixture(term, positive=True)
 
@@ -100,20 +100,20 @@ def silu_dual() -> Dual:
         (0.0, 0.25)
     """
 
-    def term(side1, side2, s, scale):
-        value, slope = gelu_pair(side1, side2, s)
+    def term(side1, side2, s, opening, scale):
+        value, slope = gelu_pair(side1, side2, s, opening)
         return scale * value, slope
 
     return _mixture(term)
 
 
 def _mixture(term: Callable, gain: float = 1.0, *, positive: bool = False) -> Dual:
-    """Dual of `phi = sum_i w_i phi_i`: the sum over i and j of w_i w_j times `term(side1, side2, s, sigma_i sigma_j)`.
+    """Dual of `phi = sum_i w_i phi_i`, `sum_ij w_i w_j term(side1, side2, s, opening, sigma_i sigma_j)`.
 
-    Sides and covariance are those of the inputs times sqrt(gain) / sigma.
+    Sides and covariance are those of the inputs times sqrt(gain) / sigma, which leaves the opening.
     """
 
-    def both(q1, q2, s):
+    def both(q1, q2, s, opening=None):
         table = LOGISTIC_DOUBLE if s.dtype == jnp.float64 else LOGISTIC_SINGLE
         scales, weights = (jnp.asarray(column, s.dtype) for column in zip(*table, strict=True))
         sides = [noisy(q2 * (gain / scale**2)) for scale, _ in table]
@@ -124,7 +124,7 @@ def _mixture(term: Callable, gain: float = 1.0, *, positive: bool = False) -> Du
             row = noisy(q1 * (gain / scales[i] ** 2))
             for column, (scale, weight) in zip(sides, table, strict=True):
                 product = scales[i] * scale
-                value, slope = term(row, column, s * (gain / product), product)
+                value, slope = term(row, column, s * (gain / product), opening, product)
                 factor = weights[i] * weight
                 total = total[0] + factor * value, total[1] + factor * slope
             return total, None
@@ -132,7 +132,7 @@ def _mixture(term: Callable, gain: float = 1.0, *, positive: bool = False) -> Du
         zero = jnp.zeros_like(s)
         return jax.lax.scan(add_row, (zero, zero), jnp.arange(len(table)))[0]
 
-    def pair(side1, side2, s, gap, acute):
-        return (*both(*jnp.broadcast_arrays(side1[0], side2[0], s)), None)
+    def pair(side1, side2, s, opening, acute):
+        return (*both(*jnp.broadcast_arrays(side1[0], side2[0], s), opening), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(q, q, q), positive)

@@ -61,7 +61,7 @@ def piecewise_dual(
         rules = [jnp.stack(each) for each in zip(*means, strict=True)]
         return q, shortfall(exact, len(levels), lambda i: [rule[i] for rule in rules])
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         q1, q2, s = jnp.broadcast_arrays(side1[0], side2[0], s)
         failed = jnp.maximum(jnp.max(side1[1]), jnp.max(side2[1])).astype(int)
         sums = [lambda q1, q2, s, n=n: _products(fn, q1, q2, s, kinks, n) for n in levels]

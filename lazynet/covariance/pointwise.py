@@ -38,8 +38,8 @@ class Pointwise(NamedTuple):
 
     Attributes:
         side: `side(q) -> tuple of arrays`, what a pair needs of the variances of one input.
-        pair: `pair(side1, side2, nngp, ntk, gap) -> (nngp, ntk, gap)`; see `Dual` for the squared
-            distance `gap`.
+        pair: `pair(side1, side2, nngp, ntk, opening) -> (nngp, ntk, opening)`; see `Dual` for the
+            opening.
         diagonal: `diagonal(nngp, ntk) -> (nngp, ntk)`, the same for an input with itself.
     """
 

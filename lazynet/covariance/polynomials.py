@@ -9,8 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.angles import angle, safe_sqrt
-from lazynet.covariance.duals import Dual, opening, rectifier_side
+from lazynet.covariance.angles import (
+    Opening,
+    angle,
+    angle_of,
+    safe_sqrt,
+    squared_sine,
+)
+from lazynet.covariance.duals import Dual, rectifier_side
 from lazynet.typing import Array
 
 __all__ = ["hermite_coefficients", "horner", "polynomial_dual", "rectified_power_dual", "sign_dual"]
@@ -36,7 +42,7 @@ def polynomial_dual(coefficients: Sequence[float | int]) -> Dual:
     def side(q):
         return tuple(horner(moment, q) for moment in moments)
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         products = [a * b for a, b in zip(side1, side2, strict=True)]
         value = [product / math.factorial(order) for order, product in enumerate(products)]
         slope = [product / math.factorial(order) for order, product in enumerate(products[1:])]
@@ -74,13 +80,24 @@ def rectified_power_dual(degree: int) -> Dual:
     Source: Cho and Saul (2009), kernels of order n.
     """
 
-    def pair(side1, side2, s, gap, acute):
-        u = opening(side1, side2, s, gap)
+    def pair(side1, side2, s, opening, acute):
+        if opening is None:
+            u = 1 - s * (side1[1] * side2[1])
+            theta = angle(u, False)
+            sine = safe_sqrt(u * (2 - u))
+        else:
+            u = opening.u
+            theta = angle_of(opening)
+            sine = safe_sqrt(squared_sine(opening))
         norms = side1[0] * side2[0]
-        value = norms**degree * _cut_moment(degree, degree, u)
+        value = norms**degree * _cut_moment(degree, degree, theta, 1 - u, sine)
         if degree == 0:
             return value, jnp.zeros_like(value), None
-        slope = degree**2 * norms ** (degree - 1) * _cut_moment(degree - 1, degree - 1, u)
+        slope = (
+            degree**2
+            * norms ** (degree - 1)
+            * _cut_moment(degree - 1, degree - 1, theta, 1 - u, sine)
+        )
         return value, slope, None
 
     def diagonal(q):
@@ -101,9 +118,14 @@ def sign_dual() -> Dual:
         ([1.0, 0.0], [0.0, 0.0])
     """
 
-    def pair(side1, side2, s, gap, acute):
-        value = 1 - 2 / math.pi * angle(opening(side1, side2, s, gap), acute)
-        return value, jnp.zeros_like(value), None
+    def pair(side1, side2, s, opening, acute):
+        if opening is None:
+            theta = angle(1 - s * (side1[1] * side2[1]), acute)
+            value = 1 - 2 / math.pi * theta
+            return value, jnp.zeros_like(value), None
+        theta = angle_of(opening)
+        after = 2 / math.pi * theta
+        return 1 - after, jnp.zeros_like(after), Opening(after, 2 - after)
 
     def diagonal(q):
         return jnp.where(q > 0, jnp.ones_like(q), 0), jnp.zeros_like(q)
@@ -132,19 +154,17 @@ def horner(coefficients: Sequence[Any], x: Array) -> Array:
     return value
 
 
-def _cut_moment(a, b, u) -> Array:
-    """`E[z_+^a z'_+^b]` for a + b even and cos = 1 - u."""
+def _cut_moment(a, b, theta, cosine, sine) -> Array:
+    """`E[z_+^a z'_+^b]` for a + b even and the angle theta."""
     a, b = sorted((a, b))
-    cosine = 1 - u
-    sine = safe_sqrt(u * (2 - u))
     if (a, b) == (0, 0):
-        return (math.pi - angle(u, False)) / (2 * math.pi)
+        return (math.pi - theta) / (2 * math.pi)
     if (a, b) == (1, 1):
-        return (sine + (math.pi - angle(u, False)) * cosine) / (2 * math.pi)
+        return (sine + (math.pi - theta) * cosine) / (2 * math.pi)
     # the derivative of a step is what z' sees of the edge of z
     edge = sine ** (b - 1) * _half_moment(b - 1) / math.sqrt(2 * math.pi)
-    other = edge if a == 0 else a * _cut_moment(a - 1, b - 1, u)
-    return (b - 1) * _cut_moment(a, b - 2, u) + cosine * other
+    other = edge if a == 0 else a * _cut_moment(a - 1, b - 1, theta, cosine, sine)
+    return (b - 1) * _cut_moment(a, b - 2, theta, cosine, sine) + cosine * other
 
 
 def _half_moment(k):

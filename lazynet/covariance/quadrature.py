@@ -83,7 +83,7 @@ def quadrature_dual(fn: Callable[[Array], Array], degree: int | None = None) -> 
             exact, len(levels), lambda i: [even_mean(h, q, jnp.asarray(counts)[i]) for h in squares]
         )
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         q1, q2, s = jnp.broadcast_arrays(side1[0], side2[0], s)
         f, constants = jax.closure_convert(fn, s)
         _check_constants(constants)

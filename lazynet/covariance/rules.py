@@ -8,8 +8,10 @@ from typing import Any
 
 from jax import lax
 
-from lazynet.covariance.duals import Dual
+from lazynet.covariance.angles import safe_sqrt
+from lazynet.covariance.duals import Dual, rectifier_side
 from lazynet.covariance.general.positions import Positions
+from lazynet.covariance.openings import known_where, opening_of_sum
 from lazynet.covariance.state import Kernel, Pointwise
 from lazynet.covariance.windows import Window
 from lazynet.typing import Array
@@ -45,9 +47,9 @@ def activation_rule(name: str, dual: Dual) -> Rule:
         return value, _times(ntk, slope)
 
     def rule(k: State) -> State:
-        def pair(side1, side2, nngp, ntk, gap):
-            value, slope, gap = dual.pair(side1, side2, nngp, gap, k.positive)
-            return value, _times(ntk, slope), gap
+        def pair(side1, side2, nngp, ntk, opening):
+            value, slope, after = dual.pair(side1, side2, nngp, opening, k.positive)
+            return value, _times(ntk, slope), after
 
         _check_gaussian(name, k)
         op = Pointwise(dual.side, pair, diagonal)
@@ -94,11 +96,24 @@ def affine(
         own = new if scheme is None else fan_in / scheme[0] * nngp + float(b_std is not None)
         return new, own if ntk is None else W2 * ntk + own
 
-    def pair(side1, side2, nngp, ntk, gap):
-        new, own = diagonal(nngp, ntk)
-        return new, own, None if gap is None else W2 * gap
+    def shares(q):
+        """What weights and biases contribute to the direction of an input."""
+        _, inverse = rectifier_side(W2 * q + b2)
+        return W_std * safe_sqrt(q) * inverse, b_std * inverse, inverse
 
-    return k.pointwise(Pointwise(lambda q: (), pair, diagonal), gaussian=True, fresh=True)
+    def pair(side1, side2, nngp, ntk, opening):
+        new, own = diagonal(nngp, ntk)
+        if b_std is None or opening is None:
+            return new, own, opening
+        (weight1, bias1, inverse1), (weight2, bias2, inverse2) = side1, side2
+        after = opening_of_sum([(weight1, weight2, opening), (bias1, bias2, None)])
+        # A vanishing input has no angle whose derivative one could follow.
+        cosine = new * (inverse1 * inverse2)
+        return new, own, known_where(weight1 * weight2 != 0, after, cosine)
+
+    known = isinstance(k, Kernel) and k.opening is not None
+    side = shares if known and b_std is not None else lambda q: ()
+    return k.pointwise(Pointwise(side, pair, diagonal), gaussian=True, fresh=True)
 
 
 def layer_norm_rule(eps: float) -> Rule:
@@ -107,9 +122,9 @@ def layer_norm_rule(eps: float) -> Rule:
     def side(q):
         return (lax.rsqrt(q + eps),)
 
-    def pair(side1, side2, nngp, ntk, gap):
+    def pair(side1, side2, nngp, ntk, opening):
         scale = side1[0] * side2[0]
-        return nngp * scale, _times(ntk, scale), None
+        return nngp * scale, _times(ntk, scale), opening
 
     def diagonal(nngp, ntk):
         return nngp / (nngp + eps), _times(ntk, 1 / (nngp + eps))
@@ -170,8 +185,8 @@ def concat_rule(kernels: Sequence[Any]) -> State:
 
 
 def _scaling(factor):
-    def pair(side1, side2, nngp, ntk, gap):
-        return factor * nngp, _times(ntk, factor), None if gap is None else factor * gap
+    def pair(side1, side2, nngp, ntk, opening):
+        return factor * nngp, _times(ntk, factor), opening
 
     return Pointwise(lambda q: (), pair, lambda nngp, ntk: (factor * nngp, _times(ntk, factor)))
 

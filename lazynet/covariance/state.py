@@ -12,6 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lazynet.covariance.angles import Opening, safe_sqrt
+from lazynet.covariance.duals import rectifier_side
+from lazynet.covariance.openings import (
+    between,
+    known_where,
+    mean_square,
+    opening_of,
+    opening_of_sum,
+)
 from lazynet.covariance.pairing import Lanes, all_pairs, each_with_itself
 from lazynet.covariance.planes import Moments, Planes, source
 from lazynet.covariance.pointwise import Covariance, Pointwise, total
@@ -28,14 +37,14 @@ class Vectors(NamedTuple):
     Attributes:
         nngp: E[z(x1) z(x2)] per feature.
         ntk: Tangent kernel of all layers so far.
-        gap: E[(z(x1) - z(x2))^2], which stays accurate for inputs that almost agree; None where it
-            is not known.
+        opening: Of the angle between z(x1) and z(x2), which stays accurate for inputs that almost
+            agree, where the correlation itself is stored as one; None where it is not known.
         spread: `spread(a1, a2)` lays `[n1]` and `[n2]` out so that they broadcast over pairs.
     """
 
     nngp: Array
     ntk: Array | None
-    gap: Array | None
+    opening: Opening | None
     spread: Callable[[Array, Array], tuple[Array, Array]]
 
     def pointwise(
@@ -46,19 +55,30 @@ class Vectors(NamedTuple):
         spread = [self.spread(a, b) for a, b in zip(first, second, strict=True)]
         rows = [row for row, _ in spread]
         columns = [column for _, column in spread]
-        nngp, ntk, gap = op.pair(rows, columns, self.nngp, self.ntk, self.gap)
-        if gap is None and self.gap is not None:
-            row, column = self.spread(after[0]().nngp, after[1]().nngp)
-            gap = row + column - 2 * nngp
-        return self._replace(nngp=nngp, ntk=ntk, gap=gap)
+        nngp, ntk, opening = op.pair(rows, columns, self.nngp, self.ntk, self.opening)
+        if opening is None and self.opening is not None:
+            norms = [rectifier_side(moments().nngp) for moments in after]
+            row, column = self.spread(norms[0][1], norms[1][1])
+            opening = opening_of(nngp * (row * column))
+        return self._replace(nngp=nngp, ntk=ntk, opening=opening)
 
-    def add(self, others: Sequence[Vectors]) -> Vectors:
-        """Covariances of a sum of independent vectors."""
+    def add(self, others: Sequence[Vectors], moments: Sequence[Sequence[Moments]]) -> Vectors:
+        """Covariances of a sum of independent vectors, with both sets' moments of each of them."""
         every = [self, *others]
         nngp, ntk = total([Covariance(v.nngp, v.ntk) for v in every])
-        gaps = [v.gap for v in every if v.gap is not None]
-        gap = functools.reduce(jnp.add, gaps) if len(gaps) == len(every) else None
-        return self._replace(nngp=nngp, ntk=ntk, gap=gap)
+        return self._replace(nngp=nngp, ntk=ntk, opening=self._opening_of_sum(every, nngp, moments))
+
+    def _opening_of_sum(self, every, nngp, moments):
+        if any(v.opening is None for v in every):
+            return None
+        variances = [[side().nngp for side in sides] for sides in moments]
+        inverses = [rectifier_side(sum(side))[1] for side in zip(*variances, strict=True)]
+        parts = []
+        for v, sides in zip(every, variances, strict=True):
+            shares = [safe_sqrt(q) * inverse for q, inverse in zip(sides, inverses, strict=True)]
+            parts.append((*self.spread(*shares), v.opening))
+        row, column = self.spread(*inverses)
+        return known_where(row * column > 0, opening_of_sum(parts), 0.0)
 
 
 class Side(NamedTuple):
@@ -118,6 +138,11 @@ class Kernel:
     def ntk(self) -> Array | None:
         """Tangent kernel `[n1, n2]` of vectors; None if no weights are trained."""
         return cast(Vectors, self.cross).ntk
+
+    @property
+    def opening(self) -> Opening | None:
+        """Openings between vectors; None where they are not known, as those of images."""
+        return self.cross.opening if isinstance(self.cross, Vectors) else None
 
     @property
     def planes(self) -> Planes:
@@ -180,8 +205,21 @@ class Kernel:
         """Vectors of all positions: the mean over equal positions."""
         before = self.own.moments
         own = Side(once(lambda: before().map(lambda a: jnp.mean(a, axis=(0, 1)))))
-        cross = self._vectors(mean_over_positions(self.planes, self.lanes))
-        return self.replace(cross=cross, own=own, gaussian=False, fresh=False)
+        return self.replace(cross=self._flat(), own=own, gaussian=False, fresh=False)
+
+    def _flat(self):
+        chain = self.planes.chain
+        if chain is None or chain.steps:
+            return self._vectors(mean_over_positions(self.planes, self.lanes))
+        # Inputs are vectors by themselves, and their openings are known.
+        x1, x2 = chain.images
+        flat1 = x1.reshape(len(x1), -1)
+        flat2 = flat1 if x1 is x2 else x2.reshape(len(x2), -1)
+        pairs = between(flat1, flat2, same=x1 is x2)
+        vectors = self._vectors(Covariance(pairs[0], None))
+        rows, columns = vectors.spread(jnp.arange(len(x1)), jnp.arange(len(x2)))
+        nngp, opening = jax.tree.map(lambda a: a[rows, columns], pairs)
+        return vectors._replace(nngp=nngp, opening=opening)
 
     def average(self, scale: float) -> Kernel:
         """Vectors of the mean over positions, times `scale`: the mean over all pairs of positions."""
@@ -207,13 +245,13 @@ class Kernel:
             columns = jax.vmap(lambda g: self.lanes.second(a2, g))(groups)
             return rows, columns
 
-        return Vectors(*pooled, gap=None, spread=spread)
+        return Vectors(*pooled, opening=None, spread=spread)
 
     def without_nngp(self) -> Kernel:
         """The same tangent kernel for outputs that vanish at initialization."""
 
-        def pair(side1, side2, nngp, ntk, gap):
-            return jnp.zeros_like(nngp), ntk, None if gap is None else jnp.zeros_like(gap)
+        def pair(side1, side2, nngp, ntk, opening):
+            return jnp.zeros_like(nngp), ntk, opening and opening_of(jnp.zeros_like(nngp))
 
         return self.pointwise(
             Pointwise(lambda q: (), pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk))
@@ -228,10 +266,8 @@ class Kernel:
                 Gaussian.
         """
         fresh = check_independent(kernels, paths)
-        head = kernels[0]
-        tail = kernels[1:]
-        return head.replace(
-            cross=head.cross.add([k.cross for k in tail]),  # pyright: ignore[reportArgumentType]
+        return kernels[0].replace(
+            cross=_sum_crosses(kernels),
             own=_sum_sides([k.own for k in kernels]),
             fresh=fresh,
             positive=all(k.positive for k in kernels),
@@ -254,16 +290,15 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
 
 
 def _vectors(x1, x2, lanes):
-    d = x1.shape[-1]
     wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
     # each set by itself, also where both are one: other sums round differently, and tiles are to
     # agree with the whole
-    q1, q2 = (jnp.sum(x * x, axis=-1) / d for x in (wide1, wide2))
-    nngp = jnp.matmul(wide1, wide2.T, precision="highest") / d
-    gap = (q1[:, None] + q2[None, :] - 2 * nngp).astype(x1.dtype)
-    own = Side(lambda: Covariance(jnp.concatenate([q1, q2]).astype(x1.dtype), None))
-    cross = Vectors(nngp.astype(x1.dtype), None, gap, lambda a1, a2: (a1[:, None], a2[None, :]))
-    return Kernel(cross, own, _halves(x1, x2), features=d, lanes=lanes)
+    variance = jnp.concatenate([mean_square(wide1), mean_square(wide2)]).astype(x1.dtype)
+    own = Side(lambda: Covariance(variance, None))
+    pairs = between(wide1, wide2, same=x1 is x2)
+    nngp, opening = jax.tree.map(lambda a: a.astype(x1.dtype), pairs)
+    cross = Vectors(nngp, None, opening, lambda a1, a2: (a1[:, None], a2[None, :]))
+    return Kernel(cross, own, _halves(x1, x2), features=x1.shape[-1], lanes=lanes)
 
 
 def _images(x1, x2, lanes):
@@ -311,6 +346,13 @@ def check_independent(kernels: Sequence[Any], paths: Sequence[str]) -> bool:
             "end every branch in Dense or Conv (one shortcut of a Gaussian pre-activation is allowed)."
         )
     return not stale
+
+
+def _sum_crosses(kernels):
+    head, *tail = [k.cross for k in kernels]
+    if isinstance(head, Planes):
+        return head.add(tail)
+    return head.add(tail, [k._moments() for k in kernels])
 
 
 def _sum_sides(sides: Sequence[Side]) -> Side:

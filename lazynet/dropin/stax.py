@@ -363,7 +363,7 @@ def _given_dual(nngp_fn, d_nngp_fn):
         value, slope = (jax.vmap(f)(s.ravel(), q1.ravel(), q2.ravel()) for f in (nngp_fn, slope_fn))
         return value.reshape(s.shape), slope.reshape(s.shape)
 
-    def pair(side1, side2, s, gap, acute):
+    def pair(side1, side2, s, opening, acute):
         return (*both(s, side1[0], side2[0]), None)
 
     return Dual(lambda q: (q,), pair, lambda q: both(q, q, q))

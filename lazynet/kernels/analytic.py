@@ -40,12 +40,9 @@ from lazynet.typing import Array, ArrayLike
 
 __all__ = ["analytic_kernel", "monte_carlo_kernel"]
 
-TILE_OF_VECTORS = 256
+TILE_OF_VECTORS = 1024
 TILE_OF_IMAGES = 32
 """Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
-
-TILE_OF_STORED_VECTORS = 1024
-"""Side of the tiles of vectors in a store, each of which is brought to the disk by itself."""
 
 LANES = 16, 8
 """The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
@@ -458,7 +455,7 @@ def _identity(model, x1, x2, side):
 def _fitting_side(model, x1, x2, tile, memory, *, stored):
     """The side given, or the fastest one whose tiles fit the memory."""
     largest = max(len(x) for x in (x1, x2) if x is not None)
-    side = tile or _balanced(largest, x1.ndim, stored)
+    side = tile or _balanced(largest, x1.ndim)
     needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
     while needed > memory and tile is None and side > 1:
         side = max(1, min(side - 1, side * memory // needed))
@@ -504,10 +501,9 @@ def _bytes_of(sets):
     return sum(x.size * x.dtype.itemsize for x in sets)
 
 
-def _balanced(n, ndim, stored):
+def _balanced(n, ndim):
     """Side of tiles of about the same size, in whole vector registers for images."""
-    of_vectors = TILE_OF_STORED_VECTORS if stored else TILE_OF_VECTORS
-    largest, multiple = (of_vectors, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
+    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
 
