@@ -41,20 +41,32 @@ from experiments.scattering_cifar10 import FeatureConfig
 from experiments.shared.data import Photographs
 from lazynet import guards
 
-__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
+__all__ = [
+    "ALL_ROWS",
+    "PRESETS",
+    "TITLE",
+    "Config",
+    "bars",
+    "draw",
+    "facts",
+    "measure",
+    "minutes",
+    "numbers",
+    "report",
+]
 
 Row = Literal[
     "pixels (nngp)",
     "pixels (ntk)",
     "scattering (nngp)",
     "scattering (ntk)",
-    "CNTK-Flatten, depth 3 (ntk)",
-    "CNTK-Flatten, depth 5 (ntk)",
-    "CNTK-GAP, depth 5 (ntk)",
+    "CNTK-Flatten-3 (ntk)",
+    "CNTK-Flatten-5 (ntk)",
+    "CNTK-GAP-5 (ntk)",
     "Myrtle-5 (ntk)",
 ]
 
-POOLED = ("CNTK-GAP, depth 5 (ntk)", "Myrtle-5 (ntk)")
+POOLED = ("CNTK-GAP-5 (ntk)", "Myrtle-5 (ntk)")
 
 ALL_ROWS: tuple[Row, ...] = Row.__args__
 
@@ -194,16 +206,17 @@ def report(summary):
     for column in ("n / test", "accuracy %", "ridge", "iterations", "CPU min", "GiB", "disk GB"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in summary["rows"]:
-        n, n_test = summary[f"n/{row}"], summary[f"n_test/{row}"]
+        ending = f"/{row}"
+        own = {key.removesuffix(ending): summary[key] for key in summary if key.endswith(ending)}
         table.add_row(
             row,
-            f"{n:,} / {n_test:,}",
-            f"{100 * summary[f'test_accuracy/{row}']:.1f}",
-            f"{summary[f'ridge/{row}']:g}",
-            str(summary[f"iterations/{row}"]),
-            f"{_minutes(summary, row):.1f}",
-            f"{summary[f'peak_memory_gib/{row}']:.1f}",
-            f"{summary[f'disk_gb/{row}']:.2f}",
+            f"{own['n']:,} / {own['n_test']:,}",
+            f"{100 * own['test_accuracy']:.1f}",
+            f"{own['ridge']:g}",
+            str(own["iterations"]),
+            f"{minutes(own):.1f}",
+            f"{own['peak_memory_gib']:.1f}",
+            f"{own['disk_gb']:.2f}",
         )
     return [
         table,
@@ -214,21 +227,29 @@ def report(summary):
 
 def draw(config: Config, arrays):
     """Accuracies as bars, with numbers of images and CPU minutes."""
-    figure = Figure(figsize=(9, 0.5 * len(config.rows) + 1.6), layout="constrained")
+    rows: dict[str, dict[str, Any]] = {row: {} for row in config.rows}
+    for key, value in arrays.items():
+        row, _, name = key.rpartition("/")
+        rows[row][name] = value
+    return bars(config.data.title, rows)
+
+
+def bars(title: str, rows: dict[str, dict[str, Any]]) -> Figure:
+    """A bar for each row, of one or more runs, by its label."""
+    figure = Figure(figsize=(9, 0.5 * len(rows) + 1.6), layout="constrained")
     ax = figure.subplots()
-    flat = {f"{key.rpartition('/')[2]}/{key.rpartition('/')[0]}": arrays[key] for key in arrays}
-    places = range(len(config.rows))[::-1]
-    accuracies = [100 * float(arrays[f"{row}/test_accuracy"]) for row in config.rows]
+    places = range(len(rows))[::-1]
+    accuracies = [100 * float(numbers["test_accuracy"]) for numbers in rows.values()]
     ax.barh(places, accuracies, 0.65, color="C0")
-    for place, row, accuracy in zip(places, config.rows, accuracies, strict=True):
-        n = int(arrays[f"{row}/n"])
-        text = f" {accuracy:.1f}   n = {n:,}, {_minutes(flat, row):.1f} CPU min"
+    for place, numbers, accuracy in zip(places, rows.values(), accuracies, strict=True):
+        text = f" {accuracy:.1f}   n = {int(numbers['n']):,}, {minutes(numbers):.1f} CPU min"
         ax.text(accuracy, place, text, va="center", fontsize="small")
-    ax.set_yticks(places, config.rows)
-    ax.set(xlim=(0, 100), xlabel="test accuracy, %", title=config.data.title)
+    ax.set_yticks(places, rows)
+    ax.set(xlim=(0, 100), xlabel="test accuracy, %", title=title)
     return figure
 
 
-def _minutes(numbers, row) -> float:
+def minutes(numbers: dict[str, Any]) -> float:
+    """CPU minutes of a row, from images to the accuracy."""
     parts = ("features", "kernel", "cross", "choice", "solution")
-    return sum(float(numbers[f"{part}_seconds/{row}"]) for part in parts) / 60
+    return sum(float(numbers[f"{part}_seconds"]) for part in parts) / 60

@@ -162,7 +162,7 @@ def _network(row: str) -> Model:
     if row.startswith(("pixels", "scattering")):
         return zoo.mlp((1, 1, 1), 1, b_std=None)
     if row.startswith("CNTK"):
-        depth = int(row.partition("depth ")[2][0])
+        depth = int(row.removesuffix(" (ntk)").rpartition("-")[2])
         return zoo.cntk(depth, pooled="GAP" in row)
     return zoo.myrtle(5, 1)
 
