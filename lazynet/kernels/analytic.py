@@ -44,6 +44,9 @@ TILE_OF_VECTORS = 1024
 TILE_OF_IMAGES = 32
 """Sides of the tiles that are fastest on a CPU; larger ones gain nothing."""
 
+TILES_ALONG_A_SIDE = 200
+"""The most tiles along a side of a stored kernel of images, where they fit the memory: each has a price on the disk."""
+
 LANES = 16, 8
 """The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
 
@@ -455,7 +458,7 @@ def _identity(model, x1, x2, side):
 def _fitting_side(model, x1, x2, tile, memory, *, stored):
     """The side given, or the fastest one whose tiles fit the memory."""
     largest = max(len(x) for x in (x1, x2) if x is not None)
-    side = tile or _balanced(largest, x1.ndim)
+    side = tile or _balanced(largest, x1.ndim, stored)
     needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
     while needed > memory and tile is None and side > 1:
         side = max(1, min(side - 1, side * memory // needed))
@@ -501,9 +504,10 @@ def _bytes_of(sets):
     return sum(x.size * x.dtype.itemsize for x in sets)
 
 
-def _balanced(n, ndim):
+def _balanced(n, ndim, stored):
     """Side of tiles of about the same size, in whole vector registers for images."""
-    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (TILE_OF_IMAGES, LANES[1])
+    of_images = max(TILE_OF_IMAGES, n // TILES_ALONG_A_SIDE) if stored else TILE_OF_IMAGES
+    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (of_images, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
 

@@ -150,3 +150,12 @@ def test_a_triangle_of_two_sets_and_an_unknown_kernel_are_refused():
         inspect.unwrap(analytic_kernel)(MODEL, X, get="both")
     with pytest.raises(ValueError, match="inside a jax transformation"):
         jax.jit(lambda x: analytic_kernel(MODEL, x, triangle=True).ntk)(X)
+
+
+@pytest.mark.parametrize(
+    ("n", "ndim", "side"), [(50_000, 2, 1021), (300, 2, 300), (5000, 4, 32), (50_000, 4, 256)]
+)
+def test_a_stored_kernel_of_any_size_has_thousands_of_tiles_at_most(n, ndim, side):
+    from lazynet.kernels import analytic
+
+    assert analytic._balanced(n, ndim, stored=True) == side
