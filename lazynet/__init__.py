@@ -14,6 +14,7 @@ from lazynet import covariance as covariance
 from lazynet import datasets as datasets
 from lazynet import diagnostics as diagnostics
 from lazynet import dynamics as dynamics
+from lazynet import insights as insights
 from lazynet import kernels as kernels
 from lazynet import linalg as linalg
 from lazynet import losses as losses

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from jax.tree_util import Partial
 
-__all__ = ["Function", "found", "named", "recipe"]
+__all__ = ["Function", "call_of", "found", "named", "recipe"]
 
 Maker = TypeVar("Maker", bound=Callable[..., Any])
 
@@ -162,6 +162,23 @@ def recipe(maker: Maker) -> Maker:
         return record(*functions) if hasattr(result, "_fields") else tuple(functions)
 
     return make  # pyright: ignore[reportReturnType]
+
+
+def call_of(function: Any) -> tuple[str, dict[str, Any]]:
+    """The name of the recipe that made a function, and the arguments of that call; no name for any other function.
+
+    Example:
+        >>> import lazynet as ln
+        >>> name, arguments = call_of(ln.Dense(4, b_std=0.1).apply)
+        >>> name, arguments["features"], arguments["W_std"]
+        ('Dense', 4, 1.0)
+    """
+    if not isinstance(function, Function):
+        return "", {}
+    made = function.made
+    bound = inspect.signature(_Named(made.module, made.name).find()).bind(*made.args, **made.kwargs)
+    bound.apply_defaults()
+    return made.name, bound.arguments
 
 
 def _unique(value, made, place, key):

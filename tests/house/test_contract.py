@@ -637,6 +637,32 @@ ROWS = {
         "",
         "J: count, L: count, max_order: count",
     ),
+    # -- insights
+    "insights.intrinsic_dimension": Row(
+        lambda: dict(features={"a": X}, discard=0.1), "features.a: longer", "discard: positive"
+    ),
+    "insights.nearest_neighbor_error": Row(
+        lambda: dict(x=X, y=X[:, 0], x_test=X[:2], y_test=X[:2, 0]), "x, y, x_test, y_test"
+    ),
+    "insights.local_support_vectors": Row(
+        lambda: dict(features={"a": X}, labels=np.array([0, 1, 0, 1]), k=2),
+        "features.a, labels: integer",
+        "k: count",
+    ),
+    "insights.separability": Row(
+        lambda: dict(
+            features={"a": X},
+            labels=np.array([0, 1, 0, 1]),
+            test_features={"a": X[:2]},
+            test_labels=np.array([0, 1]),
+            ridge=0.1,
+        ),
+        "features.a, labels: integer, test_features.a, test_labels: integer",
+        "ridge: positive",
+    ),
+    "insights.flatness": Row(
+        lambda: dict(paths={"a": X[None]}, directions=1), "paths.a", "directions: count"
+    ),
     # -- trees
     "trees.as_partial": Row(
         lambda: dict(function=linear, name="function"), "", "function: function"
@@ -648,6 +674,7 @@ EXEMPT = {
     "records, which hold what they are given": (
         "Model Objective Data Gram Trajectory TrainState precision.ComputeIn datasets.Archive "
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
+        "insights.Dimension insights.Flatness insights.GaborFit insights.Inversion insights.Separability "
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
         "LazyFunction model.Evaluation model.Inverse optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
@@ -671,6 +698,11 @@ EXEMPT = {
         "stax.GlobalAvgPool stax.GlobalSumPool stax.Identity stax.LayerNorm stax.LeakyRelu "
         "stax.Rbf stax.Relu stax.Sigmoid_like stax.Sin stax.SumPool stax.parallel stax.repeat "
         "stax.serial"
+    ),
+    "questions to networks and images, of which tests of their own try what is wrong": (
+        "insights.inside insights.gabor_fit insights.invert insights.adversarial_norm "
+        "insights.largest_gradient insights.lipschitz_bound insights.transformed "
+        "insights.total_variation"
     ),
     "they take objects of other libraries, which tests of their own try": (
         "from_flax from_equinox from_neural_tangents unit_rate"
