@@ -119,6 +119,10 @@ class Store(NamedTuple):
         """Where a training that will be written under a name keeps its state until then."""
         return part(self.folder / "cells" / f"{name}.checkpoint.npz")
 
+    def within(self, name: str) -> Store:
+        """A store of its own inside this one, for an experiment that another one is made of."""
+        return self._replace(folder=part(self.folder / "cells" / name))
+
     def kernels(self, name: str) -> Path:
         """The folder of a kernel's tiles."""
         return part(self.folder / "kernels" / name)

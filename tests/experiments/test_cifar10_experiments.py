@@ -13,10 +13,10 @@ from rich.console import Console
 
 import lazynet as ln
 from experiments import __main__ as cli
-from experiments import cifar10_alpha_sweep, cifar10_linearized
+from experiments import cifar10_alpha_sweep, cifar10_linearized, laziness_onset
 from experiments.cifar10_alpha_sweep import cells as sweep_cells
 from experiments.cifar10_linearized import cells as table_cells
-from experiments.harness import compare, running, store
+from experiments.harness import bounds, compare, running, store
 from experiments.harness import config as configuration
 from experiments.shared import vgg
 from lazynet.models.initializers import xavier_normal
@@ -168,6 +168,40 @@ def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(
 @pytest.mark.extended
 def test_accuracies_are_drawn_against_epochs(swept):
     assert (swept[0] / "figures" / "accuracy_against_epochs.png").stat().st_size > 10_000
+
+
+def test_the_half_way_alpha_of_accuracies_linear_in_log_alpha_is_their_geometric_mean():
+    alphas = (1.0, 10.0, 100.0, math.inf)
+    assert laziness_onset.halfway_alpha(alphas, (0.8, 0.6, 0.4, 0.4)) == pytest.approx(10.0)
+    assert laziness_onset.halfway_alpha(alphas, (0.8, 0.7, 0.5, 0.4)) == pytest.approx(10**1.5)
+    # Not reached by a finite scale.
+    assert math.isnan(laziness_onset.halfway_alpha(alphas, (0.8, 0.7, 0.7, 0.4)))
+
+
+def test_the_onset_of_laziness_needs_both_ends_of_the_scales():
+    for alphas in ("10,100,inf", "1,10,100", "1,1e6,inf"):
+        with pytest.raises(ValueError, match="alphas"):
+            bounds.check(_config(laziness_onset, [], f"alphas={alphas}"))
+
+
+@pytest.mark.extended
+def test_the_onset_trains_every_width_and_seed_and_says_where_half_of_the_accuracy_is_lost(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vgg, "build", _one_convolution)
+    config = _config(laziness_onset, SHORT, "examples=20", "alphas=1,10,inf", "seeds=2")
+    summary = running.compute(laziness_onset, config, tmp_path, QUIET)
+    cells = {path.name for path in (tmp_path / "cells").iterdir()}
+    assert cells == {"width-0.0625_seed-0", "width-0.0625_seed-1"}
+    # One network at both seeds: accuracies are those of the sweep itself.
+    sweep = _config(cifar10_alpha_sweep, SHORT, "alphas=1,10,inf", "precision=float32")
+    alone = running.compute(cifar10_alpha_sweep, sweep, tmp_path / "alone", QUIET)
+    arrays = store.load_arrays(tmp_path / running.MEASURED)
+    for alpha in ("1", "10", "inf"):
+        own = arrays[f"width=0.0625/seed=0/alpha={alpha}/final/test_accuracy"]
+        assert float(own) == alone[f"test_accuracy/alpha={alpha}"]
+    assert summary["kappa/width=0.0625"] > 0
+    assert "kappa at the start" in _text(laziness_onset, summary)
 
 
 def test_the_full_preset_is_the_paper_s_training_at_an_eighth_of_its_width():
