@@ -40,6 +40,7 @@ from lazynet.kernels.empirical import empirical_nngp as empirical_nngp
 from lazynet.kernels.empirical import empirical_ntk as empirical_ntk
 from lazynet.kernels.empirical import estimate_max_learning_rate as estimate_max_learning_rate
 from lazynet.kernels.empirical import ntk_vector_product as ntk_vector_product
+from lazynet.kernels.variances import analytic_variances as analytic_variances
 from lazynet.lazy import LazyFunction as LazyFunction
 from lazynet.lazy import center as center
 from lazynet.lazy import gated as gated
@@ -130,6 +131,7 @@ __version__ = "0.1.0"
 if (
     TYPE_CHECKING
 ):  # names that other libraries gave, and figures, are loaded when they are first used
+    from lazynet import dropin as dropin
     from lazynet import plots as plots
     from lazynet.dropin import predict as predict
     from lazynet.dropin import stax as stax
@@ -142,6 +144,7 @@ if (
     from lazynet.dropin.kymatio import Scattering2D as Scattering2D
 else:
     _LATER = {
+        "dropin": "lazynet.dropin",
         "plots": "lazynet.plots",
         "predict": "lazynet.dropin.predict",
         "stax": "lazynet.dropin.stax",

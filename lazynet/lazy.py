@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import operator
 from functools import partial
 from typing import Any
 
@@ -371,7 +372,7 @@ class _Linearized:
         trees.check_same_structure(params, self.params0, name="params", expected="params0")
         displacement = trees.subtract(params, self.params0)
         h, change = jax.jvp(lambda w: self.apply(w, x), (self.params0,), (displacement,))
-        return h + change
+        return jax.tree.map(operator.add, h, change)
 
 
 @partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=("degree",))
@@ -390,9 +391,13 @@ class _Taylor:
                 return lambda w: self.apply(w, x)
             return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
 
+        def total(h, *derivatives):
+            terms = [d / math.factorial(j) for j, d in enumerate(derivatives, start=1)]
+            return sum(terms) + h
+
         orders = range(1, self.degree + 1)
-        terms = sum(derivative(j)(self.params0) / math.factorial(j) for j in orders)
-        return terms + self.apply(self.params0, x)
+        derivatives = [derivative(j)(self.params0) for j in orders]
+        return jax.tree.map(total, self.apply(self.params0, x), *derivatives)
 
 
 @partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards
+from lazynet.dropin.kernels import Kernel, is_kernel
 from lazynet.kernels.empirical.arguments import Examples, check_examples
 from lazynet.typing import ArrayLike
 
@@ -59,14 +60,18 @@ def batch(
     )
     devices = _devices(device_count)
 
-    def batched(x1: Examples, x2: Examples | None = None, *args: Any, **kwargs: Any) -> Any:
+    def batched(x1: Any, x2: Any = None, *args: Any, **kwargs: Any) -> Any:
         if batch_size == 0 and len(devices) == 1:
             return kernel_fn(x1, x2, *args, **kwargs)
+        if any(is_kernel(leaf) for leaf in jax.tree.leaves(x1, is_leaf=is_kernel)):
+            return _of_kernels(kernel_fn, x1, batch_size, args, kwargs)
         turns = itertools.cycle(devices)
-        placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
+        x2 = x2 if jax.tree.leaves(x2) else None
         other = x1 if x2 is None else x2
-        n1 = check_examples("x1", x1)
-        n2 = check_examples("x2", other)
+        n1, n2 = check_examples("x1", x1), check_examples("x2", other)
+        pairs = {name: v for name, v in kwargs.items() if _are_of_examples(name, v, n1, n2)}
+        kwargs = {name: v for name, v in kwargs.items() if name not in pairs}
+        placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
         side = batch_size or -(-n1 // len(devices))
         width = batch_size or n2
         rows = []
@@ -77,16 +82,17 @@ def batch(
                 parts = _placed((_part(x1, i, side), _part(other, j, width)), device, len(devices))
                 own = (parts[0], None) if x2 is None and i == j and side == width else parts
                 more, named = placed(device)
+                cut = {n: _parts(pair, ((i, side), (j, width))) for n, pair in pairs.items()}
                 row.append(
                     _checked(
-                        kernel_fn(*own, *more, **named),
+                        kernel_fn(*own, *more, **named, **_placed(cut, device, len(devices))),
                         (min(side, n1 - i), min(width, n2 - j)),
                         store_on_device,
                         devices,
                     )
                 )
             rows.append(row)
-        return _joined(rows)
+        return _joined(rows, x2 is None)
 
     return batched
 
@@ -111,10 +117,40 @@ def _part(x: Examples, start: int, size: int) -> Examples:
     return jax.tree.map(lambda leaf: leaf[start : start + size], x)
 
 
+def _are_of_examples(name: str, value: Any, n1: int, n2: int) -> bool:
+    """Whether a keyword argument is a pair of arrays with a row for each example of either set."""
+    if name in ("rng", "keys") or not isinstance(value, tuple) or len(value) != 2:
+        return False
+    shapes = [np.shape(part) if isinstance(part, ArrayLike) else () for part in value]
+    return shapes[0][:1] == (n1,) and shapes[1][:1] == (n2,)
+
+
+def _parts(pair: Any, both: Any) -> Any:
+    first, second = (_part(x, *place) for x, place in zip(pair, both, strict=True))
+    return (first, first) if pair[0] is pair[1] and both[0] == both[1] else (first, second)
+
+
+def _of_kernels(kernel_fn: Any, x: Any, batch_size: int, args: Any, kwargs: Any) -> Any:
+    """Kernels of kernels, by blocks of their rows and columns."""
+    first = jax.tree.leaves(x, is_leaf=is_kernel)[0]
+    n1, n2 = first.nngp.shape[:2]
+    height, width = batch_size or n1, batch_size or n2
+    rows = []
+    for i in range(0, n1, height):
+        row = []
+        for j in range(0, n2, width):
+            both = slice(i, min(i + height, n1)), slice(j, min(j + width, n2))
+            cut = jax.tree.map(lambda k, both=both: k.slice(*both), x, is_leaf=is_kernel)
+            row.append(kernel_fn(cut, *args, **kwargs))
+        rows.append(row)
+    return _joined(rows, first.cov2 is None)
+
+
 def _checked(
     block: Any, expected: tuple[int, int], store_on_device: bool, devices: list[Any]
 ) -> Any:
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(block)]
+    leaves = jax.tree.leaves(block, is_leaf=is_kernel)
+    shapes = [np.shape(leaf.nngp if is_kernel(leaf) else leaf) for leaf in leaves]
     if any(shape[:2] != expected for shape in shapes):
         raise ValueError(
             f"kernel_fn returned shapes {shapes}, expected each to begin with {expected}, rows and columns."
@@ -124,13 +160,61 @@ def _checked(
     return jax.device_put(block, devices[0]) if len(devices) > 1 else block
 
 
-def _joined(rows: list[list[Any]]) -> Any:
-    def join(axis, *blocks):
-        return (np if isinstance(blocks[0], np.ndarray) else jnp).concatenate(blocks, axis)
-
+def _joined(rows: list[list[Any]], one_set: bool) -> Any:
     # a kernel_fn may make the class of its records anew at each call: all blocks are of the kind of
     # the first
-    treedef = jax.tree.structure(rows[0][0])
-    leaves = [[jax.tree.leaves(block) for block in row] for row in rows]
-    lines = [[join(1, *blocks) for blocks in zip(*row, strict=True)] for row in leaves]
-    return jax.tree.unflatten(treedef, [join(0, *blocks) for blocks in zip(*lines, strict=True)])
+    treedef = jax.tree.structure(rows[0][0], is_leaf=is_kernel)
+    leaves = [[jax.tree.leaves(block, is_leaf=is_kernel) for block in row] for row in rows]
+    joined = []
+    for place in range(treedef.num_leaves):
+        blocks = [[block[place] for block in row] for row in leaves]
+        whole = joined_kernels(blocks, one_set) if is_kernel(blocks[0][0]) else _matrix(blocks)
+        joined.append(whole)
+    return jax.tree.unflatten(treedef, joined)
+
+
+def joined_kernels(blocks: list[list[Kernel]], one_set: bool) -> Kernel:
+    """The kernel of blocks of its rows and columns."""
+    first = blocks[0][0]
+    column = [row[0] for row in blocks]
+    top = blocks[0]
+    seconds = [k.cov1 if k.cov2 is None else k.cov2 for k in top]
+    masks2 = [k.mask1 if k.cov2 is None else k.mask2 for k in top]
+
+    def within(values):
+        if first.diagonal_batch:
+            return _stacked(0, values)
+        raise ValueError(
+            "batch got kernels with diagonal_batch=False, expected True: blocks do not have the covariances within "
+            "the whole set."
+        )
+
+    scalar = first.ntk is None or not np.ndim(first.ntk)
+    nngp = _matrix([[k.nngp for k in row] for row in blocks])
+    equal = [row[i].x1_is_x2 for i, row in enumerate(blocks) if i < len(row)]
+    square = nngp.shape[0] == nngp.shape[1]
+    return first.replace(
+        nngp=nngp,
+        ntk=first.ntk if scalar else _matrix([[k.ntk for k in row] for row in blocks]),
+        cov1=within([k.cov1 for k in column]),
+        cov2=None if one_set else within(seconds),
+        x1_is_x2=jnp.asarray(one_set or (square and jnp.all(jnp.asarray(equal)))),
+        shape1=_sized(first.shape1, first.batch_axis, nngp.shape[0]),
+        shape2=_sized(first.shape2, first.batch_axis, nngp.shape[1]),
+        mask1=_stacked(first.batch_axis, [k.mask1 for k in column]),
+        mask2=None if one_set else _stacked(first.batch_axis, masks2),
+    )
+
+
+def _matrix(blocks: list[list[Any]]) -> Any:
+    return _stacked(0, [_stacked(1, row) for row in blocks])
+
+
+def _stacked(axis: int, blocks: list[Any]) -> Any:
+    if blocks[0] is None:
+        return None
+    return (np if isinstance(blocks[0], np.ndarray) else jnp).concatenate(blocks, axis)
+
+
+def _sized(shape: Any, axis: int, n: int) -> Any:
+    return None if shape is None else (*shape[:axis], n, *shape[axis + 1 :])

@@ -1,14 +1,14 @@
 """neural-tangents' names and argument order for empirical kernels.
 
 A kernel has the axes of `f(x1)` and `f(x2)` in pairs, `[n1, n2, k, k]` for outputs `[n, k]`, except
-that `trace_axes` are traced and divided by their size and `diagonal_axes` appear once. The examples
-of a batch are its first axis, and `f` must treat them independently; inputs and outputs are single
-arrays.
+that `trace_axes` are traced and divided by their size and `diagonal_axes` appear once. Inputs and
+outputs may be trees of arrays, of which each output has a kernel of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import functools
 import math
 import operator
@@ -22,11 +22,15 @@ from jax.tree_util import Partial
 
 from lazynet import guards
 from lazynet.dropin.batch import batch
+from lazynet.dropin.keywords import bound, split_keywords, takes_key
 from lazynet.kernels.empirical.arguments import canonical, check_outputs
+from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.kernels.empirical.ntk import empirical_ntk
 from lazynet.kernels.empirical.products import ntk_vector_product
+from lazynet.kernels.empirical.whole import whole_ntk
+from lazynet.models.model import evaluation
 from lazynet.programs import shape_of
-from lazynet.trees import as_partial
+from lazynet.trees import as_partial, is_traced
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
 __all__ = [
@@ -35,6 +39,7 @@ __all__ = [
     "empirical_ntk_fn",
     "empirical_ntk_vp_fn",
     "monte_carlo_kernel_fn",
+    "NtkImplementation",
 ]
 
 Axes = int | tuple[int, ...] | list[int]
@@ -94,6 +99,20 @@ RECORDS: dict[tuple[str, ...], Any] = {
 """One class for each order of names: a class made at a call is no pytree of the same kind, and does not pickle."""
 
 
+class NtkImplementation(enum.IntEnum):
+    """How neural-tangents computes tangent kernels. All give the same; the way to it is chosen here.
+
+    Example:
+        >>> NtkImplementation(2).name
+        'NTK_VECTOR_PRODUCTS'
+    """
+
+    AUTO = 0
+    JACOBIAN_CONTRACTION = 1
+    NTK_VECTOR_PRODUCTS = 2
+    STRUCTURED_DERIVATIVES = 3
+
+
 def empirical_ntk_fn(
     f: Callable[..., Any],
     trace_axes: Axes = (-1,),
@@ -101,26 +120,31 @@ def empirical_ntk_fn(
     vmap_axes: Any = None,
     implementation: int = 1,
 ) -> Callable[..., Any]:
-    """`ntk_fn(x1, x2, params)`, the empirical tangent kernel `<df(x1)/dw, df(x2)/dw>`, by `empirical_ntk`.
+    """`ntk_fn(x1, x2, params)`, the empirical tangent kernel `<df(x1)/dw, df(x2)/dw>`.
 
     The default is the mean over the last axis of outputs, `[n1, n2]`; `trace_axes=()` gives all,
-    `[n1, n2, k, k]`.
+    `[n1, n2, k, k]`. Functions of one array that treat its examples one by one, first axis first,
+    go through `empirical_ntk`; all others (trees of inputs or outputs, examples on other axes,
+    examples that depend on each other, keyword arguments in pairs) through `whole_ntk`, a backward
+    and a forward derivative of the whole batch for each output.
 
     Args:
         f: `f(params, x, **kwargs)`.
         trace_axes: Axes of the outputs to trace over; the trace is divided by their size.
         diagonal_axes: Axes of the outputs of which only equal indices are wanted.
-        vmap_axes: None or 0: examples are always the first axis.
-        implementation: 0 to 3. All give the same kernel; the way to it is chosen here.
+        vmap_axes: 0 says that examples are the first axis of inputs and outputs and treated one by
+            one; None has this checked, and is slow under jit, where it cannot be; others, and trees
+            of them, are only checked for their form.
+        implementation: 0 to 3, see `NtkImplementation`.
 
     Returns:
-        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
+        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`: a pair of
+        two holds those for x1 and for x2.
 
     Raises:
-        ValueError: For other `vmap_axes` or `implementation`; when called, for axes that do not
-            exist or are both traced and diagonal, and as `empirical_ntk`.
-        TypeError: For axes that are no integers; when called, for inputs or outputs that are not
-            single arrays.
+        ValueError: For another `implementation`; when called, for axes that do not exist or are
+            both traced and diagonal, and as `empirical_ntk`.
+        TypeError: For axes that are no integers.
 
     Example:
         >>> ntk_fn = empirical_ntk_fn(lambda params, x: x @ params)
@@ -130,7 +154,6 @@ def empirical_ntk_fn(
     Source: Novak, Sohl-Dickstein and Schoenholz (2022) describe the implementations of
     neural-tangents.
     """
-    _check_vmap_axes(vmap_axes)
     guards.count(
         "implementation", implementation, at_least=0, at_most=3, fix="all give the same kernel"
     )
@@ -138,23 +161,79 @@ def empirical_ntk_fn(
     diagonal_axes = _axes("diagonal_axes", diagonal_axes)
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
-        function = _bound(f, kwargs)
-        shape = _output_shape(function, params, x1)
-        traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
-        inner = set(range(1, len(shape)))
-        ntk_of = functools.partial(empirical_ntk, function, params, x1, x2)
-        if traced == inner and not diagonal:
-            return ntk_of(outputs="trace")
-        if diagonal == inner and not traced:
-            ntk = ntk_of(outputs="diagonal")
-            return ntk.reshape(*ntk.shape[:2], *shape[1:])
-        full = jnp.asarray(ntk_of(outputs="full"))
-        full = full.reshape(*full.shape[:2], *shape[1:], *shape[1:])
-        own, other, result = _letters(len(shape), traced, diagonal)
-        paired = own[0] + other[0] + own[1:] + other[1:]
-        return jnp.einsum(f"{paired}->{result}", full) / _size(shape, traced)
+        x2 = None if not jax.tree.leaves(x2) else x2
+        first, second = split_keywords(kwargs, x1, x2)
+        function, params = _known(f, first, params)
+        alone = first is second and not _of_examples(first, x1)
+        if alone and _is_by_example(function, params, x1, vmap_axes):
+            return _by_example(function, params, x1, x2, trace_axes, diagonal_axes)
+        other = function if first is second else bound(f, second)
+        full = whole_ntk(function, other, params, x1, x1 if x2 is None else x2)
+
+        def reduced(kernel):
+            ndim = kernel.ndim // 2
+            traced, diagonal = _canonical(trace_axes, diagonal_axes, ndim)
+            own, other, result = _letters(ndim, traced, diagonal)
+            return jnp.einsum(f"{own}{other}->{result}", kernel) / _size(kernel.shape, traced)
+
+        return jax.tree.map(reduced, full)
 
     return ntk_fn
+
+
+def _of_examples(kwargs, x):
+    """Whether a keyword argument has a row for each example."""
+    n = np.shape(x)[:1] if isinstance(x, ArrayLike) else ()
+    return any(n and np.shape(leaf)[:1] == n for leaf in jax.tree.leaves(kwargs))
+
+
+def _by_example(function, params, x1, x2, trace_axes, diagonal_axes):
+    """The kernel by the Jacobians of single examples."""
+    shape = _output_shape(function, params, x1)
+    traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
+    inner = set(range(1, len(shape)))
+    ntk_of = functools.partial(empirical_ntk, function, params, x1, x2)
+    if traced == inner and not diagonal:
+        return ntk_of(outputs="trace")
+    if diagonal == inner and not traced:
+        ntk = ntk_of(outputs="diagonal")
+        return ntk.reshape(*ntk.shape[:2], *shape[1:])
+    full = jnp.asarray(ntk_of(outputs="full"))
+    full = full.reshape(*full.shape[:2], *shape[1:], *shape[1:])
+    own, other, result = _letters(len(shape), traced, diagonal)
+    paired = own[0] + other[0] + own[1:] + other[1:]
+    return jnp.einsum(f"{paired}->{result}", full) / _size(shape, traced)
+
+
+def _is_by_example(function, params, x, vmap_axes):
+    """Whether the kernel may be taken example by example: known, said, or found out."""
+    if not isinstance(x, ArrayLike):
+        return False
+    h = shape_of(function, params, x)
+    one = hasattr(h, "shape") and h.shape[:1] == x.shape[:1] and len(h.shape) > 1
+    if not one or not jnp.issubdtype(h.dtype, jnp.floating):
+        return False
+    if vmap_axes is not None:
+        given = jax.tree.leaves(vmap_axes)
+        return all(axis == 0 for axis in given)
+    known = evaluation(function.func if isinstance(function, Partial) else function)
+    if known is not None and known.independent:
+        return True
+    if is_traced((function, params, x)):
+        return False
+    try:
+        refuse_mixing(*canonical(function, params, x)[:3], alone=True)
+    except ValueError:
+        return False
+    return True
+
+
+def _known(f, kwargs, params):
+    """The function with its keyword arguments, a layer of `stax` as the model that it is."""
+    twin = getattr(f, "twin", None)
+    if twin is not None and not kwargs:
+        return as_partial(twin.model.apply, "f"), twin.inward(params)
+    return bound(f, kwargs), params
 
 
 def empirical_nngp_fn(
@@ -163,17 +242,17 @@ def empirical_nngp_fn(
     """`nngp_fn(x1, x2, params)`, products of outputs `f(x1) f(x2)`, by default their mean over the last axis.
 
     Args:
-        f: `f(params, x, **kwargs)`.
+        f: `f(params, x, **kwargs)`, an array or a tree of them.
         trace_axes: Axes of the outputs to trace over; the trace is divided by their size.
         diagonal_axes: Axes of the outputs of which only equal indices are wanted.
 
     Returns:
-        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`.
+        A function of `x1`, `x2` (None for `x1`), `params` and keyword arguments of `f`: a pair of
+        two holds those for x1 and for x2.
 
     Raises:
         ValueError: When called, for axes that do not exist or are both traced and diagonal.
-        TypeError: For axes that are no integers; when called, for inputs or outputs that are not
-            single arrays.
+        TypeError: For axes that are no integers.
 
     Example:
         >>> nngp_fn = empirical_nngp_fn(lambda params, x: x @ params)
@@ -184,14 +263,19 @@ def empirical_nngp_fn(
     diagonal_axes = _axes("diagonal_axes", diagonal_axes)
 
     def nngp_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
-        function, params, x1, x2 = canonical(_bound(f, kwargs), params, x1, x2)
-        shape = _output_shape(function, params, x1)
-        traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
-        own, other, result = _letters(len(shape), traced, diagonal)
-        rows = function(params, x1)
-        columns = rows if x2 is None else function(params, x2)
-        product = jnp.einsum(f"{own},{other}->{result}", rows, columns, precision="highest")
-        return product / _size(shape, traced)
+        x2 = None if not jax.tree.leaves(x2) else x2
+        first, second = split_keywords(kwargs, x1, x2)
+        rows = bound(f, first)(params, x1)
+        alike = x2 is None and first is second
+        columns = rows if alike else bound(f, second)(params, x1 if x2 is None else x2)
+
+        def products(row, column):
+            traced, diagonal = _canonical(trace_axes, diagonal_axes, row.ndim)
+            own, other, result = _letters(row.ndim, traced, diagonal)
+            product = jnp.einsum(f"{own},{other}->{result}", row, column, precision="highest")
+            return product / _size(row.shape, traced)
+
+        return jax.tree.map(products, rows, columns)
 
     return nngp_fn
 
@@ -232,7 +316,12 @@ def empirical_kernel_fn(
     def kernel_fn(x1: Any, x2: Any, get: Get, params: Params, **kwargs: Any) -> Any:
         names = _names(get)
         found = [kinds[name](x1, x2, params, **kwargs) for name in names]
-        return found[0] if isinstance(get, str) else RECORDS[names](*found)
+        if isinstance(get, str):
+            return found[0]
+        if not all(isinstance(kernel, ArrayLike) for kernel in found):
+            # of several outputs each has its record
+            return jax.tree.map(lambda *kernels: RECORDS[names](*kernels), *found)
+        return RECORDS[names](*found)
 
     return kernel_fn
 
@@ -258,7 +347,7 @@ def empirical_ntk_vp_fn(
         >>> product(jnp.array([[1.0], [2.0]])).tolist()
         [[1.0], [2.0]]
     """
-    return ntk_vector_product(_bound(f, kwargs), params, x1, x2)
+    return ntk_vector_product(bound(f, kwargs), params, x1, x2)
 
 
 def monte_carlo_kernel_fn(
@@ -319,56 +408,21 @@ def monte_carlo_kernel_fn(
         total = None
         for count in range(1, max(counts) + 1):
             rest, own = jax.random.split(rest)
-            _, params = init_fn(jax.random.split(own)[0], x1.shape)
-            found = sample(x1, x2, _names(get), params, **kwargs)
+            of_params, of_outputs = jax.random.split(own)
+            _, params = init_fn(of_params, jax.tree.map(jnp.shape, x1))
+            if getattr(apply_fn, "twin", None) is None and takes_key(apply_fn):
+                kwargs["rng"] = of_outputs
+            found = sample(x1, x2, get, params, **kwargs)
             total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
             if count in counts:
-                mean = jax.tree.map(lambda value, count=count: value / count, total)
-                yield mean[0] if isinstance(get, str) else mean
+                yield jax.tree.map(lambda value, count=count: value / count, total)
 
     def kernel_fn(x1: Any, x2: Any = None, get: Get = None, **kwargs: Any) -> Any:
-        guards.array("x1", x1)
+        _names(get)
         found = means(x1, x2, get, **kwargs)
         return found if several else next(found)
 
     return kernel_fn
-
-
-def _bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Apply:
-    """The function with its keyword arguments; arrays among them stay arguments of the compiled code."""
-    if kwargs.get("rng") is not None:
-        raise ValueError(
-            "got rng, expected a deterministic f(params, x): switch random layers such as dropout off."
-        )
-    arrays = {name: value for name, value in kwargs.items() if isinstance(value, ArrayLike)}
-    static = {name: value for name, value in kwargs.items() if name not in arrays}
-    if not static:
-        return Partial(_call, as_partial(f, "f"), **arrays) if arrays else as_partial(f, "f")
-    fixed = _Fixed(f, tuple(sorted(static.items())))
-    return Partial(fixed if _hashable(fixed) else functools.partial(f, **static), **arrays)
-
-
-def _call(f, *args, **kwargs):
-    return f(*args, **kwargs)
-
-
-class _Fixed(NamedTuple):
-    """`f` with keyword arguments that are no arrays: equal ones share a compiled program."""
-
-    f: Callable[..., Any]
-    static: tuple[tuple[str, Any], ...]
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The value of `f`."""
-        return self.f(*args, **dict(self.static), **kwargs)
-
-
-def _hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _output_shape(function: Apply, params: Params, x: Any) -> tuple[int, ...]:
@@ -383,17 +437,6 @@ def _output_shape(function: Apply, params: Params, x: Any) -> tuple[int, ...]:
         )
     check_outputs(h, len(x), derivative=False)
     return h.shape
-
-
-def _check_vmap_axes(vmap_axes: Any) -> None:
-    given = vmap_axes if isinstance(vmap_axes, tuple) else (vmap_axes,)
-    if not all(
-        axis is None or (isinstance(axis, (int, np.integer, dict)) and not axis) for axis in given
-    ):
-        raise ValueError(
-            f"vmap_axes is {vmap_axes!r}, expected None or 0: examples are the first axis of inputs and outputs; move "
-            "it there, lambda params, x: jnp.moveaxis(f(params, x), axis, 0)."
-        )
 
 
 def _axes(name: str, axes: Any) -> tuple[int, ...]:

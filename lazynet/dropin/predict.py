@@ -3,14 +3,13 @@
 A script that uses `neural_tangents.predict` runs after changing the import. Its conventions differ
 from the rest of lazynet: the square loss is half the mean over examples *and outputs*, `t` counts
 steps of size `learning_rate`, and `diag_reg` is relative to the mean of the kernel's diagonal.
-Differences from neural-tangents: targets are `[n, k]`, computations are float64 on the host outside
-of transformations, singular kernels have their limits where neural-tangents gives NaN, and a
-momentum state cannot be passed in to resume. Under jit, grad and vmap `gradient_descent_mse` and
-`gp_inference` compute in `jax.numpy`, in the dtype at hand: infinite time then needs a positive
-`diag_reg`. Nothing is cached between calls of an ensemble: ask for all times at once. On the
-training set itself (`x_test=None`, `k_test_train=None`) it gives what it gives at the same points
-as test points, `K (K + r I)^{-1} y` at infinite time; neural-tangents returns y with variance 0
-whatever the ridge.
+Differences from neural-tangents: computations are float64 on the host outside of transformations,
+and singular kernels have their limits where neural-tangents gives NaN. Under jit, grad and vmap the
+predictors compute in `jax.numpy`, in the dtype at hand; infinite time then needs a kernel that is
+known outside, or a positive `diag_reg`. Nothing is cached between calls of an ensemble: ask for all
+times at once. On the training set itself (`x_test=None`, `k_test_train=None`) it gives what it
+gives at the same points as test points, `K (K + r I)^{-1} y` at infinite time; neural-tangents
+returns y with variance 0 whatever the ridge.
 
 Directions that the rounding of a kernel drowns are left out at infinite time unless the ridge lifts
 them, see `lazynet.linalg`: kernels keep the dtype in which they were computed, and `tolerance`
@@ -32,18 +31,23 @@ from lazynet import dynamics, guards
 from lazynet.dropin.predict_arguments import (
     absolute_ridge,
     check_covariance,
-    check_cross,
     check_trace_axes,
     checked,
     checked_targets,
     like,
     member,
     names_of,
-    numbers,
     regularized,
-    start_outputs,
+    target_axes,
     times,
-    traced_start,
+)
+from lazynet.dropin.predictors import (
+    ODEState,
+    host_predictor,
+    in_motion,
+    known_predictor,
+    predictor_of_axes,
+    traced_predictor,
 )
 from lazynet.dynamics import Gaussian, traced
 from lazynet.dynamics.processes import chosen_scale, ensemble_law, traced_ensemble
@@ -55,6 +59,7 @@ from lazynet.typing import ArrayLike, LossFn
 
 __all__ = [
     "Gaussian",
+    "ODEState",
     "gp_inference",
     "gradient_descent",
     "gradient_descent_mse",
@@ -70,6 +75,7 @@ Get = str | Sequence[str] | None
 # Which kernel drives the dynamics, and which one the outputs are drawn from before them.
 ROLES = {"nngp": ("nngp", "nngp"), "ntk": ("ntk", "nngp"), "ntkgp": ("ntk", "ntk")}
 
+
 GAUSSIANS = {
     names: collections.namedtuple("Gaussians_" + "_".join(names), names, module=__name__)
     for number in range(1, len(ROLES) + 1)
@@ -82,7 +88,7 @@ globals().update({kind.__name__: kind for kind in GAUSSIANS.values()})
 
 def gradient_descent_mse(
     k_train_train: Float[ArrayLike, "n1 n2 ..."],
-    y_train: Shaped[ArrayLike, "n k"],
+    y_train: Shaped[ArrayLike, "n *k"],
     learning_rate: float | int | Float[ArrayLike, ""] = 1.0,
     diag_reg: float | int | Float[ArrayLike, ""] = 0.0,
     diag_reg_absolute_scale: bool = False,
@@ -116,13 +122,28 @@ def gradient_descent_mse(
         >>> predict_fn(t=None, fx_test_0=0.0, k_test_train=jnp.ones((1, 2)))[1].tolist()
         [[2.0]]
     """
+    axes = target_axes(trace_axes, y_train)
+    if axes is not None:
+        inner = gradient_descent_mse(
+            axes.matrix(k_train_train),
+            axes.targets(y_train),
+            learning_rate,
+            diag_reg,
+            diag_reg_absolute_scale,
+            tolerance=tolerance,
+        )
+        return predictor_of_axes(axes, inner)
     known = not is_traced((k_train_train, y_train, learning_rate, diag_reg))
     kernel, y = checked("k_train_train", k_train_train, y_train, trace_axes)
     unit = guards.rate(learning_rate) / y.shape[1]
     ridge = absolute_ridge(kernel, diag_reg, diag_reg_absolute_scale)
     eigen = regularized(kernel, ridge, tolerance) if known else None
-    on_host = _predictor(eigen, y, mse, unit, None)
-    in_program = _traced_predictor(kernel, y, unit, ridge, tolerance)
+    on_host = host_predictor(eigen, y, mse, unit, None)
+    in_program = (
+        known_predictor(eigen, kernel.ndim, y, unit)
+        if known
+        else traced_predictor(kernel, y, unit, ridge, tolerance)
+    )
 
     def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):
         values = (t, fx_train_0, fx_test_0, k_test_train)
@@ -134,7 +155,7 @@ def gradient_descent_mse(
 def gradient_descent(
     loss: LossFn,
     k_train_train: Float[ArrayLike, "n1 n2 ..."],
-    y_train: Shaped[ArrayLike, "n k"],
+    y_train: Shaped[ArrayLike, "n *k"],
     learning_rate: float | int = 1.0,
     momentum: float | int | None = None,
     trace_axes: int | Sequence[int] = (-1,),
@@ -155,7 +176,8 @@ def gradient_descent(
 
     Returns:
         `predict_fn(t, fx_train_or_state_0=0.0, fx_test_0=None, k_test_train=None)`, as from
-        `gradient_descent_mse`.
+        `gradient_descent_mse`; from an `ODEState` it returns an `ODEState`, from which another call
+        goes on.
 
     Raises:
         ValueError: If shapes do not fit, the kernel is no kernel, or t is None.
@@ -171,18 +193,39 @@ def gradient_descent(
         raise TypeError(
             f"loss got a {type(loss).__name__}, expected a function loss(f, y): pass it as first argument."
         )
+    axes = target_axes(trace_axes, y_train)
+    if axes is not None:
+        inner = gradient_descent(
+            lambda f, y: loss(axes.outputs(f, axes.shape), axes.outputs(y, axes.shape)),
+            axes.matrix(k_train_train),
+            axes.targets(y_train),
+            learning_rate,
+            momentum,
+        )
+        return predictor_of_axes(axes, inner)
     kernel, y = checked("k_train_train", k_train_train, y_train, trace_axes)
-    rate = guards.rate(learning_rate)
-    if momentum is None:
-        return _predictor(kernel, y, loss, rate, None)
-    unit = rate**0.5
-    return _predictor(kernel, y, loss, unit, (1 - guards.momentum(momentum)) / unit)
+    unit = guards.rate(learning_rate)
+    friction = None
+    if momentum is not None:
+        unit = unit**0.5
+        friction = (1 - guards.momentum(momentum)) / unit
+    on_host = host_predictor(kernel, y, loss, unit, friction)
+
+    def predict_fn(
+        t=None, fx_train_or_state_0: Any = 0.0, fx_test_0: Any = None, k_test_train=None
+    ):
+        values = (t, fx_train_or_state_0, fx_test_0, k_test_train)
+        if isinstance(fx_train_or_state_0, ODEState) or is_traced(values):
+            return in_motion(kernel, y, loss, unit, friction, values)
+        return on_host(*values)
+
+    return predict_fn
 
 
 def gradient_descent_mse_ensemble(
     kernel_fn: Callable[..., Any],
     x_train: Num[ArrayLike, "n *inputs"],
-    y_train: Shaped[ArrayLike, "n k"],
+    y_train: Shaped[ArrayLike, "n *k"],
     learning_rate: float | int = 1.0,
     diag_reg: float | int = 0.0,
     diag_reg_absolute_scale: bool = False,
@@ -204,7 +247,8 @@ def gradient_descent_mse_ensemble(
         trace_axes: Must be `(-1,)`: outputs of infinitely wide networks decouple.
         tolerance: Size below which an eigenvalue of kernel + ridge counts as zero at infinite time;
             None for the rounding of the kernel.
-        **kernel_fn_train_train_kwargs: Passed to `kernel_fn` in every call.
+        **kernel_fn_train_train_kwargs: Passed to `kernel_fn`; pairs hold those of either set, and
+            of test inputs the first of each pair that `predict_fn` is given.
 
     Returns:
         `predict_fn(t=None, x_test=None, get=None, compute_cov=False)`: the mean, or `Gaussian(mean,
@@ -232,38 +276,45 @@ def gradient_descent_mse_ensemble(
             f"kernel_fn got a {type(kernel_fn).__name__}, expected a function kernel_fn(x1, x2, get): pass the third "
             "of stax.serial's triple; for kernels that are computed already there is gp_inference."
         )
-    y = checked_targets(y_train)
     rate = guards.rate(learning_rate)
-    check_trace_axes(trace_axes, (-1,))
-    guards.same_length(x_train=x_train, y_train=y)
-    kinds = ("nngp", "ntk")
-    train = kernel_fn(x_train, None, kinds, **kernel_fn_train_train_kwargs)
+    axes = target_axes(trace_axes, y_train)
+    if axes is None:
+        y = checked_targets(y_train)
+        check_trace_axes(trace_axes, (-1,))
+        if not isinstance(x_train, (tuple, list)):
+            guards.same_length(x_train=x_train, y_train=y)
+    else:
+        y = checked_targets(axes.targets(y_train))
+        kernel_fn = _of_matrices(axes, kernel_fn)
+    kinds, own = ("nngp", "ntk"), kernel_fn_train_train_kwargs
+    train = kernel_fn(x_train, None, kinds, **own)
     regularize = (diag_reg, diag_reg_absolute_scale, tolerance)
     absolute_ridge(member("kernel_fn", train, "ntk"), *regularize[:2])
 
-    def predict_fn(t=None, x_test=None, get: Get = None, compute_cov: bool = False):
+    def predict_fn(
+        t=None, x_test=None, get: Get = None, compute_cov: bool = False, **test_kwargs: Any
+    ):
         guards.concrete("predict_fn", t, x_test)
         names = names_of(get, kinds)
         clock = times(t, rate / y.shape[1])
         cross, prior = (train, train) if compute_cov else (train, None)
         if x_test is not None:
-            cross = kernel_fn(x_test, x_train, kinds, **kernel_fn_train_train_kwargs)
-            prior = (
-                kernel_fn(x_test, None, "nngp", **kernel_fn_train_train_kwargs)
-                if compute_cov
-                else None
-            )
-        return _collected(
-            {name: _ensemble(name, train, cross, prior, y, clock, regularize) for name in names},
-            get,
-        )
+            other = {**own, **test_kwargs}
+            between = {name: _first_of_each(value, own.get(name)) for name, value in other.items()}
+            cross = kernel_fn(x_test, x_train, kinds, **between)
+            prior = kernel_fn(x_test, None, "nngp", **other) if compute_cov else None
+        found = {name: _ensemble(name, train, cross, prior, y, clock, regularize) for name in names}
+        if axes is not None:
+            shape = (len(x_train if x_test is None else x_test), *axes.shape[1:])
+            found = {name: _with_axes(axes, law, shape) for name, law in found.items()}
+        return _collected(found, get)
 
     return predict_fn
 
 
 def gp_inference(
     k_train_train: Kernels,
-    y_train: Shaped[ArrayLike, "n k"],
+    y_train: Shaped[ArrayLike, "n *k"],
     diag_reg: float | int | Float[ArrayLike, ""] = 0.0,
     diag_reg_absolute_scale: bool = False,
     trace_axes: int | Sequence[int] = (-1,),
@@ -350,51 +401,6 @@ def max_learning_rate(
     return dynamics.max_learning_rate(ntk_train_train, momentum=momentum) * size / n
 
 
-def _predictor(kernel, y, loss, unit, friction):
-    """`predict_fn` of the dynamics whose time is `unit * t`."""
-
-    def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):
-        guards.concrete("predict_fn", t, fx_train_0, fx_test_0, k_test_train)
-        check_cross(fx_test_0, k_test_train)
-        time, restore = times(t, unit)
-        start = start_outputs("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape)
-        solution = dynamics.solve_flow(kernel, y, time=time, loss=loss, f0=start, friction=friction)
-        train = like(restore(solution.outputs), y)
-        if fx_test_0 is None:
-            return train
-        cross = guards.numbers("k_test_train", k_test_train)
-        start = start_outputs("fx_test_0", fx_test_0, (len(np.atleast_1d(cross)), y.shape[1]))
-        test = like(restore(dynamics.kernel_outputs(cross, solution.coefficients, start)), y)
-        return test if fx_train_0 is None else (train, test)
-
-    return predict_fn
-
-
-def _traced_predictor(kernel, y_train, unit, ridge, tolerance):
-    """`predict_fn` of gradient flow on the square loss where a value is traced."""
-
-    def predict_fn(t, fx_train_0, fx_test_0, k_test_train):
-        traced.check_tolerance(tolerance)
-        check_cross(fx_test_0, k_test_train)
-        y = jnp.asarray(y_train)
-        steps = t if is_traced(t) else np.asarray(guards.numbers("t", np.inf if t is None else t))
-        shape = jnp.shape(steps)
-        start = traced_start("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape, y)
-        outputs, coefficients = traced.solve_flow(
-            kernel, y, start, steps.reshape(-1), ridge=ridge, rate=unit
-        )
-        train = outputs.reshape(*shape, *y.shape).astype(y.dtype)
-        if fx_test_0 is None:
-            return train
-        cross = numbers("k_test_train", k_test_train)
-        start = traced_start("fx_test_0", fx_test_0, (len(cross), y.shape[1]), y)
-        test = traced.kernel_outputs(cross, coefficients, start)
-        test = test.reshape(*shape, *test.shape[1:]).astype(y.dtype)
-        return test if fx_train_0 is None else (train, test)
-
-    return predict_fn
-
-
 def _ensemble(name, train, cross, prior, y, clock, regularize) -> Any:
     """Mean, or mean and covariance given the prior, of one kind of training."""
     (time, restore), (trained, drawn) = clock, ROLES[name]
@@ -446,4 +452,29 @@ def _inference(name, train, cross, prior, y, scaled):
 
 
 def _collected(members, get):
-    return members[get] if isinstance(get, str) else GAUSSIANS[tuple(members)](**members)
+    return members[get.lower()] if isinstance(get, str) else GAUSSIANS[tuple(members)](**members)
+
+
+def _first_of_each(value, train):
+    """Keyword arguments of test and training inputs: the first of either pair."""
+    is_pair = isinstance(value, tuple) and len(value) == 2
+    return (value[0], train[0]) if is_pair and isinstance(train, tuple) else value
+
+
+def _with_axes(axes, law, shape):
+    """A mean, or a mean and a covariance, of targets of several axes."""
+    if not isinstance(law, Gaussian):
+        return axes.outputs(law, shape)
+    return Gaussian(axes.outputs(law.mean, shape), axes.covariance(law.covariance, shape))
+
+
+def _of_matrices(axes, kernel_fn):
+    """The kernel function with values as matrices."""
+
+    def matrices(x1, x2, get, **kwargs):
+        kernels = kernel_fn(x1, x2, get, **kwargs)
+        if isinstance(get, str):
+            return axes.matrix(kernels)
+        return Gram(axes.matrix(kernels.nngp), axes.matrix(kernels.ntk))
+
+    return matrices

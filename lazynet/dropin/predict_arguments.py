@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,72 @@ from lazynet.dynamics.checks import check_kernel_shape
 from lazynet.linalg import Eigen, check_symmetric, kernel_matrix, ridge_eigh, unfolded
 from lazynet.trees import is_traced
 from lazynet.typing import Array
+
+
+class TargetAxes(NamedTuple):
+    """Targets of several axes as a matrix `[m, r]`: m entries that a kernel couples, and r copies that it does not.
+
+    Attributes:
+        shape: Of the targets, examples first.
+        traced: Axes that the kernel lacks, in order.
+    """
+
+    shape: tuple[int, ...]
+    traced: tuple[int, ...]
+
+    @property
+    def kept(self) -> list[int]:
+        """Axes that the kernel has, in pairs."""
+        return [axis for axis in range(len(self.shape)) if axis not in self.traced]
+
+    def targets(self, y: Any) -> Any:
+        """`[m, r]` of targets or outputs."""
+        array = jnp.transpose(y, (*self.kept, *self.traced))
+        copies = math.prod(self.shape[axis] for axis in self.traced)
+        return array.reshape(-1, copies)
+
+    def matrix(self, kernel: Any) -> Any:
+        """`[m1, m2]` of a kernel with its axes in pairs."""
+        pairs = len(self.kept)
+        if kernel.ndim != 2 * pairs:
+            raise ValueError(
+                f"a kernel of shape {kernel.shape} for targets of shape {self.shape} and trace_axes = {self.traced}, "
+                f"expected {2 * pairs} axes: each axis of the targets that is not traced twice."
+            )
+        firsts = range(0, kernel.ndim, 2)
+        square = jnp.transpose(kernel, (*firsts, *range(1, kernel.ndim, 2)))
+        return square.reshape(math.prod(square.shape[:pairs]), -1)
+
+    def sized(self, kernel: Any) -> tuple[int, ...]:
+        """Shape of the outputs of the inputs of the rows of a kernel."""
+        return (kernel.shape[0] if 0 in self.kept else self.shape[0], *self.shape[1:])
+
+    def outputs(self, values: Any, shape: tuple[int, ...]) -> Any:
+        """Outputs `[*times, *shape]` of values `[*times, m, r]`."""
+        lead = values.ndim - 2
+        order = [*self.kept, *self.traced]
+        array = values.reshape(*values.shape[:lead], *(shape[axis] for axis in order))
+        back = [lead + order.index(axis) for axis in range(len(shape))]
+        return jnp.transpose(array, (*range(lead), *back))
+
+    def covariance(self, values: Any, shape: tuple[int, ...]) -> Any:
+        """Covariances with their axes in pairs of values `[*times, m, m]`."""
+        lead = values.ndim - 2
+        sizes = [shape[axis] for axis in self.kept]
+        array = values.reshape(*values.shape[:lead], *sizes, *sizes)
+        pairs = [lead + i + len(sizes) * j for i in range(len(sizes)) for j in (0, 1)]
+        return jnp.transpose(array, (*range(lead), *pairs))
+
+
+def target_axes(trace_axes: Any, y: Any) -> TargetAxes | None:
+    """How targets become a matrix; None for targets `[n, k]` with a kernel that has all of their axes, or examples."""
+    if not hasattr(y, "ndim"):
+        return None
+    axes = trace_axes if isinstance(trace_axes, (tuple, list)) else (trace_axes,)
+    known = all(isinstance(axis, int) and -y.ndim <= axis < y.ndim for axis in axes)
+    traced = tuple(sorted({axis % y.ndim for axis in axes})) if known and y.ndim else ()
+    plain = not known or y.ndim < 2 or (y.ndim == 2 and traced in ((), (1,)))
+    return None if plain else TargetAxes(tuple(y.shape), traced)
 
 
 def times(t, unit):
@@ -66,6 +133,8 @@ def numbers(name, values):
 def names_of(get, known):
     """Names of the kernels asked for, as a tuple."""
     names = ("nngp", "ntk") if get is None else (get,) if isinstance(get, str) else get
+    if isinstance(names, (tuple, list)):
+        names = tuple(name.lower() if isinstance(name, str) else name for name in names)
     if (
         not isinstance(names, (tuple, list))
         or not names

@@ -362,10 +362,40 @@ def normalized(x: Array, axes: Size, eps: float, missing: Array | None = None) -
         >>> normalized(jnp.array([1.0, 3.0]), (0,), 0.0).tolist()
         [-1.0, 1.0]
     """
-    where = None if missing is None else jnp.broadcast_to(~missing, x.shape)
-    mean = jnp.mean(x, axes, keepdims=True, where=where)
-    variance = jnp.mean((x - mean) ** 2, axes, keepdims=True, where=where)
-    return (x - mean) / jnp.sqrt(variance + eps)
+    if missing is None:
+        mean = jnp.mean(x, axes, keepdims=True)
+        return (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, axes, keepdims=True) + eps)
+    there = jnp.broadcast_to(~missing, x.shape)
+    count = jnp.maximum(jnp.sum(there, axes, keepdims=True), 1).astype(x.dtype)
+    mean = jnp.sum(jnp.where(there, x, 0), axes, keepdims=True) / count
+    centered = jnp.where(there, x - mean, 0)
+    variance = jnp.sum(centered**2, axes, keepdims=True) / count
+    return centered / jnp.sqrt(variance + eps)
+
+
+def mean_of_present(x: Array, missing: Array) -> Array:
+    """Mean over the positions of `[n, *positions, c]` that are not missing.
+
+    Example:
+        >>> mean_of_present(jnp.ones((1, 2, 1)), jnp.array([[[True], [False]]])).tolist()
+        [[1.0]]
+    """
+    axes = inner_axes(x)
+    there = jnp.broadcast_to(~missing, x.shape)
+    count = jnp.maximum(jnp.sum(there, axes), 1).astype(x.dtype)
+    return jnp.sum(jnp.where(there, x, 0), axes) / count
+
+
+def dropped(key: Array, x: Array, keep: float) -> Array:
+    """Entries kept with a probability and divided by it, or zero.
+
+    Example:
+        >>> dropped(jax.random.key(0), jnp.ones(3), 1.0).tolist()
+        [1.0, 1.0, 1.0]
+
+    Source: Srivastava et al. (2014), section 4, with the scale at training time.
+    """
+    return jnp.where(jax.random.bernoulli(key, keep, x.shape), x / keep, jnp.zeros((), x.dtype))
 
 
 def inner_axes(x: Any) -> tuple[int, ...]:

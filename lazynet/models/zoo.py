@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from lazynet import guards
-from lazynet.models.activations import Relu
+from lazynet.covariance.general.attention import Embedding
+from lazynet.models import spatial
+from lazynet.models.activations import Gelu, Relu
+from lazynet.models.attention import SelfAttention
 from lazynet.models.invertible import coupling, inject, squeeze
 from lazynet.models.layers import (
     AvgPool,
@@ -15,6 +18,7 @@ from lazynet.models.layers import (
     Dense,
     Flatten,
     GlobalAvgPool,
+    LayerNorm,
     MaxPool,
     Parameterization,
 )
@@ -27,6 +31,7 @@ __all__ = [
     "mlp",
     "myrtle",
     "resnet18",
+    "transformer",
     "two_layer",
     "vgg11",
     "wide_resnet",
@@ -397,6 +402,68 @@ def irevnet(
         return serial(*layers, name="irevnet")
     body = serial(*layers, name="body")
     return serial(body, GlobalAvgPool(), Dense(outputs, 1.0, b_std), name="irevnet")
+
+
+def transformer(
+    width: int,
+    outputs: int = 1,
+    *,
+    depth: int = 2,
+    heads: int = 8,
+    activation: Model | None = None,
+    W_std: float = SQRT2,
+    b_std: float | None = None,
+    embedding: Embedding = Embedding(),  # noqa: B008
+) -> Model:
+    """Transformer encoder on sequences `[n, positions, c]`, by blocks `x + Attention(LN x)` and `x + MLP(LN x)`.
+
+    Attention is softmax attention whose scores are divided by the number of key features, and
+    queries are keys: in the limit of many heads it weighs positions by the softmax of their
+    covariances. The NTK kernel of all pairs of positions follows from the rules of its layers.
+
+    Args:
+        width: Number of features of each position, divided among the heads.
+        outputs: Number of outputs of the linear head, on the mean over positions.
+        depth: Number of pairs of blocks.
+        heads: Number of heads, a divisor of the width.
+        activation: Of the two-layer networks; Gelu by default.
+        W_std: Standard deviation of all rescaled weights of Dense layers.
+        b_std: Standard deviation of all biases; None for none.
+        embedding: Positional embeddings of the first attention.
+
+    Raises:
+        ValueError: If the heads do not divide the width.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = transformer(16, 3, depth=1, heads=4)
+        >>> x = jnp.ones((2, 5, 4))
+        >>> model.apply(model.init(jax.random.key(0), x), x).shape
+        (2, 3)
+
+    Source: Vaswani et al. (2017), in the pre-normalization form; limit: Hron, Bahri, Sohl-Dickstein
+    and Novak (2020).
+    """
+    width = guards.count("transformer width", width)
+    depth = guards.count("transformer depth", depth, at_least=0)
+    heads = guards.count("transformer heads", heads)
+    if width % heads:
+        raise ValueError(
+            f"transformer got width={width} and heads={heads}, expected heads that divide the width: each head has as "
+            "many features as the others."
+        )
+    dense = partial(spatial.Dense, W_std=W_std, b_std=b_std)
+    layers = [dense(width)]
+    for block in range(depth):
+        places = embedding if block == 0 else Embedding()
+        attention = SelfAttention(
+            width, width // heads, width // heads, heads, b_std=b_std, embedding=places
+        )
+        layers.append(residual(LayerNorm(), attention))
+        phi = Gelu() if activation is None else activation
+        layers.append(residual(LayerNorm(), dense(width), phi, dense(width)))
+    head = [LayerNorm(), spatial.GlobalAvgPool(), Dense(outputs, W_std, b_std)]
+    return serial(*layers, *head, name="transformer")
 
 
 def _check_widths(name, widths):

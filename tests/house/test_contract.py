@@ -190,6 +190,11 @@ ROWS = {
     "zoo.resnet18": Row(
         lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"
     ),
+    "zoo.transformer": Row(
+        lambda: dict(width=4, outputs=1, depth=1, heads=2),
+        "",
+        "width: count, outputs: count, depth: count, heads: count",
+    ),
     "zoo.two_layer": Row(lambda: dict(width=2, outputs=1), "", "width: count, outputs: count"),
     "zoo.vgg11": Row(
         lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"
@@ -233,6 +238,7 @@ ROWS = {
         "tile: count none, memory: positive",
         True,
     ),
+    "analytic_variances": Row(lambda: dict(model=MODEL, x=X), "x: longer", "", True),
     "monte_carlo_kernel": Row(
         lambda: dict(model=MODEL, key=KEY, x1=X, x2=X[:2], n_samples=2),
         "x1: longer, x2: longer",
@@ -678,9 +684,12 @@ EXEMPT = {
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
         "LazyFunction model.Evaluation model.Inverse optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
-        "stax.Triple triangle.Triangle"
+        "stax.Triple stax.MaskedArray stax.Diagonal predict.ODEState triangle.Triangle "
+        "dropin.Kernel"
     ),
     "constants and types": (
+        "stax.Bool stax.Padding stax.PositionalEmbedding stax.AttentionMechanism "
+        "stax.AggregateImplementation dropin.NtkImplementation "
         "optimizers.Schedule datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
     ),
     "layers without numbers, or with windows of which their own tests try what is wrong": (
@@ -697,7 +706,10 @@ EXEMPT = {
         "stax.Erf stax.FanInConcat stax.FanInSum stax.FanOut stax.Flatten stax.Gelu "
         "stax.GlobalAvgPool stax.GlobalSumPool stax.Identity stax.LayerNorm stax.LeakyRelu "
         "stax.Rbf stax.Relu stax.Sigmoid_like stax.Sin stax.SumPool stax.parallel stax.repeat "
-        "stax.serial"
+        "stax.serial stax.Aggregate stax.ConvLocal stax.ConvTranspose stax.DotGeneral stax.Dropout "
+        "stax.Exp stax.ExpNormalized stax.FanInProd stax.Gabor stax.Gaussian stax.GlobalSelfAttention "
+        "stax.Hermite stax.ImageResize stax.Index stax.Monomial stax.Polynomial stax.RectifiedMonomial "
+        "dropin.linearize dropin.taylor_expand stax.Sign stax.layer stax.requires stax.supports_masking stax.unmask_fn"
     ),
     "questions to networks and images, of which tests of their own try what is wrong": (
         "insights.inside insights.gabor_fit insights.invert insights.adversarial_norm "

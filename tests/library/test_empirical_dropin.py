@@ -163,11 +163,6 @@ def test_monte_carlo_kernel_is_the_mean_over_initializations():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (
-            lambda: empirical_ntk_fn(f, vmap_axes=1),
-            ValueError,
-            "vmap_axes is 1, expected None or 0",
-        ),
         (lambda: empirical_ntk_fn(f, implementation=4), ValueError, "implementation got 4"),
         (lambda: empirical_ntk_fn(f, (3,))(X1, None, W), ValueError, r"trace_axes is \(3,\)"),
         (
@@ -175,13 +170,6 @@ def test_monte_carlo_kernel_is_the_mean_over_initializations():
             ValueError,
             "trace_axes and in diagonal_axes",
         ),
-        (lambda: empirical_ntk_fn(f)((X1, X1), None, W), TypeError, "got inputs of type tuple"),
-        (
-            lambda: empirical_ntk_fn(lambda p, x: (x, x))(X1, None, W),
-            TypeError,
-            "expected one array for each",
-        ),
-        (lambda: empirical_ntk_fn(f)(X1, None, W, rng=jax.random.key(0)), ValueError, "got rng"),
         (lambda: empirical_kernel_fn(f)(X1, None, "cov1", W), ValueError, "get is 'cov1'"),
         (
             lambda: monte_carlo_kernel_fn(INITIALIZE, APPLY, jax.random.key(0), 0),

@@ -145,3 +145,33 @@ def test_attention_has_the_kernels_of_finite_attention(name):
     mean, error = ln.monte_carlo_kernel(model, jax.random.key(0), x, n_samples=24)
     for got, expected, deviation in zip(mean, limit, error, strict=True):
         assert np.all(np.abs(got - expected) < 5 * deviation + 0.08 * np.max(expected))
+
+
+@pytest.mark.extended
+def test_a_transformer_has_the_kernels_of_wide_ones():
+    model = ln.zoo.transformer(256, depth=1, heads=32, W_std=1.2, b_std=0.2)
+    x = X1[:2, :3, 0]
+    limit = ln.analytic_kernel(model, x)
+    mean, error = ln.monte_carlo_kernel(model, jax.random.key(0), x, n_samples=24)
+    for got, expected, deviation in zip(mean, limit, error, strict=True):
+        assert np.all(np.abs(got - expected) < 5 * deviation + 0.08 * np.max(expected))
+
+
+@pytest.mark.extended
+def test_a_transformer_without_embeddings_does_not_see_the_order_of_positions():
+    x = X1[:, :, 0]
+    model = ln.zoo.transformer(8, heads=4)
+    close(ln.analytic_kernel(model, x[:, ::-1], x).ntk, ln.analytic_kernel(model, x, x).ntk, 1e-9)
+    placed = ln.zoo.transformer(8, heads=4, embedding=Embedding("SUM"))
+    seen = ln.analytic_kernel(placed, x[:, ::-1], x).ntk
+    assert np.max(np.abs(seen - ln.analytic_kernel(placed, x, x).ntk)) > 1e-3
+
+
+def test_variances_are_the_diagonal_of_the_kernel():
+    for model, x in (
+        (ln.serial(ln.Conv(4, (2, 2)), ln.Relu(), ln.GlobalAvgPool(), ln.Dense(1)), X1[:, :3, :3]),
+        (ln.serial(spatial.Conv(4, (2,)), ln.Relu(), spatial.GlobalAvgPool()), X1[:, :3, 0]),
+    ):
+        kernel, own = ln.analytic_kernel(model, x), ln.analytic_variances(model, x)
+        close(own.nngp, jnp.diagonal(kernel.nngp))
+        close(own.ntk, jnp.diagonal(kernel.ntk))

@@ -156,7 +156,8 @@ class Positions:
 
         def mean(x, i):
             total = scale * jnp.sum(x, axis=tuple(range(1, x.ndim - 1)))
-            return total / size if counts[i] is None else total / counts[i][:, None]
+            count = counts[i]
+            return total / size if count is None else total / count[:, None].astype(x.dtype)
 
         return self.transported("a global pool", mean, _all_missing)
 

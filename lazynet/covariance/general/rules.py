@@ -19,8 +19,11 @@ __all__ = [
     "fixed_rule",
     "join_rule",
     "local_rule",
+    "permute_rule",
     "pick_rule",
     "product_rule",
+    "routed_rule",
+    "stack_rule",
 ]
 
 Rule = Callable[[Any], Any]
@@ -179,6 +182,93 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
         placed.append(moved.replace(fresh=True))
     joined = type(placed[0]).sum_independent(placed, [""] * len(placed))
     return joined.replace(fresh=all(k.fresh for k in kernels))
+
+
+def stack_rule(kernels: Sequence[Any]) -> Positions:
+    """Covariances of the examples of independent branches one behind the other: blocks on the diagonal."""
+    positions_only("FanInConcat", kernels[0])
+    rough = [i for i, k in enumerate(kernels) if not k.gaussian]
+    if rough:
+        raise ValueError(
+            f"FanInConcat got branches {rough} that are not Gaussian along the examples, expected all to end in Dense "
+            "or Conv: end them so, or join channels (axis=-1)."
+        )
+
+    def blocks(values):
+        rows = []
+        for i, value in enumerate(values):
+            others = [jnp.zeros((len(value), v.shape[1], *v.shape[2:]), v.dtype) for v in values]
+            rows.append(jnp.concatenate([*others[:i], value, *others[i + 1 :]], axis=1))
+        return jnp.concatenate(rows)
+
+    head = kernels[0]
+    zeros = [jnp.zeros_like(k.nngp) if k.ntk is None else k.ntk for k in kernels]
+
+    def own(i):
+        values = [k.own[i] for k in kernels]
+        return blocks(values) if head.whole else jnp.concatenate(values)
+
+    def mask(i):
+        masks = [k.masks[i] for k in kernels]
+        if all(m is None for m in masks):
+            return None
+        none = [jnp.zeros(k.variances[i].shape, bool) for k in kernels]
+        return jnp.concatenate([n if m is None else m for m, n in zip(masks, none, strict=True)])
+
+    first = own(0)
+    return head.replace(
+        nngp=blocks([k.nngp for k in kernels]),
+        ntk=None if all(k.ntk is None for k in kernels) else blocks(zeros),
+        own=(first, first if head.own[0] is head.own[1] else own(1)),
+        masks=(mask(0), mask(1)),
+        fresh=all(k.fresh for k in kernels),
+        positive=all(k.positive for k in kernels),
+    ).checked()
+
+
+def permute_rule(order: Sequence[int]) -> Rule:
+    """Covariances with the axes of positions in another order."""
+
+    def rule(k: Any) -> Positions:
+        positions_only("Conv", k)
+
+        def moved(values, axes):
+            groups = list(zip(*axes, strict=True))
+            lead = range(groups[0][0])
+            return jnp.transpose(values, (*lead, *(group[i] for group in groups for i in order)))
+
+        masks = k.each_mask(lambda mask, _: jnp.transpose(mask, (0, *(1 + i for i in order))))
+        return k.mapped(moved).replace(masks=masks)
+
+    return rule
+
+
+def routed_rule(name: str, layer: Callable[[Array, Any], Array]) -> Rule:
+    """`Sigma' = A Sigma B'` for a layer that is another one for each example, told by `pattern`.
+
+    Args:
+        name: Of the layer.
+        layer: `layer(x, pattern)` on `[n, *shape, c]`, linear, and the same for every channel.
+    """
+
+    def rule(k: Any) -> Positions:
+        positions_only(name, k)
+        patterns = k.context.get("pattern") or (None, None)
+        if not isinstance(patterns, (tuple, list)) or len(patterns) != 2:
+            raise ValueError(
+                f"{name} got a pattern of type {type(patterns).__name__}, expected a pair, one for each set of inputs."
+            )
+        if patterns[0] is None and patterns[1] is None:
+            return k
+        if any(pattern is None for pattern in patterns):
+            raise ValueError(
+                f"{name} got one pattern, expected two or none: give the second set of inputs one too."
+            )
+        moved = k.transported(name, lambda x, i: layer(x, patterns[i]), lambda mask, _: mask)
+        # entries of an example with itself stay exact where both patterns are one
+        return moved.replace(same=k.same and patterns[0] is patterns[1])
+
+    return rule
 
 
 def pick_rule(examples: Any, positions: Callable[[Array], Array]) -> Rule:
