@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Num
 
-from lazynet import guards
 from lazynet.covariance.general.positions import BeyondPlanes, Positions, position_kernel
 from lazynet.covariance.state import input_kernel
+from lazynet.kernels.inputs import checked_inputs
 from lazynet.models.model import Model, propagate
 from lazynet.programs import program
 from lazynet.records import Gram
@@ -35,19 +33,7 @@ def analytic_variances(model: Model, x: Num[ArrayLike, "n ..."]) -> Gram:
         >>> analytic_variances(ln.Dense(1), jnp.eye(2)).nngp.tolist()
         [0.5, 0.5]
     """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model got {model!r:.60}, expected a Model: build one, as in ln.serial(...)."
-        )
-    x = guards.array("x", x)
-    guards.floating("x", x)
-    guards.finite("x", x)
-    if x.ndim < 2 or not x.size:
-        raise ValueError(
-            f"x has shape {x.shape}, expected vectors [n, features] or images, not empty."
-        )
-    wide = np.float64 if x.dtype.itemsize > 4 else np.float32
-    x = x.astype(jax.dtypes.canonicalize_dtype(wide))
+    x, _ = checked_inputs(model, x, None)
     return program(_variances, model, x)(x)
 
 
