@@ -42,6 +42,9 @@ def test_kernels_are_those_of_neural_tangents(name):
         expected = golden().get(f"{name}/{field}")
         assert (expected is None) == (found.get(field) is None)
         if expected is not None:
+            if expected.ndim > found[field].ndim:
+                # after two products with constants the original keeps pairs of examples
+                expected = np.moveaxis(np.diagonal(expected, axis1=0, axis2=1), -1, 0)
             # the original takes a cancelling square root where correlations are one
             close(found[field], expected, 1e-6 if field == "ntk" else 1e-9)
 
