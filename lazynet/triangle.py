@@ -33,6 +33,7 @@ class Triangle:
         n: Rows of the matrix.
         check: Called with the number of a block before it is read, raises an error where the block
             is damaged.
+        covered: Rows that the blocks cover, where they are more than those of the matrix.
 
     Example:
         >>> K = Triangle.of(np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]]), side=2)
@@ -47,6 +48,7 @@ class Triangle:
     blocks: Float[np.ndarray, "t side side"]
     n: int
     check: Callable[[int], None] = _trusted
+    covered: int | None = None
 
     @classmethod
     def of(cls, matrix: Float[ArrayLike, "n n"], *, side: int) -> Triangle:
@@ -69,6 +71,19 @@ class Triangle:
                 missing = [(0, side - length) for length in block.shape]
                 blocks.append(np.pad(block, missing))
         return cls(np.stack(blocks), len(array))
+
+    def leading(self, m: int) -> Triangle:
+        """The leading submatrix `K[:m, :m]`, of the same blocks and without a copy.
+
+        Args:
+            m: Rows.
+
+        Example:
+            >>> np.asarray(Triangle.of(np.diag([1.0, 2.0, 3.0]), side=2).leading(2)).tolist()
+            [[1.0, 0.0], [0.0, 2.0]]
+        """
+        rows = guards.count("m", m, at_most=self.n)
+        return Triangle(self.blocks, rows, self.check, self.covered or self.n)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,7 +109,7 @@ class Triangle:
         across_rows = np.ascontiguousarray(np.asarray(columns, np.float64).T)
         product = np.zeros_like(across_rows)
         converted = np.empty(self.blocks.shape[1:])
-        for index, (rows, across) in enumerate(self._places()):
+        for index, rows, across in self._places():
             values = self._read(index, rows, across)
             block = converted[: values.shape[0], : values.shape[1]]
             np.copyto(block, values)
@@ -111,7 +126,7 @@ class Triangle:
         chosen = key if isinstance(key, tuple) else (key, slice(None))
         rows, columns = (_numbers(part, self.n) for part in chosen)
         part = np.empty((len(rows), len(columns)), self.dtype)
-        for index, (upper, right) in enumerate(self._places()):
+        for index, upper, right in self._places():
             inside = _within(rows, upper), _within(columns, right)
             mirrored = _within(rows, right), _within(columns, upper)
             if inside[0].size and inside[1].size:
@@ -131,7 +146,7 @@ class Triangle:
                 "a Triangle holds half of its matrix, which is always a copy: leave out copy=False."
             )
         matrix = np.empty(self.shape, dtype or self.dtype)
-        for index, (rows, across) in enumerate(self._places()):
+        for index, rows, across in self._places():
             block = self._read(index, rows, across)
             matrix[across, rows] = block.T
             matrix[rows, across] = block
@@ -140,16 +155,22 @@ class Triangle:
     def diagonal(self) -> Float[np.ndarray, " n"]:
         """`K_ii`, from the blocks on the diagonal alone."""
         diagonal = np.empty(self.n, self.dtype)
-        for index, (rows, across) in enumerate(self._places()):
+        for index, rows, across in self._places():
             if rows == across:
                 diagonal[rows] = self._read(index, rows, across).diagonal()
         return diagonal
 
-    def _places(self) -> list[tuple[slice, slice]]:
-        """Rows and columns of each block."""
+    def _places(self) -> list[tuple[int, slice, slice]]:
+        """Number, rows and columns of each block that has a part in the matrix."""
         side = self.blocks.shape[1]
-        parts = [slice(i, min(i + side, self.n)) for i in range(0, self.n, side)]
-        return [(rows, across) for i, rows in enumerate(parts) for across in parts[i:]]
+        parts = -(-(self.covered or self.n) // side)
+        pairs = [(i, j) for i in range(parts) for j in range(i, parts)]
+        places = []
+        for index, (i, j) in enumerate(pairs):
+            if j * side < self.n:
+                rows, across = (slice(k * side, min((k + 1) * side, self.n)) for k in (i, j))
+                places.append((index, rows, across))
+        return places
 
     def _read(self, index: int, rows: slice, across: slice) -> np.ndarray:
         self.check(index)

@@ -16,7 +16,9 @@ A row is one kernel of one network between all training images, and with the tes
 The kernel is kept on disk while its row is computed, as its upper triangle in single precision (5 GB
 for 50,000 images, 10 GB of which are never there), and so is that with the test images (2 GB).
 Targets are one-hot minus 1/10. The ridge has the best leave-one-out accuracy on the first `choice`
-images, by one eigendecomposition; it and its neighbors in the grid are then solved for together on
+images, by one eigendecomposition, which for many more images is too large; with `held_out` it has
+the best accuracy on the last training images by the solution of all others, for twice the price. It
+and its neighbors in the grid are then solved for together on
 all images by conjugate gradient in double precision, with a randomly pivoted Cholesky
 preconditioner. A killed run goes on with the tile where it stopped; a finished row is a small JSON,
 and its kernels are deleted unless `keep_kernels`.
@@ -35,7 +37,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments.harness.bounds import Count, Integer, Positive, Seed, Values
+from experiments.harness.bounds import Count, Integer, Natural, Positive, Seed, Values
 from experiments.harness.facts import within
 from experiments.scattering_cifar10 import FeatureConfig
 from experiments.shared.data import Photographs
@@ -77,7 +79,9 @@ class SolverConfig:
 
     Attributes:
         ridges: Grid, relative to the mean of the diagonal.
-        choice: Training images on which the ridge is chosen, at most.
+        choice: Training images on which the ridge is chosen by leave-one-out, at most.
+        held_out: Training images, the last ones, on which it is chosen instead, by the solution of
+            all others; 0 for leave-one-out.
         rank: Of the preconditioner, at most.
         rtol: Residual at which an output has converged, relative to its targets.
         max_iterations: Products with the kernel.
@@ -97,6 +101,7 @@ class SolverConfig:
         1.0,
     )
     choice: Count = 5000
+    held_out: Natural = 0
     rank: Count = 1000
     rtol: Positive = 1e-4
     max_iterations: Count = 500

@@ -56,7 +56,8 @@ def _computed(config, row, store) -> dict[str, Any]:
     with store.status("choice of the ridge"):
         grid = np.array(config.solver.ridges)
         scale = float(np.mean(kernel.diagonal(), dtype=np.float64))
-        left_out = _left_out_accuracies(config, kernel, train, scale * grid)
+        accuracies = _held_out_accuracies if config.solver.held_out else _left_out_accuracies
+        left_out = accuracies(config, kernel, train, scale * grid)
         best = int(np.argmax(left_out))
         path = slice(max(best - 1, 0), best + 2)
         difference = _difference_from_dense(config, kernel, train, scale * grid[path])
@@ -132,6 +133,14 @@ def _left_out_accuracies(config, kernel, train: Data, ridges) -> list[float]:
     corner = np.asarray(kernel[:n, :n], np.float64)
     left_out = dynamics.leave_one_out(corner, first, ridge=ridges)
     return [_accuracy(outputs, first.y) for outputs in left_out]
+
+
+def _held_out_accuracies(config, kernel, train: Data, ridges) -> list[float]:
+    """Accuracy on the last images, at most half of all, by the solution of the others, for every ridge."""
+    n = len(train.x) - min(config.solver.held_out, len(train.x) // 2)
+    others = Data(train.x[:n], train.y[:n])
+    fit = _solved(config, kernel.leading(n), others, kernel[n:, :n], ridges)
+    return [_accuracy(outputs, train.y[n:]) for outputs in fit.predictions]
 
 
 def _solved(config, kernel, train: Data, cross, ridges):

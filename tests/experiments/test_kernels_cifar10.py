@@ -15,6 +15,7 @@ from experiments.harness.store import Store
 from experiments.kernels_cifar10 import rows
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.records import Data
+from lazynet.triangle import Triangle
 
 CONSOLE = Console(file=io.StringIO())
 SMOKE = experiment.PRESETS["smoke"]
@@ -72,6 +73,20 @@ def test_the_ridge_comes_from_the_training_images_alone(tmp_path, monkeypatch):
         chosen.append(rows.compute(SMALL, "pixels (ntk)", store))
     assert chosen[0]["ridge"] == chosen[1]["ridge"]
     assert chosen[0]["test_accuracy"] > 0.85 and chosen[1]["test_accuracy"] < 0.5
+
+
+def test_held_out_accuracies_are_those_of_the_dense_solution_of_the_others():
+    x = np.random.default_rng(0).normal(size=(60, 3))
+    kernel = np.exp(-((x[:, None] - x) ** 2).sum(-1))
+    data = Data(x, np.eye(2)[(x[:, 0] > 0).astype(int)] - 0.5)
+    solver = dataclasses.replace(SMALL.solver, held_out=20, rtol=1e-10, rank=10)
+    config = dataclasses.replace(SMALL, solver=solver)
+    ridges = np.array([0.01, 0.1, 10.0])
+    found = rows._held_out_accuracies(config, Triangle.of(kernel, side=16), data, ridges)
+    for ridge, accuracy in zip(ridges, found, strict=True):
+        solution = np.linalg.solve(kernel[:40, :40] + ridge * np.eye(40), data.y[:40])
+        outputs = kernel[40:, :40] @ solution
+        assert accuracy == np.mean(outputs.argmax(1) == data.y[40:].argmax(1))
 
 
 def test_seconds_count_tiles_of_a_killed_process_at_the_rate_of_the_others(tmp_path, monkeypatch):

@@ -46,6 +46,24 @@ def test_rows_and_columns_are_those_of_the_matrix_in_any_order():
         triangle[3]
 
 
+@pytest.mark.parametrize("m", [1, 4, 6, 11])
+def test_the_leading_submatrix_shares_the_blocks(m):
+    matrix = symmetric(11)
+    triangle = Triangle.of(matrix, side=4)
+    leading = triangle.leading(m)
+    assert leading.blocks is triangle.blocks and leading.shape == (m, m)
+    np.testing.assert_array_equal(np.asarray(leading), matrix[:m, :m])
+    np.testing.assert_array_equal(np.asarray(leading.leading(1)), matrix[:1, :1])
+    np.testing.assert_array_equal(leading.diagonal(), np.diag(matrix)[:m])
+    np.testing.assert_allclose(leading @ np.eye(m), matrix[:m, :m], atol=1e-13)
+    np.testing.assert_array_equal(leading[:, -1:], matrix[:m, m - 1 : m])
+
+
+def test_a_leading_submatrix_of_more_rows_is_refused():
+    with pytest.raises(ValueError, match="m got 4"):
+        Triangle.of(np.eye(3), side=2).leading(4)
+
+
 def test_products_are_in_double_precision_of_a_matrix_in_single_precision():
     matrix = symmetric(9).astype(np.float32)
     columns = np.random.default_rng(1).normal(size=(9, 2))
