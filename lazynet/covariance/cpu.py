@@ -83,11 +83,11 @@ def sum_over_pairs(
         columns: Those of the second set.
     """
     lanes = REGISTER // plan.dtype.itemsize
-    grid = first.shape[1] * -(-second.shape[1] // lanes) * lanes
+    filled = np.unique(np.stack([columns // lanes, rows]), axis=1)
     with ThreadPoolExecutor(_cores()) as threads:
-        if grid > WASTE[plan.zero] * len(rows):
+        if lanes * filled.shape[1] > WASTE[plan.zero] * len(rows):
             return _by_pairs(threads, plan, first, second, rows, columns, lanes)
-        return _by_rows(threads, plan, first, second, lanes)[:, rows, columns]
+        return _by_rows(threads, plan, first, second, filled, lanes)[:, rows, columns]
 
 
 def _by_pairs(threads, plan, first, second, rows, columns, lanes):
@@ -101,24 +101,27 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
     def sides(block):
         return _gathered(first, rows[block]), _gathered(second, columns[block])
 
+    items = _items(plan, np.zeros(1, int), 0)
     if len(plan.displacements) < PARTS:
-        items = _items(plan, 1, 0)
         sums = [*threads.map(lambda block: _through(run, plan, items, *sides(block), 1), blocks)]
     else:
-        sums = [_shared_out(threads, run, plan, _items(plan, 1, 0), *sides(b), 1) for b in blocks]
+        sums = [_shared_out(threads, run, plan, items, *sides(block), 1) for block in blocks]
     return np.moveaxis(np.array(sums).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
 
 
-def _by_rows(threads, plan, first, second, lanes):
-    """Lanes are images of the second set, and the first image is the same in all of them: `[2, n1, n2]`."""
+def _by_rows(threads, plan, first, second, filled, lanes):
+    """Lanes are images of the second set, and the first image is the same in all of them: `[2, n1, n2]`.
+
+    Of each block of second images `filled` has the first images that any of them meets.
+    """
     numbers, count = first.shape
     run = _compiled(module(plan.kinds, plan.dtype, lanes, shared=True))
     images = np.ascontiguousarray(first.T)
-    items = _items(plan, count, numbers)
     sums = []
-    for start in range(0, second.shape[1], lanes):
-        block = np.minimum(np.arange(start, start + lanes), second.shape[1] - 1)
+    for number in range(-(-second.shape[1] // lanes)):
+        block = np.minimum(number * lanes + np.arange(lanes), second.shape[1] - 1)
         side = _gathered(second, block)
+        items = _items(plan, filled[1, filled[0] == number], numbers)
         sums.append(_shared_out(threads, run, plan, items, images, side, count))
     return np.concatenate(sums, axis=-1).swapaxes(0, 1)
 
@@ -137,13 +140,13 @@ class _Items(NamedTuple):
 
 
 def _items(plan, images, numbers):
-    """All displacements of all first images."""
+    """All displacements of some first images."""
     count = len(plan.displacements)
-    table = np.zeros((images, count, len(ITEM)), np.int64)
+    table = np.zeros((len(images), count, len(ITEM)), np.int64)
     table[..., :2] = plan.displacements
-    table[..., 2] = numbers * np.arange(images)[:, None]
-    table[..., 3] = np.arange(images)[:, None]
-    return _Items(table.reshape(-1, len(ITEM)), np.tile(plan.weights, images))
+    table[..., 2] = numbers * images[:, None]
+    table[..., 3] = images[:, None]
+    return _Items(table.reshape(-1, len(ITEM)), np.tile(plan.weights, len(images)))
 
 
 def _shared_out(threads: Executor, run, plan, items, first, second, outputs):

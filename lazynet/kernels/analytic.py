@@ -47,6 +47,10 @@ TILE_OF_IMAGES = 32
 TILES_ALONG_A_SIDE = 200
 """The most tiles along a side of a stored kernel of images, where they fit the memory: each has a price on the disk."""
 
+TILE_OF_EQUAL_POSITIONS = 128
+"""Side of the tiles of images of which equal positions alone meet in the compiled program: larger tiles spare what
+images bring along to each of them."""
+
 LANES = 16, 8
 """The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
 
@@ -232,6 +236,13 @@ def _questions(model, x1, x2):
         return None
     found = program(_before, model, x1, x2)
     return found if found.outputs[0].num_leaves else None
+
+
+def _plans(questions):
+    """The plans of the tasks that a program finds."""
+    structure = questions.outputs[0]
+    tasks = jax.tree.unflatten(structure, [jnp.zeros(())] * structure.num_leaves)
+    return [task.plan for task in tasks]
 
 
 def _before(model, x1, x2):
@@ -458,7 +469,7 @@ def _identity(model, x1, x2, side):
 def _fitting_side(model, x1, x2, tile, memory, *, stored):
     """The side given, or the fastest one whose tiles fit the memory."""
     largest = max(len(x) for x in (x1, x2) if x is not None)
-    side = tile or _balanced(largest, x1.ndim, stored)
+    side = tile or _balanced(model, x1, largest, stored)
     needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
     while needed > memory and tile is None and side > 1:
         side = max(1, min(side - 1, side * memory // needed))
@@ -483,10 +494,7 @@ def _bytes(model, x1, x2, side, *, alone):
     one, two = sets if len(sets) == 2 else (*sets, None)
     questions = _questions(model, one, two)
     if questions is not None:
-        structure = questions.outputs[0]
-        # the tasks without their arrays
-        tasks = jax.tree.unflatten(structure, [jnp.zeros(())] * structure.num_leaves)
-        beside = max(cpu.reserved(task.plan) for task in tasks)
+        beside = max(map(cpu.reserved, _plans(questions)))
         return questions.reserved(*sets) + _bytes_of(sets) + beside
     needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
     return (
@@ -504,12 +512,22 @@ def _bytes_of(sets):
     return sum(x.size * x.dtype.itemsize for x in sets)
 
 
-def _balanced(n, ndim, stored):
+def _balanced(model, x1, n, stored):
     """Side of tiles of about the same size, in whole vector registers for images."""
-    of_images = max(TILE_OF_IMAGES, n // TILES_ALONG_A_SIDE) if stored else TILE_OF_IMAGES
-    largest, multiple = (TILE_OF_VECTORS, 1) if ndim == 2 else (of_images, LANES[1])
+    of_images = TILE_OF_IMAGES if n <= TILE_OF_IMAGES else _tile_of_images(model, x1)
+    if stored:
+        of_images = max(of_images, n // TILES_ALONG_A_SIDE)
+    largest, multiple = (TILE_OF_VECTORS, 1) if x1.ndim == 2 else (of_images, LANES[1])
     side = -(-n // -(-n // largest))
     return -(-side // multiple) * multiple
+
+
+def _tile_of_images(model, x1):
+    one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
+    questions = _questions(model, one, one)
+    if questions is not None and all(plan.zero for plan in _plans(questions)):
+        return TILE_OF_EQUAL_POSITIONS
+    return TILE_OF_IMAGES
 
 
 def _rows(x, rows, side):
