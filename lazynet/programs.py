@@ -334,7 +334,9 @@ def _shared(new, leaves):
     text = traced.lower().as_text()
     if "callback" in text:  # Python functions are named by addresses, which are used again
         return new
-    return dataclasses.replace(new, compiled=_kept.first(_named(traced, text), new.compiled))
+    # Arguments that are not used are not in the text, and for other shapes a function is traced again.
+    name = _named(traced, text) + str(traced.jaxpr.in_avals)
+    return dataclasses.replace(new, compiled=_kept.first(name, new.compiled))
 
 
 def _named(traced, text):

@@ -225,3 +225,13 @@ def test_equal_operations_are_one_and_constants_are_apart():
 def test_what_is_no_elementary_operation_is_refused(function):
     with pytest.raises(Unsupported):
         elementary(lambda x: [function(x)], 1, jnp.float32)
+
+
+def test_networks_whose_last_parts_are_equal_keep_their_own_images(monkeypatch):
+    """What comes after the planes has one text for both, in which the images are not used."""
+    strided = ln.serial(_conv("VALID", (2, 2), (2, 2)), ln.Relu(), ln.GlobalAvgPool())
+    pointwise = ln.serial(_conv("VALID", (1, 1)), ln.Relu(), ln.GlobalAvgPool())
+    analytic_kernel(strided, _images(0, 2, 6, 4, 2), _images(1, 2, 6, 4, 2))
+    pairs = _images(0, 2, 3, 2, 8), _images(1, 2, 3, 2, 8)
+    for got, expected in zip(*_both(monkeypatch, pointwise, *pairs), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
