@@ -46,7 +46,7 @@ from lazynet.dropin.fixed_layers import (
     Index,
     LayerNorm,
 )
-from lazynet.dropin.fixed_layers import Slice as Slice
+from lazynet.dropin.fixed_layers import Slice as _Slice
 from lazynet.dropin.linear_layers import Conv, ConvLocal, ConvTranspose, Dense
 from lazynet.dropin.masks import Bool, Diagonal, MaskedArray, unmask_fn
 from lazynet.dropin.networks import Layer, Triple, constructor
@@ -105,6 +105,7 @@ __all__ = [
     "Sigmoid_like",
     "Sign",
     "Sin",
+    "Slice",
     "SumPool",
     "Triple",
     "layer",
@@ -115,6 +116,10 @@ __all__ = [
     "supports_masking",
     "unmask_fn",
 ]
+
+
+Slice = _Slice
+"""Makes indices for Index: `Slice[1:, 0]` is the one of `x[1:, 0]`."""
 
 
 def __getattr__(name: str):

@@ -689,7 +689,7 @@ EXEMPT = {
     ),
     "constants and types": (
         "stax.Bool stax.Padding stax.PositionalEmbedding stax.AttentionMechanism "
-        "stax.AggregateImplementation dropin.NtkImplementation "
+        "stax.AggregateImplementation stax.Slice dropin.NtkImplementation "
         "optimizers.Schedule datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
     ),
     "layers without numbers, or with windows of which their own tests try what is wrong": (
