@@ -455,20 +455,22 @@ def _checked_targets(y: Any, kernel: Any) -> np.ndarray:
     return targets
 
 
-def checked_labels(labels: Any, n: int, classes: int | None = None) -> np.ndarray:
+def checked_labels(
+    labels: Any, n: int, classes: int | None = None, name: str = "labels"
+) -> np.ndarray:
     """Labels as integers, after checking that there are n of them, of at least two classes."""
-    values = guards.numbers("labels", labels)
+    values = guards.numbers(name, labels)
     if values.shape != (n,):
         raise ValueError(
-            f"labels has shape {values.shape}, expected ({n},), one class for each example."
+            f"{name} has shape {values.shape}, expected ({n},), one class for each example."
         )
     if not np.issubdtype(values.dtype, np.integer):
         raise TypeError(
-            f"labels has dtype {values.dtype}, expected integers: pass y.argmax(axis=1)."
+            f"{name} has dtype {values.dtype}, expected integers: pass y.argmax(axis=1)."
         )
     if classes is not None and not ((values >= 0) & (values < classes)).all():
         raise ValueError(
-            f"labels has classes from {values.min()} to {values.max()}, expected 0 to {classes - 1}, one for each "
+            f"{name} has classes from {values.min()} to {values.max()}, expected 0 to {classes - 1}, one for each "
             "output."
         )
     return values

@@ -76,7 +76,7 @@ def separability(
             f"test_features has the paths {list(test)}, expected {list(train)}: take both of one network."
         )
     y = checked_labels(labels, len(next(iter(train.values()))))
-    y_test = checked_labels(test_labels, len(next(iter(test.values()))))
+    y_test = checked_labels(test_labels, len(next(iter(test.values()))), name="test_labels")
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2 or counts.min() < 2:
         raise ValueError(

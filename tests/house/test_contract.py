@@ -645,29 +645,33 @@ ROWS = {
     ),
     # -- insights
     "insights.intrinsic_dimension": Row(
-        lambda: dict(features={"a": X}, discard=0.1), "features.a: longer", "discard: positive"
+        lambda: dict(features={"example": X}, discard=0.1),
+        "features.example: longer",
+        "discard: positive",
     ),
     "insights.nearest_neighbor_error": Row(
         lambda: dict(x=X, y=X[:, 0], x_test=X[:2], y_test=X[:2, 0]), "x, y, x_test, y_test"
     ),
     "insights.local_support_vectors": Row(
-        lambda: dict(features={"a": X}, labels=np.array([0, 1, 0, 1]), k=2),
-        "features.a, labels: integer",
+        lambda: dict(features={"example": X}, labels=np.array([0, 1, 0, 1]), k=2),
+        "features.example, labels: integer",
         "k: count",
     ),
     "insights.separability": Row(
         lambda: dict(
-            features={"a": X},
+            features={"example": X},
             labels=np.array([0, 1, 0, 1]),
-            test_features={"a": X[:2]},
+            test_features={"example": X[:2]},
             test_labels=np.array([0, 1]),
             ridge=0.1,
         ),
-        "features.a, labels: integer, test_features.a, test_labels: integer",
+        "features.example, labels: integer, test_features.example, test_labels: integer",
         "ridge: positive",
     ),
     "insights.flatness": Row(
-        lambda: dict(paths={"a": X[None]}, directions=1), "paths.a", "directions: count"
+        lambda: dict(paths={"example": X[None]}, directions=1),
+        "paths.example: longer",
+        "directions: count",
     ),
     # -- trees
     "trees.as_partial": Row(
