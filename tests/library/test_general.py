@@ -162,7 +162,7 @@ def test_a_transformer_without_embeddings_does_not_see_the_order_of_positions():
     x = X1[:, :, 0]
     model = ln.zoo.transformer(8, heads=4)
     close(ln.analytic_kernel(model, x[:, ::-1], x).ntk, ln.analytic_kernel(model, x, x).ntk, 1e-9)
-    placed = ln.zoo.transformer(8, heads=4, embedding=Embedding("SUM"))
+    placed = ln.zoo.transformer(8, heads=4, embedding=Embedding("SUM", values=True))
     seen = ln.analytic_kernel(placed, x[:, ::-1], x).ntk
     assert np.max(np.abs(seen - ln.analytic_kernel(placed, x, x).ntk)) > 1e-3
 
