@@ -1,0 +1,329 @@
+"""True labels, random labels and shuffled pixels in each regime: fits, margins, and bounds beside the measured gap.
+
+    python -m experiments run random_labels --preset smoke            # digits, about 10 CPU seconds
+    python -m experiments run random_labels --set data.root=DIR       # an estimate: 4e13 operations, minutes
+
+A network, its linearization and its infinite-width kernel are trained on the same images with their
+labels, with random ones, and with the pixels of every image in an order of its own. Expected:
+
+- random labels are fitted at alpha = 1 and by the kernel as true ones are, but later;
+- they have the larger complexity under the kernel, sqrt(2 tr(Y' K^-1 Y) / n);
+- margins over the spectral complexity order the data sets by difficulty: those of random labels are
+  smaller. Relative to w0 the complexity of the linearized network is that of its displacement;
+- no bound of the network is below one, so that none says anything of the gap: by which factor is in
+  the table. The kernel's complexity is, for true labels;
+- estimators of the kernel's test error (KARE, leave-one-out) agree with it.
+
+On digits (smoke preset) random labels take 1.6 times the steps and twice the complexity, and half
+of the normalized margin is left; the bounds of the network are 240 to 1,600 times the gap.
+
+Bounds are without their constants and logarithms: the Rademacher complexity is that of the ball of
+the interpolating function, over the margin, those of norms are for the margin that nine of ten
+training examples have, the VC dimension is under a root over n. Margins of the lazy models are
+those of `alpha (h(w) - h(w0))`. References: Zhang et al. (2017); Bartlett, Foster and Telgarsky
+(2017), figure 1; Arora et al. (2019).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from rich.table import Table
+
+import lazynet as ln
+from experiments.harness import panels
+from experiments.harness.bounds import Count, Integer, Positive, Seed, Values
+from experiments.harness.facts import within
+from experiments.shared.data import DataConfig, load_images
+from experiments.shared.training import batched_outputs, checkpointed
+from lazynet import datasets, dynamics, empirical, zoo
+from lazynet.insights import bounds
+from lazynet.records import Data
+
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
+
+KINDS = ("true", "shuffled", "random")
+CLASSES = 10
+BOUNDS = (
+    "spectral",
+    "l1_inf",
+    "frobenius",
+    "spectral_frobenius",
+    "rademacher",
+    "kernel_complexity",
+    "vc",
+)
+QUANTILE = 0.1
+"""Share of the training examples whose margin may be smaller than that of the bounds."""
+
+SIGNS = 300
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class Config:
+    """Images, width of the two-layer network, scales, steps and precision.
+
+    Attributes:
+        data: Photographs.
+        width: Hidden units.
+        alphas: Scales, of which 1 is the network and inf its linearization.
+        steps: Full-batch steps of gradient descent with momentum.
+        lr_fraction: Learning rate as a share of the largest stable one.
+        seed: Of weights, labels and orders of pixels.
+        precision: Of the training; kernels are float64 where x64 is on.
+    """
+
+    data: DataConfig = field(
+        default_factory=lambda: DataConfig("cifar10", n_train=1000, n_test=1000)
+    )
+    width: Count = 256
+    alphas: Annotated[tuple[float, ...], Values()] = (1.0, math.inf)
+    steps: Annotated[int, Integer(10)] = 1000
+    lr_fraction: Positive = 0.5
+    seed: Seed = 0
+    precision: Literal["float32", "float64"] = "float64"
+
+
+PRESETS = {
+    "smoke": Config(DataConfig("digits", n_train=100, n_test=200), width=256, steps=40),
+    "laptop": Config(),
+}
+TITLE = "{title}"
+
+
+def measure(config: Config, store) -> dict[str, Any]:
+    """Curves, margins and bounds as `KIND/alpha=A/...`, and those of the kernel as `KIND/kernel/...`."""
+    arrays: dict[str, Any] = {}
+    for kind in KINDS:
+        train, test = load_sets(config, kind)
+        cells = {f"{kind}/alpha={alpha:g}": alpha for alpha in config.alphas}
+        for name, alpha in cells.items():
+            part = store.read(name.replace("/", ","))
+            if part is None:
+                store.console.print(f"training: {name}", highlight=False)
+                checkpoint = store.checkpoint(name.replace("/", ","))
+                cell = _trained(config, alpha, train, test, checkpoint)
+                part = store.write(name.replace("/", ","), cell)
+            arrays |= {f"{name}/{entry}": value for entry, value in part.items()}
+        kernel = store.read(f"{kind},kernel")
+        if kernel is None:
+            kernel = store.write(f"{kind},kernel", _kernel(config, train, test))
+        arrays |= {f"{kind}/kernel/{entry}": value for entry, value in kernel.items()}
+    return arrays
+
+
+def numbers(config: Config, arrays) -> dict[str, Any]:
+    """Accuracies, steps until all examples are fitted, complexities, bounds and gaps."""
+    kept = {name: value for name, value in arrays.items() if np.ndim(value) == 0}
+    summary = {name: float(value) for name, value in kept.items()}
+    title = f"{config.data.title}, {config.data.n_train} images, width {config.width}"
+    return summary | {"title": title}
+
+
+def facts(config: Config, arrays):
+    """Random labels are fitted, later; their complexity is larger, their margins are smaller; bounds say nothing."""
+    for name in ("alpha=1", "kernel"):
+        fitted = arrays[f"random/{name}/train_accuracy"]
+        yield within(f"random_labels_fitted/{name}", fitted, at_least=0.99)
+    steps = {kind: float(arrays[f"{kind}/alpha=1/fitted_at"]) for kind in KINDS}
+    yield within("steps_to_fit/random_over_true", steps["random"] / steps["true"], at_least=1.05)
+    complexity = {kind: float(arrays[f"{kind}/kernel/kernel_complexity"]) for kind in KINDS}
+    ratio = complexity["random"] / complexity["true"]
+    yield within("kernel_complexity/random_over_true", ratio, at_least=1.1)
+    for alpha in config.alphas:
+        margins = {kind: np.median(arrays[f"{kind}/alpha={alpha:g}/normalized"]) for kind in KINDS}
+        ratio = margins["random"] / margins["true"]
+        yield within(f"normalized_margin/random_over_true/alpha={alpha:g}", ratio, at_most=0.9)
+    of_networks = [arrays.get(f"true/alpha=1/bound/{name}", math.nan) for name in BOUNDS]
+    smallest = float(np.nanmin(np.array(of_networks, float)))
+    yield within("smallest_bound_of_the_network", smallest, at_least=1.0)
+    for name in ("kare", "leave_one_out"):
+        ratio = float(arrays[f"true/kernel/{name}"]) / float(arrays["true/kernel/test_mse"])
+        yield within(f"{name}_over_test_error", ratio, at_least=0.6, at_most=1.6)
+
+
+def report(summary):
+    """Bounds beside the measured gap."""
+    table = Table("data", "regime", "gap", *BOUNDS, box=None)
+    for kind in KINDS:
+        for key in summary:
+            if not key.startswith(f"{kind}/") or not key.endswith("/gap"):
+                continue
+            cell = key.removesuffix("/gap")
+            values = [summary.get(f"{cell}/bound/{name}") for name in BOUNDS]
+            shown = ["" if value is None else f"{value:.3g}" for value in values]
+            table.add_row(kind, cell.split("/")[1], f"{summary[key]:.3f}", *shown)
+    yield table
+
+
+def draw(config: Config, arrays):
+    """Train accuracy against steps, margins, normalized margins, and bounds over the gap."""
+    figure = Figure(figsize=(15.5, 4.2), layout="constrained")
+    curves, margins, normalized, ratios = figure.subplots(1, 4)
+    for color, kind in zip(("C0", "C1", "C3"), KINDS, strict=True):
+        for style, alpha in zip(("-", "--", ":", "-."), config.alphas, strict=False):
+            cell = f"{kind}/alpha={alpha:g}"
+            look = {"color": color, "ls": style, "label": f"{kind}, alpha = {alpha:g}"}
+            curves.plot(
+                np.maximum(arrays[f"{cell}/curve/step"], 0.7),
+                arrays[f"{cell}/curve/metrics/train_accuracy"],
+                **look,
+            )
+            for ax, entry in ((margins, "margins"), (normalized, "normalized")):
+                values = np.sort(arrays[f"{cell}/{entry}"])
+                ax.plot(values, np.linspace(0, 1, len(values)), **look)
+    curves.set(xscale="log", xlabel="step", ylabel="train accuracy")
+    margins.set(xlabel="margin", ylabel="share of training examples below")
+    normalized.set(xlabel="margin / (complexity |X| / n)")
+    _draw_bounds(config, arrays, ratios)
+    for ax, title in zip(
+        (curves, margins, normalized, ratios),
+        ("fits", "margins", "normalized margins", "bounds, true labels"),
+        strict=True,
+    ):
+        panels.finish(ax, title)
+    for ax in (margins, normalized):
+        ax.get_legend().remove()
+    figure.suptitle(numbers(config, {})["title"], fontsize=11)
+    return {"random_labels": figure}
+
+
+def load_sets(config: Config, kind: str) -> tuple[Data, Data]:
+    """Training and test images as vectors of norm one, with centered one-hot targets."""
+    parts = load_images(config.data, config.data.n_train, config.data.n_test)
+    parts = datasets.standardize(*parts, center="feature", scale="global")
+    rng = np.random.default_rng(config.seed)
+    changed = []
+    for part in parts:
+        x = np.asarray(part.x, np.float64).reshape(len(part.x), -1)
+        y = np.asarray(part.y, np.float64)
+        if kind == "shuffled":
+            x = rng.permuted(x, axis=1)
+        if kind == "random":
+            y = np.eye(CLASSES)[rng.integers(0, CLASSES, len(y))]
+        changed.append(Data(x / np.linalg.norm(x, axis=1, keepdims=True) * x.shape[1] ** 0.5, y))
+    dtype = jnp.dtype(config.precision)
+    centered = [datasets.center_targets(part) for part in changed]
+    train, test = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), tuple(centered))
+    return train, test
+
+
+def _model(config):
+    return zoo.mlp((config.width,), CLASSES, W_std=2**0.5)
+
+
+def _trained(config, alpha, train, test, checkpoint):
+    """One training: its curve, its margins, and the bounds that its weights have."""
+    model = _model(config)
+    key = jax.random.key(config.seed)
+    params0 = jax.jit(model.init)(key, train.x)
+    largest = empirical.estimate_max_learning_rate(
+        model.apply, params0, train.x[:200], momentum=MOMENTUM, key=key
+    )
+    function = ln.lazy(model.apply, params0, alpha)
+    curve = checkpointed(
+        checkpoint,
+        ln.objective(function, ln.mse),
+        function.start(),
+        train,
+        ln.sgd(momentum=MOMENTUM),
+        lambda step: None,
+        key=key,
+        save_at=ln.log_spaced(config.steps, 40),
+        learning_rate=config.lr_fraction * largest,
+        test=test,
+    )
+    u: Any = curve.params
+    accuracy = curve.metrics["train_accuracy"]
+    everything = np.flatnonzero(accuracy >= accuracy.max())
+    outputs = batched_outputs(function, u, train.x)
+    labels = np.asarray(train.y).argmax(axis=1)
+    gap = float(accuracy[-1] - curve.metrics["test_accuracy"][-1])
+    margins = bounds.margins(outputs, labels)
+    complexity = bounds.spectral_complexity(model, params0, u, train.x, alpha=alpha)
+    weights = jax.tree.map(lambda w, v: w + (0 if math.isinf(alpha) else v / alpha), params0, u)
+    cell = {
+        "curve/step": curve.step,
+        "curve/time": curve.time,
+        **{f"curve/metrics/{name}": values for name, values in curve.metrics.items()},
+        "margins": margins,
+        "normalized": bounds.normalized_margins(outputs, labels, complexity, train.x),
+        "train_accuracy": accuracy[-1],
+        "test_accuracy": curve.metrics["test_accuracy"][-1],
+        "fitted_at": max(int(curve.step[everything[0]]), 1),
+        "learning_rate_over_largest": config.lr_fraction,
+        "complexity": complexity,
+        "gap": gap,
+    }
+    return cell | _bounds(model, weights, train.x, margins, complexity)
+
+
+def _bounds(model, weights, x, margins, complexity):
+    """Bounds for the margin that nine of ten examples have; none where that is not positive."""
+    margin = float(np.quantile(margins, QUANTILE))
+    depth = len(weights)
+    count = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    n = len(x)
+    found = {"vc": math.sqrt(bounds.vc_bound(depth, count) / n)}
+    if margin > 0:
+        size = float(np.linalg.norm(np.asarray(x).ravel()))
+        found["spectral"] = complexity * size / (n * margin)
+        products = bounds.norm_products(model, weights, x, margin)
+        radius = float(np.linalg.norm(np.asarray(x), axis=1).max())
+        for name in ("l1_inf", "frobenius", "spectral_frobenius"):
+            found[name] = radius * math.sqrt(getattr(products, name) / n)
+    return {f"bound/{name}": value for name, value in found.items()}
+
+
+def _kernel(config, train, test):
+    """Regression with the infinite-width tangent kernel without a ridge, its bounds, and the estimators beside them."""
+    x = jnp.concatenate([train.x, test.x]).astype(jnp.result_type(float))
+    n = len(train.x)
+    gram = np.asarray(ln.analytic_kernel(_model(config), x).ntk, np.float64)
+    kernel = gram[:n, :n]
+    y = np.asarray(train.y, np.float64)
+    ridge = 1e-9 * float(np.trace(kernel)) / n
+    data = Data(np.zeros((n, 1)), y)
+    both = dynamics.kernel_regression(kernel, data, cross=gram[:, :n], ridge=ridge)
+    targets = np.concatenate([y, np.asarray(test.y, np.float64)])
+    right = both.argmax(axis=1) == targets.argmax(axis=1)
+    margins = bounds.margins(both[:n], y.argmax(axis=1))
+    norm = math.sqrt(max(float(np.sum(y * np.linalg.solve(kernel + ridge * np.eye(n), y))), 0.0))
+    ball = bounds.rademacher_ball(kernel, norm, key=jax.random.key(config.seed), samples=SIGNS)
+    left_out = dynamics.leave_one_out(kernel, data, ridge=ridge)
+    margin = max(float(np.quantile(margins, QUANTILE)), np.finfo(float).tiny)
+    complexity = bounds.kernel_complexity(kernel, y)
+    return {
+        "margins": margins,
+        "train_accuracy": right[:n].mean(),
+        "test_accuracy": right[n:].mean(),
+        "gap": right[:n].mean() - right[n:].mean(),
+        "test_mse": np.square(both[n:] - targets[n:]).sum() / (len(targets) - n),
+        "kernel_complexity": complexity,
+        "rademacher": ball.value,
+        "rademacher_error": ball.standard_error,
+        "bound/rademacher": 2 * ball.value / margin,
+        "bound/kernel_complexity": complexity,
+        "kare": bounds.kare(kernel, y, ridge=ridge),
+        "leave_one_out": np.square(left_out - y).sum() / n,
+    }
+
+
+def _draw_bounds(config, arrays, ax):
+    """Bounds over the measured gap for true labels."""
+    places = np.arange(len(BOUNDS))
+    regimes = [f"alpha={alpha:g}" for alpha in config.alphas] + ["kernel"]
+    for i, regime in enumerate(regimes):
+        gap = float(arrays[f"true/{regime}/gap"])
+        values = [arrays.get(f"true/{regime}/bound/{name}", np.nan) for name in BOUNDS]
+        ax.plot(places, np.array(values, float) / gap, "o", color=f"C{i}", label=regime)
+    ax.axhline(1.0, color="0.5", lw=1)
+    ax.set(yscale="log", ylabel="bound / measured gap")
+    ax.set_xticks(places, [name.replace("_", " ") for name in BOUNDS], rotation=40, ha="right")
