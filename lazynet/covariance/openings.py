@@ -52,7 +52,7 @@ def opening_of(cosine: Float[Array, "*n"]) -> Opening:
         >>> [float(a) for a in opening_of(jnp.array(0.5))]
         [0.5, 1.5]
     """
-    return Opening(jnp.maximum(1 - cosine, 0), jnp.maximum(1 + cosine, 0))
+    return Opening(_positive(1 - cosine), _positive(1 + cosine))
 
 
 def known_where(
@@ -185,6 +185,11 @@ def _with_differences(x1, x2, opening, rough):
         return lax.cond(jnp.any(values[2]), differences, known, *values)
 
     return lax.map(row, (_direction(x1), opening, rough))
+
+
+def _positive(x):
+    """`max(x, 0)` with the derivative of x: what rounding alone makes negative has one."""
+    return x - lax.stop_gradient(jnp.minimum(x, 0))
 
 
 def _short_sums(x):
