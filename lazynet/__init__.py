@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
+from lazynet import adapters as adapters
 from lazynet import covariance as covariance
 from lazynet import datasets as datasets
 from lazynet import diagnostics as diagnostics
@@ -22,9 +23,12 @@ from lazynet import models as models
 from lazynet import precision as precision
 from lazynet import records as records
 from lazynet import scattering as scattering
+from lazynet import selection as selection
 from lazynet import training as training
 from lazynet import trees as trees
 from lazynet import typing as typing
+from lazynet.adapters import Inputs as Inputs
+from lazynet.adapters import select as select
 from lazynet.diagnostics import is_lazy as is_lazy
 from lazynet.dynamics import conjugate_gradient_regression as conjugate_gradient_regression
 from lazynet.dynamics import gradient_descent as gradient_descent
@@ -53,6 +57,7 @@ from lazynet.losses import Objective as Objective
 from lazynet.losses import accuracy as accuracy
 from lazynet.losses import cross_entropy as cross_entropy
 from lazynet.losses import logistic as logistic
+from lazynet.losses import masked_cross_entropy as masked_cross_entropy
 from lazynet.losses import mse as mse
 from lazynet.losses import objective as objective
 from lazynet.models import activations as activations
@@ -60,8 +65,10 @@ from lazynet.models import foreign as foreign
 from lazynet.models import initializers as initializers
 from lazynet.models import invertible as invertible
 from lazynet.models import layers as layers
+from lazynet.models import low_rank as low_rank
 from lazynet.models import model as model
 from lazynet.models import special as special
+from lazynet.models import tokens as tokens
 from lazynet.models import zoo as zoo
 from lazynet.models.activations import ABRelu as ABRelu
 from lazynet.models.activations import Abs as Abs
@@ -97,6 +104,7 @@ from lazynet.models.layers import Identity as Identity
 from lazynet.models.layers import LayerNorm as LayerNorm
 from lazynet.models.layers import MaxPool as MaxPool
 from lazynet.models.layers import SumPool as SumPool
+from lazynet.models.low_rank import lora as lora
 from lazynet.models.model import Model as Model
 from lazynet.models.model import freeze as freeze
 from lazynet.models.model import layer as layer

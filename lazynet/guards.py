@@ -541,20 +541,21 @@ COLLECTIONS = {"batch_stats", "cache", "intermediates"}
 
 
 def weights(name: str, params: Any) -> None:
-    """Refuses parameters of which some are no weights: leaves that are not real, and flax's running statistics.
+    """Refuses parameters without weights, with leaves that are no numbers, or with flax's running statistics.
 
-    A gradient by a complex number is the conjugate of the direction in which a function grows,
-    integers have none, and statistics trained as weights are another network.
+    Real and complex floating-point arrays are weights; whole numbers, booleans and keys are
+    constants. Statistics trained as weights are another network.
 
     Raises:
-        TypeError: A leaf is not real and floating point.
+        TypeError: A leaf is no array of numbers, or none is floating point.
         ValueError: They are flax's variables of several collections, or there is none.
 
     Example:
         >>> weights("params", {"w": jnp.ones(2), "steps": jnp.array(3, jnp.int32)})
+        >>> weights("params", {"steps": jnp.array(3, jnp.int32)})
         Traceback (most recent call last):
         ...
-        TypeError: params['steps'] has dtype int32, expected real floating-point weights: keep it in the function.
+        TypeError: params['steps'] has dtype int32, expected floating-point weights: whole numbers are constants.
     """
     beside = (
         sorted(COLLECTIONS & set(params))
@@ -571,17 +572,22 @@ def weights(name: str, params: Any) -> None:
         raise ValueError(
             f"{name} got no arrays with entries, expected weights: of a Model pass model.init(key, x)."
         )
-    for path, leaf in leaves:
-        dtype = getattr(
-            leaf,
-            "dtype",
-            np.dtype(type(leaf) if isinstance(leaf, (int, float, complex)) else object),
-        )
-        if not jnp.issubdtype(dtype, jnp.floating):
+    dtypes = {jax.tree_util.keystr(path): _dtype_of(leaf) for path, leaf in leaves}
+    for path, dtype in dtypes.items():
+        if dtype == np.dtype(object):
             raise TypeError(
-                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}, expected real floating-point weights: "
-                "keep it in the function."
+                f"{name}{path} has dtype object, expected arrays of numbers: keep it in the function."
             )
+    if not any(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes.values()):
+        path, dtype = next(iter(dtypes.items()))
+        raise TypeError(
+            f"{name}{path} has dtype {dtype}, expected floating-point weights: whole numbers are constants."
+        )
+
+
+def _dtype_of(leaf: Any) -> Any:
+    is_number = isinstance(leaf, (int, float, complex))
+    return getattr(leaf, "dtype", np.dtype(type(leaf) if is_number else object))
 
 
 def _is_real_scalar(value: Any) -> bool:

@@ -4,6 +4,11 @@ Each transform returns a function that is a record: a pytree with the initializa
 among its leaves. Passed as an argument to a compiled step, all finite alphas and all
 initializations share one compilation; captured by a closure, each would become a constant of its
 own program.
+
+A model is any pure function `apply(params, *inputs, **kwargs)`, and so is what comes back: inputs
+and outputs are arrays or trees of them. Whole numbers, booleans and keys among the parameters are
+constants, those among the outputs stay as they are; complex weights move in real and imaginary
+part.
 """
 
 from __future__ import annotations
@@ -11,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import operator
 from functools import partial
 from typing import Any
 
@@ -21,8 +25,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys_class
 
 from lazynet import guards, trees
+from lazynet.adapters import OneArray
 from lazynet.models.model import Model, evaluation, plain
 from lazynet.precision import ComputeIn, carried_scale
+from lazynet.programs import refuse_backward_only
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
 
@@ -201,14 +207,19 @@ class LazyFunction:
     params0: Params = dataclasses.field(repr=False)
     alpha: Any
 
-    def __call__(self, u: Params, x: Any) -> Array:
-        """Outputs at the displacement u on the examples x."""
+    def __call__(self, u: Params, *inputs: Any, **kwargs: Any) -> Any:
+        """Outputs at the displacement u on the examples in the inputs; those of whole numbers are those of h."""
         _check_displacement(u, self.params0)
+
+        def h(w):
+            return self.apply(w, *inputs, **kwargs)
+
         if self.is_tangent:
-            return jax.jvp(lambda w: self.apply(w, x), (self.params0,), (u,))[1]
+            outputs, change = _derivative(h, self.params0, u)
+            return _of_floating(lambda h, change: change, outputs, change)
         with _full_products():
-            change = self.apply(self.weights(u), x) - self.apply(self.params0, x)
-        return _as(self.alpha, change) * change
+            change = _of_floating(jnp.subtract, h(self.weights(u)), h(self.params0))
+        return _of_floating(lambda change: _as(self.alpha, change) * change, change)
 
     @property
     def is_tangent(self) -> bool:
@@ -219,7 +230,9 @@ class LazyFunction:
         """Weights `w = w0 + u / alpha`; w0 at alpha = inf."""
         if self.is_tangent:
             return self.params0
-        return jax.tree.map(lambda w, v: w + v / _as(self.alpha, w), self.params0, u)
+        return jax.tree.map(
+            lambda w, v: w + v / _as(self.alpha, w) if trees.is_weight(w) else w, self.params0, u
+        )
 
     def start(self) -> Params:
         """The displacement u = 0, at which the weights are w0."""
@@ -350,7 +363,7 @@ def lazy_part(function: object) -> LazyFunction | None:
         >>> lazy_part(center(f, jnp.zeros((1, 1)))) is f, lazy_part(jnp.sin) is None
         (True, True)
     """
-    while isinstance(function, (_Linearized, _Taylor, _Centered, _Scaled, ComputeIn)):
+    while isinstance(function, (_Linearized, _Taylor, _Centered, _Scaled, ComputeIn, OneArray)):
         function = function.apply
     return function if isinstance(function, LazyFunction) else None
 
@@ -368,11 +381,13 @@ class _Linearized:
     apply: Apply
     params0: Params = dataclasses.field(repr=False)
 
-    def __call__(self, params, x):
+    def __call__(self, params, *inputs, **kwargs):
         trees.check_same_structure(params, self.params0, name="params", expected="params0")
-        displacement = trees.subtract(params, self.params0)
-        h, change = jax.jvp(lambda w: self.apply(w, x), (self.params0,), (displacement,))
-        return jax.tree.map(operator.add, h, change)
+        displacement = _displacement(params, self.params0)
+        h, change = _derivative(
+            lambda w: self.apply(w, *inputs, **kwargs), self.params0, displacement
+        )
+        return _of_floating(jnp.add, h, change)
 
 
 @partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=("degree",))
@@ -382,22 +397,18 @@ class _Taylor:
     params0: Params = dataclasses.field(repr=False)
     degree: int
 
-    def __call__(self, params, x):
+    def __call__(self, params, *inputs, **kwargs):
         trees.check_same_structure(params, self.params0, name="params", expected="params0")
-        direction = trees.subtract(params, self.params0)
+        direction = _displacement(params, self.params0)
 
         def derivative(order):
             if order == 0:
-                return lambda w: self.apply(w, x)
-            return lambda w: jax.jvp(derivative(order - 1), (w,), (direction,))[1]
-
-        def total(h, *derivatives):
-            terms = [d / math.factorial(j) for j, d in enumerate(derivatives, start=1)]
-            return sum(terms) + h
+                return lambda w: self.apply(w, *inputs, **kwargs)
+            return lambda w: _derivative(derivative(order - 1), w, direction)[1]
 
         orders = range(1, self.degree + 1)
         derivatives = [derivative(j)(self.params0) for j in orders]
-        return jax.tree.map(total, self.apply(self.params0, x), *derivatives)
+        return _of_floating(_polynomial, derivative(0)(self.params0), *derivatives)
 
 
 @partial(register_dataclass, data_fields=("apply", "params0"), meta_fields=())
@@ -406,9 +417,10 @@ class _Centered:
     apply: Apply
     params0: Params = dataclasses.field(repr=False)
 
-    def __call__(self, params, x):
+    def __call__(self, params, *inputs, **kwargs):
         trees.check_same_structure(params, self.params0, name="params", expected="params0")
-        return self.apply(params, x) - self.apply(self.params0, x)
+        outputs = self.apply(params, *inputs, **kwargs)
+        return _of_floating(jnp.subtract, outputs, self.apply(self.params0, *inputs, **kwargs))
 
 
 @partial(register_dataclass, data_fields=("apply", "alpha"), meta_fields=())
@@ -417,9 +429,9 @@ class _Scaled:
     apply: Apply
     alpha: Any
 
-    def __call__(self, params, x):
-        outputs = self.apply(params, x)
-        return _as(self.alpha, outputs) * outputs
+    def __call__(self, params, *inputs, **kwargs):
+        outputs = self.apply(params, *inputs, **kwargs)
+        return _of_floating(lambda h: _as(self.alpha, h) * h, outputs)
 
 
 @partial(register_dataclass, data_fields=("params0",), meta_fields=("model",))
@@ -445,6 +457,36 @@ class _Gated:
         return self.model.apply(params, x, gates)
 
 
+def _displacement(params, params0):
+    """The weights less those of params0; constants are those of params0."""
+    return jax.tree.map(
+        lambda w, w0: jnp.subtract(w, w0) if trees.is_weight(w0) else w0, params, params0
+    )
+
+
+def _derivative(function, params, direction):
+    """Value and derivative along a direction of the weights; constants among the parameters have none."""
+    weights, rebuilt = trees.differentiable(params)
+    tangents = trees.differentiable(direction)[0]
+    try:
+        return jax.jvp(lambda w: function(rebuilt(w)), (weights,), (tangents,))
+    except TypeError as error:
+        refuse_backward_only(error)
+        raise
+
+
+def _of_floating(function, outputs, *others):
+    """A function of outputs leaf by leaf; whole numbers, which have no derivative, are those of the first."""
+    return jax.tree.map(
+        lambda h, *rest: function(h, *rest) if trees.is_weight(h) else h, outputs, *others
+    )
+
+
+def _polynomial(h, *derivatives):
+    """`sum_j D^j / j!`, the constant term last."""
+    return sum(d / math.factorial(j) for j, d in enumerate(derivatives, start=1)) + h
+
+
 def _full_products():
     """Products of full precision inside, unless the user has set one: alpha multiplies what they round."""
     chosen = jax.config.values["jax_default_matmul_precision"] is not None
@@ -463,7 +505,7 @@ def _as(alpha, array):
 def _check_displacement(u, params0):
     """Shapes agree and u is not the very arrays of params0; values are looked at by `check_displacement`."""
     trees.check_same_structure(u, params0, name="u", expected="params0")
-    pairs = list(zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True))
+    pairs = _pairs(u, params0)
     if pairs and all(a is b for a, b in pairs) and (trees.is_traced(u) or _equal(u, params0)):
         raise ValueError(_mistaken("u"))
 
@@ -478,10 +520,14 @@ def _mistaken(name):
 def _equal(u, params0):
     """Whether all values agree and not all are zero; known also where other arrays are traced."""
     with jax.ensure_compile_time_eval():
-        pairs = zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True)
-        is_zero = not any(
-            bool(jnp.any(jnp.asarray(leaf) != 0)) for leaf in jax.tree.leaves(params0)
-        )
+        pairs = _pairs(u, params0)
+        is_zero = not any(bool(jnp.any(jnp.asarray(leaf) != 0)) for _, leaf in pairs)
         return not is_zero and all(
             a is b or bool(np.all(np.asarray(a) == np.asarray(b))) for a, b in pairs
         )
+
+
+def _pairs(u, params0):
+    """Weights of two trees side by side."""
+    pairs = zip(jax.tree.leaves(u), jax.tree.leaves(params0), strict=True)
+    return [(a, b) for a, b in pairs if trees.is_weight(b)]

@@ -14,11 +14,21 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from lazynet import guards, trees
+from lazynet.adapters import Inputs, Output, one_array, select
 from lazynet.records import Data
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, LossFn, Params, Scalar
 
-__all__ = ["Objective", "accuracy", "check_labels", "cross_entropy", "logistic", "mse", "objective"]
+__all__ = [
+    "Objective",
+    "accuracy",
+    "check_labels",
+    "cross_entropy",
+    "logistic",
+    "masked_cross_entropy",
+    "mse",
+    "objective",
+]
 
 Values = Num[ArrayLike, "..."] | Bool[ArrayLike, "..."]
 
@@ -95,14 +105,39 @@ def logistic(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     return jnp.sum(jax.nn.softplus(-targets * outputs)) / outputs.shape[0]
 
 
+def masked_cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
+    """Cross-entropy of tokens `-1/n sum_i 1/|M_i| sum_{t in M_i} log softmax(f_it)_{y_it}`, M_i those with y_it >= 0.
+
+    Each example has the mean over its tokens; of one without any it is zero.
+
+    Args:
+        outputs: Logits f, `[n, t, v]`, or `[n, v]` for one token each.
+        targets: Labels y, whole numbers `[n, t]`, or `[n]`; negative ones are masked.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+        TypeError: If the labels are no whole numbers.
+
+    Example:
+        >>> logits = jnp.zeros((1, 3, 2))
+        >>> round(float(masked_cross_entropy(logits, jnp.array([[0, 1, -1]]))), 6)
+        0.693147
+    """
+    outputs, targets, mask = _tokens("masked_cross_entropy", outputs, targets)
+    logits = jax.nn.log_softmax(outputs)
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    return -_mean_of_tokens(chosen, mask)
+
+
 def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Fraction of examples with `argmax f = argmax y`, or `sign f = sign y` for a single output.
 
     An example with NaN among its outputs is a miss.
 
     Args:
-        outputs: f, `[n, k]`.
-        targets: y, `[n, k]`: one-hot, centered one-hot, or signs.
+        outputs: f, `[n, k]`, or those of tokens `[n, t, v]`.
+        targets: y, `[n, k]`: one-hot, centered one-hot, or signs; labels as those of
+            `masked_cross_entropy`.
 
     Raises:
         ValueError: If the shapes differ or are not `[n, k]`.
@@ -111,6 +146,10 @@ def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         >>> float(accuracy(jnp.array([[0.2, 0.1], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])))
         0.5
     """
+    if is_labels(outputs, targets):
+        outputs, targets, mask = _tokens("accuracy", outputs, targets)
+        right = (outputs.argmax(-1) == targets) & ~jnp.isnan(outputs).any(-1)
+        return _mean_of_tokens(right.astype(outputs.dtype), mask)
     outputs, targets = _compared("accuracy", outputs, targets)
     single = outputs.shape[1] == 1
     hit = (
@@ -139,21 +178,29 @@ class Objective(NamedTuple):
     loss: LossFn
     weight: float | Array
 
+    def outputs(self, params: Params, x: Any) -> Any:
+        """Outputs of the model as the loss gets them: one array, of a tree all floating-point arrays joined."""
+        args = x.args if isinstance(x, Inputs) else (x,)
+        return one_array(self.apply(params, *args), args)
+
     def value(self, params: Params, data: Data) -> Float[Scalar, ""]:
         """The objective at `params` on `data`."""
-        return self.loss(self.apply(params, data.x), data.y) * self.weight
+        return self.loss(self.outputs(params, data.x), data.y) * self.weight
 
 
-def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Objective:
+def objective(
+    apply: Apply, loss: LossFn, weight: float | Array = 1.0, *, output: Output = None
+) -> Objective:
     """The objective `R(w) = weight * loss(apply(w, x), y)`.
 
     For a function scaled by alpha, weight = 1/alpha^2 gives the objective of Chizat, Oyallon and
     Bach (2019), equation 2; with `lazy` the same dynamics need weight 1.
 
     Args:
-        apply: Model `apply(params, x)`.
+        apply: Model `apply(params, x)`, or of several inputs where `data.x` is `Inputs`.
         loss: Loss averaged over examples, such as `mse`.
         weight: Factor of the loss.
+        output: Which of the outputs of apply the loss is of, by `select`.
 
     Raises:
         TypeError: If `apply` or `loss` cannot be called.
@@ -164,7 +211,8 @@ def objective(apply: Apply, loss: LossFn, weight: float | Array = 1.0) -> Object
         0.25
     """
     guards.number("weight", weight, above=0, fix="a negative one climbs where training descends")
-    return Objective(as_partial(apply, "apply"), as_partial(loss, "loss"), weight)
+    function = as_partial(apply, "apply") if output is None else select(apply, output)
+    return Objective(function, as_partial(loss, "loss"), weight)
 
 
 def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
@@ -205,6 +253,38 @@ def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
     if not right.all():
         row = int(np.argmin(right))
         raise ValueError(f"{name}[{row}] is {y[row].tolist()}, expected {expected}.")
+
+
+def is_labels(outputs: Any, targets: Any) -> bool:
+    """Whether targets are whole numbers, one for each row of outputs."""
+    return (
+        hasattr(targets, "dtype")
+        and jnp.issubdtype(targets.dtype, jnp.integer)
+        and targets.ndim == outputs.ndim - 1
+    )
+
+
+def _tokens(name, outputs, targets):
+    """Logits, labels and where these are not masked."""
+    outputs = guards.real("outputs", outputs)
+    targets = guards.array("targets", targets)
+    if outputs.ndim < 2 or targets.shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"{name} got outputs of shape {tuple(outputs.shape)} and targets of shape {tuple(targets.shape)}, expected "
+            "logits [n, t, v] and labels [n, t]: whole numbers, negative where there is nothing to predict."
+        )
+    if not jnp.issubdtype(targets.dtype, jnp.signedinteger):
+        raise TypeError(
+            f"{name} got targets of dtype {targets.dtype}, expected labels: use y.astype(np.int32)."
+        )
+    return outputs, targets, targets >= 0
+
+
+def _mean_of_tokens(values, mask):
+    """Mean over examples of the mean over the tokens of each."""
+    values = jnp.where(mask, values, 0).reshape(len(mask), -1)
+    counts = jnp.sum(mask.reshape(len(mask), -1), axis=1, dtype=values.dtype)
+    return jnp.mean(jnp.sum(values, axis=1) / jnp.maximum(counts, 1))
 
 
 def _compared(name, outputs, targets):

@@ -15,7 +15,7 @@ from lazynet import guards, trees
 from lazynet.models.model import Model, evaluation
 from lazynet.recipes import recipe
 from lazynet.trees import as_partial
-from lazynet.typing import Apply, Array, Params
+from lazynet.typing import Apply, Params
 
 __all__ = ["ComputeIn", "carried_scale", "compute_in", "largest_alpha", "remat"]
 
@@ -151,10 +151,11 @@ class ComputeIn:
     apply: Apply
     dtype: Any
 
-    def __call__(self, params: Params, x: Any) -> Array:
+    def __call__(self, params: Params, *inputs: Any, **kwargs: Any) -> Any:
         """Outputs of the function on rounded weights and inputs, in the type of the weights."""
-        outputs = self.apply(_cast(params, self.dtype), _cast(x, self.dtype))
-        return outputs.astype(_dtype_of(params, outputs))
+        rounded = _cast((params, inputs), self.dtype)
+        outputs = self.apply(rounded[0], *rounded[1], **kwargs)
+        return _cast(outputs, _dtype_of(params, outputs))
 
 
 def _cast(tree, dtype):
@@ -165,15 +166,15 @@ def _cast(tree, dtype):
 
 def _dtype_of(params, outputs):
     """Type of the first floating-point weight; that of the outputs if there is none."""
-    found = (
-        leaf.dtype for leaf in jax.tree.leaves(params) if jnp.issubdtype(leaf.dtype, jnp.floating)
-    )
-    return next(found, outputs.dtype)
+    leaves = jax.tree.leaves((params, outputs))
+    found = (leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return next(found, jnp.result_type(float))
 
 
 def _dtypes(apply, params0):
     """Floating-point types of the weights, and those in which the transforms behind a function compute."""
-    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(params0)]
+    leaves = filter(trees.is_weight, jax.tree.leaves(params0))
+    dtypes = [jnp.result_type(leaf) for leaf in leaves]
     while apply is not None:
         if isinstance(apply, ComputeIn):
             dtypes.append(apply.dtype)

@@ -31,6 +31,7 @@ __all__ = [
     "fingerprint",
     "program",
     "first_line",
+    "refuse_backward_only",
     "refuse_state",
     "shape_of",
 ]
@@ -246,11 +247,28 @@ def refuse_state(error: Exception) -> None:
     Example:
         >>> refuse_state(ValueError("something else"))
     """
+    refuse_backward_only(error)
     if type(error).__name__ in NOT_PURE:
         raise ValueError(
             f"apply keeps a state of its own ({first_line(error)}), expected a pure function of (params, x): of a "
             "module of flax pass the apply of from_flax(module), after module.eval() for one of nnx, so that its "
             "statistics stay."
+        ) from error
+
+
+def refuse_backward_only(error: Exception) -> None:
+    """Says what to write where a function has no forward derivative; other errors pass.
+
+    Fused attention of cuDNN, and other functions with a backward pass of their own, have none.
+
+    Example:
+        >>> refuse_backward_only(ValueError("something else"))
+    """
+    if isinstance(error, TypeError) and "custom_vjp function" in str(error):
+        raise TypeError(
+            "apply has a backward pass of its own (custom_vjp) and no forward derivative (jvp), which tangents and "
+            "kernels take, as fused attention has: call jax.nn.dot_product_attention(..., implementation='xla') there, "
+            "or a form without custom_vjp."
         ) from error
 
 

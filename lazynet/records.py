@@ -19,8 +19,8 @@ class Data(NamedTuple):
     classic silent broadcast.
 
     Attributes:
-        x: Inputs, batch first, channels last.
-        y: Targets.
+        x: Inputs, batch first, channels last: an array, a tree of arrays, or `Inputs` for several.
+        y: Targets; whole numbers for `masked_cross_entropy` only.
 
     Example:
         >>> import jax.numpy as jnp
@@ -28,7 +28,7 @@ class Data(NamedTuple):
         (5, 1)
     """
 
-    x: Num[ArrayLike, "n *inputs"]
+    x: Num[ArrayLike, "n *inputs"] | Any
     y: Float[ArrayLike, "n k"]
 
 

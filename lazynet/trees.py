@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lazynet.typing import Array, Params
 
@@ -15,9 +16,14 @@ __all__ = [
     "add_scaled",
     "as_partial",
     "check_same_structure",
+    "differentiable",
     "divide",
     "dot",
+    "is_complex",
+    "is_key",
     "is_traced",
+    "is_weight",
+    "length",
     "norm",
     "power_of_two",
     "subtract",
@@ -118,11 +124,73 @@ def power_of_two(a: Params) -> Array:
 def zeros_like(a: Params) -> Params:
     """The zero of the space of `a`: the start of a lazy function's variable u = alpha (w - w0).
 
+    Arrays of whole numbers, booleans and keys are constants, and stay.
+
     Example:
         >>> zeros_like({"w": jnp.ones(2)})["w"].tolist()
         [0.0, 0.0]
     """
-    return jax.tree.map(jnp.zeros_like, a)
+    return jax.tree.map(lambda leaf: leaf if _is_constant(leaf) else jnp.zeros_like(leaf), a)
+
+
+def is_weight(leaf: Any) -> bool:
+    """Whether a leaf of parameters is differentiated, which real and complex floating-point numbers are.
+
+    All others, whole numbers, booleans and keys, are constants.
+
+    Example:
+        >>> is_weight(jnp.ones(2)), is_weight(jnp.array(3))
+        (True, False)
+    """
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.inexact))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of random keys.
+
+    Example:
+        >>> is_key(jax.random.key(0))
+        True
+    """
+    return bool(jnp.issubdtype(getattr(leaf, "dtype", np.dtype(object)), jax.dtypes.prng_key))
+
+
+def is_complex(leaf: Any) -> bool:
+    """Whether a leaf is complex.
+
+    Example:
+        >>> is_complex(jnp.ones(2))
+        False
+    """
+    return bool(jnp.issubdtype(_dtype(leaf), jnp.complexfloating))
+
+
+def differentiable(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
+    """The weights among the parameters, and the function that puts others into their places; the rest are constants.
+
+    Example:
+        >>> weights, rebuilt = differentiable({"w": jnp.ones(1), "steps": 3})
+        >>> rebuilt([2 * weights[0]])["w"].tolist(), rebuilt(weights)["steps"]
+        ([2.0], 3)
+    """
+    leaves, treedef = jax.tree.flatten(params)
+    places = [i for i, leaf in enumerate(leaves) if is_weight(leaf)]
+
+    def rebuilt(weights: list[Array]) -> Params:
+        every = dict(enumerate(leaves)) | dict(zip(places, weights, strict=True))
+        return jax.tree.unflatten(treedef, list(every.values()))
+
+    return [jnp.asarray(leaves[i]) for i in places], rebuilt
+
+
+def length(x: Any) -> int:
+    """The number of examples, the length of the first axis of the first array of a tree.
+
+    Example:
+        >>> length({"tokens": jnp.ones((5, 3)), "mask": jnp.ones(5)})
+        5
+    """
+    return int(jnp.shape(jax.tree.leaves(x)[0])[0])
 
 
 def as_partial(function, name: str = "apply") -> Callable[..., Any]:
@@ -230,3 +298,11 @@ def is_traced(tree: Any) -> bool:
     except jax.errors.ConcretizationTypeError:
         return True
     return False
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _is_constant(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and not is_weight(leaf)

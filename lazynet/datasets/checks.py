@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards
+from lazynet.adapters import Inputs
 from lazynet.records import Data
 from lazynet.typing import ArrayLike
 
 __all__ = ["check_data"]
 
 
-def check_data(data: Data, name: str = "data") -> None:
+def check_data(data: Data, name: str = "data", *, labels: bool = False) -> None:
     """Refuses data unless x is `[n, *inputs]`, y is `[n, k]`, both finite everywhere and y floating point.
 
     A NaN in one image makes every weight NaN one step later: the cause is far from the symptom, so
@@ -21,8 +23,9 @@ def check_data(data: Data, name: str = "data") -> None:
     values, so it is not for use inside `jax.jit`.
 
     Args:
-        data: Inputs and targets.
+        data: Inputs, also in a tree, and targets.
         name: How messages call the data, for instance "train".
+        labels: Whether targets are labels, whole numbers `[n, ...]`.
 
     Raises:
         TypeError: No arrays, inputs that are bytes, integer images or complex, targets that are not
@@ -38,38 +41,60 @@ def check_data(data: Data, name: str = "data") -> None:
         ValueError: train.y has 1 NaN and 0 infinite of 2 values, first at [1, 0]: remove or repair ...
     """
     guards.data(name, data)
-    several = (
-        "give the model one array, which it takes apart inside"
-        if isinstance(data.x, (dict, tuple))
-        else ""
-    )
-    x = guards.array(f"{name}.x", data.x, several)
+    is_tree = isinstance(data.x, (dict, tuple, Inputs))
+    paths = jax.tree_util.tree_leaves_with_path(data.x) if is_tree else [((), data.x)]
+    places = {f"{name}.x{jax.tree_util.keystr(path)}": leaf for path, leaf in paths}
+    if not places:
+        raise ValueError(f"{name}.x got {data.x!r}, expected arrays [n, *inputs].")
+    for place, x in places.items():
+        # of several arrays one may have no other axis than that of the examples
+        _check_shape(guards.array(place, x), place, at_least=1 if is_tree else 2)
     y = guards.array(f"{name}.y", data.y)
-    _check_shapes(x, y, name)
-    is_token = jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != np.uint8 and x.ndim != 4
-    if not is_token and x.dtype != bool:
-        fix = (
-            "x.astype(float) / 255 for images, x.astype(np.int32) for tokens"
-            if x.dtype == np.uint8
-            else None
-        )
-        guards.floating(f"{name}.x", x, fix)
+    _check_targets(y, name, labels)
+    for place, x in places.items():
+        if len(x) != len(y) or len(x) == 0:
+            found = place.removeprefix(f"{name}.x")
+            raise ValueError(
+                f"{name} has {len(x)} inputs{f' {found}' if found else ''} and {len(y)} targets, expected the same "
+                "number, at least one"
+            )
+        _check_numbers(x, place)
+    if labels:
+        return
     guards.floating(
         f"{name}.y", y, "one_hot(labels, classes) for classes, y.astype(float) for a regression"
     )
-    guards.finite(f"{name}.x", x)
+    guards.finite(f"{name}.x", data.x)
     guards.finite(f"{name}.y", y)
 
 
-def _check_shapes(x: ArrayLike, y: ArrayLike, name: str) -> None:
-    if x.ndim < 2:
+def _check_shape(x: ArrayLike, place: str, at_least: int) -> None:
+    if x.ndim < at_least:
         raise ValueError(
-            f"{name}.x has shape {x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"
+            f"{place} has shape {x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"
         )
-    if y.ndim != 2:
+
+
+def _check_targets(y: ArrayLike, name: str, labels: bool) -> None:
+    if labels:
+        if not jnp.issubdtype(y.dtype, jnp.signedinteger) or y.ndim < 1:
+            raise ValueError(
+                f"{name}.y has shape {y.shape} and dtype {y.dtype}, expected labels [n, ...], whole numbers, negative "
+                "where there is nothing to predict: use y.astype(np.int32)."
+            )
+    elif y.ndim != 2:
         fix = "use y[:, None] for a scalar regression, one_hot(labels, classes) for classes"
         raise ValueError(f"{name}.y has shape {y.shape}, expected [n, k]: {fix}")
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(
-            f"{name} has {len(x)} inputs and {len(y)} targets, expected the same number, at least one"
-        )
+
+
+def _check_numbers(x: ArrayLike, place: str) -> None:
+    """Floating point, tokens or a mask; bytes and whole numbers in images are a forgotten conversion."""
+    is_token = jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != np.uint8 and x.ndim != 4
+    if is_token or x.dtype == bool:
+        return
+    fix = (
+        "x.astype(float) / 255 for images, x.astype(np.int32) for tokens"
+        if x.dtype == np.uint8
+        else None
+    )
+    guards.floating(place, x, fix)

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from lazynet import guards, trees
+from lazynet.adapters import Output, flat, real_weights
 from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
 from lazynet.models.model import plain
 from lazynet.programs import PerFunction, shape_of
 from lazynet.records import Data
+from lazynet.selection import Where
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
@@ -28,7 +30,14 @@ __all__ = ["hessian_norm", "jacobian_norm", "kappa"]
 
 
 def jacobian_norm(
-    apply: Apply, params: Params, x: Any, *, key: Key[Array, ""], iterations: int = 15
+    apply: Apply,
+    params: Params,
+    x: Any,
+    *,
+    key: Key[Array, ""],
+    iterations: int = 15,
+    output: Output = None,
+    where: Where | None = None,
 ) -> float:
     """Operator norm `|Dh(w)| = max_|u|=1 |Dh(w) u| = sqrt(lambda_max(Theta) / n)`.
 
@@ -38,6 +47,8 @@ def jacobian_norm(
         x: Inputs of the empirical norm.
         key: Draws the start of the iteration.
         iterations: Products with the tangent kernel; the value approaches the norm from below.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters count, as in `empirical_ntk`.
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
@@ -49,10 +60,10 @@ def jacobian_norm(
         >>> round(jacobian_norm(lambda w, x: x @ w, jnp.ones((2, 1)), x, key=jax.random.key(0)) ** 2, 4)
         4.5
     """
-    n = _checked(apply, params, x)
-    check_independent(apply, params, x)
+    function, weights, n = _checked(flat(apply, x, output), params, x, where)
+    check_independent(function, weights, x)
     iterations = guards.count("iterations", iterations)
-    top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
+    top = largest_ntk_eigenvalue(function, weights, x, key=key, iterations=iterations)
     return math.sqrt(max(top, 0.0) / n)
 
 
@@ -64,6 +75,8 @@ def hessian_norm(
     key: Key[Array, ""],
     iterations: int = 20,
     restarts: int = 3,
+    output: Output = None,
+    where: Where | None = None,
 ) -> float:
     """Operator norm `|D^2h(w)| = max_|u|=|v|=1 |D^2h(w)(u, v)|`, by alternating maximization.
 
@@ -79,6 +92,8 @@ def hessian_norm(
         key: Draws the starts.
         iterations: Rounds from each start.
         restarts: Number of starts.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters count, as in `empirical_ntk`.
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
@@ -91,15 +106,15 @@ def hessian_norm(
         >>> round(hessian_norm(quadratic, jnp.ones((1, 1)), x, key=jax.random.key(0)), 6)
         3.0
     """
-    _checked(apply, params, x)
+    function, weights, _ = _checked(flat(apply, x, output), params, x, where)
     iterations = guards.count("iterations", iterations)
     restarts = guards.count("restarts", restarts)
-    function = plain(as_partial(apply))
+    function = plain(function)
     values = []
     for start in jax.random.split(key, restarts):
-        u, v = (_direction(k, params) for k in jax.random.split(start))
+        u, v = (_direction(k, weights) for k in jax.random.split(start))
         for _ in range(iterations):
-            u, v, value = _alternate(function, params, x, u, v)
+            u, v, value = _alternate(function, weights, x, u, v)
         values.append(float(value))
     return max(_finite("hessian_norm", value) for value in values)
 
@@ -114,6 +129,8 @@ def kappa(
     loss: LossFn | None = None,
     iterations: int = 20,
     restarts: int = 3,
+    output: Output = None,
+    where: Where | None = None,
 ) -> float:
     """Laziness of the scaled model, `kappa = 1/alpha |alpha h(w) - y| |D^2h(w)| / |Dh(w)|^2`: lazy if much below 1.
 
@@ -130,6 +147,8 @@ def kappa(
         loss: R, averaged over examples; None for the form of the square loss.
         iterations: Rounds for `hessian_norm`, products for `jacobian_norm`.
         restarts: Starts for `hessian_norm`.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters count, as in `empirical_ntk`.
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
@@ -148,36 +167,41 @@ def kappa(
     """
     fix = "" if loss is None else "without a loss it may be infinite"
     alpha = guards.number("alpha", alpha, above=0, or_inf=loss is None, fix=fix)
-    _checked(apply, params, data.x, data.y)
+    function, weights, _ = _checked(flat(apply, data.x, output), params, data.x, where, data.y)
     key1, key2 = jax.random.split(key)
-    first = jacobian_norm(apply, params, data.x, key=key1, iterations=iterations)
-    second = hessian_norm(apply, params, data.x, key=key2, iterations=iterations, restarts=restarts)
+    first = jacobian_norm(function, weights, data.x, key=key1, iterations=iterations)
+    second = hessian_norm(
+        function, weights, data.x, key=key2, iterations=iterations, restarts=restarts
+    )
     if first == 0:
         raise ValueError(
             "kappa got params where the derivative of apply is zero, expected weights that can learn."
         )
     if loss is None:
-        distance = float(_distance(as_partial(apply), params, data, alpha)) / first
+        distance = float(_distance(function, weights, data, alpha)) / first
     else:
-        distance = float(
-            _relative_value(as_partial(apply), as_partial(loss, "loss"), params, data, alpha)
-        )
+        distance = float(_relative_value(function, as_partial(loss, "loss"), weights, data, alpha))
     return _finite("kappa", distance * (second / first))
 
 
-def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -> int:
-    """The number of examples, once everything is known to be finite and y to have the shape of the outputs."""
+def _checked(
+    function: Apply, params: Params, x: Any, where: Where | None, y: ArrayLike | None = None
+) -> tuple[Apply, Params, int]:
+    """The function of real weights, these, and the number of examples.
+
+    Everything is then known to be finite, and y to have the shape of the outputs.
+    """
     guards.weights("params", params)
-    check_displacement(apply, params)
+    check_displacement(function, params)
     guards.finite("params", params, "start from finite weights")
     for path, leaf in jax.tree_util.tree_leaves_with_path(x):
         guards.array(f"x{jax.tree_util.keystr(path)}", leaf)
     guards.finite("x", x)
-    outputs = shape_of(as_partial(apply), params, x)
+    function, params = real_weights(function, params, where)
+    outputs = shape_of(function, params, x)
     n = guards.same_length(outputs=outputs)
-    guards.real_outputs(outputs)
     if y is None:
-        return n
+        return function, params, n
     guards.real("y", y)
     if y.shape != outputs.shape:
         raise ValueError(
@@ -185,7 +209,7 @@ def _checked(apply: Apply, params: Params, x: Any, y: ArrayLike | None = None) -
             "y[:, None], or give the model the targets' number of outputs."
         )
     guards.finite("y", y)
-    return n
+    return function, params, n
 
 
 def _finite(name: str, value: float) -> float:

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, Num
 
 from lazynet import guards, trees
+from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.lazy import linearize
 from lazynet.programs import PerFunction, shape_of
-from lazynet.trees import as_partial
+from lazynet.selection import Where
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]
@@ -41,8 +42,10 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for the rate.
     """
     _check_weights(params, params0)
-    drift = trees.norm(trees.subtract(params, params0))
-    return drift / trees.norm(params0) if relative else drift
+    weights = trees.differentiable(params)[0]
+    weights0 = trees.differentiable(params0)[0]
+    drift = trees.norm(trees.subtract(weights, weights0))
+    return drift / trees.norm(weights0) if relative else drift
 
 
 def layer_drift(
@@ -113,7 +116,9 @@ def output_gap(
     return trees.norm(outputs - reference) / trees.norm(reference)
 
 
-def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> Float[Scalar, ""]:
+def linearization_gap(
+    apply: Apply, params: Params, params0: Params, x: Any, *, output: Output = None
+) -> Float[Scalar, ""]:
     """Gap at the same weights, `rms(h(w) - hbar(w)) / rms(hbar(w))`, with `hbar(w) = h(w0) + Dh(w0) (w - w0)`.
 
     It measures what the tangent at w0 misses on the way to w. For a model that is not zero at
@@ -124,6 +129,7 @@ def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> 
         params: w.
         params0: w0.
         x: Inputs.
+        output: Which of the outputs of apply, by `select`.
 
     Raises:
         TypeError: If the weights are not floating point.
@@ -137,7 +143,7 @@ def linearization_gap(apply: Apply, params: Params, params0: Params, x: Any) -> 
     guards.weights("params", params)
     guards.weights("params0", params0)
     guards.inputs("x", x)
-    function = as_partial(apply)
+    function = flat(apply, x, output)
     guards.same_length(outputs=shape_of(function, params, x))
     return _gap(function, params, params0, x)
 
@@ -150,6 +156,8 @@ def ntk_change(
     *,
     key: Key[Array, ""],
     probes: int = 20,
+    output: Output = None,
+    where: Where | None = None,
 ) -> Float[Scalar, ""]:
     """Relative change of the tangent kernel `|Theta(w) - Theta(w0)|_F / |Theta(w0)|_F`, without forming it.
 
@@ -165,6 +173,8 @@ def ntk_change(
         key: Draws the probes.
         probes: Number of vectors v; the relative error is of the order of `1 / sqrt(probes)`, often
             less.
+        output: Which of the outputs of apply, by `select`.
+        where: The kernel of which parameters, as in `empirical_ntk`.
 
     Raises:
         TypeError: If the weights are not floating point.
@@ -182,8 +192,9 @@ def ntk_change(
     guards.weights("params", params)
     guards.weights("params0", params0)
     probes = guards.count("probes", probes)
-    product, product0 = (ntk_vector_product(apply, w, x) for w in (params, params0))
-    outputs = shape_of(as_partial(apply), params, x)
+    function = flat(apply, x, output)
+    product, product0 = (ntk_vector_product(function, w, x, where=where) for w in (params, params0))
+    outputs = shape_of(function, params, x)
     guards.same_length(outputs=outputs)
     changes = []
     sizes = []
@@ -199,7 +210,7 @@ def _check_weights(params: Params, params0: Params) -> None:
     """Two trees of numbers of one structure, with entries; their values may be anything, which the norms pass on."""
     for name, tree in (("params", params), ("params0", params0)):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if not isinstance(leaf, (int, float)):
+            if not isinstance(leaf, (int, float)) and not trees.is_key(leaf):
                 guards.array(f"{name}{jax.tree_util.keystr(path)}", leaf)
     trees.check_same_structure(params, params0, name="params", expected="params0")
     if not sum(jnp.size(leaf) for leaf in jax.tree.leaves(params)):
@@ -209,7 +220,7 @@ def _check_weights(params: Params, params0: Params) -> None:
 
 
 @PerFunction
-def _gap(function: Apply, params: Params, params0: Params, x: Array) -> Array:
+def _gap(function: Apply, params: Params, params0: Params, x: Any) -> Array:
     return output_gap(function(params, x), linearize(function, params0)(params, x))
 
 

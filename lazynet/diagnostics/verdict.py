@@ -9,13 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from lazynet import guards, trees
+from lazynet.adapters import OfWeights, Output, flat, real_weights, with_constants
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.kernels.empirical import estimate_max_learning_rate
-from lazynet.lazy import center, lazy_part
+from lazynet.lazy import center, check_displacement, lazy_part
 from lazynet.losses import mse
 from lazynet.programs import PerFunction
 from lazynet.records import Data
+from lazynet.selection import Where
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Key, Params
 
@@ -66,6 +68,8 @@ def is_lazy(
     iterations: int = 5,
     restarts: int = 1,
     thresholds: Mapping[str, float] = THRESHOLDS,
+    output: Output = None,
+    where: Where | None = None,
 ) -> Laziness:
     """Whether training on the square loss moves the network along its tangent: kappa, kernel change and gap all small.
 
@@ -89,6 +93,8 @@ def is_lazy(
             is a few percent larger.
         restarts: Starts for the norm of the second derivative.
         thresholds: Largest kappa, ntk_change and linearization_gap that count as lazy.
+        output: Which of the outputs of apply, by `select`; those of data.y.
+        where: Which parameters are trained, as in `train`.
 
     Raises:
         TypeError: If `params` has leaves that are not floating point.
@@ -106,26 +112,28 @@ def is_lazy(
     """
     steps = guards.count("steps", steps, fix="nothing moves without a step")
     thresholds = _checked_thresholds(thresholds)
-    function = as_partial(apply)
+    guards.weights("params", params)
+    check_displacement(as_partial(apply), params)
+    function, weights = real_weights(flat(apply, data.x, output), params, where)
     keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
     measured = {
         "kappa": kappa(
-            function, params, data, key=keys[1], iterations=iterations, restarts=restarts
+            function, weights, data, key=keys[1], iterations=iterations, restarts=restarts
         )
     }
     if learning_rate is None:
         largest = estimate_max_learning_rate(
-            function, params, data.x, key=keys[0], iterations=iterations
+            function, weights, data.x, key=keys[0], iterations=iterations
         )
         learning_rate = largest / 2
     rate = guards.rate(learning_rate)
-    trained = params
+    trained = weights
     for _ in range(steps):
         trained = _step(function, trained, data, rate)
-    _check_moved(function, trained, params)
-    measured["ntk_change"] = float(ntk_change(function, trained, params, data.x, key=keys[2]))
+    _check_moved(function, trained, weights)
+    measured["ntk_change"] = float(ntk_change(function, trained, weights, data.x, key=keys[2]))
     measured["linearization_gap"] = float(
-        linearization_gap(center(function, params), trained, params, data.x)
+        linearization_gap(center(function, weights), trained, weights, data.x)
     )
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())
     return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=rate)
@@ -143,13 +151,14 @@ def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
 
 def _check_moved(function: Apply, params: Params, params0: Params) -> None:
     """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
-    inner = lazy_part(function)
+    inner = lazy_part(function.apply if isinstance(function, OfWeights) else function)
     if inner is not None:
-        after = inner.weights(params)
-        before = inner.weights(params0)
-        if (
-            after is not before
-        ):  # the tangent model has weights that stand still: its variable counts
+        after, before = (
+            real_weights(None, inner.weights(with_constants(w, function)))[1]
+            for w in (params, params0)
+        )
+        # the tangent model has weights that stand still: its variable counts
+        if not inner.is_tangent:
             params = after
             params0 = before
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}

@@ -38,6 +38,7 @@ def SelfAttention(
     b_std: Scale | None = None,
     mechanism: str = "SOFTMAX",
     embedding: Embedding = Embedding(),  # noqa: B008
+    causal: bool = False,
 ) -> Model:
     """Attention `sum_h mechanism(Q_h K_h' / scale) V_h O_h` over positions, `[n, *positions, c]`.
 
@@ -55,6 +56,11 @@ def SelfAttention(
         b_std: Of biases; None for none.
         mechanism: "SOFTMAX", "IDENTITY", "ABS" or "RELU".
         embedding: Positional embeddings.
+        causal: Whether a position sees itself and those before it alone, which has no rule here; for
+            the softmax.
+
+    Raises:
+        ValueError: For an unknown mechanism, or a causal one that is not the softmax.
 
     Example:
         >>> model = SelfAttention(8, 4, 4, 2)
@@ -75,6 +81,8 @@ def SelfAttention(
     if mechanism not in MECHANISMS:
         raise ValueError(f"mechanism got {mechanism!r}, expected one of {sorted(MECHANISMS)}.")
 
+    if guards.flag("causal", causal) and mechanism != "SOFTMAX":
+        raise ValueError(f"mechanism got {mechanism!r}, expected 'SOFTMAX' with causal=True.")
     std = W_query_std * W_key_std, W_out_std * W_value_std
     network = _Heads(
         features,
@@ -86,8 +94,10 @@ def SelfAttention(
         b_std,
         mechanism,
         embedding,
+        bool(causal),
     )
-    if not linear_scaling and mechanism != "IDENTITY":  # scores that fluctuate have no closed form
+    # scores that fluctuate have no closed form
+    if causal or (not linear_scaling and mechanism != "IDENTITY"):
         return layer("SelfAttention", network.outputs, init=network.draw)
     rule = attention_rule(mechanism, linear_scaling, *std, b_std, embedding)
     return layer(
@@ -110,6 +120,7 @@ class _Heads(NamedTuple):
     b_std: Scale | None
     mechanism: str
     embedding: Embedding
+    causal: bool = False
 
     def draw(self, key, x):
         """Weights for inputs of the shape of x."""
@@ -147,6 +158,10 @@ class _Heads(NamedTuple):
         values = jnp.einsum("npc,hcv->nhpv", valued, params["V"])
         norm = seen.shape[-1] * self.key_features ** (1 if self.linear_scaling else 0.5)
         scores = jnp.matmul(queries, jnp.swapaxes(keys, -1, -2)) * (self.W_std[0] / norm)
+        if self.causal:
+            positions = jnp.arange(scores.shape[-1])
+            later = positions[None, :] > positions[:, None]
+            scores = jnp.where(later[None, None], -1e20, scores)
         weights = weighted_scores(self.mechanism, scores, None if gone is None else gone[:, None])
         joined = jnp.swapaxes(jnp.matmul(weights, values), 1, 2)
         joined = joined.reshape(*flat.shape[:2], self.heads * self.value_features)

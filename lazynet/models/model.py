@@ -21,6 +21,7 @@ from lazynet import guards
 from lazynet.covariance.depth import through
 from lazynet.covariance.halves import joined
 from lazynet.recipes import Function, recipe
+from lazynet.selection import Where, selected
 from lazynet.typing import Array, Params
 
 __all__ = [
@@ -458,7 +459,7 @@ def symmetrize(model: Model) -> Model:
 
 
 @recipe
-def freeze(model: Model) -> Model:
+def freeze(model: Model, where: Where | None = None) -> Model:
     """The same function with weights that are not trained: `dh/dw = 0`, `Theta' = (prod of W_std^2 phi') Theta`.
 
     What came before a frozen layer is still trained through it. With all but the last layer frozen,
@@ -467,6 +468,8 @@ def freeze(model: Model) -> Model:
 
     Args:
         model: A layer or a network.
+        where: Which of its parameters are frozen, a function of their paths, or of path and leaf, or
+            a tree of booleans. A part of a layer has no infinite-width rule; None freezes all.
 
     Example:
         >>> import lazynet as ln
@@ -483,17 +486,26 @@ def freeze(model: Model) -> Model:
     def rule(k):
         return propagate(model, k.replace(trained=False), model.name).replace(trained=k.trained)
 
+    def held(params):
+        if where is None:
+            return lax.stop_gradient(params)
+        return jax.tree.map(
+            lambda leaf, is_frozen: lax.stop_gradient(leaf) if is_frozen else leaf,
+            params,
+            selected(where, params),
+        )
+
     def outputs(params, x, given):
-        return model.apply(lax.stop_gradient(params), x, *([given] if given else []))
+        return model.apply(held(params), x, *([given] if given else []))
 
     def trace(params, x, given=None):
-        return model.trace(lax.stop_gradient(params), x, *([given] if given else []))
+        return model.trace(held(params), x, *([given] if given else []))
 
     # without the rows of its layers, by which kernels would differentiate what is frozen
     known = evaluation(model.apply)
     independent = known.independent if known else model.kernel is not None
     evaluate = Evaluation(outputs, trace, {}, independent, known is None or known.forward)
-    rules = None if model.kernel is None else rule
+    rules = None if model.kernel is None or where is not None else rule
     return Model(model.init, evaluate, trace, rules, model.name, _without_gradient(model.inverse))
 
 

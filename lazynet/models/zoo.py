@@ -23,6 +23,7 @@ from lazynet.models.layers import (
     Parameterization,
 )
 from lazynet.models.model import Model, residual, serial
+from lazynet.models.tokens import Embed, Positions
 
 __all__ = [
     "cnn",
@@ -414,8 +415,11 @@ def transformer(
     W_std: float = SQRT2,
     b_std: float | None = None,
     embedding: Embedding = Embedding(),  # noqa: B008
+    vocabulary: int | None = None,
+    positions: bool = False,
+    causal: bool = False,
 ) -> Model:
-    """Transformer encoder on sequences `[n, positions, c]`, by blocks `x + Attention(LN x)` and `x + MLP(LN x)`.
+    """Transformer on sequences `[n, positions, c]`, by blocks `x + Attention(LN x)` and `x + MLP(LN x)`.
 
     Attention is softmax attention whose scores are divided by the number of key features, and
     queries are keys: in the limit of many heads it weighs positions by the softmax of their
@@ -430,6 +434,11 @@ def transformer(
         W_std: Standard deviation of all rescaled weights of Dense layers.
         b_std: Standard deviation of all biases; None for none.
         embedding: Positional embeddings of the first attention.
+        vocabulary: Number of tokens, for inputs `[n, positions]` of whole numbers, each with a learned
+            vector; this and the two options below are of finite width.
+        positions: Whether each position gets a learned vector too.
+        causal: Whether a position sees itself and those before it alone; the head is then one for
+            each position, `[n, positions, outputs]`.
 
     Raises:
         ValueError: If the heads do not divide the width.
@@ -453,16 +462,25 @@ def transformer(
             "many features as the others."
         )
     dense = partial(spatial.Dense, W_std=W_std, b_std=b_std)
-    layers = [dense(width)]
+    layers = [dense(width) if vocabulary is None else Embed(vocabulary, width)]
+    layers += [Positions()] if guards.flag("positions", positions) else []
     for block in range(depth):
         places = embedding if block == 0 else Embedding()
         attention = SelfAttention(
-            width, width // heads, width // heads, heads, b_std=b_std, embedding=places
+            width,
+            width // heads,
+            width // heads,
+            heads,
+            b_std=b_std,
+            embedding=places,
+            causal=causal,
         )
         layers.append(residual(LayerNorm(), attention))
         phi = Gelu() if activation is None else activation
         layers.append(residual(LayerNorm(), dense(width), phi, dense(width)))
-    head = [LayerNorm(), spatial.GlobalAvgPool(), Dense(outputs, W_std, b_std)]
+    head = [LayerNorm(), dense(outputs)]
+    if not causal:
+        head = [LayerNorm(), spatial.GlobalAvgPool(), Dense(outputs, W_std, b_std)]
     return serial(*layers, *head, name="transformer")
 
 

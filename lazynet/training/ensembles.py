@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Float, Num
+from jaxtyping import Float
 
 from lazynet import guards, trees
+from lazynet.adapters import Output, flat, one_array, real_weights, with_constants
 from lazynet.datasets import check_data
 from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics import Gaussian
 from lazynet.lazy import lazy_part, linearize
-from lazynet.losses import check_labels, mse, objective
+from lazynet.losses import check_labels, masked_cross_entropy, mse, objective
 from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.training.optimizers import SGD, check_optimizer, step_sizes
-from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 
 __all__ = ["EnsembleCurve", "moments", "train_ensemble"]
@@ -58,10 +58,11 @@ def train_ensemble(
     key: Key[Array, ""],
     save_at: Sequence[int],
     learning_rate: float | int,
-    x: Num[ArrayLike, "m *inputs"],
+    x: Any,
     loss: LossFn = mse,
     transform: Transform = linearize,
     batch_size: int | None = None,
+    output: Output = None,
 ) -> EnsembleCurve:
     """Trains networks from r initializations, `train` for each of them, by one vectorized step.
 
@@ -84,6 +85,7 @@ def train_ensemble(
         transform: What to train, a function of `(apply, params0)`: `linearize`, `center`,
             `partial(lazy, alpha=10.0)`, or `lambda apply, params0: apply` for the network itself.
         batch_size: Examples per step; None for full batch.
+        output: Which of the outputs of apply, by `select`.
 
     Raises:
         ValueError: If the batch size is out of range, steps do not increase, the rate is negative,
@@ -103,20 +105,23 @@ def train_ensemble(
     gradient descent.
     """
     steps = guards.steps(save_at)
-    n = len(data.x)
+    n = len(data.y)
     batch_size = guards.batch_size(batch_size, n)
     learning_rate = _rate(optimizer, learning_rate)
-    check_data(data)
+    check_data(data, labels=loss is masked_cross_entropy)
     check_labels(loss, data.y, "data.y")
     members = _members(params)
     x = _inputs(x, data.x)
     static = (transform, loss, optimizer, batch_size)
-    function = as_partial(apply)
-    goal = objective(transform(function, jax.tree.map(lambda leaf: leaf[0], params)), loss)
+    function = flat(apply, data.x, output)
+    one = jax.tree.map(lambda leaf: leaf[0], params)
+    goal = objective(transform(function, one), loss)
     check_optimizer(goal, optimizer)
-    trained = params if lazy_part(goal.apply) is None else trees.zeros_like(params)
-    data = Data(jnp.asarray(data.x), jnp.asarray(data.y))
-    jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], trained), data)
+    start = params if lazy_part(goal.apply) is None else trees.zeros_like(params)
+    data = jax.tree.map(jnp.asarray, data)
+    jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], start), data)
+    # What the networks do not learn is constant, each its own.
+    constants, trained = real_weights(None, start)
     state = jax.vmap(optimizer.init)(trained)
     keys = jax.random.split(key, members)
     step = 0
@@ -127,13 +132,16 @@ def train_ensemble(
             epoch, batch = divmod(step, n // batch_size)
             if batch == 0 or order is None:
                 order = _orders(keys, epoch, n) if batch_size < n else jnp.zeros((members, 0), int)
+            member = (params, trained, constants)
             trained, state = _step(
-                *static, function, params, trained, state, data, order, batch, learning_rate
+                *static, function, member, state, data, order, batch, learning_rate
             )
             step += 1
-        outputs.append(np.asarray(_outputs(transform, function, params, trained, x)))
+        outputs.append(np.asarray(_outputs(transform, function, (params, trained, constants), x)))
     time = learning_rate * np.asarray(steps) / (1 - optimizer.momentum)
-    return EnsembleCurve(np.asarray(steps), time, np.stack(outputs), trained)
+    return EnsembleCurve(
+        np.asarray(steps), time, np.stack(outputs), with_constants(trained, constants)
+    )
 
 
 def moments(outputs: Float[ArrayLike, "*s r m k"]) -> Gaussian:
@@ -181,29 +189,37 @@ def _step(
     optimizer,
     batch_size,
     apply,
-    params0,
-    params,
+    members,
     state,
     data,
     orders,
     batch,
     learning_rate,
 ):
-    def step_one(params0, params, state, order):
-        goal = objective(transform(apply, params0), loss)
+    def step_one(member, state, order):
+        params0, params, constants = member
         rows = (
             lax.dynamic_slice(order, (batch * batch_size,), (batch_size,)) if order.size else None
         )
-        examples = data if rows is None else Data(data.x[rows], data.y[rows])
-        updates, after = optimizer.update(jax.grad(goal.value)(params, examples), state, params)
+        examples = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+
+        def value(params):
+            goal = objective(transform(apply, params0), loss)
+            return goal.value(with_constants(params, constants), examples)
+
+        updates, after = optimizer.update(jax.grad(value)(params), state, params)
         return trees.add_scaled(params, learning_rate, updates), after
 
-    return jax.vmap(step_one)(params0, params, state, orders)
+    return jax.vmap(step_one)(members, state, orders)
 
 
 @functools.partial(PerFunction, by=(0, 1), static_argnums=(0,))
-def _outputs(transform, apply, params0, params, x):
-    return jax.vmap(lambda w0, w: transform(apply, w0)(w, x))(params0, params)
+def _outputs(transform, apply, members, x):
+    def outputs(member):
+        params0, params, constants = member
+        return one_array(transform(apply, params0)(with_constants(params, constants), x), x)
+
+    return jax.vmap(outputs)(members)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -224,13 +240,21 @@ def _rate(optimizer, learning_rate):
 
 
 def _inputs(x, of_data):
-    guards.array("x", x)
-    guards.finite("x", x)
-    if x.shape[1:] != of_data.shape[1:] or not len(x) or x.dtype.kind != of_data.dtype.kind:
-        raise ValueError(
-            f"x has shape {x.shape} and dtype {x.dtype}, expected inputs like those of data, [m, *{of_data.shape[1:]}] "
-            f"of dtype {of_data.dtype}."
-        )
+    places = jax.tree_util.tree_leaves_with_path(x)
+    same = jax.tree.structure(x) == jax.tree.structure(of_data)
+    expected = jax.tree.leaves(of_data) if same else [of_data] * len(places)
+    for (path, leaf), other in zip(places, expected, strict=True):
+        place = f"x{jax.tree_util.keystr(path)}"
+        guards.array(place, leaf)
+        guards.finite(place, leaf)
+        fits = same and leaf.shape[1:] == other.shape[1:] and leaf.dtype.kind == other.dtype.kind
+        if not fits or not len(leaf):
+            shape = (
+                f"[m, *{other.shape[1:]}] of dtype {other.dtype}" if same else "in the same tree"
+            )
+            raise ValueError(
+                f"{place} has shape {leaf.shape} and dtype {leaf.dtype}, expected inputs like those of data, {shape}."
+            )
     return x
 
 

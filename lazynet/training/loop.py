@@ -18,11 +18,13 @@ import optax
 from jax.sharding import NamedSharding
 
 from lazynet import guards
+from lazynet.adapters import real_weights, with_constants
 from lazynet.datasets import check_data
 from lazynet.lazy import check_displacement, lazy_part
-from lazynet.losses import Objective, accuracy, check_labels
+from lazynet.losses import Objective, accuracy, check_labels, masked_cross_entropy
 from lazynet.programs import PerFunction
 from lazynet.records import Data, Trajectory
+from lazynet.selection import Where
 from lazynet.training.optimizers import SGD, Schedule, UnitRate, check_optimizer, sgd, step_sizes
 from lazynet.training.resume import TrainState, check_curve, check_names, check_state
 from lazynet.training.sharding import first_shards, place, replicated
@@ -65,6 +67,7 @@ def train(
     batch_size: int | None = None,
     microbatches: int = 1,
     augment: Augment | None = None,
+    where: Where | None = None,
     sharding: NamedSharding | None = None,
     test: Data | None = None,
     measure: Callable[[Params], dict[str, Any]] | None = None,
@@ -95,6 +98,8 @@ def train(
             memory.
         augment: `augment(key, x) -> x`, applied to every batch and to no evaluation; its key is a
             function of `key` and the step. For instance `datasets.crop_and_flip`.
+        where: Which parameters are trained, a function of their paths, or of path and leaf, or a tree
+            of booleans; None for all. The optimizer knows of these alone, the others stay as they are.
         sharding: From `data_parallel()`: divides every batch over devices and processes. Each
             device holds all examples, or its part of a full batch; what is returned is on this
             process's first device.
@@ -130,9 +135,8 @@ def train(
     if resume is not None and _pair(resume)[1].diverged_at is not None:
         return resume[1]._replace(params=resume[0].params)
     plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
-    run = _prepared(
-        plan, objective, params, data, learning_rate, None if resume is None else resume[0]
-    )
+    before = None if resume is None else resume[0]
+    run = _prepared(plan, objective, params, data, learning_rate, before, where)
     parts = {"train": data} | ({} if test is None else {"test": test})
     for name, part in parts.items():
         _check_part(objective, run.state.params, part, name)
@@ -163,6 +167,7 @@ def snapshots(
     batch_size: int | None = None,
     microbatches: int = 1,
     augment: Augment | None = None,
+    where: Where | None = None,
     sharding: NamedSharding | None = None,
     resume: TrainState | None = None,
 ) -> Iterator[TrainState]:
@@ -180,7 +185,7 @@ def snapshots(
     """
     steps = guards.steps(save_at)
     plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
-    run = _prepared(plan, objective, params, data, learning_rate, resume)
+    run = _prepared(plan, objective, params, data, learning_rate, resume, where)
     return _run(run, key, [step for step in steps if step >= run.state.step])
 
 
@@ -213,7 +218,7 @@ def evaluate(
         {'loss': 0.0, 'accuracy': 1.0}
     """
     batch_size = guards.count("batch_size", batch_size)
-    check_data(data)
+    check_data(data, labels=_takes_labels(objective))
     check_labels(objective.loss, data.y, "data.y")
     check_displacement(objective.apply, params)
     return _evaluated(objective, params, data, batch_size, sharding)
@@ -251,26 +256,32 @@ class _Run(NamedTuple):
     state: TrainState
     data: Data
     rate: Callable[[int], float]
+    where: Where | None
 
 
-def _prepared(plan: Plan, objective, params, data, learning_rate, resume) -> _Run:
+def _prepared(plan: Plan, objective, params, data, learning_rate, resume, where) -> _Run:
     """The training, after all checks that need no step."""
     rate = step_sizes(plan.optimizer, learning_rate)
-    check_data(data)
-    plan = plan._replace(batch_size=guards.batch_size(plan.batch_size, len(data.x)))
+    check_data(data, labels=_takes_labels(objective))
+    plan = plan._replace(batch_size=guards.batch_size(plan.batch_size, len(data.y)))
     check_plan(plan)
     check_labels(objective.loss, data.y, "data.y")
     check_optimizer(objective, plan.optimizer)
     if resume is None:
-        state = _start(objective, params, plan.optimizer)
+        state = _start(objective, params, plan.optimizer, where)
     else:
         lazy_function = lazy_part(objective.apply)
         start = params if lazy_function is None else lazy_function.params0
-        state = check_state(resume, start, plan.optimizer)
-    return _Run(plan, objective, state, placed_data(plan, data), rate)
+        state = check_state(resume, start, plan.optimizer, where)
+    return _Run(plan, objective, state, placed_data(plan, data), rate, where)
 
 
-def _start(objective, params, optimizer):
+def _takes_labels(objective):
+    """Whether targets are whole numbers, those of tokens."""
+    return getattr(objective.loss, "func", objective.loss) is masked_cross_entropy
+
+
+def _start(objective, params, optimizer, where):
     lazy_function = lazy_part(objective.apply)
     if lazy_function is not None:
         guards.finite("params0", lazy_function.params0, WEIGHTS)
@@ -282,55 +293,58 @@ def _start(objective, params, optimizer):
         )
     guards.weights("params", params)
     guards.finite("params", params, WEIGHTS)
-    return TrainState(0, 0.0, params, optimizer.init(params))
+    weights = real_weights(objective.apply, params, where)[1]
+    return TrainState(0, 0.0, params, optimizer.init(weights))
 
 
 def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
-    plan, objective, state, data, learning_rate = run
+    plan, objective, state, data, learning_rate, where = run
     everywhere = None if plan.sharding is None else replicated(plan.sharding)
     draws = (
         None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
     )
-    step, time, params, opt_state = (
-        state.step,
-        state.time,
-        *_copied((state.params, state.opt_state)),
-    )
+    function, params = real_weights(objective.apply, state.params, where)
+    objective = objective._replace(apply=function)
+    step = state.step
+    time = state.time
+    params, opt_state = _copied((params, state.opt_state))
     objective, params, opt_state = place((objective, params, opt_state), everywhere)
     damping = 1 - getattr(plan.optimizer, "momentum", 0.0)
-    per_epoch = len(data.x) // plan.batch_size
+    n = len(data.y)
+    per_epoch = n // plan.batch_size
     epoch = None
     source = Source(data, None, draws)
     for last in steps:
         while step < last:
-            if epoch is None or (plan.batch_size < len(data.x) and step // per_epoch != epoch):
+            if epoch is None or (plan.batch_size < n and step // per_epoch != epoch):
                 epoch = step // per_epoch
-                source = source._replace(order=placed_order(plan, key, epoch, len(data.x)))
+                source = source._replace(order=placed_order(plan, key, epoch, n))
             rate = learning_rate(step)
             params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
             step = step + 1
             time = time + rate / damping
-        yield TrainState(step, time, *_copied(_local(plan, (params, opt_state))))
+        weights, copied_state = _copied(_local(plan, (params, opt_state)))
+        yield TrainState(step, time, with_constants(weights, function), copied_state)
 
 
 def _evaluated(objective, params, data, batch_size, sharding):
-    n = len(data.x)
+    n = len(data.y)
     totals = np.zeros(2)
     everywhere = None if sharding is None else replicated(sharding)
     objective, params = place((objective, params), everywhere)
     for start in range(0, n, batch_size):
-        chunk = Data(data.x[start : start + batch_size], data.y[start : start + batch_size])
-        even = sharding is not None and len(chunk.x) % sharding.mesh.size == 0
+        chunk = jax.tree.map(lambda leaf, i=start: leaf[i : i + batch_size], data)
+        even = sharding is not None and len(chunk.y) % sharding.mesh.size == 0
         values = _loss_and_accuracy(
             objective, params, place(chunk, sharding if even else everywhere)
         )
-        totals += len(chunk.x) / n * np.asarray(values, np.float64)
+        totals += len(chunk.y) / n * np.asarray(values, np.float64)
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 
 
 @PerFunction
 def _loss_and_accuracy(objective, params, data):
-    outputs = objective.apply(params, data.x)
+    outputs = objective.outputs(params, data.x)
     return objective.loss(outputs, data.y), accuracy(outputs, data.y)
 
 
@@ -384,7 +398,7 @@ def _check_names(rows):
 def _check_part(objective, params, data, name):
     """Refuses a data set that the function and the loss do not take, by tracing them on its first chunk."""
     if name == "test":
-        check_data(data, name)
+        check_data(data, name, labels=_takes_labels(objective))
         check_labels(objective.loss, data.y, f"{name}.y")
     chunk = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct((min(len(a), CHUNK), *a.shape[1:]), jnp.result_type(a)), data

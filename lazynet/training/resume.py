@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards, trees
+from lazynet.adapters import real_weights
 from lazynet.records import Trajectory
+from lazynet.selection import Where
 from lazynet.typing import Params
 
 __all__ = ["TrainState", "check_curve", "check_names", "check_state"]
@@ -36,13 +38,16 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def check_state(state: Any, start: Params | None, optimizer: Any) -> TrainState:
+def check_state(
+    state: Any, start: Params | None, optimizer: Any, where: Where | None = None
+) -> TrainState:
     """The state itself, if a training from `start` by this optimizer can be in it.
 
     Args:
         state: What is to be resumed.
         start: Weights of the same shapes and types; None if there are none to compare with.
         optimizer: With `init`.
+        where: Which parameters it trains; None for all.
 
     Raises:
         TypeError: It is no TrainState.
@@ -63,7 +68,7 @@ def check_state(state: Any, start: Params | None, optimizer: Any) -> TrainState:
     if start is not None:
         trees.check_same_structure(state.params, start, name="resume.params", expected="params")
         for (path, leaf), other in zip(_leaves(state.params), jax.tree.leaves(start), strict=True):
-            if jnp.result_type(leaf) != jnp.result_type(other):
+            if trees.is_weight(other) and jnp.result_type(leaf) != jnp.result_type(other):
                 raise ValueError(
                     f"resume.params{path} has dtype {jnp.result_type(leaf)}, expected {jnp.result_type(other)} as in "
                     "params: resume in the precision of the training."
@@ -72,7 +77,7 @@ def check_state(state: Any, start: Params | None, optimizer: Any) -> TrainState:
     guards.finite(
         "resume.opt_state", state.opt_state, "resume from a record before training diverged"
     )
-    expected = jax.eval_shape(optimizer.init, state.params)
+    expected = jax.eval_shape(optimizer.init, real_weights(None, state.params, where)[1])
     if _form(state.opt_state) != _form(expected):
         raise ValueError(
             f"resume.opt_state is {_form(state.opt_state)}, expected {_form(expected)}, the state of {optimizer}: "

@@ -102,8 +102,8 @@ def placed_data(plan: Plan, data: Data) -> Data:
         >>> placed_data(Plan(None, 2, 1, None, None), Data(jnp.eye(2), jnp.eye(2))).x.shape
         (2, 2)
     """
-    data = Data(jnp.asarray(data.x), jnp.asarray(data.y)) if plan.sharding is None else data
-    divided = plan.batch_size == len(data.x) and plan.microbatches == 1
+    data = jax.tree.map(jnp.asarray, data) if plan.sharding is None else data
+    divided = plan.batch_size == len(data.y) and plan.microbatches == 1
     return place(
         data, plan.sharding if divided or plan.sharding is None else replicated(plan.sharding)
     )
@@ -146,7 +146,7 @@ def advance(
         >>> advance(Plan(sgd(), 2, 1, None, None), goal, jnp.zeros((2, 1)), sgd().init(0.0), source, 0, 1.0)[0].tolist()
         [[0.5], [0.5]]
     """
-    start = step % (len(source.data.x) // plan.batch_size) * plan.batch_size
+    start = step % (len(source.data.y) // plan.batch_size) * plan.batch_size
     if plan.microbatches == 1:
         return _step(plan, objective, params, opt_state, source, start, step, rate)
     size = plan.batch_size // plan.microbatches
@@ -183,7 +183,7 @@ def _gradient(plan, objective, params, source, start, draw):
         rows = _divided(
             plan, lax.dynamic_slice(order, (start,), (plan.batch_size // plan.microbatches,))
         )
-        data = _divided(plan, Data(data.x[rows], data.y[rows]))
+        data = _divided(plan, jax.tree.map(lambda leaf: leaf[rows], data))
     if plan.augment is not None:
         data = _divided(plan, data._replace(x=plan.augment(jax.random.fold_in(key, draw), data.x)))
     return jax.grad(objective.value)(params, data)

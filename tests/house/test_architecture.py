@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     {"typing"},
     {
+        "adapters",
         "guards",
         "trees",
         "files",
@@ -29,6 +30,7 @@ LAYERS = (
         "losses",
         "programs",
         "recipes",
+        "selection",
     },
     {"covariance", "scattering", "datasets"},
     {"models"},

@@ -146,6 +146,8 @@ ROWS = {
         "",
         "features: count, W_std: positive, b_std: positive none",
     ),
+    "lora": Row(lambda: dict(model=MODEL, rank=1), "", "rank: count"),
+    "low_rank.factors": Row(lambda: dict(key=KEY, params=PARAMS, rank=1), "", "rank: count"),
     "LayerNorm": Row(lambda: dict(eps=1e-6), "", "eps: positive"),
     "inject": Row(lambda: dict(channels=1), "", "channels: count"),
     "squeeze": Row(lambda: dict(factor=2), "", "factor: count"),
@@ -190,6 +192,12 @@ ROWS = {
     "zoo.resnet18": Row(
         lambda: dict(outputs=1, width=0.1), "", "outputs: count, width: positive bool"
     ),
+    "tokens.Embed": Row(
+        lambda: dict(vocabulary=3, features=2, W_std=1.0),
+        "",
+        "vocabulary: count, features: count, W_std: positive",
+    ),
+    "tokens.Positions": Row(lambda: dict(W_std=1.0), "", "W_std: positive"),
     "zoo.transformer": Row(
         lambda: dict(width=4, outputs=1, depth=1, heads=2),
         "",
@@ -216,12 +224,17 @@ ROWS = {
     "weights": Row(
         lambda: dict(lazy_apply=lazynet.lazy(linear, W, 2.0), u=W), "", "lazy_apply: function"
     ),
+    "select": Row(lambda: dict(apply=linear), "", "apply: function"),
     "precision.compute_in": Row(
         lambda: dict(apply=linear, dtype=np.float32), "", "apply: function"
     ),
     # -- losses
     "mse": Row(lambda: dict(outputs=X, targets=X), f"outputs: {ANY}, targets: {ANY}"),
     "cross_entropy": Row(lambda: dict(outputs=Y, targets=Y), f"outputs: {ANY}, targets: {ANY}"),
+    "masked_cross_entropy": Row(
+        lambda: dict(outputs=X, targets=np.array([0, 1, 2, -1])),
+        f"outputs: {ANY}, targets: integer",
+    ),
     "logistic": Row(
         lambda: dict(outputs=X[:, :1], targets=np.ones((4, 1))), f"outputs: {ANY}, targets: {ANY}"
     ),
@@ -250,6 +263,15 @@ ROWS = {
         "x1: nan inf complex longer, x2: nan inf complex longer",
         "apply: function, tile: count none, memory: positive",
         True,
+    ),
+    "empirical.center_jacobian": Row(
+        lambda: dict(apply=linear, params=W, x=X, weights=np.full(4, 0.25)),
+        "x: longer rank complex, weights: longer",
+        "apply: function",
+    ),
+    "empirical.hermitian": Row(
+        lambda: dict(kernel=np.eye(2)[None, None] * KERNEL[:, :, None, None]),
+        "kernel: longer empty",
     ),
     "empirical_nngp": Row(
         lambda: dict(apply=linear, params=W, x1=X, x2=X[:2]),
@@ -682,6 +704,7 @@ ROWS = {
 
 EXEMPT = {
     "records, which hold what they are given": (
+        "Inputs low_rank.Lora adapters.Complex adapters.OfWeights adapters.OneArray "
         "Model Objective Data Gram Trajectory TrainState precision.ComputeIn datasets.Archive "
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
         "insights.Dimension insights.Flatness insights.GaborFit insights.Inversion insights.Separability "
@@ -694,7 +717,7 @@ EXEMPT = {
     "constants and types": (
         "stax.Bool stax.Padding stax.PositionalEmbedding stax.AttentionMechanism "
         "stax.AggregateImplementation stax.Slice dropin.NtkImplementation "
-        "optimizers.Schedule datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
+        "optimizers.Schedule selection.Where datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
     ),
     "layers without numbers, or with windows of which their own tests try what is wrong": (
         "AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten Identity Relu Abs Gelu Sigmoid_like "
@@ -740,7 +763,9 @@ EXEMPT = {
         "linalg.lanczos linalg.check_digits linalg.power_of_two linalg.rank_tolerance "
         "linalg.ritz_values linalg.spectrum_tolerance "
         "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
-        "trees.subtract trees.zeros_like checkpoints.curve_arrays checkpoints.curve_from "
+        "trees.subtract trees.zeros_like trees.differentiable trees.is_complex trees.is_key trees.is_weight "
+        "trees.length selection.selected low_rank.merged adapters.flat adapters.one_array adapters.real_weights "
+        "adapters.with_constants checkpoints.curve_arrays checkpoints.curve_from "
         "model.child_path model.propagate model.evaluation "
         "model.plain"
     ),

@@ -105,7 +105,7 @@ def test_nan_checks_of_jax_do_not_see_the_probe():
 @pytest.mark.parametrize(
     ("apply", "message"),
     [
-        (lambda params, x: (independent(params, x), {}), "expected one array"),
+        (lambda params, x: (independent(params, x), {"a": 1.0}), r"of shape \(\) for 4 examples"),
         (lambda params, x: jnp.sum(independent(params, x)), "expected one array"),
     ],
 )

@@ -209,12 +209,12 @@ def test_tokens_are_trained_on_as_they_are(dtype):
     [
         (np.ones((6, 2), np.uint8), "uint8.*x.astype.float. / 255 for images"),
         (np.ones((6, 2, 2, 1), np.int32), "int32.*x.astype.float. / 255"),
-        ({"a": X, "b": X}, "data.x got a dict, expected an array"),
-        ((X, X), "data.x got a tuple, expected an array"),
+        ([X, X], "data.x got a list, expected an array"),
+        ({"a": X, "b": "text"}, r"data.x\['b'\] got a str, expected an array"),
         (np.asarray(X) * 1j, "complex128"),
     ],
 )
-def test_bytes_images_of_integers_and_several_inputs_are_refused(x, message):
+def test_bytes_images_of_integers_and_what_is_no_array_are_refused(x, message):
     with pytest.raises(TypeError, match=message):
         inspect.unwrap(ln.datasets.check_data)(SimpleNamespace(x=x, y=Y))
 
@@ -222,15 +222,15 @@ def test_bytes_images_of_integers_and_several_inputs_are_refused(x, message):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"w": jnp.ones((4, 2)), "count": jnp.array(3)}, r"params\['count'\] has dtype int64"),
-        ({"w": jnp.ones((4, 2), complex)}, r"params\['w'\] has dtype complex128"),
+        ({"w": jnp.ones((4, 2), int)}, r"params\['w'\] has dtype int64, expected floating-point"),
+        ({"w": np.ones((4, 2), object)}, r"params\['w'\] has dtype object"),
         (
             {"params": {"w": jnp.ones((4, 2))}, "batch_stats": {"mean": jnp.ones(2)}},
             "flax's variables with 'batch_stats'",
         ),
     ],
 )
-def test_leaves_that_are_no_real_weights_are_refused(params, message):
+def test_leaves_that_are_no_weights_are_refused(params, message):
     with pytest.raises((TypeError, ValueError), match=message):
         _train(ln.objective(lambda w, x: x @ w["w"], ln.mse), params)
 

@@ -8,6 +8,7 @@ parameters of the same shapes compiles nothing.
 
 from __future__ import annotations
 
+from lazynet.kernels.empirical.centered import center_jacobian, hermitian
 from lazynet.kernels.empirical.nngp import empirical_nngp
 from lazynet.kernels.empirical.ntk import empirical_ntk
 from lazynet.kernels.empirical.products import (
@@ -17,9 +18,11 @@ from lazynet.kernels.empirical.products import (
 )
 
 __all__ = [
+    "center_jacobian",
     "empirical_nngp",
     "empirical_ntk",
     "estimate_max_learning_rate",
+    "hermitian",
     "largest_ntk_eigenvalue",
     "ntk_vector_product",
 ]

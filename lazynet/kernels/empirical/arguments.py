@@ -1,26 +1,28 @@
 """What comes into the functions of this package, checked once and in one form.
 
-Examples are an array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis.
-Parameters are a tree of arrays: real floating-point leaves are differentiated, complex ones as
-pairs of real ones, all others are constants.
+Examples are an array `[n, *inputs]`, a dictionary or tuple of arrays with a common first axis, or
+several of these, `Inputs`. Parameters are a tree of arrays: real floating-point leaves are
+differentiated, complex ones as pairs of real ones, all others are constants. Outputs are one array,
+which functions of trees are made to return.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import PyTree
 
-from lazynet import guards
+from lazynet import guards, trees
+from lazynet.adapters import real_weights
 from lazynet.lazy import check_displacement
 from lazynet.models.model import plain
+from lazynet.selection import Where
 from lazynet.trees import as_partial
-from lazynet.typing import Apply, Array, ArrayLike, Params
+from lazynet.typing import Apply, ArrayLike, Params
 
 Examples = PyTree[Any]
 """An array `[n, *inputs]`, or a dictionary or tuple of arrays with a common first axis."""
@@ -38,15 +40,13 @@ class Arguments(NamedTuple):
     x2: Examples | None
 
 
-class Complex(NamedTuple):
-    """A complex parameter as two real ones: a real function of it has a derivative by each."""
-
-    real: Array
-    imag: Array
-
-
 def canonical(
-    apply: Apply, params: Params, x1: Examples, x2: Examples | None = None, name: str = "x1"
+    apply: Apply,
+    params: Params,
+    x1: Examples,
+    x2: Examples | None = None,
+    name: str = "x1",
+    where: Where | None = None,
 ) -> Arguments:
     """The function as a pytree, real parameters, and examples of one structure and dtype.
 
@@ -56,6 +56,7 @@ def canonical(
         x1: Examples.
         x2: More of them, or None.
         name: What messages call `x1`.
+        where: Which weights are differentiated; the others become constants of the function.
 
     Raises:
         TypeError: A leaf is no array of numbers, or `apply` no function.
@@ -70,8 +71,8 @@ def canonical(
         check_examples("x2", x2)
         guards.finite("x2", x2)
         x1, x2 = _alike(name, x1, x2)
-    function, params = real_parameters(function, params)
-    return Arguments(function, params, x1, x2)
+    check_numbers(params)
+    return Arguments(*real_weights(function, params, where), x1, x2)
 
 
 def check_examples(name: str, x: Any) -> int:
@@ -122,8 +123,8 @@ def check_outputs(h: Any, n: int, derivative: bool = True) -> None:
         )
 
 
-def real_parameters(function: Apply, params: Params) -> tuple[Apply, Params]:
-    """The function and its parameters, each complex one as a pair of real ones."""
+def check_numbers(params: Params) -> None:
+    """Refuses parameters among which one is no number and no array of numbers."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         is_number = isinstance(leaf, (ArrayLike, np.generic, bool, int, float, complex))
         if not is_number or getattr(leaf, "dtype", None) == np.dtype(object):
@@ -131,29 +132,6 @@ def real_parameters(function: Apply, params: Params) -> tuple[Apply, Params]:
                 f"params{jax.tree_util.keystr(path)} got {leaf!r}, expected arrays: leave out what is no number, "
                 "and bind it to apply (of an equinox module, pass apply and init(None, x) of from_equinox(module))."
             )
-    if not any(_is_complex(leaf) for leaf in jax.tree.leaves(params)):
-        return function, params
-    parted = jax.tree.map(
-        lambda w: Complex(jnp.real(w), jnp.imag(w)) if _is_complex(w) else w, params
-    )
-    return Partial(_of_complex, function), parted
-
-
-def differentiable(params: Params) -> tuple[list[Array], Callable[[list[Array]], Params]]:
-    """The floating-point leaves, and the function that puts others into their places; the rest are constants."""
-    leaves, treedef = jax.tree.flatten(params)
-    places = [i for i, leaf in enumerate(leaves) if is_weight(leaf)]
-
-    def rebuilt(weights: list[Array]) -> Params:
-        every = dict(enumerate(leaves)) | dict(zip(places, weights, strict=True))
-        return jax.tree.unflatten(treedef, list(every.values()))
-
-    return [jnp.asarray(leaves[i]) for i in places], rebuilt
-
-
-def is_weight(leaf: Any) -> bool:
-    """Whether a leaf of the parameters is differentiated."""
-    return bool(jnp.issubdtype(_dtype(leaf), jnp.floating))
 
 
 def check_no_statistics(params: Params, names: tuple[str, ...] | None = None) -> None:
@@ -177,8 +155,8 @@ def _linen_statistics(params: Params, names: tuple[str, ...] | None) -> str:
     if not (isinstance(params, Mapping) and "params" in params):
         return ""
     for collection in sorted(guards.COLLECTIONS & set(params)):
-        weights = any(is_weight(leaf) for leaf in jax.tree.leaves(params[collection]))
-        if weights and _is_chosen(collection, names):
+        weights = any(trees.is_weight(leaf) for leaf in jax.tree.leaves(params[collection]))
+        if weights and _holds_chosen(collection, names):
             return f"the collection {collection!r}"
     return ""
 
@@ -194,25 +172,25 @@ def _nnx_statistics(params: Params, names: tuple[str, ...] | None) -> str:
     )
     for path, node in nodes:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if kind(node) in STATISTICS and _is_chosen(name, names):
+        if kind(node) in STATISTICS and _holds_chosen(name, names):
             return f"the {kind(node)} {name!r}"
     return ""
 
 
-def _is_chosen(path: str, names: tuple[str, ...] | None) -> bool:
+def is_chosen(path: str, names: tuple[str, ...]) -> bool:
+    """Whether a path is one of the names, or below one, as the two parts of a complex leaf are."""
+    # The path of parameters that are one array is empty.
+    return any(name in ("", path) or path.startswith(f"{name}/") for name in names)
+
+
+def _holds_chosen(path: str, names: tuple[str, ...] | None) -> bool:
+    """Whether a path is one of the names, or above one; None are all."""
     return names is None or any(name == path or name.startswith(f"{path}/") for name in names)
-
-
-def _of_complex(function: Apply, params: Params, x: Any) -> Any:
-    def joined(node: Any) -> Any:
-        return jax.lax.complex(node.real, node.imag) if isinstance(node, Complex) else node
-
-    return function(jax.tree.map(joined, params, is_leaf=lambda node: isinstance(node, Complex)), x)
 
 
 def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
     """Both sets in the dtypes to which NumPy promotes them."""
-    shapes = [jax.tree.map(lambda leaf: leaf.shape[1:], x) for x in (x1, x2)]
+    shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(x)] for x in (x1, x2)]
     if jax.tree.structure(x1) != jax.tree.structure(x2) or shapes[0] != shapes[1]:
         found = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (x1, x2)]
         raise ValueError(
@@ -226,11 +204,3 @@ def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
         return leaf.astype(jax.dtypes.canonicalize_dtype(dtype))  # without x64 float64 is float32
 
     return jax.tree.map(promoted, x1, x2), jax.tree.map(promoted, x2, x1)
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-
-
-def _is_complex(leaf: Any) -> bool:
-    return bool(jnp.issubdtype(_dtype(leaf), jnp.complexfloating))

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lazynet import trees
+from lazynet.adapters import flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
     check_outputs,
     count_examples,
-    differentiable,
 )
 from lazynet.kernels.empirical.layerwise import known_layers
 from lazynet.programs import PerFunction, first_line, refuse_state
@@ -67,7 +68,7 @@ def check_independent(apply: Apply, params: Params, x: Examples) -> None:
         ...
         ValueError: apply mixes the examples of a batch: its outputs at one example depend on another one, expected ...
     """
-    refuse_mixing(*canonical(apply, params, x, name="x")[:3])
+    refuse_mixing(*canonical(flat(apply, x), params, x, name="x")[:3])
 
 
 def refuse_mixing(function: Apply, params: Params, x: Examples, alone: bool = False) -> None:
@@ -136,7 +137,7 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
 @PerFunction
 def _tangents(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
     """Outputs, and their derivative along a fixed direction of the parameters."""
-    weights, rebuilt = differentiable(params)
+    weights, rebuilt = trees.differentiable(params)
     direction = [_direction(w, i) for i, w in enumerate(weights)]
     h, tangent = jax.jvp(lambda w: _outputs(function, rebuilt(w), x), (weights,), (direction,))
     return {"outputs": [h], "derivatives": [tangent]}
@@ -145,7 +146,7 @@ def _tangents(function: Apply, params: Params, x: Examples, kept: Array) -> dict
 @PerFunction
 def _gradients(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
     """Outputs, and the gradient of a combination of those of the examples that are kept."""
-    weights, rebuilt = differentiable(params)
+    weights, rebuilt = trees.differentiable(params)
     h, pull_back = jax.vjp(lambda w: _outputs(function, rebuilt(w), x), weights)
     own = kept.reshape(-1, *[1] * (h.ndim - 1))
     return {
@@ -170,7 +171,7 @@ def _direction(leaf: Array, seed: int) -> Array:
 
 def _shaken(params: Params) -> Params:
     """Parameters a few units in their last place away, at which everything is rounded anew."""
-    weights, rebuilt = differentiable(params)
+    weights, rebuilt = trees.differentiable(params)
     return rebuilt([w * (1 + 8 * jnp.finfo(w.dtype).eps) for w in weights])
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lazynet.kernels.empirical.arguments import Complex, Examples, is_weight, one_example
+from lazynet import trees
+from lazynet.kernels.empirical.arguments import Examples, one_example
 from lazynet.programs import PerFunction
+from lazynet.selection import Where, selected
 from lazynet.typing import Apply, Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]
-Where = Callable[[str], bool]
 Names = tuple[str, ...]
 
 
@@ -31,33 +31,17 @@ def parameter_names(params: Params) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
 
 
-def chosen_names(params: Params, where: Where | None) -> Names:
-    """Paths of the leaves to differentiate; integer leaves (counters, indices) never are.
-
-    The two parts of a complex leaf are chosen together, by its own path.
-    """
-    if where is not None and not callable(where):
-        raise TypeError(
-            f"where got {where!r}, expected a function of paths: lambda path: path.startswith('0_Dense')."
+def chosen_names(params: Params, where: Where | None) -> tuple[str, ...]:
+    """Paths of the leaves to differentiate; integer leaves (counters, indices) never are."""
+    if not any(map(trees.is_weight, jax.tree.leaves(params))):
+        raise ValueError(
+            f"params has no floating-point arrays ({parameter_names(params)}), expected weights: integers are "
+            "constants."
         )
-    nodes, _ = jax.tree_util.tree_flatten_with_path(
-        params, is_leaf=lambda node: isinstance(node, Complex)
+    chosen = jax.tree.leaves(selected(where, params))
+    return tuple(
+        name for name, is_chosen in zip(parameter_names(params), chosen, strict=True) if is_chosen
     )
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in nodes]
-    free = []
-    for name, (_, node) in zip(names, nodes, strict=True):
-        parts = parameter_names(node) if isinstance(node, Complex) else [""]
-        if is_weight(jax.tree.leaves(node)[0]) and (where is None or bool(where(name))):
-            free += ["/".join(filter(None, (name, part))) for part in parts]
-    if not any(is_weight(leaf) for leaf in jax.tree.leaves(params)):
-        raise ValueError(
-            f"params has no floating-point arrays ({names}), expected weights: integers are constants."
-        )
-    if not free:
-        raise ValueError(
-            f"where selects none of the parameters {names}: it gets one of these paths at a time."
-        )
-    return tuple(free)
 
 
 def jacobian_features(

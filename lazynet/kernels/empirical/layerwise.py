@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from lazynet.adapters import OneArray
 from lazynet.kernels.empirical.jacobians import Jacobian, Names, Outputs, reduced
 from lazynet.models.model import Evaluation, evaluation
 from lazynet.programs import PerFunction
@@ -68,7 +69,9 @@ def layer_features(
 
 
 def known_layers(function: Apply) -> Evaluation | None:
-    """What is known of the layers of a function, if it is the apply of a model."""
+    """What is known of the layers of a function, if it is the apply of a model, all of whose outputs are wanted."""
+    if isinstance(function, OneArray) and function.output is None and not function.several:
+        function = function.apply
     if not isinstance(function, Partial) or function.args or function.keywords:
         return None
     return evaluation(function.func)

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples
 from lazynet.programs import PerFunction
 from lazynet.typing import Apply, Array, Params
@@ -17,6 +18,8 @@ def empirical_nngp(
     params: Params,
     x1: Examples,
     x2: Examples | None = None,
+    *,
+    output: Output = None,
 ) -> Float[Array, "n1 n2"]:
     """Second moment of the outputs `1/k sum_a h_a(x1_i) h_a(x2_j)`.
 
@@ -28,6 +31,7 @@ def empirical_nngp(
         x1: Examples of the rows, `[n1, *inputs]`, or a dictionary or tuple of arrays.
         x2: Examples of the columns; None for those of the rows, which makes the result exactly
             symmetric.
+        output: Which of the outputs of apply, by `select`.
 
     Raises:
         TypeError: If inputs are no arrays of numbers.
@@ -38,7 +42,7 @@ def empirical_nngp(
         >>> empirical_nngp(linear, {"w": jnp.ones((2, 1))}, jnp.eye(2)).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-    function, params, x1, x2 = canonical(apply, params, x1, x2)
+    function, params, x1, x2 = canonical(flat(apply, x1, output), params, x1, x2)
     rows = _outputs(function, params, x1)
     columns = rows if x2 is None else _outputs(function, params, x2)
     nngp = jnp.matmul(rows, columns.T, precision="highest") / rows.shape[1]

@@ -12,18 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from lazynet import guards
+from lazynet import guards, trees
+from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
     check_no_statistics,
     check_outputs,
     count_examples,
-    differentiable,
 )
 from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.linalg import lanczos, ritz_values
 from lazynet.programs import PerFunction
+from lazynet.selection import Where
 from lazynet.typing import Apply, Array, Key, Params
 
 
@@ -32,6 +33,9 @@ def ntk_vector_product(
     params: Params,
     x1: Examples,
     x2: Examples | None = None,
+    *,
+    output: Output = None,
+    where: Where | None = None,
 ) -> Callable[[Array], Array]:
     """The linear map `v -> Theta(x1, x2) v = J(x1) (J(x2)^T v)`, without forming the kernel.
 
@@ -42,6 +46,8 @@ def ntk_vector_product(
         params: Where to take the derivative.
         x1: Examples of the rows.
         x2: Examples of the columns; None for those of the rows.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters to differentiate, as in `empirical_ntk`.
 
     Returns:
         A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an
@@ -59,13 +65,20 @@ def ntk_vector_product(
         >>> product(jnp.array([[1.0], [2.0]])).tolist()
         [[1.0], [2.0]]
     """
-    function, params, x1, x2 = canonical(apply, params, x1, x2)
+    function, params, x1, x2 = canonical(flat(apply, x1, output), params, x1, x2, where=where)
     check_no_statistics(params)
     return Partial(_product, function, params, x1, x1 if x2 is None else x2)
 
 
 def largest_ntk_eigenvalue(
-    apply: Apply, params: Params, x: Examples, *, key: Key[Array, ""], iterations: int = 15
+    apply: Apply,
+    params: Params,
+    x: Examples,
+    *,
+    key: Key[Array, ""],
+    iterations: int = 15,
+    output: Output = None,
+    where: Where | None = None,
 ) -> float:
     """Largest eigenvalue `lambda_max(Theta)` of the `[n k, n k]` kernel, by Lanczos iteration on products.
 
@@ -79,6 +92,8 @@ def largest_ntk_eigenvalue(
         x: Examples; a few hundred give a good estimate of `lambda_max / n` for a large data set.
         key: Draws the starting vector.
         iterations: Number of products.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters to differentiate, as in `empirical_ntk`.
 
     Raises:
         TypeError: If inputs or parameters are no arrays of numbers.
@@ -94,7 +109,7 @@ def largest_ntk_eigenvalue(
     """
     iterations = guards.count("iterations", iterations)
     guards.key("key", key)
-    function, params, x, _ = canonical(apply, params, x, name="x")
+    function, params, x, _ = canonical(flat(apply, x, output), params, x, name="x", where=where)
     check_no_statistics(params)
     refuse_mixing(function, params, x)
     shape = jax.eval_shape(lambda params, x: function(params, x), params, x)
@@ -121,6 +136,8 @@ def estimate_max_learning_rate(
     key: Key[Array, ""],
     momentum: float | int = 0.0,
     iterations: int = 15,
+    output: Output = None,
+    where: Where | None = None,
 ) -> float:
     """Largest stable learning rate `2 (1 + momentum) n / lambda_max(Theta)`, without forming the kernel.
 
@@ -135,6 +152,8 @@ def estimate_max_learning_rate(
         key: Draws the starting vector of the iteration.
         momentum: Heavy-ball momentum, in [0, 1).
         iterations: Number of products with the kernel.
+        output: Which of the outputs of apply, by `select`.
+        where: Which parameters to differentiate, as in `empirical_ntk`.
 
     Raises:
         TypeError: If inputs or parameters are no arrays of numbers.
@@ -147,13 +166,14 @@ def estimate_max_learning_rate(
         0.4444
     """
     momentum = guards.momentum(momentum)
-    top = largest_ntk_eigenvalue(apply, params, x, key=key, iterations=iterations)
+    function = flat(apply, x, output)
+    top = largest_ntk_eigenvalue(function, params, x, key=key, iterations=iterations, where=where)
     return 2 * (1 + momentum) * count_examples(x) / top if top > 0 else math.inf
 
 
 @PerFunction
 def _product(function: Apply, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
-    weights, rebuilt = differentiable(params)
+    weights, rebuilt = trees.differentiable(params)
     values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
     check_outputs(values, count_examples(x2))
     guards.array("v", v)
@@ -170,7 +190,7 @@ def _product(function: Apply, params: Params, x1: Examples, x2: Examples, v: Any
 @PerFunction
 def _scaled_product(function: Apply, params: Params, x: Examples, v: Array) -> tuple[Array, Array]:
     """`Theta v` and a power of two that it is to be multiplied by: the square of a derivative may leave its dtype."""
-    weights, rebuilt = differentiable(params)
+    weights, rebuilt = trees.differentiable(params)
     _, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)
     (gradient,) = pull_back(v)
     entries = [jnp.max(jnp.abs(leaf), initial=0).astype(v.dtype) for leaf in gradient]
