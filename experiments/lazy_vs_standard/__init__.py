@@ -4,6 +4,7 @@
     python -m experiments run lazy_vs_standard --preset smoke                               # digits, some seconds
     python -m experiments run lazy_vs_standard --set data.name=cifar10 --set data.root=DIR  # about 10 minutes
     python -m experiments run lazy_vs_standard --preset paper --set data.root=DIR           # VGG-11, meant for a GPU
+    python -m experiments run lazy_vs_standard --set model=my_net.py:build                  # a network of one's own
 
 Every alpha starts from the same weights and sees the same minibatches; only `lazy(apply, params0,
 alpha)` changes. The common clock is gradient-flow time, learning rate times steps over (1 -
@@ -72,6 +73,7 @@ class TrainConfig:
         lr_fraction: Learning rate over the largest stable one.
         momentum: Heavy-ball momentum.
         records: Points of the curves, about.
+        augment: Whether images are cropped and flipped at random.
     """
 
     batch_size: Count = 50
@@ -79,6 +81,7 @@ class TrainConfig:
     lr_fraction: Positive = 0.1
     momentum: Momentum = 0.9
     records: Annotated[int, Integer(2)] = 24
+    augment: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Config:
     Attributes:
         data: Examples.
         network: Architecture.
+        model: A network of one's own instead, FILE.py:FUNCTION, of flax, equinox, lazynet's layers or (init, apply).
         train: Training.
         alphas: Scales; inf is the linearized model.
         seeds: Number of draws of weights and batches.
@@ -102,6 +106,7 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    model: str = ""
     train: TrainConfig = field(default_factory=TrainConfig)
     alphas: Annotated[tuple[Scale, ...], Values()] = (0.1, 1.0, 10.0, 100.0, 1000.0, math.inf)
     seeds: Count = 3
@@ -117,6 +122,12 @@ class Config:
         """Refuses networks that do not fit the data, and batches of more examples than there are."""
         network = self.network
         check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
+        if self.train.augment and self.data.name == "digits":
+            raise ValueError(
+                f"{prefix}train.augment=true needs images, which digits are not here: use --set data.name=cifar10."
+            )
+        if self.model:
+            return
         if self.data.name == "digits" and network.name != "mlp":
             raise ValueError(
                 f"{prefix}network.name={network.name} needs images: use --set data.name=cifar10, or network.name=mlp."

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 import lazynet as ln
 from experiments.harness.progress import advancing, bar
 from experiments.shared.data import load_images
+from experiments.shared.own import digest, own_model
 from experiments.shared.training import (
     LOSSES,
     batched_outputs,
@@ -36,7 +37,7 @@ def load_data(config) -> tuple[Data, Data]:
         parts = datasets.standardize(*parts, center="feature", scale="global")
     else:
         parts = datasets.standardize(*parts, center="channel", scale="channel")
-    if config.network.name == "mlp":
+    if config.network.name == "mlp" and (not config.model or config.data.name == "digits"):
         parts = [part._replace(x=part.x.reshape(len(part.x), -1)) for part in parts]
     if config.loss == "mse":
         parts = [datasets.center_targets(part) for part in parts]
@@ -48,6 +49,9 @@ def load_data(config) -> tuple[Data, Data]:
 def build(config) -> ln.Model:
     """The network of the configuration."""
     network = config.network
+    if config.model:
+        model = own_model(config.model)
+        return ln.symmetrize(model) if config.doubled else model
     activation = ACTIVATIONS[network.activation]()
     settings = dict(activation=activation, W_std=network.W_std, b_std=network.b_std)
     if network.name == "mlp":
@@ -62,6 +66,7 @@ def build(config) -> ln.Model:
 def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
     """Every training, compared with the linearized one of its seed, and each seed's learning rates."""
     model = build(config)
+    own = f",model={digest(config.model)}" if config.model else ""
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
     done = 0
     arrays: dict[str, Any] = {}
@@ -72,7 +77,7 @@ def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
             cells = {}
             for alpha in config.alphas:
                 progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
-                name = f"seed={seed},alpha={alpha:g}"
+                name = f"seed={seed},alpha={alpha:g}{own}"
                 cells[alpha] = store.read(name)
                 if cells[alpha] is None:
                     advance = advancing(progress, task, done)
@@ -88,7 +93,9 @@ def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
 
 def kernel_curve(config, train: Data, test: Data, clock: float, store) -> dict[str, Any]:
     """Gradient flow of the infinitely wide network on the common clock, and on which data; or why there is none."""
-    if config.network.name == "vgg11":
+    if config.model and build(config).kernel is None:
+        return {"kernel_left_out": "the network has no infinite-width limit here"}
+    if config.network.name == "vgg11" and not config.model:
         return {"kernel_left_out": "max-pooling has no infinite-width limit in closed form"}
     train, test = jax.tree.map(lambda leaf: leaf[: config.kernel_images], (train, test))
     label = f"{len(train.x)} train and {len(test.x)} test images"
@@ -159,6 +166,7 @@ def _train(start, alpha, advance, checkpoint):
         save_at=_save_at(config, len(start.train.x)),
         learning_rate=start.rates["learning_rate"],
         batch_size=config.train.batch_size,
+        augment=datasets.crop_and_flip if config.train.augment else None,
         test=start.test,
         measure=lambda u: {"param_drift": trees.norm(u) / (alpha * norm0)},
     )
@@ -174,7 +182,7 @@ def _final(start, alpha, curve) -> dict[str, float]:
         inputs = start.test.x[: start.config.ntk_examples]
         ntk = empirical.empirical_ntk(start.model.apply, weights, inputs, outputs="trace")
         end["ntk_change"] = float(diagnostics.kernel_distance(ntk, start.ntk0))
-        if start.config.network.activation == "relu":
+        if start.config.network.activation == "relu" and not start.config.model:
             x = start.test.x[:1000]
             stable = diagnostics.activation_stability(start.model, weights, start.params0, x)
             end["stability"] = float(stable.total)
