@@ -42,8 +42,7 @@ def param_drift(params: Params, params0: Params, *, relative: bool = True) -> Fl
     Source: Chizat, Oyallon and Bach (2019), theorem 2.2, for the rate.
     """
     _check_weights(params, params0)
-    weights = trees.differentiable(params)[0]
-    weights0 = trees.differentiable(params0)[0]
+    weights, weights0 = _weights_of_both(params, params0)
     drift = trees.norm(trees.subtract(weights, weights0))
     return drift / trees.norm(weights0) if relative else drift
 
@@ -142,6 +141,7 @@ def linearization_gap(
     _check_weights(params, params0)
     guards.weights("params", params)
     guards.weights("params0", params0)
+    _check_kinds(params, params0)
     guards.inputs("x", x)
     function = flat(apply, x, output)
     guards.same_length(outputs=shape_of(function, params, x))
@@ -191,6 +191,7 @@ def ntk_change(
     _check_weights(params, params0)
     guards.weights("params", params)
     guards.weights("params0", params0)
+    _check_kinds(params, params0)
     probes = guards.count("probes", probes)
     function = flat(apply, x, output)
     product, product0 = (ntk_vector_product(function, w, x, where=where) for w in (params, params0))
@@ -217,6 +218,26 @@ def _check_weights(params: Params, params0: Params) -> None:
         raise ValueError(
             "params got no arrays with entries, expected weights: of a Model pass model.init(key, x)."
         )
+
+
+def _check_kinds(params: Params, params0: Params) -> None:
+    """Refuses complex weights beside real ones, of which there is no displacement within the same space."""
+    pairs = zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(params0), strict=True)
+    for (path, leaf), other in pairs:
+        if trees.is_complex(leaf) != trees.is_complex(other):
+            place = jax.tree_util.keystr(path)
+            raise TypeError(
+                f"params{place} has dtype {jnp.result_type(leaf)} and params0{place} {jnp.result_type(other)}, "
+                "expected real ones both, or complex ones: take both of one model."
+            )
+
+
+def _weights_of_both(params: Params, params0: Params) -> tuple[list[Any], list[Any]]:
+    """Leaves that are weights in one of the trees; of whole numbers alone, all of them."""
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(params0), strict=True))
+    weights = [pair for pair in pairs if any(map(trees.is_weight, pair))]
+    chosen = weights or [pair for pair in pairs if not trees.is_key(pair[0])]
+    return [a for a, _ in chosen], [b for _, b in chosen]
 
 
 @PerFunction

@@ -275,7 +275,7 @@ ROWS = {
     ),
     "empirical_nngp": Row(
         lambda: dict(apply=linear, params=W, x1=X, x2=X[:2]),
-        "x1: nan inf longer, x2: nan inf longer",
+        "x1: nan inf longer complex, x2: nan inf longer complex",
         "apply: function",
         True,
     ),
@@ -286,13 +286,13 @@ ROWS = {
     ),
     "estimate_max_learning_rate": Row(
         lambda: dict(apply=linear, params=W, x=X, key=KEY, momentum=0.0, iterations=3),
-        "x: longer rank",
+        "x: longer rank complex",
         "apply: function, momentum: positive, iterations: count",
         True,
     ),
     "empirical.largest_ntk_eigenvalue": Row(
         lambda: dict(apply=linear, params=W, x=X, key=KEY, iterations=3),
-        "x: longer rank",
+        "x: longer rank complex",
         "apply: function, iterations: count",
         True,
     ),
@@ -439,13 +439,13 @@ ROWS = {
     ),
     "diagnostics.hessian_norm": Row(
         lambda: dict(apply=square, params=W, x=X, key=KEY, iterations=1, restarts=1),
-        "x: longer rank",
+        "x: longer rank complex",
         "apply: function, iterations: count, restarts: count",
         True,
     ),
     "diagnostics.jacobian_norm": Row(
         lambda: dict(apply=linear, params=W, x=X, key=KEY, iterations=3),
-        "x: longer rank",
+        "x: longer rank complex",
         "apply: function, iterations: count",
         True,
     ),
@@ -499,7 +499,9 @@ ROWS = {
         lambda: dict(outputs=X, reference=X + 1), f"outputs: {ANY}, reference: {ANY}"
     ),
     "diagnostics.tangent_at": Row(
-        lambda: dict(apply=square, params=W), "params: nan inf longer rank empty", "apply: function"
+        lambda: dict(apply=square, params=W),
+        "params: nan inf longer rank empty complex",
+        "apply: function",
     ),
     "diagnostics.target_alignment": Row(
         lambda: dict(kernel=KERNEL, y=Y), f"kernel: {ANY}, y: {ANY}"

@@ -63,7 +63,7 @@ def test_tangents_kernels_and_rematerialization_compose_with_a_transformer():
         kernel = ln.empirical_ntk(model.apply, PARAMS, TOKENS, outputs="trace")
         np.testing.assert_allclose(kernel, expected, rtol=1e-8)
     f = ln.lazy(ln.remat(MODEL).apply, PARAMS, float("inf"))
-    u = jax.tree.map(lambda leaf: 0.1 * jnp.ones_like(leaf), PARAMS)
+    u = jax.tree.map(lambda leaf: normal(5, *leaf.shape), PARAMS)
     change = ln.linearize(MODEL.apply, PARAMS)(ln.trees.add(PARAMS, u), TOKENS)
     np.testing.assert_allclose(f(u, TOKENS), change - MODEL.apply(PARAMS, TOKENS), rtol=1e-8)
 
