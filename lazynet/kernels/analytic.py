@@ -15,15 +15,20 @@ from jaxtyping import Key, Num
 
 from lazynet import guards
 from lazynet.covariance import cpu
-from lazynet.covariance.general.positions import BeyondPlanes, position_kernel
-from lazynet.covariance.halves import joined
-from lazynet.covariance.pairing import pairs_in_lanes, ring
-from lazynet.covariance.state import input_kernel
-from lazynet.covariance.tasks import Answered, Asked, Unsupported
 from lazynet.files import given_path
+from lazynet.kernels.blocks import (
+    LANES,
+    block,
+    block_by,
+    compute_block,
+    plans_of,
+    questions_of,
+    row_by_row,
+    symmetric,
+)
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.kernels.inputs import checked_inputs
-from lazynet.models.model import Model, propagate
+from lazynet.models.model import Model
 from lazynet.programs import fingerprint, program
 from lazynet.records import Gram
 from lazynet.tiles import (
@@ -50,12 +55,6 @@ TILES_ALONG_A_SIDE = 200
 TILE_OF_EQUAL_POSITIONS = 128
 """Side of the tiles of images of which equal positions alone meet in the compiled program: larger tiles spare what
 images bring along to each of them."""
-
-LANES = 16, 8
-"""The smallest number of lanes that fill a vector register in single precision, and the step of larger ones."""
-
-FEW = 4
-"""Lanes up to which fewer of them cost less than a whole register."""
 
 
 def analytic_kernel(
@@ -141,13 +140,13 @@ def analytic_kernel(
                 "analytic_kernel got a store or triangle=True inside a jax transformation: call it outside of jit, "
                 "grad and vmap."
             )
-        return _only(kept, _computed(model, x1, x2)._asdict())
+        return _only(kept, compute_block(model, x1, x2)._asdict())
     sides = [len(x) for x in (x1, x2) if x is not None]
     tile = _tile_of(store) if tile is None and store is not None else tile
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
     if max(sides) <= side and store is None and not triangle:
         with tile_advice(max(sides)):
-            gram = jax.block_until_ready(_computed(model, x1, x2))
+            gram = jax.block_until_ready(compute_block(model, x1, x2))
             _check_known(gram._asdict())
             return _only(kept, gram._asdict())
     second = None if x2 is None else np.asarray(x2)
@@ -218,182 +217,6 @@ def _check_known(matrices):
             )
 
 
-def _computed(model, x1, x2):
-    questions = _questions(model, x1, x2)
-    if questions is not None:
-        tasks = questions(x1, x2)
-        pairs = _pairs(x1, x2)
-        answers = [task.answer(*pairs) for task in tasks]
-        return program(_after, model, x1, x2, answers)(x1, x2, answers)
-    return (
-        program(_symmetric, model, x1)(x1) if x2 is None else program(_block, model, x1, x2)(x1, x2)
-    )
-
-
-def _questions(model, x1, x2):
-    """The program that finds the tasks of the compiled one for planes; None if that one is not for this kernel."""
-    if x1.ndim != 4 or is_traced((x1, x2)) or not cpu.available():
-        return None
-    found = program(_before, model, x1, x2)
-    return found if found.outputs[0].num_leaves else None
-
-
-def _plans(questions):
-    """The plans of the tasks that a program finds."""
-    structure = questions.outputs[0]
-    tasks = jax.tree.unflatten(structure, [jnp.zeros(())] * structure.num_leaves)
-    return [task.plan for task in tasks]
-
-
-def _before(model, x1, x2):
-    """The tasks of a kernel, none if there is one that the compiled program does not take."""
-    asked = Asked(len(_pairs(x1, x2)[0]))
-    try:
-        _with_planes_elsewhere(model, x1, x2, asked)
-    except (Unsupported, BeyondPlanes):
-        return []
-    return asked.tasks
-
-
-def _after(model, x1, x2, answers):
-    return _with_planes_elsewhere(model, x1, x2, Answered(answers))
-
-
-def _with_planes_elsewhere(model, x1, x2, elsewhere):
-    if x2 is None:
-        return _symmetric_by_planes(model, x1, elsewhere)
-    return _block_by_planes(model, x1, x2, elsewhere)
-
-
-def _pairs(x1, x2):
-    """The images that meet: all of two sets, or those of one set with later ones."""
-    if x2 is None:
-        return np.triu_indices(len(x1), 1)
-    return np.divmod(np.arange(len(x1) * len(x2)), len(x2))
-
-
-def _block(model, x1, x2):
-    return _block_by(_block_by_planes, model, x1, x2)
-
-
-def _block_by(planes, model, x1, x2):
-    try:
-        return planes(model, x1, x2)
-    except BeyondPlanes:
-        k = _end(model, position_kernel(x1, x2))
-        return _gram(k.nngp, k.ntk)
-
-
-def _block_by_planes(model, x1, x2, elsewhere=None):
-    if x1.ndim != 4 or (len(x2) >= LANES[0] and elsewhere is None):
-        return _row_by_row(model, x1, x2)
-    _, pairs = _each_pair(model, x1, x2, _pairs(x1, x2), elsewhere)
-    return Gram(*(values.reshape(len(x1), len(x2)) for values in pairs))
-
-
-def _row_by_row(model, x1, x2):
-    """Lanes are the images of the second set, in whole vector registers."""
-    k = _limit(model, x1, _padded(x2, few=0))
-    return Gram(*(values[:, : len(x2)] for values in _gram(k.nngp, k.ntk)))
-
-
-def _symmetric(model, x):
-    """Kernel of a set with itself: every pair once, the diagonal by its own formulas."""
-    try:
-        return _symmetric_by_planes(model, x)
-    except BeyondPlanes:
-        k = _end(model, position_kernel(x))
-        return _gram(k.nngp, k.ntk)
-
-
-def _symmetric_by_planes(model, x, elsewhere=None):
-    n = len(x)
-    if x.ndim != 4 or (n == 1 and elsewhere is None):
-        k = _limit(model, x, x)
-        full = _gram(k.nngp, k.ntk)
-    elif n < LANES[0] or elsewhere is not None:
-        rows, columns = _pairs(x, None)
-        images = _padded(x) if elsewhere is None else x
-        k, pairs = _each_pair(model, images, images, (rows, columns), elsewhere)
-        full = [jnp.zeros((n, n), x.dtype).at[rows, columns].set(values) for values in pairs]
-    else:
-        padded = _padded(x)
-        k = _limit(model, padded, padded, ring(len(padded)))
-        full = [_unrolled(values)[:n, :n] for values in _gram(k.nngp, k.ntk)]
-    own = [values[:n] for values in _gram(*k.first.moments())]
-    # of a single input nothing else is needed
-    return Gram(*(values[:, None] for values in own) if n == 1 else map(_mirrored, full, own))
-
-
-def _padded(x, few=FEW):
-    """Images repeated up to a number of lanes: odd numbers cost several times as much."""
-    return x[_in_lanes(len(x), few)] if x.ndim == 4 else x
-
-
-def _in_lanes(count, few=FEW):
-    """Indices `[lanes]` of pairs or images, the last one repeated up to a number of lanes that is fast."""
-    if count <= few:
-        lanes = 1 << (count - 1).bit_length()
-    else:
-        lanes = max(LANES[0], -(-count // LANES[1]) * LANES[1])
-    return np.minimum(np.arange(lanes), count - 1)
-
-
-def _each_pair(model, x1, x2, pairs, elsewhere):
-    """The limit of images of which some pairs meet, and the kernels of these, which are lanes."""
-    count = len(pairs[0])
-    groups = np.arange(count)[None]
-    if elsewhere is None:
-        lanes = len(_in_lanes(min(count, LANES[0])))
-        padded = np.arange(-(-count // lanes) * lanes).reshape(-1, lanes)
-        groups = np.minimum(padded, count - 1)
-    rows, columns = (images[groups] for images in pairs)
-    meeting = pairs_in_lanes(rows, columns)._replace(elsewhere=elsewhere)
-    k = _limit(model, x1, x2, meeting)
-    return k, [values.ravel()[:count] for values in _gram(k.nngp, k.ntk)]
-
-
-def _unrolled(values):
-    """The matrix of kernels between i and i + g + 1 modulo n, `[groups, n]`, of which one triangle may be taken."""
-    n = values.shape[1]
-    rows = np.broadcast_to(np.arange(n), values.shape)
-    columns = (rows + np.arange(len(values))[:, None] + 1) % n
-    known = np.zeros((n, n), bool)
-    known[rows, columns] = True
-    full = jnp.zeros((n, n), values.dtype).at[rows, columns].set(values)
-    return jnp.where(known, full, full.T)
-
-
-def _gram(nngp, ntk):
-    return Gram(nngp, jnp.zeros_like(nngp) if ntk is None else ntk)
-
-
-def _limit(model, x1, x2, lanes=None):
-    if x1.ndim not in (2, 4):
-        raise BeyondPlanes("planes are for vectors and images.")
-    return _end(model, input_kernel(x1, x2, lanes))
-
-
-def _end(model, start):
-    k = joined(propagate(model, start, model.name))
-    if not k.vectors:
-        raise ValueError(
-            f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."
-        )
-    return k
-
-
-def _mirrored(full, diagonal):
-    """The symmetric matrix of an upper triangle and an exact diagonal.
-
-    The diagonal is written, not added: XLA would otherwise fuse all that the entries are made of
-    into the transpose and compute it twice, column by column, which is ten times slower on a CPU.
-    """
-    own = jnp.arange(len(diagonal))
-    whole = full.at[own, own].set(diagonal)
-    return jnp.triu(whole) + jnp.triu(whole, 1).T
-
-
 def _kept(get) -> tuple[str, ...]:
     if get is None:
         return Gram._fields
@@ -426,7 +249,7 @@ def _tiled(model, x1, x2, side, store, kept, triangle, progress):
             jax.device_put(_rows(x, part, side), device)
             for x, part in ((x1, rows), (other, columns))
         )
-        gram = _computed(model, one, None if symmetric and rows == columns else two)
+        gram = compute_block(model, one, None if symmetric and rows == columns else two)
         return {name: getattr(gram, name) for name in kept}
 
     identity = {} if store is None else _identity(model, x1, x2, side)
@@ -454,7 +277,7 @@ def _identity(model, x1, x2, side):
     """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
 
     def block(one, two):
-        return _block_by(_row_by_row, model, one, two)
+        return block_by(row_by_row, model, one, two)
 
     block.__name__ = "_block"  # part of the program's text, as the stores of version 0.1.0 know it
     one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
@@ -492,15 +315,13 @@ def _bytes(model, x1, x2, side, *, alone):
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
     one, two = sets if len(sets) == 2 else (*sets, None)
-    questions = _questions(model, one, two)
+    questions = questions_of(model, one, two)
     if questions is not None:
-        beside = max(map(cpu.reserved, _plans(questions)))
+        beside = max(map(cpu.reserved, plans_of(questions)))
         return questions.reserved(*sets) + _bytes_of(sets) + beside
-    needed = _reserved(_symmetric if x2 is None else _block, model, *sets)
+    needed = _reserved(symmetric if x2 is None else block, model, *sets)
     return (
-        max(needed, _reserved(_block, model, *sets * 2))
-        if x2 is None and side < len(x1)
-        else needed
+        max(needed, _reserved(block, model, *sets * 2)) if x2 is None and side < len(x1) else needed
     )
 
 
@@ -524,8 +345,8 @@ def _balanced(model, x1, n, stored):
 
 def _tile_of_images(model, x1):
     one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
-    questions = _questions(model, one, one)
-    if questions is not None and all(plan.zero for plan in _plans(questions)):
+    questions = questions_of(model, one, one)
+    if questions is not None and all(plan.zero for plan in plans_of(questions)):
         return TILE_OF_EQUAL_POSITIONS
     return TILE_OF_IMAGES
 

@@ -13,7 +13,8 @@ from lazynet.covariance import cpu
 from lazynet.covariance.angles import angle
 from lazynet.covariance.duals import rectifier_dual
 from lazynet.covariance.elementary import Unsupported, elementary
-from lazynet.kernels.analytic import _questions, analytic_kernel
+from lazynet.kernels.analytic import analytic_kernel
+from lazynet.kernels.blocks import questions_of
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="llvmlite is not installed")
 
@@ -66,10 +67,10 @@ def _images(seed, n, height=6, width=5, channels=2, dtype=np.float64):
 def _both(monkeypatch, model, *inputs):
     """The kernel by the compiled program, which there must be, and layer by layer."""
     first, second = (*inputs, None)[:2]
-    assert _questions(model, first, second) is not None
+    assert questions_of(model, first, second) is not None
     compiled = analytic_kernel(model, *inputs)
     monkeypatch.setenv(cpu.SWITCH, "0")
-    assert _questions(model, first, second) is None
+    assert questions_of(model, first, second) is None
     return compiled, analytic_kernel(model, *inputs)
 
 
@@ -146,13 +147,13 @@ def test_a_processor_with_small_registers_computes_the_same(monkeypatch):
 def test_what_the_program_does_not_know_stays_with_jax(activation):
     x = _images(0, 2)
     model = ln.serial(_deep(activation, depth=1), ln.GlobalAvgPool())
-    assert _questions(model, x, None) is None
+    assert questions_of(model, x, None) is None
 
 
 def test_networks_with_pools_between_layers_stay_with_jax():
     x = _images(0, 2)
     model = ln.serial(_conv(), ln.Relu(), ln.AvgPool((2, 2), (2, 2)), _conv(), ln.Flatten())
-    assert _questions(model, x, None) is None
+    assert questions_of(model, x, None) is None
 
 
 def test_under_transformations_jax_computes_the_kernel():

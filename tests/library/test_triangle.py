@@ -10,7 +10,7 @@ import pytest
 
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.models.activations import Relu
-from lazynet.models.layers import Dense
+from lazynet.models.layers import Conv, Dense, GlobalAvgPool
 from lazynet.models.model import serial
 from lazynet.triangle import Triangle
 
@@ -176,4 +176,6 @@ def test_a_triangle_of_two_sets_and_an_unknown_kernel_are_refused():
 def test_a_stored_kernel_of_any_size_has_thousands_of_tiles_at_most(n, ndim, side):
     from lazynet.kernels import analytic
 
-    assert analytic._balanced(n, ndim, stored=True) == side
+    one = np.zeros((1, 4, 4, 1)[:ndim], np.float32)
+    layers = (Dense(1),) if ndim == 2 else (Conv(1, (3, 3)), Relu(), GlobalAvgPool())
+    assert analytic._balanced(serial(*layers), one, n, stored=True) == side
