@@ -1,0 +1,21 @@
+"""Facts about `inside_a_network`: its smoke run, whose questions are tested in `tests/library/test_insights.py`."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+import experiments.inside_a_network as experiment
+
+CONSOLE = Console(file=io.StringIO())
+SMOKE = experiment.PRESETS["smoke"]
+
+
+@pytest.mark.slow
+def test_every_fact_of_the_smoke_run_holds(finished):
+    summary, folder = finished
+    verdicts = {key: value for key, value in summary.items() if key.startswith("passed/")}
+    assert len(verdicts) == 6 and all(verdicts.values()), verdicts
+    assert (folder / "figures" / "inside_a_network.png").stat().st_size > 10_000
