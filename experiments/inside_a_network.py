@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 
 import lazynet as ln
 from experiments.harness import panels
-from experiments.harness.bounds import Count, Integer, Positive, Seed, Values
+from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, load_images
 from experiments.shared.training import checkpointed
@@ -81,7 +81,7 @@ class Config:
         default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000)
     )
     width: Count = 16
-    alphas: Annotated[tuple[float, ...], Values()] = (1.0, 10.0, 100.0, math.inf)
+    alphas: Annotated[tuple[Scale, ...], Values()] = (1.0, 10.0, 100.0, math.inf)
     steps: Annotated[int, Integer(10)] = 1500
     batch_size: Count = 64
     lr_fraction: Positive = 0.3

@@ -261,53 +261,57 @@ def draw(config: Config, arrays):
 
     from lazynet import plots
 
-    accuracy = _table(config, arrays, "test_accuracy")
-    changed = 1 - _table(config, arrays, "stability").mean(1)
-    kept = kept_share(accuracy.mean(1))
-    finite = np.isfinite(config.alphas)
-    alphas = np.asarray(config.alphas)[finite]
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     against_alpha, against_kappa, against_gates = figure.subplots(1, 3)
     styles = plots.curve_styles(len(config.widths))
-    for i, (width, style) in enumerate(zip(config.widths, styles, strict=True)):
-        label = f"width {width:g}"
-        mean = 100 * accuracy[i].mean(0)
-        spread = 100 * accuracy[i].std(0)
-        against_alpha.errorbar(
-            alphas, mean[finite], spread[finite], label=label, capsize=2, **style
-        )
-        against_alpha.axhline(mean[-1], color=style["color"], linewidth=0.8, linestyle=":")
-        half = halfway_alpha(config.alphas, mean)
-        against_alpha.axvline(half, color=style["color"], linewidth=0.8, linestyle="--")
-        kappas = [arrays[f"{_name(width, seed)}/kappa"] for seed in range(config.seeds)]
-        against_kappa.plot(np.mean(kappas) / alphas, 100 * kept[i, finite], label=label, **style)
-        against_gates.plot(100 * changed[i], 100 * kept[i], label=label, **style)
-    against_alpha.set(
-        xscale="log",
-        xlabel=r"scale $\alpha$ (dotted: $\alpha=\infty$, dashed: half-way)",
-        ylabel="test accuracy (%)",
-    )
-    against_kappa.set(
-        xscale="log",
-        xlabel=r"relative scale at the start, $\kappa/\alpha$",
-        ylabel="kept of the gain over linearized (%)",
-    )
-    against_gates.set(
-        xlabel="ReLU gates changed by training (%)",
-        ylabel="kept of the gain over linearized (%)",
-    )
-    for ax, title in zip(
-        (against_alpha, against_kappa, against_gates),
-        ("accuracy", "kappa", "gates"),
-        strict=True,
-    ):
-        panels.finish(ax, title)
+    draw_accuracy(against_alpha, config, arrays, styles)
+    draw_kept(against_kappa, against_gates, config, arrays, styles)
+    panels.finish(against_alpha, "accuracy")
+    panels.finish(against_kappa, "kappa")
+    panels.finish(against_gates, "gates")
     figure.suptitle(
         f"VGG-11: {config.data.title}, {config.data.n_train} images, "
         f"{config.train.epochs} epochs, {config.seeds} seed(s)",
         fontsize=11,
     )
     return figure
+
+
+def draw_accuracy(ax, config: Config, arrays, styles) -> None:
+    """Test accuracy against alpha with its spread over seeds, and where half of the gain is lost."""
+    finite = np.isfinite(config.alphas)
+    alphas = np.asarray(config.alphas)[finite]
+    accuracy = 100 * _table(config, arrays, "test_accuracy")
+    for width, values, style in zip(config.widths, accuracy, styles, strict=True):
+        mean = values.mean(0)
+        spread = values.std(0)[finite]
+        ax.errorbar(alphas, mean[finite], spread, label=f"width {width:g}", capsize=2, **style)
+        ax.axhline(mean[-1], color=style["color"], linewidth=0.8, linestyle=":")
+        half = halfway_alpha(config.alphas, mean)
+        ax.axvline(half, color=style["color"], linewidth=0.8, linestyle="--")
+    ax.set(
+        xscale="log",
+        xlabel=r"scale $\alpha$ (dotted: $\alpha=\infty$, dashed: half-way)",
+        ylabel="test accuracy (%)",
+    )
+
+
+def draw_kept(against_kappa, against_gates, config: Config, arrays, styles) -> None:
+    """What is kept of the gain over the linearized network, against kappa/alpha and against changed gates."""
+    finite = np.isfinite(config.alphas)
+    alphas = np.asarray(config.alphas)[finite]
+    changed = 100 * (1 - _table(config, arrays, "stability").mean(1))
+    kept = 100 * kept_share(_table(config, arrays, "test_accuracy").mean(1))
+    for i, (width, style) in enumerate(zip(config.widths, styles, strict=True)):
+        kappas = [arrays[f"{_name(width, seed)}/kappa"] for seed in range(config.seeds)]
+        label = f"width {width:g}"
+        against_kappa.plot(np.mean(kappas) / alphas, kept[i, finite], label=label, **style)
+        against_gates.plot(changed[i], kept[i], label=label, **style)
+    ylabel = "kept of the gain over linearized (%)"
+    against_kappa.set(
+        xscale="log", xlabel=r"relative scale at the start, $\kappa/\alpha$", ylabel=ylabel
+    )
+    against_gates.set(xlabel="ReLU gates changed by training (%)", ylabel=ylabel)
 
 
 def _name(width: float, seed: int) -> str:

@@ -38,7 +38,7 @@ from rich.table import Table
 
 import lazynet as ln
 from experiments.harness import panels
-from experiments.harness.bounds import Count, Integer, Positive, Seed, Values
+from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, load_images
 from experiments.shared.training import batched_outputs, checkpointed
@@ -84,7 +84,7 @@ class Config:
         default_factory=lambda: DataConfig("cifar10", n_train=1000, n_test=1000)
     )
     width: Count = 256
-    alphas: Annotated[tuple[float, ...], Values()] = (1.0, math.inf)
+    alphas: Annotated[tuple[Scale, ...], Values()] = (1.0, math.inf)
     steps: Annotated[int, Integer(10)] = 1000
     lr_fraction: Positive = 0.5
     seed: Seed = 0
