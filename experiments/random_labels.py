@@ -240,10 +240,15 @@ def _trained(config, alpha, train, test, checkpoint):
         learning_rate=config.lr_fraction * largest,
         test=test,
     )
+    return _described(config, model, params0, alpha, curve, train)
+
+
+def _described(config, model, params0, alpha, curve, train):
+    """The curve of a training, its margins, its complexity and the bounds that its weights have."""
     u: Any = curve.params
     accuracy = curve.metrics["train_accuracy"]
     everything = np.flatnonzero(accuracy >= accuracy.max())
-    outputs = batched_outputs(function, u, train.x)
+    outputs = batched_outputs(ln.lazy(model.apply, params0, alpha), u, train.x)
     labels = np.asarray(train.y).argmax(axis=1)
     gap = float(accuracy[-1] - curve.metrics["test_accuracy"][-1])
     margins = bounds.margins(outputs, labels)

@@ -82,7 +82,7 @@ def digest(*arrays: Any) -> str:
     name = hashlib.sha256()
     for array in map(np.asarray, arrays):
         name.update(f"{array.shape} {array.dtype}".encode())
-        name.update(_bytes(array))
+        name.update(_bytes(array))  # pyright: ignore[reportArgumentType]
     return name.hexdigest()
 
 
@@ -443,14 +443,14 @@ def _checksum(store, every, index, mirror):
     for rows, columns in (tile,) if mirror is None else (tile, tile[::-1]):
         for matrix in store.matrices.values():
             block = matrix[rows.start : rows.stop, columns.start : columns.stop]
-            value = zlib.crc32(_bytes(block), value)
+            value = zlib.crc32(_bytes(block), value)  # pyright: ignore[reportArgumentType]
     return value or 1
 
 
 def _packed_checksum(store, index):
     value = 0
     for matrix in store.matrices.values():
-        value = zlib.crc32(_bytes(matrix[index]), value)
+        value = zlib.crc32(_bytes(matrix[index]), value)  # pyright: ignore[reportArgumentType]
     return value or 1
 
 
@@ -466,7 +466,7 @@ def _flush(array, rows):
     start = array.offset % mmap.ALLOCATIONGRANULARITY + rows.start * array.strides[0]
     stop = start + len(rows) * array.strides[0]
     start -= start % mmap.PAGESIZE
-    array.base.flush(start, min(stop, len(array.base)) - start)
+    array.base.flush(start, min(stop, len(array.base)) - start)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
 @contextlib.contextmanager

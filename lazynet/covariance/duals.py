@@ -58,7 +58,7 @@ class Dual(NamedTuple):
     """
 
     side: Callable[[Array], tuple[Array, ...]]
-    pair: Callable[..., tuple[Array, Array, Array | None]]
+    pair: Callable[..., tuple[Array, Array, Array | Opening | None]]
     diagonal: Callable[[Array], tuple[Array, Array]]
     positive: bool = False
 
@@ -216,7 +216,10 @@ def rbf_dual(gamma: Scale) -> Dual:
         return value, 2 * gamma * value, Opening(-jnp.expm1(-gamma * gap), None)
 
     return Dual(
-        _with_norm, pair, lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)), positive=True
+        _with_norm,
+        pair,
+        lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)),
+        positive=True,
     )
 
 

@@ -133,6 +133,6 @@ def _mixture(term: Callable, gain: float = 1.0, *, positive: bool = False) -> Du
         return jax.lax.scan(add_row, (zero, zero), jnp.arange(len(table)))[0]
 
     def pair(side1, side2, s, opening, acute):
-        return (*both(*jnp.broadcast_arrays(side1[0], side2[0], s), opening), None)
+        return (*both(*jnp.broadcast_arrays(side1[0], side2[0], s), opening), None)  # pyright: ignore[reportCallIssue]
 
     return Dual(lambda q: (q,), pair, lambda q: both(q, q, q), positive)

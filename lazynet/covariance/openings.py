@@ -123,7 +123,7 @@ def between(
 def _refined(x1, x2, same):
     """By a product of matrices, and from differences in rows with pairs that it cannot tell apart."""
     nngp, opening = _product(x1, x2)
-    near = (opening.u < NEAR) | (opening.rest < NEAR)
+    near = (opening.u < NEAR) | (opening.rest < NEAR)  # pyright: ignore[reportOptionalOperand]
     if same:
         near = near & ~jnp.eye(len(x1), dtype=bool)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from lazynet.covariance.angles import Opening
 from lazynet.typing import Array
 
 __all__ = ["Covariance", "Pointwise", "total"]
@@ -44,7 +45,7 @@ class Pointwise(NamedTuple):
     """
 
     side: Callable[[Array], tuple[Array, ...]]
-    pair: Callable[..., tuple[Array, Array | None, Array | None]]
+    pair: Callable[..., tuple[Array, Array | None, Array | Opening | None]]
     diagonal: Callable[..., tuple[Array, Array | None]]
 
     def exact(self, own: Covariance) -> Covariance:

@@ -99,7 +99,7 @@ def affine(
     def shares(q):
         """What weights and biases contribute to the direction of an input."""
         _, inverse = rectifier_side(W2 * q + b2)
-        return W_std * safe_sqrt(q) * inverse, b_std * inverse, inverse
+        return W_std * safe_sqrt(q) * inverse, b_std * inverse, inverse  # pyright: ignore[reportOptionalOperand]
 
     def pair(side1, side2, nngp, ntk, opening):
         new, own = diagonal(nngp, ntk)

@@ -72,7 +72,7 @@ class Vectors(NamedTuple):
         if any(v.opening is None for v in every):
             return None
         variances = [[side().nngp for side in sides] for sides in moments]
-        inverses = [rectifier_side(sum(side))[1] for side in zip(*variances, strict=True)]
+        inverses = [rectifier_side(sum(side))[1] for side in zip(*variances, strict=True)]  # pyright: ignore[reportArgumentType]
         parts = []
         for v, sides in zip(every, variances, strict=True):
             shares = [safe_sqrt(q) * inverse for q, inverse in zip(sides, inverses, strict=True)]

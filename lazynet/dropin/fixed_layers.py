@@ -316,7 +316,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         moved = pick_rule(index[batch], lambda x: x[(slice(None), *positions)])(k)
         gone = [axis for axis in range(ndim) if isinstance(index[axis], int)]
         axes = tuple(end - sum(axis < end for axis in gone) for end in (batch, channel))
-        return placed(moved, axes)
+        return placed(moved, axes)  # pyright: ignore[reportArgumentType]
 
     def masked(values, mask, shape, told):
         return jnp.broadcast_to(mask, values.shape)[idx]
@@ -346,7 +346,7 @@ def LayerNorm(
         check_axes("LayerNorm", k, (batch_axis, channel_axis))
         ndim = len(k.shape) + 2
         batch, channel = batch_axis % ndim, channel_axis % ndim
-        over = {a % ndim for a in axes}
+        over = {a % ndim for a in axes}  # pyright: ignore[reportOperatorIssue]
         if channel not in over:
             raise ValueError(
                 f"LayerNorm got axis={axis}, expected the channels (axis {channel}) among them: without them there is "

@@ -95,7 +95,7 @@ class Kernel:
         one = self.cov2 is None and n1_slice == n2_slice
         part = self.replace(
             nngp=self.nngp[both],
-            ntk=self.ntk[both] if known else self.ntk,
+            ntk=self.ntk[both] if known else self.ntk,  # pyright: ignore[reportOptionalSubscript]
             cov1=self.cov1[within[0]],
             cov2=None if one else own[within[1]],
             mask1=_cut(self.mask1, self.batch_axis, n1_slice),
@@ -222,9 +222,9 @@ def state_of(kernel: Kernel, **context: Any) -> Positions:
         tangent = None
     one = kernel.cov2 is None
     return Positions(
-        nngp=inward(kernel.nngp, 2),
+        nngp=inward(kernel.nngp, 2),  # pyright: ignore[reportArgumentType]
         ntk=inward(tangent, 2),
-        own=(first, first if one else inward(kernel.cov2, lead)),
+        own=(first, first if one else inward(kernel.cov2, lead)),  # pyright: ignore[reportArgumentType]
         features=shape[axes[1]],
         masks=(mask(kernel.mask1), mask(kernel.mask1 if one else kernel.mask2)),
         diagonal=kernel.diagonal_spatial,

@@ -204,7 +204,7 @@ def _kernel_fn(layer):
         dynamic = {k: v for k, v in told.items() if _is_dynamic(v)}
         inputs = jax.tree.map(_checked, (x1, x2), is_leaf=is_kernel)
         run = by_positions if _hashable(static) else functools.partial(_by_positions, layer)
-        kernels = run(*inputs, mask_constant, dynamic, static=static, options=options)
+        kernels = run(*inputs, mask_constant, dynamic, static=static, options=options)  # pyright: ignore[reportCallIssue]
         return jax.tree.map(lambda kernel: chosen(kernel, get), kernels, is_leaf=is_kernel)
 
     kernel_fn.__name__ = layer.name
@@ -328,7 +328,7 @@ def _state(axes, x1, x2, mask_constant, options, kept, context):
         arrays.append(None if values is None else inside(values, batch, channel))
         masks.append(missing_positions(mask, batch, channel))
     k = position_kernel(
-        *_alike(*arrays),
+        *_alike(*arrays),  # pyright: ignore[reportArgumentType]
         masks=(masks[0], masks[0] if x2 is None else masks[1]),
         diagonal=kept[0] and ndim > 2,
         whole=kept[1],

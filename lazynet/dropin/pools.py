@@ -96,7 +96,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
             raise ValueError(
                 f"Flatten got examples on axis {batch}, expected {batch_axis}: give it the batch_axis of its inputs."
             )
-        return placed(flatten_rule(k), (0, 1) if first else (1, 0))
+        return placed(flatten_rule(k), (0, 1) if first else (1, 0))  # pyright: ignore[reportArgumentType]
 
     twin = None
     if batch_axis == 0 and first:
@@ -113,7 +113,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
 def _pool(core, window_shape, strides, padding, axes, uneven):
     size = tuple(window_shape)
     steps = (1,) * len(size) if strides is None else tuple(strides)
-    window = Window(size, steps, padding)
+    window = Window(size, steps, padding)  # pyright: ignore[reportArgumentType]
 
     def missing(mask):
         _check_same_channels(core.name, mask)

@@ -359,7 +359,7 @@ def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
         direction = conditioned + _ratio(inner, before) * direction
         image = system.product(direction) + ridges * direction
         length = _ratio(inner, _dots(direction, image))
-        solution[:, active] += length * direction
+        solution[:, active] += length * direction  # pyright: ignore[reportArgumentType, reportCallIssue]
         residual = residual - length * image
     return solution, max_iterations
 

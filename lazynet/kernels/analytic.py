@@ -230,7 +230,7 @@ def _kept(get) -> tuple[str, ...]:
 
 
 def _only(kept, matrices) -> Gram:
-    return Gram(**(dict.fromkeys(Gram._fields) | {name: matrices[name] for name in kept}))
+    return Gram(**(dict.fromkeys(Gram._fields) | {name: matrices[name] for name in kept}))  # pyright: ignore[reportArgumentType]
 
 
 def _tile_of(store):
