@@ -68,9 +68,9 @@ def elementary(function: Callable[..., Sequence[Any]], inputs: int, dtype: Any) 
         Unsupported: If the function does something else, or holds arrays or traced numbers.
 
     Example:
-        >>> half = elementary(lambda x: [x * x / 2], 1, np.float32)
-        >>> [operation.name for operation in half.operations], half.constants
-        (['mul', 'div'], (2.0,))
+        >>> square = elementary(lambda x: [x * x + 1], 1, np.float32)
+        >>> [operation.name for operation in square.operations], square.constants
+        (['mul', 'add'], (1.0,))
     """
     record = _Record(inputs, dtype)
     outputs = record.traced(function, list(range(inputs)))

@@ -159,6 +159,11 @@ def empirical_ntk_fn(
     )
     trace_axes = _axes("trace_axes", trace_axes)
     diagonal_axes = _axes("diagonal_axes", diagonal_axes)
+    unknown = [axis for axis in jax.tree.leaves(vmap_axes) if not isinstance(axis, int)]
+    if unknown:
+        raise ValueError(
+            f"vmap_axes is {unknown[0]!r:.60}, expected None, an axis, or a tree of axes: integers."
+        )
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
         x2 = None if not jax.tree.leaves(x2) else x2

@@ -24,6 +24,7 @@ from lazynet.dropin.empirical import (
     empirical_ntk_vp_fn,
     monte_carlo_kernel_fn,
 )
+from lazynet.models.foreign.calls import astype
 
 X1, X2 = (
     jnp.asarray(np.random.default_rng(seed).normal(size=(n, 3))) for seed, n in ((0, 4), (1, 2))
@@ -250,7 +251,7 @@ def test_layerwise_kernel_of_a_model_is_that_of_every_implementation(implementat
         x1, x2 = (
             jnp.asarray(np.random.default_rng(seed).normal(size=(3, *shape))) for seed in (4, 5)
         )
-        params = ln.interop._astype(init_fn(jax.random.key(0), (-1, *shape))[1], x1)
+        params = astype(init_fn(jax.random.key(0), (-1, *shape))[1], x1)
         reference = nt.empirical_ntk_fn(apply_fn, (), (), 0, implementation)(x1, x2, params)
         np.testing.assert_allclose(
             empirical.empirical_ntk(apply_fn, params, x1, x2), reference, rtol=1e-9, atol=1e-12
