@@ -121,7 +121,7 @@ def spectral_complexity(
         >>> round(spectral_complexity(ln.Dense(2), zero, w, jnp.ones((1, 2))), 6)
         1.414214
 
-    Source: Bartlett, Foster and Telgarsky (2017), equation 1.2.
+    Source: Bartlett, Foster and Telgarsky (2017).
     """
     alpha = guards.number("alpha", alpha, above=0, or_inf=True)
     trees.check_same_structure(displacement, params0, name="displacement", expected="params0")
@@ -195,7 +195,7 @@ def normalized_margins(
         >>> normalized_margins(np.array([[1.0, 0.0]]), np.array([0]), 2.0, np.array([[3.0, 4.0]])).tolist()
         [0.1]
 
-    Source: Bartlett, Foster and Telgarsky (2017), figure 1 and theorem 1.1.
+    Source: Bartlett, Foster and Telgarsky (2017).
     """
     complexity = guards.number(
         "complexity", complexity, above=0, fix="a network that did not move has none"
@@ -289,7 +289,7 @@ def rademacher_ball(
         >>> rademacher_ball(np.eye(4), 2.0)
         Rademacher(value=1.0, standard_error=0.0, bound=1.0)
 
-    Source: Bartlett and Mendelson (2002), lemma 22.
+    Source: Bartlett and Mendelson (2002).
     """
     radius = guards.number("radius", radius, at_least=0)
     samples = guards.count("samples", samples, at_least=2)
@@ -332,7 +332,7 @@ def kernel_complexity(kernel: Float[ArrayLike, "n1 n2"], y: Float[ArrayLike, "n 
         >>> kernel_complexity(2 * np.eye(2), np.array([[1.0], [1.0]]))
         1.0
 
-    Source: Arora, Du, Hu, Li and Wang (2019), theorem 5.1.
+    Source: Arora, Du, Hu, Li and Wang (2019).
     """
     targets = _checked_targets(y, kernel)
     eigen = ridge_eigh(kernel, 0.0)
@@ -361,7 +361,7 @@ def kare(
         >>> round(kare(np.eye(2), np.array([[1.0], [3.0]]), ridge=1.0), 6)
         5.0
 
-    Source: Jacot, Simsek, Spadaro, Hongler and Gabriel (2020), equation 7.
+    Source: Jacot, Simsek, Spadaro, Hongler and Gabriel (2020).
     """
     ridge = guards.number("ridge", ridge, at_least=0)
     targets = _checked_targets(y, kernel)
@@ -392,7 +392,7 @@ def vc_bound(depth: int, weights: int) -> float:
         >>> vc_bound(2, 1024)
         20480.0
 
-    Source: Bartlett, Harvey, Liaw and Mehrabian (2019), theorem 7.
+    Source: Bartlett, Harvey, Liaw and Mehrabian (2019).
     """
     depth = guards.count("depth", depth)
     weights = guards.count("weights", weights)

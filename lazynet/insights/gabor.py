@@ -80,7 +80,7 @@ def gabor_fit(filters: Float[ArrayLike, "n k1 k2"]) -> GaborFit:
         >>> bool(found.explained[0] > 0.999), bool(abs(abs(found.frequency[0, 0]) - 1.2) < 0.01)
         (True, True)
 
-    Source: Jones and Palmer (1987), equation 1, with a full matrix D.
+    Source: Jones and Palmer (1987), with a full matrix D.
     """
     images = np.asarray(guards.numbers("filters", filters), np.float64)
     if images.ndim != 3 or images.shape[1] != images.shape[2] or images.shape[1] < 4:

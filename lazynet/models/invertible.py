@@ -57,7 +57,7 @@ def coupling(f: Model) -> Model:
         >>> bool(jnp.allclose(inverse(model, params, model.apply(params, x)), x))
         True
 
-    Source: Gomez et al. (2017), equation 4; Jacobsen, Smeulders and Oyallon (2018), section 3.1.
+    Source: Gomez et al. (2017); Jacobsen, Smeulders and Oyallon (2018).
     """
     _check_model("coupling", f)
     path = child_path(0, f)
