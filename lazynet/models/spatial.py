@@ -319,7 +319,7 @@ def LayerNorm(axes: Size = (), eps: float | int = 1e-12) -> Model:
         eps: Added to the variance.
 
     Example:
-        >>> LayerNorm((1,)).apply({}, jnp.array([[[1.0], [3.0]]])).ravel().tolist()
+        >>> LayerNorm((1,)).apply({}, jnp.array([[[1.0], [3.0]]])).ravel().round(6).tolist()
         [-1.0, 1.0]
     """
     if not axes:
