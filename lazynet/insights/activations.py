@@ -15,7 +15,7 @@ from lazynet.typing import Array, ArrayLike, Params
 
 __all__ = ["inside"]
 
-Features = dict[str, Float[np.ndarray, "n d"]]
+Features = dict[str, Float[np.ndarray, "n _"]]
 
 
 def inside(

@@ -15,7 +15,7 @@ from lazynet.typing import ArrayLike
 
 __all__ = ["Separability", "local_support_vectors", "separability"]
 
-Features = dict[str, Float[ArrayLike, "n d"]]
+Features = dict[str, Float[ArrayLike, "n _"]]
 
 
 class Separability(NamedTuple):
@@ -42,7 +42,7 @@ class Separability(NamedTuple):
 def separability(
     features: Features,
     labels: Int[ArrayLike, " n"],
-    test_features: Features,
+    test_features: dict[str, Float[ArrayLike, "m _"]],
     test_labels: Int[ArrayLike, " m"],
     *,
     ridge: float | int = 1e-3,
