@@ -14,6 +14,9 @@ from marks import extended
 import lazynet.dropin as nt
 from lazynet.dropin import predict, stax
 
+# Of the many compilations here a plain run would take minutes.
+pytestmark = pytest.mark.extended
+
 RNG = np.random.default_rng(0)
 X1 = jnp.asarray(RNG.normal(size=(4, 3)))
 X2 = jnp.asarray(RNG.normal(size=(2, 3)))

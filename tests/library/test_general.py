@@ -14,6 +14,9 @@ from lazynet.models import spatial
 from lazynet.models.attention import SelfAttention
 from lazynet.models.model import propagate
 
+# Of the many compilations here a plain run would take minutes.
+pytestmark = pytest.mark.extended
+
 RNG = np.random.default_rng(0)
 X1 = jnp.asarray(RNG.normal(size=(3, 6, 5, 2)))
 X2 = jnp.asarray(RNG.normal(size=(2, 6, 5, 2)))

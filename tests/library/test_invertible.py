@@ -16,6 +16,9 @@ import lazynet as ln
 from lazynet import diagnostics, zoo
 from lazynet.models.model import plain
 
+# Of the many compilations here a plain run would take minutes.
+pytestmark = pytest.mark.extended
+
 KEY = jax.random.key(0)
 DEPTH = 50
 
