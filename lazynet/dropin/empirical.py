@@ -31,7 +31,7 @@ from lazynet.kernels.empirical.whole import whole_ntk
 from lazynet.models.model import evaluation
 from lazynet.programs import shape_of
 from lazynet.trees import as_partial, is_traced
-from lazynet.typing import Apply, Array, ArrayLike, Params
+from lazynet.typing import Array, ArrayLike, Params
 
 __all__ = [
     "empirical_kernel_fn",
@@ -170,8 +170,9 @@ def empirical_ntk_fn(
         first, second = split_keywords(kwargs, x1, x2)
         function, params = _known(f, first, params)
         alone = first is second and not _of_examples(first, x1)
-        if alone and _is_by_example(function, params, x1, vmap_axes):
-            return _by_example(function, params, x1, x2, trace_axes, diagonal_axes)
+        outputs = _outputs_by_example(function, params, x1, vmap_axes) if alone else None
+        if outputs is not None:
+            return _by_example(function, params, x1, x2, outputs, trace_axes, diagonal_axes)
         other = function if first is second else bound(f, second)
         full = whole_ntk(function, other, params, x1, x1 if x2 is None else x2)
 
@@ -192,9 +193,12 @@ def _of_examples(kwargs, x):
     return any(n and np.shape(leaf)[:1] == n for leaf in jax.tree.leaves(kwargs))
 
 
-def _by_example(function, params, x1, x2, trace_axes, diagonal_axes):
+def _by_example(function, params, x1, x2, outputs, trace_axes, diagonal_axes):
     """The kernel by the Jacobians of single examples."""
-    shape = _output_shape(function, params, x1)
+    guards.array("x1", x1)
+    guards.same_length(x1=x1)
+    check_outputs(outputs, len(x1), derivative=False)
+    shape = outputs.shape
     traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
     inner = set(range(1, len(shape)))
     ntk_of = functools.partial(empirical_ntk, function, params, x1, x2)
@@ -210,27 +214,26 @@ def _by_example(function, params, x1, x2, trace_axes, diagonal_axes):
     return jnp.einsum(f"{paired}->{result}", full) / _size(shape, traced)
 
 
-def _is_by_example(function, params, x, vmap_axes):
-    """Whether the kernel may be taken example by example: known, said, or found out."""
+def _outputs_by_example(function, params, x, vmap_axes):
+    """Shape and dtype of the outputs if the kernel may be taken example by example: known, said, or found out."""
     if not isinstance(x, ArrayLike):
-        return False
+        return None
     h = shape_of(function, params, x)
     one = hasattr(h, "shape") and h.shape[:1] == x.shape[:1] and len(h.shape) > 1
     if not one or not jnp.issubdtype(h.dtype, jnp.floating):
-        return False
+        return None
     if vmap_axes is not None:
-        given = jax.tree.leaves(vmap_axes)
-        return all(axis == 0 for axis in given)
+        return h if all(axis == 0 for axis in jax.tree.leaves(vmap_axes)) else None
     known = evaluation(function.func if isinstance(function, Partial) else function)
     if known is not None and known.independent:
-        return True
+        return h
     if is_traced((function, params, x)):
-        return False
+        return None
     try:
         refuse_mixing(*canonical(function, params, x)[:3], alone=True)
     except ValueError:
-        return False
-    return True
+        return None
+    return h
 
 
 def _known(f, kwargs, params):
@@ -428,20 +431,6 @@ def monte_carlo_kernel_fn(
         return found if several else next(found)
 
     return kernel_fn
-
-
-def _output_shape(function: Apply, params: Params, x: Any) -> tuple[int, ...]:
-    if not isinstance(x, (dict, tuple)):
-        guards.array("x1", x)
-        guards.same_length(x1=x)
-    h = shape_of(function, params, x) if isinstance(x, ArrayLike) else None
-    if h is None or not hasattr(h, "shape"):
-        raise TypeError(
-            f"got inputs of type {type(x).__name__} and outputs {h}, expected one array for each: choose one by "
-            "lambda params, x: f(params, x)[0], or concatenate them."
-        )
-    check_outputs(h, len(x), derivative=False)
-    return h.shape
 
 
 def _axes(name: str, axes: Any) -> tuple[int, ...]:
