@@ -40,8 +40,8 @@ from experiments.harness import panels
 from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, load_images
-from experiments.shared.training import checkpointed
-from lazynet import datasets, empirical, insights
+from experiments.shared.training import trained_lazily
+from lazynet import datasets, insights
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
@@ -195,20 +195,17 @@ def _trained(config, model, params0, alpha, train, test, checkpoint):
     if alpha is None:
         return model.apply, params0, None
     key = jax.random.key(config.seed)
-    largest = empirical.estimate_max_learning_rate(
-        model.apply, params0, train.x[:100], momentum=MOMENTUM, key=key
-    )
-    function = ln.lazy(model.apply, params0, alpha)
-    curve = checkpointed(
+    function, curve = trained_lazily(
         checkpoint,
-        ln.objective(function, ln.mse),
-        function.start(),
+        model,
+        params0,
+        alpha,
         train,
-        ln.sgd(momentum=MOMENTUM),
-        lambda step: None,
+        lr_fraction=config.lr_fraction,
+        lr_examples=100,
+        momentum=MOMENTUM,
         key=key,
         save_at=[0, config.steps],
-        learning_rate=config.lr_fraction * largest,
         batch_size=config.batch_size,
         test=test,
     )

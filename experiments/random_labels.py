@@ -41,8 +41,8 @@ from experiments.harness import panels
 from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, load_images
-from experiments.shared.training import batched_outputs, checkpointed
-from lazynet import datasets, dynamics, empirical, zoo
+from experiments.shared.training import batched_outputs, trained_lazily
+from lazynet import datasets, dynamics, zoo
 from lazynet.insights import bounds
 from lazynet.records import Data
 
@@ -224,20 +224,17 @@ def _trained(config, alpha, train, test, checkpoint):
     model = _model(config)
     key = jax.random.key(config.seed)
     params0 = jax.jit(model.init)(key, train.x)
-    largest = empirical.estimate_max_learning_rate(
-        model.apply, params0, train.x[:200], momentum=MOMENTUM, key=key
-    )
-    function = ln.lazy(model.apply, params0, alpha)
-    curve = checkpointed(
+    _, curve = trained_lazily(
         checkpoint,
-        ln.objective(function, ln.mse),
-        function.start(),
+        model,
+        params0,
+        alpha,
         train,
-        ln.sgd(momentum=MOMENTUM),
-        lambda step: None,
+        lr_fraction=config.lr_fraction,
+        lr_examples=200,
+        momentum=MOMENTUM,
         key=key,
         save_at=ln.log_spaced(config.steps, 40),
-        learning_rate=config.lr_fraction * largest,
         test=test,
     )
     return _described(config, model, params0, alpha, curve, train)

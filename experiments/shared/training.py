@@ -25,6 +25,7 @@ __all__ = [
     "diverged_at",
     "final",
     "named",
+    "trained_lazily",
 ]
 
 LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
@@ -65,6 +66,41 @@ def checkpointed(
         )
         _check_metrics(checkpoint, resume[1], resume[0].params, settings)
     return ln.train(goal, start, data, optimizer, on_save=on_save, resume=resume, **settings)
+
+
+def trained_lazily(
+    checkpoint: Path,
+    model: ln.Model,
+    params0: Any,
+    alpha: float,
+    train: Data,
+    *,
+    lr_fraction: float,
+    lr_examples: int,
+    momentum: float,
+    key: jax.Array,
+    **settings: Any,
+) -> tuple[Any, Trajectory]:
+    """The lazy function at alpha and its curve by SGD on the square loss, at a share of the largest stable rate.
+
+    That rate is estimated on the first `lr_examples` training examples; the same for every alpha.
+    """
+    largest = ln.estimate_max_learning_rate(
+        model.apply, params0, train.x[:lr_examples], momentum=momentum, key=key
+    )
+    function = ln.lazy(model.apply, params0, alpha)
+    curve = checkpointed(
+        checkpoint,
+        ln.objective(function, ln.mse),
+        function.start(),
+        train,
+        ln.sgd(momentum=momentum),
+        lambda step: None,
+        key=key,
+        learning_rate=lr_fraction * largest,
+        **settings,
+    )
+    return function, curve
 
 
 def _check_metrics(
