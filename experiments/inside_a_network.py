@@ -149,7 +149,7 @@ def facts(config: Config, arrays):
         ratio = float(arrays[f"{name}/gradient"]) / float(arrays[f"{name}/lipschitz"])
         yield within(f"gradient_over_lipschitz/{name}", ratio, at_most=1.0)
     ratio = float(arrays[f"{lazy}/adversarial"]) / float(arrays["alpha=inf/adversarial"])
-    yield within(f"adversarial/{lazy}_over_linearized", ratio, at_least=0.6, at_most=1.6)
+    yield within(f"adversarial/{lazy}_over_linearized", ratio, at_least=0.8, at_most=1.25)
 
 
 def draw(config: Config, arrays):

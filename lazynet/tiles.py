@@ -82,7 +82,7 @@ def digest(*arrays: Any) -> str:
     name = hashlib.sha256()
     for array in map(np.asarray, arrays):
         name.update(f"{array.shape} {array.dtype}".encode())
-        name.update(_bytes(array))  # pyright: ignore[reportArgumentType]
+        name.update(_bytes(array))
     return name.hexdigest()
 
 
@@ -443,20 +443,20 @@ def _checksum(store, every, index, mirror):
     for rows, columns in (tile,) if mirror is None else (tile, tile[::-1]):
         for matrix in store.matrices.values():
             block = matrix[rows.start : rows.stop, columns.start : columns.stop]
-            value = zlib.crc32(_bytes(block), value)  # pyright: ignore[reportArgumentType]
+            value = zlib.crc32(_bytes(block), value)
     return value or 1
 
 
 def _packed_checksum(store, index):
     value = 0
     for matrix in store.matrices.values():
-        value = zlib.crc32(_bytes(matrix[index]), value)  # pyright: ignore[reportArgumentType]
+        value = zlib.crc32(_bytes(matrix[index]), value)
     return value or 1
 
 
 def _bytes(array):
     """The bytes of an array in its order of rows, without a copy where they are in that order."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _flush(array, rows):

@@ -316,7 +316,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         moved = pick_rule(index[batch], lambda x: x[(slice(None), *positions)])(k)
         gone = [axis for axis in range(ndim) if isinstance(index[axis], int)]
         axes = tuple(end - sum(axis < end for axis in gone) for end in (batch, channel))
-        return placed(moved, axes)  # pyright: ignore[reportArgumentType]
+        return placed(moved, axes)
 
     def masked(values, mask, shape, told):
         return jnp.broadcast_to(mask, values.shape)[idx]

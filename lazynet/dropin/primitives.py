@@ -187,7 +187,7 @@ def check_axes(name: str, k: Positions, axes: Axes) -> None:
         )
 
 
-def placed(k: Positions, axes: Axes) -> Positions:
+def placed(k: Positions, axes: Sequence[int]) -> Positions:
     """The state with its examples and channels on these axes.
 
     Example:
@@ -203,4 +203,5 @@ def _output_shape(core, params, x):
     try:
         return jax.eval_shape(core.apply, params, x).shape
     except NotImplementedError:
+        # A map of kernels without a finite network (ExpNormalized, Elementwise without fn) keeps shapes.
         return x.shape

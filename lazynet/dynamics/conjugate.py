@@ -349,17 +349,19 @@ def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
         if not going.any():
             return solution, iteration
         if not going.all():
-            residual, direction = residual[:, going], direction[:, going]
-            active, ridges, sizes, inner = (
-                values[going] for values in (active, ridges, sizes, inner)
-            )
+            residual = residual[:, going]
+            direction = direction[:, going]
+            active = active[going]
+            ridges = ridges[going]
+            sizes = sizes[going]
+            inner = inner[going]
         conditioned = precondition(residual, ridges)
         before = inner
         inner = _dots(residual, conditioned)
         direction = conditioned + _ratio(inner, before) * direction
         image = system.product(direction) + ridges * direction
         length = _ratio(inner, _dots(direction, image))
-        solution[:, active] += length * direction  # pyright: ignore[reportArgumentType, reportCallIssue]
+        solution[:, active] += length * direction
         residual = residual - length * image
     return solution, max_iterations
 

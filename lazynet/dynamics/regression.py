@@ -120,13 +120,9 @@ def leave_one_out(
 
 def left_out(eigen: Eigen, y, ndim, ridge):
     """Blocks `G_ii` and `[G y]_i` of the examples, for `G = (K + ridge I)^{-1}`."""
-    inverse = eigen.inverse_values(ridge)
-    if not inverse.all():
-        raise ValueError(
-            f"kernel + ridge is singular: lambda_min = {eigen.values[0]:.3g} with ridge = {ridge:g} is below the "
-            f"rounding {eigen.tolerance:.3g} of the kernel: pass a positive ridge of at least that, or drop duplicate "
-            "inputs."
-        )
+    inverse = eigen.regular_inverse_values(
+        ridge, fix="pass a positive ridge of at least that, or drop duplicate inputs"
+    )
     n, k = y.shape
     rows = eigen.vectors.reshape(n, 1 if ndim == 2 else k, -1)
     blocks = np.einsum("iam,m,ibm->iab", rows, inverse, rows, optimize=True)

@@ -428,14 +428,8 @@ def _size(link: Link) -> float:
 
 def _inverse(eigen, ridge):
     """Eigenvalues of the inverse, after refusing a singular kernel."""
-    inverse = eigen.inverse_values(ridge)
-    if not inverse.all():
-        raise ValueError(
-            f"kernel + ridge is singular: lambda_min = {eigen.values[0]:.3g} with ridge = {ridge:g} is below the "
-            f"rounding {eigen.tolerance:.3g} of the kernel: compute it in float64, drop duplicate inputs, or pass a "
-            "ridge where there is one."
-        )
-    return inverse
+    fix = "compute it in float64, drop duplicate inputs, or pass a ridge where there is one"
+    return eigen.regular_inverse_values(ridge, fix=fix)
 
 
 def _energies(eigen, targets):

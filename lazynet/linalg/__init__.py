@@ -99,6 +99,18 @@ class Eigen(NamedTuple):
         null = (values < tolerance) | (values == 0)
         return np.where(null, 0.0, 1.0 / np.where(null, 1.0, values))
 
+    def regular_inverse_values(
+        self, ridge: float | int = 0.0, *, fix: str
+    ) -> Float[np.ndarray, " m"]:
+        """`1 / (lambda + ridge)` of a kernel without null directions; another one is refused, with the way out."""
+        inverse = self.inverse_values(ridge)
+        if not inverse.all():
+            raise ValueError(
+                f"kernel + ridge is singular: lambda_min = {self.values[0]:.3g} with ridge = {ridge:g} is below the "
+                f"rounding {self.tolerance:.3g} of the kernel: {fix}."
+            )
+        return inverse
+
 
 def rank_tolerance(matrix: Float[ArrayLike, "m1 m2"], smallest: float | int = 0.0) -> float:
     """Rounding of a kernel, `max(4 eps max|K| sqrt(m), -2 lambda_min)`, with eps of the dtype it was computed in.
