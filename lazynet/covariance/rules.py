@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import lax
 
 from lazynet.covariance.angles import safe_sqrt
@@ -98,8 +99,11 @@ def affine(
 
     def shares(q):
         """What weights and biases contribute to the direction of an input."""
-        _, inverse = rectifier_side(W2 * q + b2)
-        return W_std * safe_sqrt(q) * inverse, b_std * inverse, inverse  # pyright: ignore[reportOptionalOperand]
+        variance = W2 * q + b2
+        _, inverse = rectifier_side(variance)
+        # Beside a variance that left the dtype a bias has no share: the kernel is infinite, not NaN.
+        weight = jnp.where(jnp.isinf(variance), 1.0, W_std * safe_sqrt(q) * inverse)
+        return weight, b_std * inverse, inverse  # pyright: ignore[reportOptionalOperand]
 
     def pair(side1, side2, nngp, ntk, opening):
         new, own = diagonal(nngp, ntk)

@@ -204,17 +204,15 @@ def _check_known(matrices):
             continue
         # They take no memory, and are NaN if one value is.
         extremes = np.array([values.min(), values.max()])
-        if np.isnan(extremes).any() and not np.isinf(values).any():
+        if np.isnan(extremes).any():
             raise ValueError(
                 f"kernel has NaN ({name}) though the inputs are finite: an elementwise function may have kinks that "
                 "are not named (kinks=(...)) or turn too fast for the variances here, Gaussian(a, b) with b > 0 has no "
                 "limit at variances from 1/(4 b) on (use smaller inputs), or values left the dtype (use float64)."
             )
-        # Beside infinite variances, entries off the diagonal are differences of infinite numbers.
-        if not np.isfinite(extremes).all():
-            infinite = values[np.isinf(values)]
+        if np.isinf(extremes).any():
             raise ValueError(
-                f"kernel has {infinite[0]} ({name}), expected finite values: they left the range "
+                f"kernel has {extremes[np.isinf(extremes)][0]} ({name}), expected finite values: they left the range "
                 f"of {values.dtype}; use smaller inputs or W_std, or float64 (jax_enable_x64)."
             )
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from lazynet.typing import Array
+from lazynet.typing import Array, ArrayLike
 
 __all__ = ["aggregated", "routed"]
 
 
-def aggregated(x: Array, weights: Array, axes: Sequence[int]) -> Array:
+def aggregated(x: Array, weights: ArrayLike, axes: Sequence[int]) -> Array:
     """Sums of nodes `y_q = sum_p w_pq x_p` of each example, with a dense matrix of weights for each.
 
     Args:
@@ -29,11 +29,11 @@ def aggregated(x: Array, weights: Array, axes: Sequence[int]) -> Array:
     """
     nodes, restored = _by_nodes(x, axes)
     n, size, _ = nodes.shape
-    matrix = weights.reshape(n, size, size).astype(x.dtype)
+    matrix = jnp.asarray(weights, x.dtype).reshape(n, size, size)
     return restored(jnp.einsum("npq,npc->nqc", matrix, nodes, precision="highest"))
 
 
-def routed(x: Array, edges: Array, axes: Sequence[int]) -> Array:
+def routed(x: Array, edges: ArrayLike, axes: Sequence[int]) -> Array:
     """Sums of nodes over lists of edges, `y_q = sum_(p -> q) x_p`.
 
     Args:

@@ -113,8 +113,8 @@ class Evaluation:
 
     __name__ = "apply"
 
-    def __call__(self, params: Params, x: Any, given: Given | None = None) -> Array:
-        """Outputs at the weights.
+    def __call__(self, params: Params, x: Any, given: Given | None = None) -> Any:
+        """Outputs at the weights; a list of them where a branch of drop-in layers ends.
 
         Args:
             params: Weights.

@@ -287,8 +287,9 @@ LARGE = np.array([[0.1, 0.2], [0.2, 0.1], [1e25, 1e25]], np.float32)
 @pytest.mark.parametrize("stored", [False, True])
 def test_tiles_out_of_range_are_refused_and_not_stored(stored, tmp_path):
     store = tmp_path / "store" if stored else None
-    # Entries between a finite and an infinite input are NaN, where the tile has no others.
-    with pytest.raises(ValueError, match="kernel has NaN .* values left the dtype .use float64."):
+    with pytest.raises(
+        ValueError, match="kernel has inf .* left the range of float32; use smaller"
+    ):
         ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=store)
     if stored:
         done = np.load(store / "done.npy")
@@ -316,7 +317,7 @@ def test_a_finished_store_of_what_is_not_finite_is_refused(tmp_path, monkeypatch
         ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store").ntk
     ).any()
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="kernel has (inf|NaN)"):
+    with pytest.raises(ValueError, match="kernel has inf"):
         ln.analytic_kernel(network(ln.Relu()), LARGE, tile=2, store=tmp_path / "store")
 
 

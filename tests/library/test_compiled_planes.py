@@ -79,6 +79,8 @@ def _both(monkeypatch, model, *inputs):
 def test_kernels_are_those_of_jax(body, head, monkeypatch):
     if body in ("pixels alone", "nothing trained") and head == "flat, then dense":
         pytest.skip("another network")
+    if body == "pixels alone" and head == "flat":
+        pytest.skip("one matrix product of the pixels, which no planes are asked for")
     model = ln.serial(BODIES[body], HEADS[head])
     for got, expected in zip(*_both(monkeypatch, model, _images(0, 2), _images(1, 3)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)

@@ -11,7 +11,7 @@ import pytest
 from marks import extended, extended_but
 
 import lazynet as ln
-from lazynet.covariance import gpu, readouts
+from lazynet.covariance import cpu, gpu, readouts
 from lazynet.covariance.pairing import all_pairs, each_with_itself, ring
 from lazynet.covariance.state import input_kernel
 from lazynet.models.model import propagate
@@ -148,6 +148,7 @@ NEEDS_PALLAS = pytest.mark.skipif(
 @NEEDS_PALLAS
 @pytest.mark.extended
 def test_a_kernel_for_a_gpu_holds_the_program_and_one_for_a_cpu_does_not(monkeypatch):
+    monkeypatch.setenv(cpu.SWITCH, "0")  # both are computed layer by layer
     model = ln.serial(NETWORKS["relu"], ln.GlobalAvgPool(), ln.Dense(1))
     x, y = np.asarray(X1), np.asarray(X2)
 
