@@ -52,6 +52,7 @@ def runs_of(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
             "seconds": store.read_json(folder / store.DONE)["seconds"],
             "summary": store.read_json(folder / "summary.json"),
             "curves": {name: _rounded(columns) for name, columns in results.curves(folder).items()},
+            **_classes(folder),
         }
     earlier = list(known.get("runs", {}).values())
     every = [compare.Run(Path(), run["config"], {}) for run in [*earlier, *found.values()]]
@@ -90,6 +91,17 @@ def _smoke(folder: Path) -> dict[str, Any]:
         "seconds": store.read_json(folder / store.DONE)["seconds"],
         "summary": store.read_json(folder / "summary.json"),
     }
+
+
+def _classes(folder: Path) -> dict[str, dict[str, str]]:
+    """The class that each training of a run predicts for each test image, a digit an image, where it stores outputs."""
+    classes = {}
+    for path in sorted((folder / "cells").glob("*.npz")):
+        outputs = store.load_arrays(path).get("outputs")
+        if outputs is not None and outputs.shape[1:] == (10,):
+            cell = path.stem.replace("-", "=", 1)
+            classes[cell] = "".join(str(digit) for digit in outputs.argmax(1))
+    return {"classes": classes} if classes else {}
 
 
 def _portable(config: dict[str, Any]) -> dict[str, Any]:
