@@ -24,6 +24,7 @@ from lazynet import precision as precision
 from lazynet import records as records
 from lazynet import scattering as scattering
 from lazynet import selection as selection
+from lazynet import tangents as tangents
 from lazynet import training as training
 from lazynet import trees as trees
 from lazynet import typing as typing
@@ -118,6 +119,7 @@ from lazynet.precision import remat as remat
 from lazynet.records import Data as Data
 from lazynet.records import Gram as Gram
 from lazynet.records import Trajectory as Trajectory
+from lazynet.tangents import tangent_at as tangent_at
 from lazynet.training import checkpoints as checkpoints
 from lazynet.training import ensembles as ensembles
 from lazynet.training import optimizers as optimizers

@@ -137,7 +137,9 @@ def scale(apply: Apply, alpha: float | int | Array) -> Apply:
     return _Scaled(function, alpha)
 
 
-def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> LazyFunction:
+def lazy(
+    apply: Apply, params0: Params, alpha: float | int | Array, *, centered: bool = True
+) -> LazyFunction:
     """Lazy function `f(u) = alpha [h(w0 + u/alpha) - h(w0)]`, and `f(u) = Dh(w0) u` at alpha = inf.
 
     Its variable is the displacement u = alpha (w - w0), which starts at zero (`train` does that by
@@ -156,10 +158,17 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> LazyFunct
     value is unknown: one that turns out to be larger is replaced by the scale at which f is closest
     to the tangent model, from which the exact f is then no further than the rounding.
 
+    What h predicts at trained weights is worth keeping: `centered=False` adds `h(w0)` to f at every
+    alpha, so that alpha = 1 is fine-tuning, `h(w0 + u)`, and inf its linearization.
+
+    At finite alpha only SGD trains u as it would train w. At alpha = inf, u is the tangent itself,
+    and any optimizer will do; weight decay then pulls towards w0.
+
     Args:
         apply: Model h.
         params0: w0, the initialization.
         alpha: Scale in (0, inf]; 1 is standard (centered) training, inf the tangent model.
+        centered: Whether f vanishes at u = 0; otherwise it is h(w0) there.
 
     Returns:
         A function of (u, x) with the fields `apply`, `params0` and `alpha`, of which `f.weights(u)`
@@ -182,9 +191,10 @@ def lazy(apply: Apply, params0: Params, alpha: float | int | Array) -> LazyFunct
     """
     apply = as_partial(apply)
     alpha = guards.number("alpha", alpha, above=0, or_inf=True, fix=SCALES)
+    centered = guards.flag("centered", centered)
     if _is_infinite(alpha):
-        return LazyFunction(plain(apply), params0, alpha)
-    return LazyFunction(apply, params0, carried_scale(alpha, apply, params0))
+        return LazyFunction(plain(apply), params0, alpha, centered)
+    return LazyFunction(apply, params0, carried_scale(alpha, apply, params0), centered)
 
 
 @register_pytree_with_keys_class
@@ -196,6 +206,7 @@ class LazyFunction:
         apply: Model h.
         params0: w0, the initialization.
         alpha: Scale in (0, inf]. A finite one is a leaf, inf is structure.
+        centered: Whether f(0) = 0; otherwise h(w0) is added.
 
     Example:
         >>> f = lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 10.0)
@@ -206,6 +217,7 @@ class LazyFunction:
     apply: Apply
     params0: Params = dataclasses.field(repr=False)
     alpha: Any
+    centered: bool = True
 
     def __call__(self, u: Params, *inputs: Any, **kwargs: Any) -> Any:
         """Outputs at the displacement u on the examples in the inputs; those of whole numbers are those of h."""
@@ -215,11 +227,14 @@ class LazyFunction:
             return self.apply(w, *inputs, **kwargs)
 
         if self.is_tangent:
-            outputs, change = _derivative(h, self.params0, u)
-            return _of_floating(lambda h, change: change, outputs, change)
-        with _full_products():
-            change = _of_floating(jnp.subtract, h(self.weights(u)), h(self.params0))
-        return _of_floating(lambda change: _as(self.alpha, change) * change, change)
+            start, derivative = _derivative(h, self.params0, u)
+            change = _of_floating(lambda h, derivative: derivative, start, derivative)
+        else:
+            with _full_products():
+                start = h(self.params0)
+                difference = _of_floating(jnp.subtract, h(self.weights(u)), start)
+            change = _of_floating(lambda leaf: _as(self.alpha, leaf) * leaf, difference)
+        return change if self.centered else _of_floating(jnp.add, change, start)
 
     @property
     def is_tangent(self) -> bool:
@@ -238,18 +253,21 @@ class LazyFunction:
         """The displacement u = 0, at which the weights are w0."""
         return trees.zeros_like(self.params0)
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], float | None]:
-        """Leaves by name, and the scale where it is structure."""
+    def tree_flatten_with_keys(
+        self,
+    ) -> tuple[tuple[tuple[Any, Any], ...], tuple[float | None, bool]]:
+        """Leaves by name; centering, and the scale where it is structure."""
         known = (GetAttrKey("apply"), self.apply), (GetAttrKey("params0"), self.params0)
         if self.is_tangent:
-            return known, math.inf
-        return (*known, (GetAttrKey("alpha"), self.alpha)), None
+            return known, (math.inf, self.centered)
+        return (*known, (GetAttrKey("alpha"), self.alpha)), (None, self.centered)
 
     @classmethod
-    def tree_unflatten(cls, infinity: float | None, children: Any) -> LazyFunction:
+    def tree_unflatten(cls, structure: tuple[float | None, bool], children: Any) -> LazyFunction:
         """The record of these leaves."""
+        infinity, centered = structure
         apply, params0, alpha = children if infinity is None else (*children, infinity)
-        return cls(apply, params0, alpha)
+        return cls(apply, params0, alpha, centered)
 
 
 def weights(lazy_apply: LazyFunction, u: Params) -> Params:

@@ -21,8 +21,8 @@ from lazynet.diagnostics.kernels import (
 )
 from lazynet.diagnostics.slopes import fit_slope
 from lazynet.diagnostics.stability import Stability, activation_stability
-from lazynet.diagnostics.tangent import Tangent, tangent_at
 from lazynet.diagnostics.verdict import Laziness, is_lazy
+from lazynet.tangents import Tangent, tangent_at
 
 __all__ = [
     "Laziness",

@@ -215,16 +215,19 @@ def check_optimizer(
 ) -> None:
     """Refuses optimizers of a lazy function whose updates do not scale with the gradient or depend on the weights.
 
-    Only the others commute with u = alpha (w - w0).
+    Only the others commute with u = alpha (w - w0). At alpha = inf the variable is the tangent
+    itself, no change of it, and every optimizer passes.
 
     Raises:
-        ValueError: If `objective` is that of a lazy function and the optimizer does not commute.
+        ValueError: If `objective` is that of a lazy function of finite alpha and the optimizer does
+            not commute.
 
     Example:
         >>> from lazynet import mse, objective
         >>> check_optimizer(objective(lambda w, x: x @ w, mse), optax.adam(1.0))
     """
-    if isinstance(optimizer, SGD) or lazy_part(objective.apply) is None:
+    lazy_function = lazy_part(objective.apply)
+    if isinstance(optimizer, SGD) or lazy_function is None or lazy_function.is_tangent:
         return
     params = {"w": jnp.array([0.3, -1.2, 2.0]), "b": jnp.array([[0.7]])}
     grads = [jax.tree.map(lambda p, s=s: jnp.cos(s + p), params) for s in (0.0, 1.0, 2.0)]
@@ -254,7 +257,8 @@ def check_optimizer(
     )
     raise ValueError(
         f"the optimizer cannot train a lazy function: {reason}. In u = alpha (w - w0) it would "
-        "be another algorithm for every alpha: use sgd(momentum)."
+        "be another algorithm for every alpha: use sgd(momentum), or alpha = inf, where u is the tangent itself and "
+        "any optimizer will do."
     )
 
 

@@ -36,7 +36,7 @@ LAYERS = (
     {"models"},
     {"lazy", "precision"},
     {"kernels", "dynamics"},
-    {"training"},
+    {"training", "tangents"},
     {"diagnostics", "insights"},
     {"plots"},
     {"dropin"},

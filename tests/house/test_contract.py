@@ -745,6 +745,7 @@ EXEMPT = {
         "insights.largest_gradient insights.lipschitz_bound insights.transformed "
         "insights.total_variation"
     ),
+    "of tangents, of which tests of its own try what is wrong": ("tangents.disentanglement_error"),
     "they take objects of other libraries, which tests of their own try": (
         "from_flax from_equinox from_neural_tangents unit_rate"
     ),
@@ -753,7 +754,7 @@ EXEMPT = {
     ),
     "files and folders, whose damage tests of their own try": (
         "checkpoints.load checkpoints.load_curve checkpoints.load_sharded checkpoints.save "
-        "checkpoints.save_curve checkpoints.save_sharded datasets.data_root plots.save "
+        "checkpoints.save_curve checkpoints.save_sharded datasets.data_root plots.save tangents.load tangents.save "
         "writers.tensorboard writers.write_jsonl"
     ),
     "curves by name, which tests of plots try": ("plots.plot_trajectories"),
