@@ -63,6 +63,7 @@ from lazynet.losses import mse as mse
 from lazynet.losses import objective as objective
 from lazynet.models import activations as activations
 from lazynet.models import foreign as foreign
+from lazynet.models import hierarchical as hierarchical
 from lazynet.models import initializers as initializers
 from lazynet.models import invertible as invertible
 from lazynet.models import layers as layers

@@ -11,6 +11,7 @@ from lazynet.covariance.general.attention import Embedding
 from lazynet.models import spatial
 from lazynet.models.activations import Gelu, Relu
 from lazynet.models.attention import SelfAttention
+from lazynet.models.hierarchical import AttributeConv
 from lazynet.models.invertible import coupling, inject, squeeze
 from lazynet.models.layers import (
     AvgPool,
@@ -28,6 +29,7 @@ from lazynet.models.tokens import Embed, Positions
 __all__ = [
     "cnn",
     "cntk",
+    "hierarchical_cnn",
     "irevnet",
     "mlp",
     "myrtle",
@@ -403,6 +405,65 @@ def irevnet(
         return serial(*layers, name="irevnet")
     body = serial(*layers, name="body")
     return serial(body, GlobalAvgPool(), Dense(outputs, 1.0, b_std), name="irevnet")
+
+
+def hierarchical_cnn(
+    widths: Sequence[int] = (8, 8, 8, 8),
+    outputs: int = 10,
+    *,
+    strides: Sequence[int] | None = None,
+    reach: int = 3,
+    activation: Model | None = None,
+    W_std: float = SQRT2,
+    b_std: float | None = None,
+) -> Model:
+    """Hierarchical network: each layer convolves along the channels of the two before it, as periodic attributes.
+
+    The head is linear in means over positions and over all attributes but the last, so that outputs
+    are invariant, exactly, to cyclic shifts of the channels of every layer but that: shifting the
+    filters of the first layer gives the same function.
+
+    Args:
+        widths: Channels of each layer, at least two; those that a later layer convolves along are at
+            least its reach.
+        outputs: Number of outputs of the linear head.
+        strides: Stride of each layer; 1 by default.
+        reach: Size of the filters along each attribute, an odd number.
+        activation: Layer after each convolution; Relu by default.
+        W_std: Standard deviation of all rescaled weights.
+        b_std: Standard deviation of all biases; None for none.
+
+    Raises:
+        ValueError: If there are fewer than two widths, the numbers of widths and strides differ, or the
+            reach is even.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> model = hierarchical_cnn((4, 4, 4), 2)
+        >>> x = jax.random.normal(jax.random.key(1), (1, 6, 6, 3))
+        >>> params = model.init(jax.random.key(0), x)
+        >>> shifted = params | {"0_Conv": {"W": jnp.roll(params["0_Conv"]["W"], 1, axis=-1)}}
+        >>> bool(jnp.allclose(model.apply(shifted, x), model.apply(params, x), rtol=1e-4, atol=1e-5))
+        True
+
+    Source: Jacobsen, Oyallon, Mallat and Smeulders (2017), with two attributes kept in each layer and
+    without normalization.
+    """
+    activation = Relu() if activation is None else activation
+    _check_widths("hierarchical_cnn", widths)
+    strides = [1] * len(widths) if strides is None else list(strides)
+    if len(widths) < 2 or len(strides) != len(widths):
+        raise ValueError(
+            f"hierarchical_cnn got {len(widths)} widths and {len(strides)} strides, expected at least two widths and a "
+            "stride each: the first layer makes the attribute that the second one convolves along."
+        )
+    first, *rest = zip(widths, [(stride, stride) for stride in strides], strict=True)
+    layers = [Conv(first[0], (3, 3), first[1], "SAME", W_std, b_std), activation]
+    for width, stride in rest:
+        convolution = AttributeConv(width, (3, 3), stride, "SAME", W_std, b_std, reach=reach)
+        layers += [convolution, activation]
+    head = [spatial.GlobalAvgPool(), Dense(outputs, W_std, b_std)]
+    return serial(*layers, *head, name="hierarchical_cnn")
 
 
 def transformer(

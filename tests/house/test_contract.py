@@ -175,8 +175,18 @@ ROWS = {
     "zoo.cnn": Row(
         lambda: dict(widths=(2,), outputs=2, W_std=1.0), "", "outputs: count, W_std: positive"
     ),
+    "hierarchical.AttributeConv": Row(
+        lambda: dict(features=2, W_std=1.0, reach=3, kept=1),
+        "",
+        "features: count, W_std: positive, reach: count, kept: count",
+    ),
     "zoo.cntk": Row(
         lambda: dict(depth=2, outputs=1, width=2), "", "depth: count, outputs: count, width: count"
+    ),
+    "zoo.hierarchical_cnn": Row(
+        lambda: dict(widths=(3, 3), outputs=1, reach=3, W_std=1.0),
+        "",
+        "outputs: count, reach: count, W_std: positive",
     ),
     "zoo.irevnet": Row(
         lambda: dict(blocks=(1,), outputs=1, width=2, channels=2, injected=0, gain=1.0),

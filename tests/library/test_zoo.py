@@ -15,6 +15,7 @@ NETWORKS = {
     "myrtle": zoo.myrtle(5, width=4),
     "wide_resnet": zoo.wide_resnet(1, width=1),
     "vgg11": zoo.vgg11(10, width=1 / 16),
+    "hierarchical_cnn": zoo.hierarchical_cnn((4, 4, 4), 10, strides=(2, 2, 2)),
     "resnet18": zoo.resnet18(10, width=1 / 16),
 }
 
