@@ -8,12 +8,14 @@ in numbers alone share their machine code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from lazynet.covariance.expansions import EXPANSIONS, power_of_two
 from lazynet.trees import is_traced
 
 __all__ = ["Elementary", "Operation", "Unsupported", "elementary"]
@@ -32,6 +34,10 @@ CALLS = frozenset(
     "pjit jit closed_call core_call custom_jvp_call custom_vjp_call checkpoint remat remat2".split()
 )
 """Those that hold a program, which is written out."""
+
+
+OF_CONSTANTS = frozenset("cos sin exp log".split())
+"""Those of which a map may hold the value at a constant."""
 
 
 class Unsupported(Exception):
@@ -100,7 +106,7 @@ class _Record:
         def number(atom):
             return self.constant(atom.val) if hasattr(atom, "val") else known[atom]
 
-        for equation in jaxpr.eqns:
+        for equation in _needed(jaxpr):
             results = self.equation(equation, [number(atom) for atom in equation.invars])
             known.update(zip(equation.outvars, results, strict=True))
         return [number(atom) for atom in jaxpr.outvars]
@@ -108,8 +114,14 @@ class _Record:
     def equation(self, equation, operands):
         name = equation.primitive.name
         params = equation.params
+        if name in OF_CONSTANTS and (value := self.value(operands[0])) is not None:
+            return [self.constant(getattr(np, name)(value))]
         if any(variable.aval.size != 1 for variable in equation.outvars):
             raise Unsupported(f"{name} of arrays")
+        if name in EXPANSIONS:
+            return self.traced(EXPANSIONS[name], operands)
+        if name in CALLS and params.get("name") == power_of_two.__name__:
+            return [self.operation("power_of_two", *operands)]
         if name in CALLS:
             inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
             return self.written(inner, operands)
@@ -130,7 +142,17 @@ class _Record:
         return [self.operation(name, *operands)]
 
     def inverse(self, number):
-        return self.constant(1 / list(self.constants)[-1 - number])
+        return self.constant(1 / self.value(number))
+
+    def value(self, number):
+        """The value of a constant, or of a product of constants; None of what depends on an input."""
+        if number < 0:
+            return list(self.constants)[-1 - number]
+        if number < self.inputs:
+            return None
+        name, operands = list(self.operations)[number - self.inputs]
+        values = [self.value(operand) for operand in operands]
+        return math.prod(values) if name == "mul" and None not in values else None
 
     def power(self, x, exponent):
         if exponent < 0:
@@ -149,3 +171,14 @@ class _Record:
         if is_traced(value) or np.ndim(value) != 0 or np.result_type(value).kind not in "fi":
             raise Unsupported("a constant that is no number")
         return -1 - self.constants.setdefault(float(value), len(self.constants))
+
+
+def _needed(jaxpr):
+    """The equations of a program that its outputs depend on."""
+    needed = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
+    equations = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            equations.append(equation)
+            needed.update(atom for atom in equation.invars if not hasattr(atom, "val"))
+    return equations[::-1]

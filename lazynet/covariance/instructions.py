@@ -241,12 +241,26 @@ class Code:
             )
         if name == "neg":
             return self.set(f"fneg {self.vector} {a}")
+        if name == "power_of_two":
+            return self.power_of_two(a)
         if name == "rsqrt":
             return self.elementary("div", [self.ones(), self.elementary("sqrt", operands)])
         intrinsic = {"sqrt": "sqrt", "abs": "fabs", "max": "maximum", "min": "minimum"}[name]
         suffix = f"v{self.lanes}f{64 if self.type == 'double' else 32}"
         arguments = ", ".join(f"{self.vector} {operand}" for operand in operands)
         return self.set(f"call {self.vector} @llvm.{intrinsic}.{suffix}({arguments})")
+
+    def power_of_two(self, k):
+        """`2^k` of integers: their place in the bits of a number is that of the exponent."""
+        kind, fraction, bias = ("i64", 52, 1023) if self.type == "double" else ("i32", 23, 127)
+        integers = f"<{self.lanes} x {kind}>"
+        # Added to a number without fractions, an integer stands in its last bits.
+        unit = self.spread(repr(1.5 * 2.0**fraction))
+        bits = self.set(f"fadd {self.vector} {k}, {unit}")
+        bits = self.set(f"bitcast {self.vector} {bits} to {integers}")
+        bits = self.set(f"add {integers} {bits}, {self.spread(bias, kind)}")
+        bits = self.set(f"shl {integers} {bits}, {self.spread(fraction, kind)}")
+        return self.set(f"bitcast {integers} {bits} to {self.vector}")
 
     def bounded(self, name, operands):
         """The larger or smaller of a constant and a value, which is kept if it is not a number."""

@@ -13,8 +13,10 @@ from lazynet.covariance import cpu
 from lazynet.covariance.angles import angle
 from lazynet.covariance.duals import rectifier_dual
 from lazynet.covariance.elementary import Unsupported, elementary
+from lazynet.covariance.expansions import arctangent, exponential
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.kernels.blocks import questions_of
+from lazynet.models import special
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="llvmlite is not installed")
 
@@ -86,6 +88,25 @@ def test_kernels_are_those_of_jax(body, head, monkeypatch):
         np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
+SMOOTH = {
+    "erf": ln.Erf(),
+    "gelu": ln.Gelu(),
+    "sine with a phase": ln.Sin(1.0, 0.7, 0.3),
+    "rbf": ln.Rbf(0.5),
+    "gabor": special.Gabor(),
+    "a correlation's exponential": special.ExpNormalized(),
+    "polynomial": special.Polynomial([0.1, 0.2, 0.3]),
+    "sign": special.Sign(),
+}
+
+
+@pytest.mark.parametrize("name", extended_but(SMOOTH, "gelu"))
+def test_kernels_of_smooth_activations_are_those_of_jax(name, monkeypatch):
+    model = ln.serial(_deep(SMOOTH[name], depth=2), ln.GlobalAvgPool())
+    for got, expected in zip(*_both(monkeypatch, model, _images(0, 2), _images(1, 3)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize(
     "sizes", [(1,), extended((3,)), (20,), extended((3, 21)), extended((20, 1))]
 )
@@ -145,7 +166,7 @@ def test_a_processor_with_small_registers_computes_the_same(monkeypatch):
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("activation", [ln.Erf(), ln.Gelu()])
+@pytest.mark.parametrize("activation", [ln.Tanh(), ln.SiLU()])
 def test_what_the_program_does_not_know_stays_with_jax(activation):
     x = _images(0, 2)
     model = ln.serial(_deep(activation, depth=1), ln.GlobalAvgPool())
@@ -192,6 +213,7 @@ NUMPY = {
     "and": np.logical_and,
     "or": np.logical_or,
     "not": np.logical_not,
+    "power_of_two": np.exp2,
 }
 
 
@@ -214,6 +236,48 @@ def test_a_dual_is_the_list_of_its_elementary_operations(acute):
     inputs = np.array([[1.0, 2.0, 0.5], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]).T
     for got, expected in zip(_value(found, inputs), pair(*jnp.asarray(inputs)), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_exponentials_by_powers_of_two_are_those_of_numpy(dtype):
+    x = np.concatenate([np.linspace(-120, 90, 997), np.linspace(-760, 720, 997)]).astype(dtype)
+    x = np.append(x, [np.inf, -np.inf, 0, np.nan]).astype(dtype)
+    with np.errstate(over="ignore", under="ignore"):
+        expected = np.exp(x)
+    # XLA takes the smallest numbers, which have lost digits, for zero
+    np.testing.assert_allclose(
+        exponential(jnp.asarray(x)),
+        expected,
+        rtol=2 * np.finfo(dtype).eps,
+        atol=np.finfo(dtype).tiny,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_angles_of_points_are_those_of_numpy(dtype):
+    points = np.random.default_rng(0).normal(size=(2, 500)).astype(dtype)
+    borders = np.array([0, 1, -1, np.inf, -np.inf, 1e-30, np.nan], dtype)
+    grid = np.array(np.meshgrid(borders, borders)).reshape(2, -1)
+    grid = grid[:, ~((grid[0] == 0) & (grid[1] <= 0))]
+    y, x = np.concatenate([points, grid], axis=1)
+    found = arctangent(jnp.asarray(y), jnp.asarray(x))
+    np.testing.assert_allclose(found, np.arctan2(y, x), rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_list_of_operations_holds_exponentials_angles_and_signs(dtype):
+    def function(y, x):
+        return [jnp.exp(y) * jnp.cos(jnp.asarray(2.0, y.dtype)), jnp.arctan2(y, x), jnp.sign(x)]
+
+    found = elementary(function, 2, dtype)
+    inputs = np.random.default_rng(0).normal(size=(2, 50)).astype(dtype)
+    for got, expected in zip(_value(found, inputs), function(*jnp.asarray(inputs)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=8 * jnp.finfo(dtype).eps)
+
+
+def test_what_no_output_depends_on_is_not_in_the_list():
+    found = elementary(lambda x: [(x + 1, jnp.tanh(x))[0]], 1, jnp.float32)
+    assert [operation.name for operation in found.operations] == ["add"]
 
 
 def test_equal_operations_are_one_and_constants_are_apart():
