@@ -39,9 +39,9 @@ import lazynet as ln
 from experiments.harness import panels
 from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
-from experiments.shared.data import DataConfig, load_images
+from experiments.shared.data import DataConfig, standardized_images
 from experiments.shared.training import trained_lazily
-from lazynet import datasets, insights
+from lazynet import insights
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
@@ -106,7 +106,7 @@ TITLE = "{title}"
 
 def measure(config: Config, store) -> dict[str, Any]:
     """Answers by depth, `REGIME/QUESTION [depth]`, and numbers of the whole network, `REGIME/NAME`."""
-    train, test = _load(config)
+    train, test = standardized_images(config.data, config.precision)
     model = network(config.width)
     key = jax.random.key(config.seed)
     params0 = jax.jit(model.init)(key, train.x)
@@ -180,14 +180,6 @@ def network(width: int) -> ln.Model:
 
 def _regimes(config):
     return [START, *(f"alpha={alpha:g}" for alpha in config.alphas)]
-
-
-def _load(config):
-    parts = load_images(config.data, config.data.n_train, config.data.n_test)
-    parts = datasets.standardize(*parts, center="channel", scale="channel")
-    dtype = jnp.dtype(config.precision)
-    centered = tuple(datasets.center_targets(part) for part in parts)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), centered)
 
 
 def _trained(config, model, params0, alpha, train, test, checkpoint):

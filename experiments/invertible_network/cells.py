@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import math
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,13 @@ from jax.tree_util import Partial
 
 import lazynet as ln
 from experiments.invertible_network import Config
-from experiments.shared.data import load_images
+from experiments.shared.data import standardized_images
+from experiments.shared.sizes import largest_width, parameters
 from experiments.shared.training import batched_outputs, trained_lazily
-from lazynet import datasets, insights, zoo
+from lazynet import insights, zoo
 from lazynet.training.checkpoints import curve_arrays
 
-__all__ = ["answers", "invertible", "parameters", "residual"]
+__all__ = ["answers", "invertible", "residual"]
 
 CLASSES = 10
 MOMENTUM = 0.9
@@ -29,9 +29,6 @@ RATE = 0.1
 
 PLACES = 7
 """Points of a line."""
-
-WIDEST = 512
-"""More channels than a network of comparable size has."""
 
 CHUNK = 256
 """Directions of a Jacobian at a time."""
@@ -72,15 +69,9 @@ def residual(config: Config, features: int, depth: int | None = None) -> ln.Mode
     return ln.serial(*layers, name="residual")
 
 
-def parameters(model: ln.Model, x: Any) -> int:
-    """How many parameters a model has."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct(x.shape, x.dtype))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
-
-
 def answers(config: Config, network: str, alpha: float | None, checkpoint: Path) -> dict[str, Any]:
     """Trains one network at one scale, None for not at all, and asks it all questions."""
-    train, test = _load(config)
+    train, test = standardized_images(config.data, config.precision)
     body = _bodies(config, network, train.x)
     model = ln.serial(body(None), ln.GlobalAvgPool(), ln.Dense(CLASSES))
     params0 = model.init(jax.random.key(config.seed), train.x)
@@ -108,23 +99,13 @@ def answers(config: Config, network: str, alpha: float | None, checkpoint: Path)
     return arrays | _lines(model, body(None), weights, few)
 
 
-def _load(config):
-    parts = load_images(config.data, config.data.n_train, config.data.n_test)
-    parts = datasets.standardize(*parts, center="channel", scale="channel")
-    dtype = jnp.dtype(config.precision)
-    centered = tuple(datasets.center_targets(part) for part in parts)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), centered)
-
-
 def _bodies(config, network, x):
     """What comes before the head, as a function of the depth; of residual networks the largest that is no larger."""
     channels = x.shape[-1]
     if network == "invertible":
         return lambda depth: invertible(config, channels, depth)
-    size = parameters(invertible(config, channels), x)
-    features = bisect.bisect(
-        range(1, WIDEST), size, key=lambda c: parameters(residual(config, c), x)
-    )
+    model = invertible(config, channels)
+    features = largest_width(lambda features: residual(config, features), model, x)
     return lambda depth: residual(config, features, depth)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,14 @@ from experiments.harness.bounds import Count
 from lazynet import datasets, guards
 from lazynet.records import Data
 
-__all__ = ["DataConfig", "Photographs", "enlarged", "load_images", "unit_rows"]
+__all__ = [
+    "DataConfig",
+    "Photographs",
+    "enlarged",
+    "load_images",
+    "standardized_images",
+    "unit_rows",
+]
 
 SIDE = 32
 """Pixels along a side of the photographs."""
@@ -99,6 +107,14 @@ def load_images(
         return train._replace(x=_squares(train.x)), test._replace(x=_squares(test.x))
     root = datasets.data_root(data.root)
     return datasets.cifar10(root, download=data.download, n_train=n_train, n_test=n_test)
+
+
+def standardized_images(data: DataConfig, precision: str) -> tuple[Data, Data]:
+    """Train and test images with channels of mean zero and variance one, and centered targets, on the device."""
+    parts = load_images(data, data.n_train, data.n_test)
+    parts = datasets.standardize(*parts, center="channel", scale="channel")
+    centered = tuple(datasets.center_targets(part) for part in parts)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.dtype(precision)), centered)
 
 
 def unit_rows(x: Any) -> Any:
