@@ -186,6 +186,22 @@ def accuracies(name: str) -> str:
     return table(header, rows)
 
 
+def final_numbers(name: str) -> str:
+    """What the experiment prints of all stored runs of `docs/data/NAME.json` together, one row a scale."""
+    from rich.console import Console
+
+    from experiments.harness import catalog, stored
+
+    runs = read(name)
+    experiment = catalog.find(runs["experiment"])
+    summary = experiment.numbers(stored.whole(runs), stored.arrays_of(runs))
+    console = Console(file=io.StringIO(), width=110)
+    for part in experiment.report(summary):
+        console.print(part)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return "\n".join(["```text", *lines, "```"])
+
+
 def _by_epoch(run: dict[str, Any], name: str) -> dict[int, str]:
     """Train and test accuracy in percent after each recorded epoch."""
     curve, config = run["curves"][name], run["config"]
@@ -270,6 +286,7 @@ GENERATORS = {
         for each in (
             accuracies,
             exact_kernels,
+            final_numbers,
             report,
             facts,
             experiment_table,

@@ -2,22 +2,16 @@
 
     python docs/redraw.py cifar10_alpha_sweep_full
 
-The stored runs of an experiment may come from several machines and days; together they are one
-configuration with all of their alphas. Figures are written to `docs/figures/NAME_FIGURE.png`.
+writes `docs/figures/NAME_FIGURE.png` for every figure of the experiment.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from experiments.harness import catalog
-from experiments.harness.config import from_dictionary
+from experiments.harness import catalog, stored
 from lazynet import plots
 
 ROOT = Path(__file__).resolve().parent
@@ -30,56 +24,12 @@ def main() -> None:
     )
     parser.add_argument("name", help="of the file in docs/data")
     name = parser.parse_args().name
-    stored = json.loads((ROOT / "data" / f"{name}.json").read_text())
-    experiment = catalog.find(stored["experiment"])
-    for figure, drawn in experiment.draw(whole(stored), arrays_of(stored)).items():
+    runs = json.loads((ROOT / "data" / f"{name}.json").read_text())
+    experiment = catalog.find(runs["experiment"])
+    for figure, drawn in experiment.draw(stored.whole(runs), stored.arrays_of(runs)).items():
         path = ROOT / "figures" / f"{name}_{figure}.png"
         plots.save(drawn, path)
-        print(path)
-
-
-def whole(stored: dict[str, Any]) -> Any:
-    """One configuration with the alphas of all stored runs."""
-    experiment = catalog.find(stored["experiment"])
-    configs = []
-    for run in stored["runs"].values():
-        values = {key: value for key, value in run["config"].items() if key != "experiment"}
-        configs.append(from_dictionary(experiment.Config, values))
-    alphas = sorted(alpha for config in configs for alpha in config.alphas)
-    return dataclasses.replace(configs[0], alphas=tuple(alphas))
-
-
-def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
-    """The stored curves and final numbers under the names that they have in a run."""
-    arrays: dict[str, Any] = {}
-    for run in stored["runs"].values():
-        for cell, columns in run["curves"].items():
-            arrays[f"{cell}/curve/diverged_at"] = np.asarray(-1)
-            for column, values in columns.items():
-                place = column if column in ("step", "time") else f"metrics/{column}"
-                arrays[f"{cell}/curve/{place}"] = np.asarray(values)
-        for key, value in run["summary"].items():
-            quantity, _, cell = key.partition("/")
-            if cell in run["curves"]:
-                place = quantity if quantity == "precision" else f"final/{quantity}"
-                arrays[f"{cell}/{place}"] = np.asarray(value)
-    return arrays | agreements(stored)
-
-
-def agreements(stored: dict[str, Any]) -> dict[str, Any]:
-    """How often each run predicts the class that the linearized model predicts, where both are stored."""
-    classes = {
-        cell: np.array(list(digits))
-        for run in stored["runs"].values()
-        for cell, digits in run.get("classes", {}).items()
-    }
-    reference = classes.get("alpha=inf")
-    if reference is None:
-        return {}
-    return {
-        f"{cell}/final/agreement": np.mean(predicted == reference)
-        for cell, predicted in classes.items()
-    }
+        print(path.relative_to(ROOT.parent))
 
 
 if __name__ == "__main__":

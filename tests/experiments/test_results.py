@@ -190,3 +190,21 @@ def test_runs_are_stored_for_the_pages_by_the_field_in_which_they_differ(calls, 
 
 def test_a_stored_run_knows_its_preset(folder):
     assert _collect().runs_of({}, [folder])["preset"] == "smoke"
+
+
+@pytest.mark.extended
+def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path):
+    from experiments import cifar10_alpha_sweep as sweep
+    from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
+    from experiments.harness import stored
+
+    folders = []
+    for alpha in ("1", "inf"):
+        settings = (f"alphas={alpha}", "train.epochs=1", "train.records=1")
+        cli.run("cifar10_alpha_sweep", "smoke", settings, tmp_path / alpha, True)
+        folders += (tmp_path / alpha).iterdir()
+    runs = _collect().runs_of({}, folders)
+    config = stored.whole(runs)
+    assert config.alphas == (1.0, float("inf"))
+    expected = sweep.numbers(config, gathered(config, stored_cells(config, folders)))
+    assert sweep.numbers(config, stored.arrays_of(runs)) == expected

@@ -1,0 +1,61 @@
+"""Runs as they are stored in `docs/data/NAME.json`: their configuration, curves and final numbers, without folders.
+
+The stored runs of an experiment may come from several machines and days; together they are one
+configuration with all of their alphas.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments.harness import catalog
+from experiments.harness.config import from_dictionary
+
+__all__ = ["arrays_of", "whole"]
+
+
+def whole(stored: dict[str, Any]) -> Any:
+    """One configuration with the alphas of all stored runs."""
+    experiment = catalog.find(stored["experiment"])
+    configs = []
+    for run in stored["runs"].values():
+        values = {key: value for key, value in run["config"].items() if key != "experiment"}
+        configs.append(from_dictionary(experiment.Config, values))
+    alphas = sorted(alpha for config in configs for alpha in config.alphas)
+    return dataclasses.replace(configs[0], alphas=tuple(alphas))
+
+
+def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
+    """The stored curves and final numbers under the names that they have in a run."""
+    arrays: dict[str, Any] = {}
+    for run in stored["runs"].values():
+        for cell, columns in run["curves"].items():
+            arrays[f"{cell}/curve/diverged_at"] = np.asarray(-1)
+            for column, values in columns.items():
+                place = column if column in ("step", "time") else f"metrics/{column}"
+                arrays[f"{cell}/curve/{place}"] = np.asarray(values)
+        for key, value in run["summary"].items():
+            quantity, _, cell = key.partition("/")
+            if cell in run["curves"]:
+                place = quantity if quantity == "precision" else f"final/{quantity}"
+                arrays[f"{cell}/{place}"] = np.asarray(value)
+    return arrays | _agreements(stored)
+
+
+def _agreements(stored: dict[str, Any]) -> dict[str, Any]:
+    """How often each run predicts the class that the linearized model predicts, where both are stored."""
+    classes = {
+        cell: np.array(list(digits))
+        for run in stored["runs"].values()
+        for cell, digits in run.get("classes", {}).items()
+    }
+    reference = classes.get("alpha=inf")
+    if reference is None:
+        return {}
+    return {
+        f"{cell}/final/agreement": np.mean(predicted == reference)
+        for cell, predicted in classes.items()
+    }
