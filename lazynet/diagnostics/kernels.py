@@ -196,6 +196,8 @@ class Spectrum(NamedTuple):
             of the kernel.
         label_energy: Fraction `|v_i' y|^2 / |y|^2` of the targets in each mode, same order; None
             without targets.
+        vectors: Eigenvectors, one a column in the same order, rows ordered by (example, output);
+            None if they were not asked for.
 
     Example:
         >>> kernel_spectrum(np.eye(3)).effective_rank
@@ -206,10 +208,14 @@ class Spectrum(NamedTuple):
     condition: float
     effective_rank: float
     label_energy: Float[np.ndarray, " m"] | None
+    vectors: Float[np.ndarray, "m m"] | None = None
 
 
 def kernel_spectrum(
-    kernel: Num[ArrayLike, "..."], y: Num[ArrayLike, "..."] | None = None
+    kernel: Num[ArrayLike, "..."],
+    y: Num[ArrayLike, "..."] | None = None,
+    *,
+    vectors: bool = False,
 ) -> Spectrum:
     """Eigenvalues `K v_i = lambda_i v_i`, their condition and effective rank, and the energy of targets in the modes.
 
@@ -217,6 +223,8 @@ def kernel_spectrum(
         kernel: K, `[n, n]` or `[n, n, k, k]`, whose eigenvectors have one entry for each example
             and output.
         y: Targets, `[n, k]`.
+        vectors: Whether to keep the eigenvectors, which `spectra.extend_eigenvectors` takes to
+            other inputs.
 
     Returns:
         NumPy arrays in float64.
@@ -235,9 +243,10 @@ def kernel_spectrum(
     if y is not None:
         _check_targets(kernel.shape, guards.real("y", y).shape)
         guards.finite("y", y)
-    values, vectors, tolerance = eigh(kernel_matrix(guards.real("kernel", kernel)))
+    keep = guards.flag("vectors", vectors)
+    values, modes, tolerance = eigh(kernel_matrix(guards.real("kernel", kernel)))
     values = values[::-1]
-    vectors = vectors[:, ::-1]
+    modes = modes[:, ::-1]
     largest = np.abs(values).max()
     if largest == 0:
         raise ValueError("kernel is zero, expected one with a spectrum.")
@@ -248,7 +257,8 @@ def kernel_spectrum(
         values,
         condition,
         effective_rank,
-        None if y is None else _label_energy(vectors, y, kernel.ndim),
+        None if y is None else _label_energy(modes, y, kernel.ndim),
+        modes if keep else None,
     )
 
 

@@ -30,7 +30,13 @@ import scipy
 from jaxtyping import Float
 
 from lazynet import guards
-from lazynet.linalg.krylov import lanczos, power_of_two, ritz_values
+from lazynet.linalg.krylov import (
+    lanczos,
+    lanczos_basis,
+    power_of_two,
+    ritz_values,
+    ritz_vectors,
+)
 from lazynet.typing import ArrayLike
 
 __all__ = [
@@ -43,12 +49,14 @@ __all__ = [
     "eigh",
     "kernel_matrix",
     "lanczos",
+    "lanczos_basis",
     "largest_eigenvalue",
     "power_of_two",
     "psd_eigh",
     "rank_tolerance",
     "ridge_eigh",
     "ritz_values",
+    "ritz_vectors",
     "solve_psd",
     "spectrum_tolerance",
     "symmetric",

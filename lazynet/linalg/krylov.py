@@ -33,8 +33,31 @@ def lanczos(
 
     Source: Golub and Van Loan, Matrix computations, 4th edition, section 10.1.
     """
+    diagonal, beside, _ = lanczos_basis(product, start, steps)
+    return diagonal, beside[:-1]
+
+
+def lanczos_basis(
+    product: Callable[[np.ndarray], np.ndarray], start: Float[np.ndarray, " m"], steps: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lanczos' tridiagonal matrix, and the vectors Q of the Krylov space as rows.
+
+    Args:
+        product: `v -> A v`, for symmetric A.
+        start: Vector of the space.
+        steps: Number of products.
+
+    Returns:
+        Its diagonal `[steps]`, the entries beside it `[steps]`, of which the last one is what the
+        next product would bring, and Q `[steps, m]`.
+
+    Example:
+        >>> _, beside, basis = lanczos_basis(lambda v: np.array([1.0, 3.0]) * v, np.ones(2), 2)
+        >>> np.allclose(basis @ basis.T, np.eye(2)), beside[-1] < 1e-12
+        (True, np.True_)
+    """
     q = start / np.linalg.norm(start)
-    basis = np.empty((steps, start.size))
+    basis = np.zeros((steps, start.size))
     diagonal = np.zeros(steps)
     beside = np.zeros(steps)
     scale = 1.0
@@ -50,7 +73,7 @@ def lanczos(
         if beside[i] == 0:
             break
         q = q / beside[i]
-    return diagonal * scale, beside[:-1] * scale
+    return diagonal * scale, beside * scale, basis
 
 
 def power_of_two(size: float) -> float:
@@ -79,16 +102,38 @@ def ritz_values(
         >>> values.round(6).tolist(), overlaps.round(6).tolist()
         ([1.0, 3.0], [0.5, 0.5])
     """
+    values, vectors, _ = ritz_vectors(diagonal, np.append(beside, 0.0))
+    return values, vectors[0] ** 2
+
+
+def ritz_vectors(
+    diagonal: Float[np.ndarray, " s"], beside: Float[np.ndarray, " s"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Eigenvalues of Lanczos' matrix in ascending order, its eigenvectors as columns, and `|A v - lambda v|`.
+
+    Args:
+        diagonal: Of the matrix.
+        beside: Entries beside it, and at the end what comes next.
+
+    Raises:
+        ValueError: If the first product was not finite.
+
+    Example:
+        >>> values, vectors, residuals = ritz_vectors(np.array([2.0, 2.0]), np.array([1.0, 0.0]))
+        >>> values.round(6).tolist(), residuals.tolist()
+        ([1.0, 3.0], [0.0, 0.0])
+    """
     if not np.isfinite(diagonal[0]):
         raise ValueError(
             "kernel times a vector is not finite: check the parameters and the inputs."
         )
     scale = power_of_two(np.abs(diagonal[np.isfinite(diagonal)]).max())
-    going_on = np.isfinite(beside) & (
-        np.abs(beside) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale
+    inner = beside[:-1]
+    going_on = np.isfinite(inner) & (
+        np.abs(inner) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale
     )
-    length = len(beside) if going_on.all() else int(going_on.argmin())
+    length = len(inner) if going_on.all() else int(going_on.argmin())
     values, vectors = scipy.linalg.eigh_tridiagonal(
-        diagonal[: length + 1] / scale, beside[:length] / scale
+        diagonal[: length + 1] / scale, inner[:length] / scale
     )
-    return values * scale, vectors[0] ** 2
+    return values * scale, vectors, np.abs(beside[length] * vectors[-1])

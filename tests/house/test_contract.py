@@ -290,9 +290,9 @@ ROWS = {
         True,
     ),
     "ntk_vector_product": Row(
-        lambda: dict(apply=linear, params=W, x1=X, x2=X),
+        lambda: dict(apply=linear, params=W, x1=X, x2=X, tile=2),
         "x1: nan inf longer rank complex, x2: nan inf longer rank complex",
-        "apply: function",
+        "apply: function, tile: count none",
     ),
     "estimate_max_learning_rate": Row(
         lambda: dict(apply=linear, params=W, x=X, key=KEY, momentum=0.0, iterations=3),
@@ -420,6 +420,55 @@ ROWS = {
         lambda: dict(kernel=KERNEL, ridge=0.1, key=KEY, steps=3, probes=2),
         "kernel",
         "ridge: positive list, steps: count, probes: count",
+        True,
+    ),
+    "spectra.frobenius_norm": Row(
+        lambda: dict(kernel=KERNEL, key=KEY, probes=6), "kernel", "probes: count", True
+    ),
+    "spectra.effective_rank": Row(
+        lambda: dict(kernel=KERNEL, key=KEY, probes=6), "kernel", "probes: count", True
+    ),
+    "spectra.diagonal": Row(lambda: dict(kernel=KERNEL), "kernel", "", True),
+    "spectra.target_alignment": Row(
+        lambda: dict(kernel=KERNEL, y=Y, key=KEY, probes=6), "kernel, y", "probes: count", True
+    ),
+    "spectra.cka": Row(
+        lambda: dict(kernel1=KERNEL, kernel2=KERNEL + Y @ Y.T, key=KEY, probes=6),
+        "kernel1, kernel2",
+        "probes: count",
+        True,
+    ),
+    "spectra.kernel_distances": Row(
+        lambda: dict(kernel=KERNEL, kernel0=KERNEL + Y @ Y.T, key=KEY, probes=6),
+        "kernel, kernel0",
+        "probes: count",
+        True,
+    ),
+    "spectra.top_eigenpairs": Row(
+        lambda: dict(kernel=KERNEL, count=1, key=KEY, steps=3),
+        "kernel",
+        "count: count, steps: count none",
+        True,
+    ),
+    "spectra.extend_eigenvectors": Row(
+        lambda: dict(
+            cross=CROSS,
+            pairs=lazynet.diagnostics.kernel_spectrum(KERNEL, vectors=True),
+            count=2,
+        ),
+        f"cross: {ANY} longer empty",
+        "count: count none",
+    ),
+    "spectra.forward_sketch": Row(
+        lambda: dict(apply=linear, params=W, x=X, key=KEY, probes=3),
+        "x: longer rank complex",
+        "apply: function, probes: count",
+        True,
+    ),
+    "spectra.backward_sketch": Row(
+        lambda: dict(apply=linear, params=W, x=X, key=KEY, probes=3),
+        "x: longer rank complex",
+        "apply: function, probes: count",
         True,
     ),
     "spectra.spectral_density": Row(
@@ -723,6 +772,7 @@ EXEMPT = {
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
         "LazyFunction model.Evaluation model.Inverse optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
+        "spectra.Distances spectra.Eigenpairs spectra.OneSided spectra.Sketch "
         "stax.Triple stax.MaskedArray stax.Diagonal predict.ODEState triangle.Triangle "
         "dropin.Kernel"
     ),
@@ -738,6 +788,7 @@ EXEMPT = {
     "combinators of models and functions, which refuse what is none in their own tests": (
         "serial parallel residual symmetrize freeze remat gated coupling reversible"
     ),
+    "it takes any number of kernels, which tests of its own try": ("spectra.sketch"),
     "names of neural-tangents around functions that have rows": (
         "empirical_ntk_fn empirical_nngp_fn empirical_ntk_vp_fn empirical_kernel_fn "
         "monte_carlo_kernel_fn predict.gradient_descent_mse_ensemble stax.ABRelu stax.Abs "
@@ -773,7 +824,8 @@ EXEMPT = {
         "precision.largest_alpha trees.check_same_structure trees.is_traced"
     ),
     "the ground of others, whose callers check": (
-        "linalg.lanczos linalg.check_digits linalg.power_of_two linalg.rank_tolerance "
+        "linalg.lanczos linalg.lanczos_basis linalg.ritz_vectors linalg.check_digits "
+        "linalg.power_of_two linalg.rank_tolerance "
         "linalg.ritz_values linalg.spectrum_tolerance "
         "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
         "trees.subtract trees.zeros_like trees.differentiable trees.is_complex trees.is_key trees.is_weight "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -23,7 +25,7 @@ from lazynet.kernels.empirical.arguments import (
 )
 from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.linalg import lanczos, ritz_values
-from lazynet.programs import PerFunction
+from lazynet.programs import PerFunction, shape_of
 from lazynet.selection import Where
 from lazynet.typing import Apply, Array, Key, Params
 
@@ -36,10 +38,14 @@ def ntk_vector_product(
     *,
     output: Output = None,
     where: Where | None = None,
+    tile: int | None = None,
 ) -> Callable[[Array], Array]:
     """The linear map `v -> Theta(x1, x2) v = J(x1) (J(x2)^T v)`, without forming the kernel.
 
-    One product costs one backward and one forward derivative, whatever the number of outputs.
+    One product costs one backward and one forward derivative, whatever the number of outputs. All
+    examples go through the network at once, so that its activations for all of them are held;
+    `tile` bounds that: the gradient is added up, and the derivatives are taken, so many examples at
+    a time, in a loop on the host.
 
     Args:
         apply: Pure function `apply(params, x)`.
@@ -48,6 +54,7 @@ def ntk_vector_product(
         x2: Examples of the columns; None for those of the rows.
         output: Which of the outputs of apply, by `select`.
         where: Which parameters to differentiate, as in `empirical_ntk`.
+        tile: Examples that are looked at together, each by itself; None for all of them.
 
     Returns:
         A function of v `[n2, k]` with value `[n1, k]`, a pytree that compiled code can take as an
@@ -55,9 +62,10 @@ def ntk_vector_product(
 
     Raises:
         TypeError: If inputs or parameters are no arrays of numbers.
-        ValueError: If there are no examples, they are not finite, both sets differ in shape, or
-            `params` holds running averages of flax; when called, if v does not have the shape of
-            the outputs at x2.
+        ValueError: If there are no examples, they are not finite, both sets differ in shape,
+            `params` holds running averages of flax, or `tile` is below 1 or given for a function
+            that mixes the examples of a batch; when called, if v does not have the shape of the
+            outputs at x2.
 
     Example:
         >>> linear = lambda params, x: x @ params["w"]
@@ -67,7 +75,12 @@ def ntk_vector_product(
     """
     function, params, x1, x2 = canonical(flat(apply, x1, output), params, x1, x2, where=where)
     check_no_statistics(params)
-    return Partial(_product, function, params, x1, x1 if x2 is None else x2)
+    x2 = x1 if x2 is None else x2
+    if tile is None:
+        return Partial(_product, function, params, x1, x2)
+    tile = guards.count("tile", tile)
+    refuse_mixing(function, params, x1)
+    return Partial(_Tiled(tile), function, params, x1, x2)
 
 
 def largest_ntk_eigenvalue(
@@ -171,20 +184,93 @@ def estimate_max_learning_rate(
     return 2 * (1 + momentum) * count_examples(x) / top if top > 0 else math.inf
 
 
+@dataclasses.dataclass(frozen=True)
+class _Tiled:
+    """The product with so many examples at a time."""
+
+    tile: int
+
+    def __call__(
+        self, function: Apply, params: Params, x1: Examples, x2: Examples, v: Any
+    ) -> Array:
+        guards.array("v", v)
+        shape = shape_of(function, params, x2).shape
+        if v.shape != shape:
+            raise ValueError(f"v has shape {v.shape}, expected that of the outputs at x2, {shape}.")
+        gradient = pulled_back(function, params, x2, v, self.tile)
+        return pushed_forward(function, params, x1, gradient, self.tile)
+
+
+def is_tiled(product: Any) -> bool:
+    """Whether a product loops over its examples, on the host."""
+    return isinstance(getattr(product, "func", None), _Tiled)
+
+
+def pulled_back(
+    function: Apply, params: Params, x: Examples, v: Array, tile: int | None = None
+) -> list[Array]:
+    """`J(x)' v` for each weight, the sum over tiles of examples: backward derivatives alone."""
+    total: list[Array] | None = None
+    for rows in _tiles(x, tile):
+        part = _pull(function, params, _rows(x, rows), v[rows])
+        total = part if total is None else _sum(total, part)
+    return [] if total is None else total
+
+
+def pushed_forward(
+    function: Apply, params: Params, x: Examples, direction: list[Array], tile: int | None = None
+) -> Array:
+    """`J(x) w` for a direction w of the weights, tile by tile of examples: forward derivatives alone."""
+    parts = [_push(function, params, _rows(x, rows), direction) for rows in _tiles(x, tile)]
+    return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+
+def _tiles(x: Examples, tile: int | None) -> list[slice]:
+    n = count_examples(x)
+    size = n if tile is None else tile
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _rows(x: Examples, rows: slice) -> Examples:
+    return jax.tree.map(lambda leaf: leaf[rows], x)
+
+
 @PerFunction
 def _product(function: Apply, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
+    return _forward(function, params, x1, _backward(function, params, x2, v))
+
+
+@PerFunction
+def _pull(function: Apply, params: Params, x: Examples, v: Any) -> list[Array]:
+    return _backward(function, params, x, v)
+
+
+@PerFunction
+def _push(function: Apply, params: Params, x: Examples, direction: list[Array]) -> Array:
+    return _forward(function, params, x, direction)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _sum(a: list[Array], b: list[Array]) -> list[Array]:
+    return [x + y for x, y in zip(a, b, strict=True)]
+
+
+def _backward(function: Apply, params: Params, x: Examples, v: Any) -> list[Array]:
     weights, rebuilt = trees.differentiable(params)
-    values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x2), weights)
-    check_outputs(values, count_examples(x2))
+    values, pull_back = jax.vjp(lambda w: function(rebuilt(w), x), weights)
+    check_outputs(values, count_examples(x))
     guards.array("v", v)
     if v.shape != values.shape or jnp.issubdtype(v.dtype, jnp.complexfloating):
         found = f"v has shape {v.shape} and dtype {v.dtype}"
         raise ValueError(
             f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}."
         )
-    return jax.jvp(
-        lambda w: function(rebuilt(w), x1), (weights,), pull_back(v.astype(values.dtype))
-    )[1]
+    return pull_back(v.astype(values.dtype))[0]
+
+
+def _forward(function: Apply, params: Params, x: Examples, direction: list[Array]) -> Array:
+    weights, rebuilt = trees.differentiable(params)
+    return jax.jvp(lambda w: function(rebuilt(w), x), (weights,), (direction,))[1]
 
 
 @PerFunction
