@@ -20,10 +20,10 @@ from lazynet import kernels as kernels
 from lazynet import linalg as linalg
 from lazynet import losses as losses
 from lazynet import models as models
+from lazynet import parameters as parameters
 from lazynet import precision as precision
 from lazynet import records as records
 from lazynet import scattering as scattering
-from lazynet import selection as selection
 from lazynet import tangents as tangents
 from lazynet import training as training
 from lazynet import trees as trees

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass, register_pytree_with_keys_class
 
 from lazynet import trees
-from lazynet.selection import Where, selected
+from lazynet.parameters import Where, selected
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
 

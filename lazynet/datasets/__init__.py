@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from lazynet.datasets.augmentation import crop_and_flip
 from lazynet.datasets.checks import check_data
-from lazynet.datasets.cifar import cifar10, data_root
-from lazynet.datasets.download import CIFAR10_ARCHIVE, Archive
+from lazynet.datasets.cifar import CIFAR10_ARCHIVE, cifar10, data_root
+from lazynet.datasets.download import Archive
 from lazynet.datasets.labels import center_targets, one_hot, one_hot_centered
 from lazynet.datasets.preprocessing import standardize, zca
 from lazynet.datasets.sampling import balanced_subset

@@ -13,13 +13,20 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from lazynet import guards
-from lazynet.datasets.download import CIFAR10_ARCHIVE, Archive, Progress, fetch, unpack
+from lazynet.datasets.download import Archive, Progress, fetch, unpack
 from lazynet.datasets.labels import check_labels, one_hot
 from lazynet.datasets.sampling import balanced_indices
 from lazynet.files import given_path, locked
 from lazynet.records import Data
 
-__all__ = ["cifar10", "data_root"]
+__all__ = ["CIFAR10_ARCHIVE", "cifar10", "data_root"]
+
+CIFAR10_ARCHIVE = Archive(
+    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    size=170_052_171,
+    md5="c32a1d4ab5d03f1284b67883e8d87530",
+)
+"""The binary version of CIFAR-10 on its authors' page, https://www.cs.toronto.edu/~kriz/cifar.html."""
 
 VARIABLE = "LAZYNET_DATA"
 BINARY = "cifar-10-batches-bin"

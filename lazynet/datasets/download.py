@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from lazynet.files import naming
 
-__all__ = ["Archive", "CIFAR10_ARCHIVE", "fetch", "unpack"]
+__all__ = ["Archive", "fetch", "unpack"]
 
 Progress = Callable[[int, int], Any]
 
@@ -41,21 +41,13 @@ class Archive(NamedTuple):
         md5: Hexadecimal MD5 digest, as its authors publish it.
 
     Example:
-        >>> CIFAR10_ARCHIVE.size
+        >>> Archive("https://example.org/images.tar.gz", 170_052_171, "c32a1d4a").size
         170052171
     """
 
     url: str
     size: int
     md5: str
-
-
-CIFAR10_ARCHIVE = Archive(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-    size=170_052_171,
-    md5="c32a1d4ab5d03f1284b67883e8d87530",
-)
-"""The binary version of CIFAR-10 on its authors' page, https://www.cs.toronto.edu/~kriz/cifar.html."""
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> Path:

@@ -20,7 +20,7 @@ from lazynet.diagnostics.kernels import (
     target_alignment,
 )
 from lazynet.diagnostics.slopes import fit_slope
-from lazynet.diagnostics.stability import Stability, activation_stability
+from lazynet.diagnostics.gates import Stability, activation_stability
 from lazynet.diagnostics.verdict import Laziness, is_lazy
 from lazynet.tangents import Tangent, tangent_at
 

@@ -20,9 +20,9 @@ from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
 from lazynet.models.model import plain
+from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
 from lazynet.records import Data
-from lazynet.selection import Where
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 

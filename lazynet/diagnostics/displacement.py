@@ -12,8 +12,8 @@ from lazynet import guards, trees
 from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.lazy import linearize
+from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
-from lazynet.selection import Where
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]

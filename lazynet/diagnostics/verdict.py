@@ -15,9 +15,9 @@ from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.kernels.empirical import estimate_max_learning_rate
 from lazynet.lazy import center, check_displacement, lazy_part
 from lazynet.losses import mse
+from lazynet.parameters import Where
 from lazynet.programs import PerFunction
 from lazynet.records import Data
-from lazynet.selection import Where
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Key, Params
 

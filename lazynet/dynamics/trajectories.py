@@ -1,4 +1,4 @@
-"""Training curves of kernel dynamics, and the largest learning rate they bear."""
+"""Training curves of kernel dynamics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lazynet.dynamics.checks import (
 )
 from lazynet.dynamics.descent import solve_descent
 from lazynet.dynamics.flow import Solution, kernel_outputs, solve_flow
-from lazynet.linalg import Eigen, kernel_matrix, largest_eigenvalue
+from lazynet.linalg import Eigen
 from lazynet.losses import accuracy, check_labels, mse
 from lazynet.records import Data, Trajectory
 from lazynet.trees import is_traced
@@ -177,35 +177,6 @@ def gradient_descent(
     bad = np.flatnonzero(~np.isfinite(metrics["train_loss"]))
     diverged_at = int(step[bad[0]]) if len(bad) else None
     return Trajectory(step, learning_rate * step / (1 - momentum), metrics, None, diverged_at)
-
-
-def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | int = 0.0) -> float:
-    """Largest stable full-batch learning rate on `mse`: `2 (1 + m) n / lambda_max(Theta)`.
-
-    Training above it diverges when the model is linear, and dies or leaves the lazy regime when it
-    is not.
-
-    Args:
-        ntk: Kernel of the training inputs, `[n, n]` where outputs decouple, or `[n, n, k, k]`.
-        momentum: Heavy-ball momentum m in [0, 1).
-
-    Raises:
-        ValueError: If the kernel is not square, symmetric and finite, has no positive eigenvalue,
-            or the momentum is out of range.
-
-    Example:
-        >>> max_learning_rate(np.diag([4.0, 1.0])), max_learning_rate(np.diag([4.0, 1.0]), momentum=0.5)
-        (1.0, 1.5)
-    """
-    guards.concrete("max_learning_rate", ntk, momentum)
-    momentum = guards.momentum(momentum)
-    largest = largest_eigenvalue(kernel_matrix(ntk))
-    if largest <= 0:
-        raise ValueError(
-            f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
-            "for a kernel that is zero."
-        )
-    return 2 * (1 + momentum) * np.shape(ntk)[0] / largest
 
 
 def _check_test(data, f0, cross, test, f0_test, loss):

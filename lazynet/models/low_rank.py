@@ -13,8 +13,8 @@ from jax.tree_util import register_dataclass
 
 from lazynet import guards
 from lazynet.models.model import Model
+from lazynet.parameters import Where, selected
 from lazynet.recipes import recipe
-from lazynet.selection import Where, selected
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Key, Params
 

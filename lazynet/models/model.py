@@ -20,8 +20,8 @@ from jax import lax
 from lazynet import guards
 from lazynet.covariance.depth import through
 from lazynet.covariance.halves import joined
+from lazynet.parameters import Where, selected
 from lazynet.recipes import Function, recipe
-from lazynet.selection import Where, selected
 from lazynet.typing import Array, Params
 
 __all__ = [

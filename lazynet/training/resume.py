@@ -10,8 +10,8 @@ import numpy as np
 
 from lazynet import guards, trees
 from lazynet.adapters import real_weights
+from lazynet.parameters import Where
 from lazynet.records import Trajectory
-from lazynet.selection import Where
 from lazynet.typing import Params
 
 __all__ = ["TrainState", "check_curve", "check_names", "check_state"]

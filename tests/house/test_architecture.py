@@ -30,7 +30,7 @@ LAYERS = (
         "losses",
         "programs",
         "recipes",
-        "selection",
+        "parameters",
     },
     {"covariance", "scattering", "datasets"},
     {"models"},

@@ -779,7 +779,7 @@ EXEMPT = {
     "constants and types": (
         "stax.Bool stax.Padding stax.PositionalEmbedding stax.AttentionMechanism "
         "stax.AggregateImplementation stax.Slice dropin.NtkImplementation "
-        "optimizers.Schedule selection.Where datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
+        "optimizers.Schedule parameters.Where datasets.CIFAR10_ARCHIVE linalg.ASYMMETRY_LIMIT linalg.NEGATIVE_LIMIT"
     ),
     "layers without numbers, or with windows of which their own tests try what is wrong": (
         "AvgPool SumPool MaxPool GlobalAvgPool GlobalSumPool Flatten Identity Relu Abs Gelu Sigmoid_like "
@@ -829,7 +829,7 @@ EXEMPT = {
         "linalg.ritz_values linalg.spectrum_tolerance "
         "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
         "trees.subtract trees.zeros_like trees.differentiable trees.is_complex trees.is_key trees.is_weight "
-        "trees.length selection.selected low_rank.merged adapters.flat adapters.one_array adapters.real_weights "
+        "trees.length parameters.selected low_rank.merged adapters.flat adapters.one_array adapters.real_weights "
         "adapters.with_constants checkpoints.curve_arrays checkpoints.curve_from "
         "model.child_path model.propagate model.evaluation "
         "model.plain"

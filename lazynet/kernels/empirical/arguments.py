@@ -20,7 +20,7 @@ from lazynet import guards, trees
 from lazynet.adapters import real_weights
 from lazynet.lazy import check_displacement
 from lazynet.models.model import plain
-from lazynet.selection import Where
+from lazynet.parameters import Where
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, ArrayLike, Params
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from lazynet import trees
 from lazynet.kernels.empirical.arguments import Examples, one_example
+from lazynet.parameters import Where, selected
 from lazynet.programs import PerFunction
-from lazynet.selection import Where, selected
 from lazynet.typing import Apply, Array, Params
 
 Outputs = Literal["full", "trace", "sum", "diagonal"]

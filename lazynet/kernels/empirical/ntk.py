@@ -25,7 +25,7 @@ from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.kernels.empirical.jacobians import Outputs, chosen_names, parameter_names
 from lazynet.kernels.empirical.memory import MEMORY, plan
 from lazynet.kernels.empirical.rows import in_memory, in_store
-from lazynet.selection import Where
+from lazynet.parameters import Where
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 

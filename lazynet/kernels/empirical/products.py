@@ -25,8 +25,8 @@ from lazynet.kernels.empirical.arguments import (
 )
 from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.linalg import lanczos, ritz_values
+from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
-from lazynet.selection import Where
 from lazynet.typing import Apply, Array, Key, Params
 
 

@@ -31,8 +31,8 @@ from lazynet.kernels.empirical.products import pulled_back, pushed_forward
 from lazynet.kernels.spectra.errors import gradient, nonzero, scatter, without_diagonal
 from lazynet.kernels.spectra.operators import gaussians, without_means
 from lazynet.kernels.spectra.records import Estimate
+from lazynet.parameters import Where
 from lazynet.programs import shape_of
-from lazynet.selection import Where
 from lazynet.typing import Apply, Array, Key, Params
 
 

@@ -13,7 +13,7 @@ from draws import normal
 
 import lazynet as ln
 from lazynet import diagnostics, low_rank
-from lazynet.selection import selected
+from lazynet.parameters import selected
 
 KEY = jax.random.key(0)
 X = normal(1, 6, 3)
