@@ -10,6 +10,8 @@ from lazynet.diagnostics.displacement import (
     output_gap,
     param_drift,
 )
+from lazynet.diagnostics.features import coordinate_check, richness
+from lazynet.diagnostics.gates import Stability, activation_stability
 from lazynet.diagnostics.kernels import (
     Spectrum,
     cka,
@@ -19,8 +21,8 @@ from lazynet.diagnostics.kernels import (
     kernel_velocity,
     target_alignment,
 )
+from lazynet.diagnostics.residuals import loss_weights
 from lazynet.diagnostics.slopes import fit_slope
-from lazynet.diagnostics.gates import Stability, activation_stability
 from lazynet.diagnostics.verdict import Laziness, is_lazy
 from lazynet.tangents import Tangent, tangent_at
 
@@ -31,6 +33,7 @@ __all__ = [
     "Tangent",
     "activation_stability",
     "cka",
+    "coordinate_check",
     "fit_slope",
     "hessian_norm",
     "is_lazy",
@@ -42,9 +45,11 @@ __all__ = [
     "kernel_velocity",
     "layer_drift",
     "linearization_gap",
+    "loss_weights",
     "ntk_change",
     "output_gap",
     "param_drift",
+    "richness",
     "tangent_at",
     "target_alignment",
 ]

@@ -20,7 +20,7 @@ from experiments.harness import facts, running
 from experiments.shared import flows
 
 QUICK = ("alpha_rates", "circle_kernel", "kappa_width")
-SLOW = ("uniform_bound", "width_convergence", "crossover", "mean_field")
+SLOW = ("uniform_bound", "width_convergence", "crossover", "mean_field", "coordinate_check")
 NAMES = (*QUICK, *SLOW)
 REQUIRED = {
     "alpha_rates": [
@@ -41,6 +41,10 @@ REQUIRED = {
         "slope/fluctuation/step=300",
         "slope/ntk_change/mean_field",
         "slope/ntk_change/ntk",
+    ],
+    "coordinate_check": [
+        *(f"slope/{layer}/r=0.5" for layer in ("0_Dense", "2_Dense", "outputs")),
+        "slope/outputs/standard",
     ],
 }
 

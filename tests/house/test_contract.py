@@ -490,6 +490,16 @@ ROWS = {
     "diagnostics.activation_stability": Row(
         lambda: dict(model=MODEL, params=PARAMS, params0=PARAMS, x=X), "x: nan inf longer", "", True
     ),
+    "diagnostics.coordinate_check": Row(
+        lambda: dict(model=MODEL, params=PARAMS, params0=PARAMS, x=X), "x: nan inf longer", "", True
+    ),
+    "diagnostics.richness": Row(lambda: dict(features=X, outputs=Y[:, :1]), "features, outputs"),
+    "diagnostics.loss_weights": Row(
+        lambda: dict(residuals={"a": linear}, params=W, x={"a": X}, key=KEY, probes=6),
+        "x.a: longer rank complex",
+        "probes: count",
+        True,
+    ),
     "diagnostics.cka": Row(
         lambda: dict(kernel1=KERNEL, kernel2=KERNEL + Y @ Y.T), f"kernel1: {ANY}, kernel2: {ANY}"
     ),

@@ -154,7 +154,8 @@ def _between(first: OneSided, second: OneSided, centered: bool) -> list[Term]:
         across = square_term(first.features.T @ second.features)
         change = Term(a.value + b.value - 2 * across.value, a.form + b.form - 2 * across.form)
         return [a, b, across, change]
-    if first.vectors is None or not np.array_equal(first.vectors, second.vectors):
+    left, right = first.vectors, second.vectors
+    if left is None or right is None or not np.array_equal(left, right):
         raise ValueError(
             "sketches of gradients by different vectors, or one of features, expected two of a kind: make both with "
             "the same key."

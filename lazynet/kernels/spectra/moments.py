@@ -13,7 +13,7 @@ from lazynet.kernels.spectra.one_sided import OneSided
 from lazynet.kernels.spectra.operators import (
     KernelLike,
     Shape,
-    operator_of,
+    matrix_of,
 )
 from lazynet.kernels.spectra.records import Estimate
 from lazynet.kernels.spectra.sketches import Sketch, sketch
@@ -56,8 +56,7 @@ def trace(
     """
     probes = guards.count("probes", probes, at_least=6)
     if not callable(kernel) and not isinstance(kernel, Sketch | OneSided):
-        matrix = operator_of(kernel, shape).matrix
-        return Estimate(float(np.sum(np.diagonal(matrix), dtype=np.float64)), 0.0)
+        return Estimate(float(np.sum(np.diagonal(matrix_of(kernel)), dtype=np.float64)), 0.0)
     parts = sketched(kernel, key, shape, probes)
     return parts.moments(1, lambda trace, square: trace)
 
@@ -198,7 +197,7 @@ def diagonal(
     Source: Bekas, Kokiopoulou and Saad (2007), an estimator for the diagonal of a matrix.
     """
     if not callable(kernel) and not isinstance(kernel, Sketch | OneSided):
-        entries = np.diagonal(operator_of(kernel, shape).matrix).astype(np.float64)
+        entries = np.diagonal(matrix_of(kernel)).astype(np.float64)
         return Estimate(entries, np.zeros_like(entries))
     return sketched(kernel, key, shape, probes).diagonal()
 

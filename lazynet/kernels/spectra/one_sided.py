@@ -211,7 +211,7 @@ def backward_sketch(
     for i, v in enumerate(vectors.T):
         for row, leaf in zip(rows, pulled(v), strict=True):
             row[i] = leaf.ravel()
-    gram = sum((row @ row.T).astype(np.float64) for row in rows)
+    gram = np.sum([(row @ row.T).astype(np.float64) for row in rows], axis=0)
     return OneSided(gram, None, vectors, energy, len(vectors), n, centered)
 
 

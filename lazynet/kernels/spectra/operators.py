@@ -54,9 +54,7 @@ def operator_of(kernel: Any, shape: Any, *, loops: bool = False) -> Operator:
     """The kernel as an operator; for compiled `loops` it is looked at whether JAX can trace it."""
     if callable(kernel):
         return _of_product(kernel, shape, loops)
-    guards.concrete("spectra of a kernel", kernel)
-    matrix = kernel_matrix(kernel)
-    check_symmetric(matrix)
+    matrix = matrix_of(kernel)
     in_loops = loops and isinstance(kernel, jax.Array)
     compiled = Partial(_times, jnp.asarray(matrix)) if in_loops else None
     return Operator(
@@ -66,6 +64,14 @@ def operator_of(kernel: Any, shape: Any, *, loops: bool = False) -> Operator:
         compiled,
         matrix,
     )
+
+
+def matrix_of(kernel: Any) -> np.ndarray:
+    """A kernel that is an array, as a matrix that was found to be symmetric."""
+    guards.concrete("spectra of a kernel", kernel)
+    matrix = kernel_matrix(kernel)
+    check_symmetric(matrix)
+    return matrix
 
 
 def _of_product(kernel: Callable, shape: Any, loops: bool) -> Operator:

@@ -1,0 +1,136 @@
+"""What training does inside: how far layers move, and how little the last one keeps besides the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Float, Num
+
+from lazynet import guards, trees
+from lazynet.models.model import Model
+from lazynet.programs import PerFunction
+from lazynet.typing import Array, ArrayLike, Params, Scalar
+
+__all__ = ["coordinate_check", "richness"]
+
+
+def coordinate_check(
+    model: Model, params: Params, params0: Params, x: Num[ArrayLike, "n *inputs"]
+) -> dict[str, Float[Scalar, ""]]:
+    """Change of an entry of each layer's output `rms(z_l(w) - z_l(w0))` over examples and units.
+
+    Against the width m, after a few steps, its slope tells the scaling: of hidden layers at
+    `alpha = m^-r` in the NTK parameterization it is `r - 1/2`, -1/2 for NTK scaling (lazy), 0 for
+    mean field and muP (features are learned at every width). A slope above 0 is one that explodes.
+
+    Args:
+        model: Network; its `trace` has the layers.
+        params: w, such as `weights(f, u)` of a lazy function.
+        params0: w0.
+        x: Inputs.
+
+    Returns:
+        By the path in `Model.trace`, of layers with weights; of the last one it is the change of the
+        outputs.
+
+    Raises:
+        TypeError: If `model` is no Model, or x no array.
+        ValueError: If the weights differ in structure or shapes, there is no example, or no layer
+            has weights.
+
+    Example:
+        >>> import lazynet as ln
+        >>> model = ln.serial(ln.Dense(4), ln.Relu(), ln.Dense(1))
+        >>> params0 = model.init(jax.random.key(0), jnp.ones((1, 3)))
+        >>> {path: float(moved) for path, moved in coordinate_check(model, params0, params0, jnp.ones((1, 3))).items()}
+        {'0_Dense': 0.0, '2_Dense': 0.0}
+
+    Source: Yang, Hu et al. (2022), Tensor programs V, appendix D.1, for the check.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"coordinate_check got {model!r}, expected a Model: a check needs its layers."
+        )
+    guards.same_length(x=guards.array("x", x))
+    trees.check_same_structure(params, params0, name="params", expected="params0")
+    # One program for both, so that what has not moved is zero.
+    after, before = (_preactivations(Partial(model.trace), w, x) for w in (params, params0))
+    if not after:
+        raise ValueError(f"{model.name} has no layer with weights, expected one that can move.")
+    return {path: jnp.sqrt(jnp.mean((z - before[path]) ** 2)) for path, z in after.items()}
+
+
+@PerFunction
+def _preactivations(trace: Partial, params: Params, x: Array) -> dict[str, Array]:
+    _, inside = trace(params, x)
+    return {path: z for path, (_, z) in inside.items() if _has_weights(params, path)}
+
+
+def _has_weights(params: Params, path: str) -> bool:
+    """Whether a layer of `Model.trace` has weights: their names are the parts of its path."""
+    node = params
+    for name in path.split("/"):
+        if not isinstance(node, Mapping) or name not in node:
+            return False
+        node = node[name]
+    return bool(jax.tree.leaves(node))
+
+
+def richness(features: Num[ArrayLike, "n w"], outputs: Num[ArrayLike, "n k"]) -> float:
+    """How much of the last layer's inputs is what the outputs need, `CKA(F F', P)`, P the projection on the outputs.
+
+    P projects on the span of the centered outputs over examples. In the rich regime the features F
+    of the last hidden layer keep these directions, equally, and lose all others: 1. Lazy features
+    stay as they were drawn, with many directions that no output uses: far below. It needs one
+    forward pass, and does not ask how well the network predicts; neural collapse is the case of 1.
+    The paper's distance from low rank is 1 minus this. Compare networks of one number of outputs.
+
+    Args:
+        features: F, inputs of the last layer: of layers, `model.trace(params, x)[1][path][0]`.
+        outputs: Of the network, on the same examples.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        TypeError: If they are no arrays of real numbers.
+        ValueError: If they differ in the number of examples, are not finite, or constant over them.
+
+    Example:
+        >>> outputs = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> round(richness(outputs @ np.ones((2, 4)) + outputs[:, :1], outputs), 6)
+        1.0
+
+    Source: Nam et al. (2024), decoupling dynamical richness from representation learning,
+    arXiv 2410.04264.
+    """
+    features = _centered("features", features)
+    outputs = _centered("outputs", outputs)
+    guards.same_length(features=features, outputs=outputs)
+    basis, sizes, _ = np.linalg.svd(outputs, full_matrices=False)
+    rounding = np.finfo(np.float32).eps * max(outputs.shape)
+    basis = basis[:, sizes > rounding * sizes[0]]
+    inside = np.sum((basis.T @ features) ** 2)
+    # |F F'|_F by the smaller of the two Gram matrices.
+    wide = features.shape[1] > len(features)
+    gram = features @ features.T if wide else features.T @ features
+    return float(inside / np.linalg.norm(gram) / np.sqrt(basis.shape[1]))
+
+
+def _centered(name: str, values: ArrayLike) -> np.ndarray:
+    """In float64, without the means over examples, of a size around one."""
+    array = np.asarray(guards.numbers(name, values), np.float64)
+    guards.finite(name, array)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected [n, ...] as a matrix, not empty."
+        )
+    largest = np.abs(array).max()
+    centered = (array - array.mean(axis=0)) / (largest or 1.0)
+    if np.linalg.norm(centered) <= 1e-12:
+        raise ValueError(f"{name} is constant over the examples, expected one that varies.")
+    return centered
