@@ -11,7 +11,8 @@ stored already stay, unless one of the same value is given.
     python -m experiments run alpha_rates --preset smoke  # and so on, for each experiment of the table
     python docs/collect.py theory runs/*
 
-stores the smoke presets of the theory page and leaves out all other runs.
+stores the smoke presets of the theory page and leaves out all other runs; `python docs/collect.py
+lecture runs/*` those of the page on the lecture.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
     arguments = parser.parse_args()
     path = DATA / f"{arguments.name}.json"
-    collected = theory if arguments.name == "theory" else runs_of
+    collected = smoke_presets if arguments.name in ("theory", "lecture") else runs_of
     known = json.loads(path.read_text()) if path.exists() else {}
     stored = collected(known, arguments.runs)
     path.write_text(json.dumps(stored, indent=1) + "\n")
@@ -74,9 +75,9 @@ def preset_of(experiment: str, folder: Path) -> str | None:
     return None
 
 
-def theory(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
-    """The theory page's rows, with those of the runs that are smoke presets: the page says that they are."""
-    names = [row["experiment"] for row in known["rows"]]
+def smoke_presets(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
+    """A page's rows, with those of the runs that are smoke presets: the page says that they are."""
+    names = [row["experiment"] for row in known["rows"] if "experiment" in row]
     presets = {name: catalog.find(name).PRESETS["smoke"] for name in names}
     wanted = {store.run_folder(name, preset, Path()).name: name for name, preset in presets.items()}
     runs = {wanted[folder.name]: _smoke(folder) for folder in folders if folder.name in wanted}

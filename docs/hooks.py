@@ -85,6 +85,47 @@ def theory_rows() -> list[list[str]]:
     return rows
 
 
+def claims(chapter: str) -> str:
+    """The claims of one chapter of the lecture: where each is computed, what is expected and what was measured."""
+    stored = read("lecture")
+    runs = read("theory")["runs"] | stored["runs"]
+    rows = []
+    for row in stored["rows"]:
+        if row["chapter"] != chapter:
+            continue
+        summary = runs[row["experiment"]]["summary"] if "experiment" in row else {}
+        answers = [_fact(summary, name) for name in row.get("facts", [])]
+        answers += [_order(summary, *pair) for pair in row.get("order", [])]
+        answers += [_least(summary, *pair) for pair in row.get("at_least", {}).items()]
+        where = [f"[`{name}`](experiments.md#{name})" for name in [row.get("experiment")] if name]
+        where += [f"`{name}`" for name in [*row.get("names", []), *row.get("tests", [])]]
+        answers = answers or [("", "held by its test")]
+        expected, measured = zip(*answers, strict=True)
+        rows.append([row["claim"], *map("<br>".join, (where, expected, measured))])
+    return table(["claim", "where it is computed", "expected", "measured"], rows)
+
+
+def _fact(summary: dict[str, Any], name: str) -> tuple[str, str]:
+    """What a fact expects and what was measured."""
+    from experiments.harness import facts
+
+    name, measured, predicted, holds = facts.told(summary, name)
+    return f"`{name}` {predicted}", measured if holds else f"**{measured}, not found**"
+
+
+def _order(summary: dict[str, Any], larger: str, smaller: str) -> tuple[str, str]:
+    """An expectation that one number is above another, and whether that was found."""
+    values = f"{summary[larger]:.4g} and {summary[smaller]:.4g}"
+    found = summary[larger] > summary[smaller]
+    return f"`{larger}` above `{smaller}`", values if found else f"**{values}, not found**"
+
+
+def _least(summary: dict[str, Any], name: str, bound: float) -> tuple[str, str]:
+    """An expectation that is no fact of the experiment, and whether it was found."""
+    value = f"{summary[name]:.4g}"
+    return f"`{name}` >= {bound:g}", value if summary[name] >= bound else f"**{value}, not found**"
+
+
 def facts(name: str) -> str:
     """Every fact of a stored run, as the experiment itself prints them."""
     from rich.console import Console
@@ -285,6 +326,7 @@ GENERATORS = {
         each.__name__: each
         for each in (
             accuracies,
+            claims,
             exact_kernels,
             final_numbers,
             report,

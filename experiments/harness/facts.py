@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Fact", "close", "is_measured", "power_law", "show", "summarize", "within"]
+__all__ = ["Fact", "close", "is_measured", "power_law", "show", "summarize", "told", "within"]
 
 PREDICTIONS = ("expected/", "tolerance/", "at_least/", "at_most/")
 """Prefixes of what a summary says about its facts beside the numbers."""
@@ -109,12 +109,18 @@ def show(summary: dict[str, Any], console, title: str) -> None:
     table = Table("fact", "measured", "expected", "holds", box=None, title=title)
     names = [key.removeprefix("passed/") for key in summary if key.startswith("passed/")]
     for rest in names:
-        name = f"slope/{rest}" if f"slope/{rest}" in summary else rest
-        holds = "yes" if summary[f"passed/{rest}"] else "[bold red]NO[/]"
-        table.add_row(name, _number(summary[name]), _prediction(summary, rest), holds)
+        name, measured, predicted, holds = told(summary, rest)
+        table.add_row(name, measured, predicted, "yes" if holds else "[bold red]NO[/]")
     console.print(table)
     count = sum(summary[f"passed/{rest}"] for rest in names)
     console.print(f"{count} of {len(names)} facts hold", highlight=False)
+
+
+def told(summary: dict[str, Any], rest: str) -> tuple[str, str, str, bool]:
+    """Name, measurement and prediction of a fact for a table, and whether it holds; `rest` is without `slope/`."""
+    name = f"slope/{rest}" if f"slope/{rest}" in summary else rest
+    predicted = _prediction(summary, rest)
+    return name, _number(summary[name]), predicted, summary[f"passed/{rest}"]
 
 
 def _prediction(summary, rest):

@@ -172,6 +172,32 @@ def test_every_test_named_on_the_theory_page_exists():
     assert not [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text()]
 
 
+def test_every_claim_of_the_lecture_is_on_its_page_with_what_computes_it():
+    stored = _json("lecture")
+    chapters = re.findall(r"<!-- generate: claims (\w+) -->", (DOCS / "lecture.md").read_text())
+    assert {row["chapter"] for row in stored["rows"]} == set(chapters)
+    lines = sum(len(HOOKS.claims(chapter).splitlines()) - 2 for chapter in chapters)
+    assert lines == len(stored["rows"])
+    runs = _json("theory")["runs"] | stored["runs"]
+    for row in stored["rows"]:
+        assert row.get("experiment") in runs or row["tests"]
+        for path, name in (test.split("::") for test in row.get("tests", [])):
+            assert f"def {name}(" in (ROOT / path).read_text()
+        for name in row.get("names", []):
+            known = (ROOT / name).exists() or name in catalog.names()
+            assert known or _resolve(name) is not None
+        missing = {f"passed/{fact}" for fact in row.get("facts", [])}
+        assert not missing or not missing - set(runs[row["experiment"]]["summary"])
+
+
+def test_an_expectation_that_is_not_met_is_printed_in_bold():
+    summary = {"a": 1.0, "b": 2.0, "at_most/a": 0.5, "passed/a": False}
+    assert HOOKS._fact(summary, "a")[1] == "**1, not found**"
+    assert HOOKS._order(summary, "a", "b")[1] == "**1 and 2, not found**"
+    assert HOOKS._order(summary, "b", "a")[1] == "2 and 1"
+    assert HOOKS._least(summary, "b", 3)[1] == "**2, not found**"
+
+
 def test_every_public_module_is_on_a_reference_page():
     modules = [
         value for value in map(partial(getattr, lazynet), dir(lazynet)) if inspect.ismodule(value)
