@@ -95,6 +95,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         _stored(tmp_path / "file")
 
 
+@pytest.mark.extended
 def test_threads_that_compute_one_new_store_at_a_time_have_the_same_kernel(tmp_path):
     model = ln.serial(ln.Dense(1, 1.5, 0.1), ln.Relu(), ln.Dense(1))
     expected = np.array(analytic_kernel(model, X, tile=2).ntk)

@@ -62,6 +62,7 @@ def _recursion(x1, x2, scales):
 @pytest.mark.parametrize(
     "activation", [extended(ln.Relu()), ln.Erf(), extended(ln.elementwise(jnp.tanh, degree=4))]
 )
+@pytest.mark.extended
 def test_equal_layers_of_vectors_do_not_lengthen_the_program(activation):
     assert _size(_deep(20, activation=activation), X) == _size(_deep(60, activation=activation), X)
 
@@ -86,6 +87,7 @@ def test_different_layers_of_vectors_lengthen_the_compiled_program_in_proportion
 @pytest.mark.parametrize(
     "scales", [[1.5] * 30, extended(np.linspace(1.3, 1.5, 15).tolist())], ids=["equal", "different"]
 )
+@pytest.mark.extended
 def test_deep_networks_have_the_kernels_of_the_recursion(scales):
     x2 = np.random.default_rng(1).normal(size=(2, 4))
     gram = ln.analytic_kernel(_uneven(scales), X, x2)
@@ -105,6 +107,7 @@ def test_a_deep_network_of_one_set_is_symmetric_with_an_exact_diagonal():
 @pytest.mark.parametrize(
     "shared", [True, extended(False)], ids=["one scale", "a scale for each layer"]
 )
+@pytest.mark.extended
 def test_kernels_of_deep_networks_have_derivatives_in_scales_and_inputs(shared):
     scales = jnp.float64(1.4) if shared else jnp.linspace(1.3, 1.5, 14)
 

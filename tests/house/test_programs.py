@@ -168,6 +168,7 @@ def _executables():
     return len(jax.devices()[0].client.live_executables())
 
 
+@pytest.mark.extended
 def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(monkeypatch):
     monkeypatch.setattr(programs, "LAST", 3)
     data = ln.Data(jnp.eye(2), jnp.ones((2, 1)))
@@ -183,6 +184,7 @@ def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(
     assert alive[3:] == alive[3:4] * 4
 
 
+@pytest.mark.extended
 def test_shapes_of_a_function_that_is_gone_hold_nothing_that_was_compiled(monkeypatch):
     monkeypatch.setattr(programs, "LAST", 1)
     squared = PerFunction(lambda function, x: function(x))

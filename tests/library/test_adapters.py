@@ -185,6 +185,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize("name", TABLE)
+@pytest.mark.extended
 def test_a_model_of_trees_gives_what_the_same_model_of_one_array_gives(name):
     ours, flat = TABLE[name](*TREES), TABLE[name](*ARRAYS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), ours, flat)
@@ -243,6 +244,7 @@ def test_entries_chosen_by_labels_have_their_block_of_the_full_kernel():
     np.testing.assert_allclose(cross, found[:2], rtol=1e-12)
 
 
+@pytest.mark.extended
 def test_a_complex_function_has_the_kernel_of_its_parts_by_finite_differences():
     def psi(w, x):
         return jnp.exp(x @ w["c"]) * w["r"][None].astype(complex)
@@ -270,6 +272,7 @@ def test_a_complex_function_has_the_kernel_of_its_parts_by_finite_differences():
     )
 
 
+@pytest.mark.extended
 def test_centered_derivatives_are_those_less_their_weighted_mean():
     p = np.array([0.1, 0.2, 0.3, 0.2, 0.1, 0.1])
     jacobian = np.asarray(jax.jacobian(one_array)(W0, jnp.asarray(ROWS)))
@@ -285,6 +288,7 @@ def test_centered_derivatives_are_those_less_their_weighted_mean():
     np.testing.assert_allclose(product, np.einsum("ijab,jb->ia", expected, Y), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.extended
 def test_the_hermitian_kernel_is_that_of_the_complex_jacobian_and_of_no_other_function():
     def log_psi(w, x):
         return jnp.tanh(x @ w["W"]) @ w["a"]

@@ -111,6 +111,7 @@ def slope(function, arguments, directions, step=1e-6):
 
 
 @pytest.mark.parametrize("name", extended_but([*SOLVES], *QUICK))
+@pytest.mark.extended
 def test_gradients_by_inputs_and_targets_are_those_of_finite_differences(name):
     def summed(x, x_test, y):
         values = SOLVES[name](rbf(x, x), rbf(x_test, x), rbf(x_test, x_test), y)
@@ -137,6 +138,7 @@ def by_exponential(matrix, tau, residual):
     ids=["distinct", "identity", "duplicates", "zero rows", "fast", "slow"],
 )
 @pytest.mark.parametrize("tau", [0.5, extended(40.0)])
+@pytest.mark.extended
 def test_the_derivative_of_the_flow_is_finite_and_right_at_equal_eigenvalues(inputs, tau):
     def coefficients(x):
         return dynamics.solve_flow(x @ x.T, Y, time=[6 * tau]).coefficients[0]

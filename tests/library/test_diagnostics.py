@@ -378,6 +378,7 @@ def test_kappa_of_a_lazy_function_is_that_of_the_scaled_model():
     ) == pytest.approx(expected)
 
 
+@pytest.mark.extended
 def test_kappa_of_the_tangent_model_is_zero():
     model, params, data = problem()
     assert (
@@ -642,6 +643,7 @@ def test_kappa_of_integer_targets_is_that_of_the_same_numbers():
     assert kappa(square, ONE, Data(ONE, y), key=KEY) == expected
 
 
+@pytest.mark.extended
 def test_curvature_of_a_function_of_a_dictionary_is_that_of_the_same_function_of_its_arrays():
     w, a = normal(3, 3, 2), normal(4, 5, 3)
     named, plain = (lambda w, x: jnp.tanh(x["a"] @ w) * x["scale"]), (lambda w, x: jnp.tanh(x @ w))
@@ -677,6 +679,7 @@ def test_there_is_no_verdict_without_a_rate(learning_rate):
 
 
 @pytest.mark.parametrize("alpha", [None, 10.0])
+@pytest.mark.extended
 def test_there_is_no_verdict_where_only_rounding_moved(alpha):
     model, params, data = problem()
     start = params if alpha is None else trees.zeros_like(params)

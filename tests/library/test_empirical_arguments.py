@@ -57,6 +57,7 @@ TREES = {"dictionary": (of_tree, {"a": X, "b": X[:, :1]}), "tuple": (of_pair, (X
 
 @pytest.mark.parametrize("kind", ["dictionary", extended("tuple")])
 @pytest.mark.parametrize("tile", [None, extended(4)])
+@pytest.mark.extended
 def test_kernel_of_a_tree_of_inputs_is_that_of_its_dense_jacobian(kind, tile, tmp_path):
     function, x = TREES[kind]
     expected = explicit(function, W, x)
@@ -95,6 +96,7 @@ COMPLEX = {"w": W["w"], "c": jax.lax.complex(normal(3, 3, 2), normal(4, 3, 2))}
 REAL = {"w": W["w"], "re": COMPLEX["c"].real, "im": COMPLEX["c"].imag}
 
 
+@pytest.mark.extended
 def test_a_complex_leaf_is_two_real_ones():
     expected = explicit(real_apply, REAL, X)
     np.testing.assert_allclose(empirical_ntk(complex_apply, COMPLEX, X), expected, atol=1e-12)

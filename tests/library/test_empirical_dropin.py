@@ -91,6 +91,7 @@ def test_axes_are_traced_over_their_size_or_kept_once(trace_axes, diagonal_axes)
     np.testing.assert_allclose(nngp, explicit(trace_axes, diagonal_axes, nngp=True), atol=1e-12)
 
 
+@pytest.mark.extended
 def test_arguments_of_the_function_are_passed_on():
     ntk = empirical_ntk_fn(f, ())(X1, X2, W)
     np.testing.assert_allclose(

@@ -67,6 +67,7 @@ def test_parameters_are_taken_in_groups_where_one_example_is_too_much():
     assert len(chosen.groups) > 1
 
 
+@pytest.mark.extended
 def test_a_jacobian_is_computed_once_per_row_of_tiles_and_group(monkeypatch):
     seen, original = [], rows.features
 
@@ -104,6 +105,7 @@ def test_what_cannot_fit_is_refused_with_the_parameter_and_the_ways_out(options,
 
 @pytest.mark.parametrize("outputs", ["full", *map(extended, ("trace", "sum", "diagonal"))])
 @pytest.mark.parametrize("x2", [None, extended(X[:5] + 1)])
+@pytest.mark.extended
 def test_a_stored_kernel_is_the_kernel_and_is_read_again(outputs, x2, tmp_path, monkeypatch):
     store = tmp_path / "store"
     ntk = empirical_ntk(MODEL.apply, PARAMS, X, x2, outputs=outputs, tile=3, store=store)

@@ -112,6 +112,7 @@ def test_batched_modules_take_the_examples_as_they_come():
     )
 
 
+@pytest.mark.extended
 def test_statistics_and_keys_are_arguments_of_the_program_and_no_parameters():
     module, state = _normed(KEY)
     model = from_equinox(module, state)

@@ -210,6 +210,7 @@ def test_the_heavy_ball_flow_agrees_with_neural_tangents():
 
 
 @pytest.mark.parametrize("friction", [None, extended(0.3)])
+@pytest.mark.extended
 def test_the_default_precision_of_an_integration_is_nine_digits(friction):
     settings = dict(time=[1.0, 5.0, 40.0], friction=friction)
     default, tight = (

@@ -65,6 +65,7 @@ def both(loss, tangent=True, **settings):
 @pytest.mark.parametrize("batch_size", [extended(None), 3])
 @pytest.mark.parametrize("momentum", [extended(0.0), 0.8])
 @pytest.mark.parametrize("loss", [mse, extended(cross_entropy)])
+@pytest.mark.extended
 def test_descent_on_the_kernel_is_training_of_the_linearized_network(
     tangent, batch_size, momentum, loss
 ):

@@ -273,6 +273,7 @@ def test_a_smaller_perturbation_than_the_gradient_allows_changes_no_class():
     ],
     ids=["cnn", "residual", "coupling", "max-pool"],
 )
+@pytest.mark.extended
 def test_no_gradient_exceeds_the_lipschitz_bound(model):
     params = initial(11, model, X)
     bound = insights.lipschitz_bound(model, params, X)

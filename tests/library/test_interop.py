@@ -296,6 +296,7 @@ class LinenNormed(nn.Module):
         return nn.Dense(2)(nn.Dropout(0.5, deterministic=not train)(x))
 
 
+@pytest.mark.extended
 def test_a_linen_module_in_evaluation_mode_is_the_function_of_its_variables():
     x = jnp.linspace(-1, 1, 15).reshape(5, 3)
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

@@ -379,6 +379,7 @@ def test_inputs_of_two_dtypes_have_the_kernel_of_the_wider_one(dtypes, tile):
 
 @pytest.mark.parametrize("tile", [None, 2])
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.extended
 def test_the_kernel_of_half_precision_inputs_has_the_digits_of_float32(dtype, tile, tmp_path):
     x = np.asarray(_inputs(0, 5, 4)).astype(dtype)
     exact = analytic_kernel(_deep_relu(2), x.astype(np.float64))

@@ -243,6 +243,7 @@ GATED_PARAMS = initial(3, GATED, IMAGES)
 OTHER_PARAMS = initial(4, GATED, IMAGES)
 
 
+@pytest.mark.extended
 def test_gated_network_is_the_network_at_initialization_with_the_same_tangent():
     g = ln.gated(GATED, GATED_PARAMS)
     values, tangent = jax.jvp(lambda w: g(w, IMAGES), (GATED_PARAMS,), (OTHER_PARAMS,))

@@ -75,6 +75,7 @@ def _near_duplicates(n, features, distance):
 @pytest.mark.parametrize(
     ("features", "distance"), [(50, 1e-3), extended(3, 1e-3), extended(500, 1e-4)]
 )
+@pytest.mark.extended
 def test_single_precision_is_kept_by_near_duplicates(features, distance):
     (_, _), (ntk, exact) = _both(_network(ln.Relu(), 3), _near_duplicates(20, features, distance))
     assert _floors(ntk, exact) < 5
@@ -101,6 +102,7 @@ def test_ridgeless_regression_on_a_line_is_that_of_double_precision(depth):
 
 
 @pytest.mark.parametrize("features", [1, extended(3), extended(50)])
+@pytest.mark.extended
 def test_derivatives_in_single_precision_are_right_at_neighbors(features):
     draws = np.random.default_rng(0)
     x = draws.standard_normal((6, features)) + 2
@@ -138,6 +140,7 @@ def test_openings_of_inputs_are_exact_at_equal_opposite_and_vanishing_ones(featu
 
 
 @pytest.mark.parametrize("n", [5, extended(20)])
+@pytest.mark.extended
 def test_flat_images_have_the_kernels_of_their_vectors(n):
     x = _near_duplicates(n, 27, 1e-3)
     model = _network(ln.Relu(), 1)

@@ -75,6 +75,7 @@ def test_a_training_moves_what_is_chosen_as_the_function_of_it_alone_is_trained(
     assert all(jnp.any(leaf) for leaf in jax.tree.leaves(u["2_Dense"]))
 
 
+@pytest.mark.extended
 def test_diagnostics_of_chosen_parameters_are_those_of_the_function_of_them():
     last = PARAMS["2_Dense"]
 

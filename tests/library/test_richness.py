@@ -17,6 +17,7 @@ def _apply(scale, params, x):
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0])
+@pytest.mark.extended
 def test_an_output_scale_below_the_ntk_one_is_alpha_below_one(gamma):
     """Training `m^(-1/2 - gamma/2) sum_j`, centered, is lazy training at alpha = m^(-gamma/2) of the NTK-scaled sum."""
     keys = jax.random.split(jax.random.key(0), 3)
