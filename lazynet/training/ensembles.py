@@ -19,6 +19,7 @@ from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics import Gaussian
 from lazynet.lazy import lazy_part, linearize
 from lazynet.losses import check_labels, masked_cross_entropy, mse, objective
+from lazynet.parameters import Where, selected
 from lazynet.programs import PerFunction
 from lazynet.records import Data
 from lazynet.training.optimizers import SGD, check_optimizer, step_sizes
@@ -62,6 +63,7 @@ def train_ensemble(
     loss: LossFn = mse,
     transform: Transform = linearize,
     batch_size: int | None = None,
+    where: Where | None = None,
     output: Output = None,
 ) -> EnsembleCurve:
     """Trains networks from r initializations, `train` for each of them, by one vectorized step.
@@ -85,6 +87,7 @@ def train_ensemble(
         transform: What to train, a function of `(apply, params0)`: `linearize`, `center`,
             `partial(lazy, alpha=10.0)`, or `lambda apply, params0: apply` for the network itself.
         batch_size: Examples per step; None for full batch.
+        where: Which parameters of each network are trained, as in `train`; None for all.
         output: Which of the outputs of apply, by `select`.
 
     Raises:
@@ -121,7 +124,8 @@ def train_ensemble(
     data = jax.tree.map(jnp.asarray, data)
     jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], start), data)
     # What the networks do not learn is constant, each its own.
-    constants, trained = real_weights(None, start)
+    chosen = selected(where, jax.tree.map(lambda leaf: leaf[0], start))
+    constants, trained = real_weights(None, start, chosen)
     state = jax.vmap(optimizer.init)(trained)
     keys = jax.random.split(key, members)
     step = 0

@@ -77,6 +77,24 @@ def test_a_member_is_trained_as_by_train(transform, loss, batch_size, momentum):
         assert float(trees.norm(trees.subtract(own, single.params))) < 1e-11
 
 
+@pytest.mark.extended
+def test_members_train_the_parameters_that_where_selects_as_train_does():
+    model, params, data, x = problem()
+    settings = dict(save_at=[7], learning_rate=0.3, where=lambda path: path.startswith("0_Dense"))
+    curve = train_ensemble(model.apply, params, data, sgd(0.5), key=KEY, x=x, **settings)
+    start = jax.tree.map(lambda leaf: leaf[1], params)
+    goal = objective(linearize(model.apply, start), mse)
+    single = train(goal, start, data, sgd(0.5), key=jax.random.split(KEY, 3)[1], **settings)
+    own = jax.tree.map(lambda leaf: leaf[1], curve.params)
+    assert float(trees.norm(trees.subtract(own, single.params))) < 1e-11
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), own, start)
+    assert [path for path, has in jax.tree_util.tree_leaves_with_path(moved) if has] == [
+        path
+        for path, _ in jax.tree_util.tree_leaves_with_path(moved)
+        if jax.tree_util.keystr(path, simple=True).startswith("0_Dense")
+    ]
+
+
 def test_moments_are_those_of_numpy():
     outputs = np.random.default_rng(0).normal(size=(2, 7, 3, 1))
     mean, covariance = moments(outputs)
