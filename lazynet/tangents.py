@@ -167,6 +167,7 @@ def disentanglement_error(
     *,
     scales: tuple[float | int, float | int] = (1.0, 1.0),
     alpha: float | int = math.inf,
+    classes: tuple[Any, Any] | None = None,
 ) -> float:
     """How two tasks get in each other's way, `xi = sum_t P(class by s_t tau_t != class by s_a tau_a + s_b tau_b)`.
 
@@ -181,6 +182,8 @@ def disentanglement_error(
         scales: Factors s_a and s_b.
         alpha: In which model of the axis: inf is the linearized one, 1 the network with the
             displacements added to its weights.
+        classes: Outputs among which each task decides, such as `(range(0, 5), range(5, 10))` where
+            one head serves both; None for all of them.
 
     Raises:
         TypeError: If `a` or `b` is no tangent.
@@ -205,10 +208,12 @@ def disentanglement_error(
     both = a + b
     function = lazy(a.function.apply, a.params, alpha, centered=False)
     error = 0.0
-    for name, task, x in (("x_a", a, x_a), ("x_b", b, x_b)):
+    heads = (slice(None), slice(None)) if classes is None else map(np.asarray, classes)
+    tasks = (("x_a", a, x_a), ("x_b", b, x_b))
+    for (name, task, x), head in zip(tasks, heads, strict=True):
         guards.inputs(name, x)
-        own = _classes(function, task.displacement, x)
-        error += float(np.mean(own != _classes(function, both.displacement, x)))
+        alone, together = (_classes(function, u.displacement, x, head) for u in (task, both))
+        error += float(np.mean(alone != together))
     return error
 
 
@@ -288,8 +293,8 @@ def _outputs(function, displacement, x):
     return flat(function, x)(displacement, x)
 
 
-def _classes(function: LazyFunction, displacement: Params, x: Any) -> np.ndarray:
-    """The class of each example, the sign of a single output."""
+def _classes(function: LazyFunction, displacement: Params, x: Any, head: Any) -> np.ndarray:
+    """The class of each example among the outputs of a head, the sign of a single output."""
     classes = []
     for start in range(0, trees.length(x), CHUNK):
         chunk = jax.tree.map(lambda leaf, i=start: leaf[i : i + CHUNK], x)
@@ -298,6 +303,7 @@ def _classes(function: LazyFunction, displacement: Params, x: Any) -> np.ndarray
             raise ValueError(
                 f"apply gave outputs of shape {outputs.shape}, expected [n, k], one row of scores for each example."
             )
+        outputs = outputs[:, head]
         classes.append(outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1))
     return np.concatenate(classes)
 

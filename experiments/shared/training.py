@@ -15,6 +15,7 @@ from experiments.harness import store
 from experiments.harness.errors import RunError
 from lazynet.records import Data, Trajectory
 from lazynet.training.checkpoints import curve_arrays, curve_from
+from lazynet.trees import as_partial
 
 __all__ = [
     "LOSSES",
@@ -158,6 +159,7 @@ def curve_of(arrays: Mapping[str, Any], cell: str) -> Trajectory:
 
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:
     """Outputs `function(params, x)` on the host, a thousand inputs at a time."""
+    function = as_partial(function)
     return np.concatenate(
         [np.asarray(_call(function, params, x[i : i + BATCH])) for i in range(0, len(x), BATCH)]
     )

@@ -238,6 +238,16 @@ def test_the_disentanglement_error_is_the_share_of_changed_classes(alpha):
     assert found == pytest.approx(expected) and found > 0
 
 
+def test_a_task_decides_among_its_own_classes():
+    start = ln.tangent_at(lambda w, x: x @ w, jnp.zeros((2, 4)))
+    a = start.at(jnp.array([[2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    b = start.at(jnp.array([[0.0, 0.0, 0.0, 9.0], [0.0, 0.0, 1.0, 0.0]]))
+    x_a, x_b = jnp.eye(2)[:1], jnp.eye(2)[1:]
+    assert tangents.disentanglement_error(a, b, x_a, x_b) == 1
+    heads = (range(0, 2), range(2, 4))
+    assert tangents.disentanglement_error(a, b, x_a, x_b, classes=heads) == 0
+
+
 def test_tasks_on_features_of_their_own_are_disentangled():
     start = ln.tangent_at(lambda w, x: x @ w, jnp.zeros((4, 3)))
     a = start.at(jnp.zeros((4, 3)).at[:2].set(jax.random.normal(KEY, (2, 3))))
