@@ -12,11 +12,11 @@ fold is predicted by the setting that was best in a cross-validation of the othe
 no method wins on all tables; differences are within the standard deviation over folds.
 
 Images: regression on centered one-hot targets with the kernels of a fully-connected network, of a
-convolutional one with a Flatten or a global average pool (CNTK), and of the Myrtle network on
-whitened images, from n = 10 to 1280 training images in class-balanced draws. The ridge is chosen by
-the closed-form leave-one-out error of the training images. Expected on CIFAR-10: the whitened
-Myrtle kernel is best, by ten points at n = 160; a global pool gains nothing over Flatten below a
-few hundred images.
+convolutional one with a Flatten or a global average pool (CNTK), of a transformer of two blocks on
+the patches of a 4 x 4 grid, and of the Myrtle network on whitened images, from n = 10 to 1280
+training images in class-balanced draws. The ridge is chosen by the closed-form leave-one-out error
+of the training images. Expected on CIFAR-10: the whitened Myrtle kernel is best, by ten points at n
+= 160; a global pool gains nothing over Flatten below a few hundred images.
 """
 
 from __future__ import annotations

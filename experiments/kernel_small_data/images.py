@@ -11,26 +11,31 @@ from experiments.shared import ridge
 from experiments.shared.data import load_images
 from lazynet import datasets, dynamics, zoo
 from lazynet.kernels.analytic import analytic_kernel
+from lazynet.models.attention import Embedding
 from lazynet.models.model import Model
 from lazynet.records import Data, Gram
 
-__all__ = ["KERNELS", "RIDGES", "measure", "numbers"]
+__all__ = ["KERNELS", "RIDGES", "measure", "numbers", "patches"]
 
 RIDGES = 10.0 ** np.arange(-5, 1.5, 0.5)
 """Ridges to choose from, relative to the mean of the kernel's diagonal; all above the rounding of float32 kernels."""
 
 
 class Case(NamedTuple):
-    """A network, and how it wants its images."""
+    """A network, and how it wants its images: whitened, as vectors, or as sequences of patches."""
 
     network: Model
     whitened: bool = False
     vectors: bool = False
+    patches: bool = False
 
 
-KERNELS = ("FC", "CNTK-Flatten", "CNTK-GAP", "Myrtle5 + ZCA")
+KERNELS = ("FC", "CNTK-Flatten", "Transformer on patches", "CNTK-GAP", "Myrtle5 + ZCA")
 
-POOLED = KERNELS[2:]
+PLACES = Embedding("SUM", values=True)
+"""Where a patch is, which the mean over patches at the end forgets unless values hold it."""
+
+POOLED = KERNELS[3:]
 """Those that need the covariance of every pair of positions, and cost a thousand times more."""
 
 DIGITS = "digits as images"
@@ -99,6 +104,7 @@ def _cases(config) -> dict[str, Case]:
         # Of the widths a limit knows nothing: one unit is enough.
         Case(zoo.mlp((1,) * (images.depth - 1), 1, b_std=None), vectors=True),
         Case(zoo.cntk(images.depth, pooled=False)),
+        Case(zoo.transformer(1, heads=1, embedding=PLACES), patches=True),
         Case(zoo.cntk(images.depth)),
         Case(zoo.myrtle(5), whitened=True),
     )
@@ -161,8 +167,16 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
     for part in (train, test):
         x = part.x.astype(config.precision)
         x = x.reshape(len(x), -1) if case.vectors else x
+        x = patches(x) if case.patches else x
         parts.append(Data(x, datasets.center_targets(part).y))
     return tuple(parts)
+
+
+def patches(images: np.ndarray) -> np.ndarray:
+    """Images `[n, h, w, c]` as sequences `[n, 16, features]` of the patches of a 4 x 4 grid, row by row."""
+    n, height, width, channels = images.shape
+    grid = images.reshape(n, 4, height // 4, 4, width // 4, channels)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(n, 16, -1)
 
 
 def _pool(config) -> tuple[Data, Data]:

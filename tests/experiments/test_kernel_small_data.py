@@ -31,8 +31,17 @@ def test_every_method_classifies_iris_and_every_kernel_digits(finished):
     ]
     assert len(accuracies) == 4 and min(accuracies) > 0.9
     curves = {key: value for key, value in summary.items() if key.startswith("accuracy/kernel=")}
-    assert len(curves) == 8 and min(curves.values()) > 50
+    assert len(curves) == 12
+    # of ten images, one a class, the transformer has learned less than the others
+    assert all(value > (25 if "Transformer" in key else 50) for key, value in curves.items())
     assert curves["accuracy/kernel=FC (ntk)/n=30"] > curves["accuracy/kernel=FC (ntk)/n=10"]
+
+
+def test_patches_are_the_squares_of_a_grid():
+    x = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
+    found = images.patches(x)
+    assert found.shape == (2, 16, 2 * 3 * 3)
+    np.testing.assert_array_equal(found[1, 6], x[1, 2:4, 6:9].ravel())
 
 
 @pytest.mark.extended
