@@ -3,6 +3,10 @@
 Tangent kernels have a few eigenvalues that carry most of their norm. A subspace takes them in,
 exactly, and Gaussian vectors in its complement see what is left (Hutch++). Vectors of a common
 length are uniform on a sphere: the variance of a quadratic form is `2d/(d+2) |A - tr A/d|_F^2`.
+
+XTrace, which leaves one vector after the other out of the subspace, is more accurate with as many
+products, by 0.1 to 0.9 of the error for eigenvalues `1/i`, `1/i^2` and `0.8^i`, but the errors that
+it tells are too small: over keys, z has a spread of 1.4 to 1.9 for 30 products, here of 1.0 to 1.2.
 """
 
 from __future__ import annotations
@@ -127,7 +131,7 @@ def sketch(
     """Products of a kernel for `trace`, `diagonal`, `frobenius_norm`, `effective_rank`, `target_alignment` at once.
 
     Each of these functions takes a kernel and makes a sketch of its own, or takes this one. Of a
-    kernel with `m` rows it holds `3 probes / 2` vectors of size m, twice: nothing of size `m^2`,
+    kernel with `m` rows it holds `3 probes / 2` vectors of size m: nothing of size `m^2`,
     and nothing of the size of Jacobians.
 
     Args:
