@@ -32,8 +32,11 @@ def test_every_method_classifies_iris_and_every_kernel_digits(finished):
     assert len(accuracies) == 4 and min(accuracies) > 0.9
     curves = {key: value for key, value in summary.items() if key.startswith("accuracy/kernel=")}
     assert len(curves) == 12
-    # of ten images, one a class, the transformer has learned less than the others
-    assert all(value > (25 if "Transformer" in key else 50) for key, value in curves.items())
+    low = {key for key, value in curves.items() if value <= 50}
+    # of one image a class a transformer learns little
+    assert low <= {
+        f"accuracy/kernel=Transformer on patches ({kind})/n=10" for kind in ("ntk", "nngp")
+    }
     assert curves["accuracy/kernel=FC (ntk)/n=30"] > curves["accuracy/kernel=FC (ntk)/n=10"]
 
 
