@@ -49,7 +49,7 @@ def coordinate_check(
         >>> {path: float(moved) for path, moved in coordinate_check(model, params0, params0, jnp.ones((1, 3))).items()}
         {'0_Dense': 0.0, '2_Dense': 0.0}
 
-    Source: Yang, Hu et al. (2022), Tensor programs V, appendix D.1, for the check.
+    Source: Yang, Hu et al. (2022), Tensor programs V, for the check.
     """
     if not isinstance(model, Model):
         raise TypeError(

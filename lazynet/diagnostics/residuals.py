@@ -60,8 +60,8 @@ def loss_weights(
         >>> loss_weights({"slope": slope, "value": value}, jnp.ones((1, 1)), x, key=jax.random.key(0))
         {'slope': 0.505, 'value': 50.5}
 
-    Source: Wang, Yu and Perdikaris (2022), when and why PINNs fail to train, equation 6.5, whose
-    sum over the blocks is a mean here.
+    Source: Wang, Yu and Perdikaris (2022), when and why PINNs fail to train, whose sum over the
+    blocks is a mean here.
     """
     if not residuals or set(residuals) != set(x):
         raise ValueError(

@@ -153,7 +153,7 @@ def sketch(
         ((2, 2), (2, 0))
 
     Source: Meyer, Musco, Musco and Woodruff (2021), Hutch++, for the two parts; Epperly, Tropp and
-    Webber (2024), XTrace, section 2.3, for vectors of one length.
+    Webber (2024), XTrace, for vectors of one length.
     """
     probes = guards.count("probes", probes, at_least=6)
     centered = guards.flag("centered", centered)
