@@ -1,7 +1,7 @@
 """A network that can be undone, beside one of the same size that cannot, at initialization, trained and linearized.
 
     python -m experiments run invertible_network --preset smoke                # digits, 30 CPU seconds
-    python -m experiments run invertible_network --set data.root=DIR           # minutes; not timed yet
+    python -m experiments run invertible_network --set data.root=DIR           # 5 CPU minutes
 
 An i-RevNet, stages of [squeeze, additive couplings] and a pooled linear head, loses nothing before
 its pooling; a residual network with the same branches, strided convolutions in place of squeezes,
@@ -21,7 +21,8 @@ and as many parameters does. Expected:
 
 On digits (smoke preset) the linearized network's features come back with an error of 35 %, those of
 the network of strides with one of 79 % after two blocks and 25 % after the first convolution, and
-training at alpha = 1 multiplies the condition number by 1.3.
+training at alpha = 1 multiplies the condition number by 1.3. On 2,000 photographs of CIFAR-10 (JPEG)
+39.1 % and 38.4 % are classified at alpha = 1, 34.1 % and 34.4 % linearized.
 
 Features are those before the pooling. The gradient descent starts at zero, in standardized pixels.
 References: Jacobsen, Smeulders and Oyallon (2018); Gomez et al. (2017); Mahendran and Vedaldi
@@ -35,12 +36,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from rich.table import Table
 
 from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig
 
-__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 START = "initialization"
 NETWORKS = ("invertible", "residual")
@@ -173,6 +175,17 @@ def facts(config: Config, arrays):
         names = [f"{network}/{regime(alpha)}/test_accuracy" for network in NETWORKS]
         gap = found[names[0]] - found[names[1]]
         yield within(f"accuracy/invertible_over_residual/{regime(alpha)}", gap, at_least=-0.05)
+
+
+def report(summary):
+    """The two networks in each regime."""
+    columns = ("parameters", "test_accuracy", "reconstruction", "condition")
+    table = Table("network", "regime", *(name.replace("_", " ") for name in columns), box=None)
+    for cell in [key.removesuffix("/parameters") for key in summary if key.endswith("/parameters")]:
+        values = [summary.get(f"{cell}/{name}") for name in columns]
+        shown = ["" if value is None else f"{value:,.3g}" for value in values[1:]]
+        table.add_row(*cell.split("/"), f"{values[0]:,.0f}", *shown)
+    yield table
 
 
 def draw(config: Config, arrays):
