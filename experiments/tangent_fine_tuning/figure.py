@@ -18,15 +18,24 @@ def figure(config, arrays, starts, names) -> Figure:
     """Four panels beside each other."""
     drawn = Figure(figsize=(17.5, 4.6), layout="constrained")
     accuracy, laziness, sums, removed = drawn.subplots(1, 4, width_ratios=(1.4, 1.1, 1, 1))
-    _bars(
-        accuracy,
-        {
-            start: [100 * float(arrays[f"{start}/{name}/accuracy"]) for name in names]
-            for start in starts
-        },
-        names,
-    )
+    heights = {
+        start: [100 * float(arrays[f"{start}/{name}/accuracy"]) for name in names]
+        for start in starts
+    }
+    _bars(accuracy, heights, names)
     accuracy.set(ylabel="accuracy on new classes (%)")
+    _draw_laziness(arrays, laziness, starts)
+    _draw_sums(config, arrays, sums)
+    _draw_removed(arrays, removed)
+    titles = ("fine-tuning", "laziness", "two tasks added", "two classes removed")
+    for ax, title in zip((accuracy, laziness, sums, removed), titles, strict=True):
+        panels.finish(ax, title)
+    drawn.suptitle(f"{config.data.title}, {config.few} images of five new classes", fontsize=11)
+    return drawn
+
+
+def _draw_laziness(arrays, ax, starts):
+    """Kappa, changes of kernels and the distance to the linearized model, of both starts."""
     measures = {
         "kappa, all": "all weights/kappa",
         "kappa, LoRA": "LoRA/kappa",
@@ -34,36 +43,34 @@ def figure(config, arrays, starts, names) -> Figure:
         "NTK change, LoRA": "LoRA/ntk_change",
         "gap to linearized": "gap_to_linearized",
     }
-    measures = {label: entry for label, entry in measures.items() if f"random/{entry}" in arrays}
+    known = {label: entry for label, entry in measures.items() if f"random/{entry}" in arrays}
     values = {
-        start: [float(arrays[f"{start}/{entry}"]) for entry in measures.values()]
-        for start in starts
+        start: [float(arrays[f"{start}/{entry}"]) for entry in known.values()] for start in starts
     }
-    _bars(laziness, values, list(measures))
-    laziness.set(yscale="log", ylabel="smaller is lazier")
-    laziness.yaxis.set_minor_formatter(NullFormatter())
+    _bars(ax, values, list(known))
+    ax.set(yscale="log", ylabel="smaller is lazier")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_sums(config, arrays, ax):
+    """Accuracy of the sum of two tasks against its scale, and of each task alone as a level line."""
     for i, model in enumerate(MODELS):
         for j, task in enumerate(TASKS):
             look = {"color": f"C{j}", "ls": ("-", "--")[i]}
             curve = 100 * arrays[f"{model}/sums"][:, j]
-            sums.plot(config.scales, curve, marker="o", ms=3, label=f"{model}, {task}", **look)
-            sums.axhline(100 * float(arrays[f"{model}/alone/{task}"]), lw=0.8, alpha=0.6, **look)
-    sums.set(xlabel="scale of the sum (level lines: alone)", ylabel="accuracy on the task (%)")
-    labels = [f"{what}\n{task.split()[0]}" for what in ("both", "removed") for task in TASKS]
+            ax.plot(config.scales, curve, marker="o", ms=3, label=f"{model}, {task}", **look)
+            ax.axhline(100 * float(arrays[f"{model}/alone/{task}"]), lw=0.8, alpha=0.6, **look)
+    ax.set(xlabel="scale of the sum (level lines: alone)", ylabel="accuracy on the task (%)")
+
+
+def _draw_removed(arrays, ax):
+    """Accuracy on each task of both, and of both without the first one."""
+    cells = [(what, task) for what in ("both", "removed") for task in TASKS]
     heights = {
-        model: [
-            100 * float(arrays[f"{model}/{what}/{task}"])
-            for what in ("both", "removed")
-            for task in TASKS
-        ]
+        model: [100 * float(arrays[f"{model}/{what}/{task}"]) for what, task in cells]
         for model in MODELS
     }
-    _bars(removed, heights, labels)
-    titles = ("fine-tuning", "laziness", "two tasks added", "two classes removed")
-    for ax, title in zip((accuracy, laziness, sums, removed), titles, strict=True):
-        panels.finish(ax, title)
-    drawn.suptitle(f"{config.data.title}, {config.few} images of five new classes", fontsize=11)
-    return drawn
+    _bars(ax, heights, [f"{what}\n{task.split()[0]}" for what, task in cells])
 
 
 def _bars(ax, values, labels):
