@@ -1,7 +1,7 @@
 """The same questions asked of one network trained at alpha = 1, lazily and linearized: what happens inside, by depth.
 
     python -m experiments run inside_a_network --preset smoke                # digits, about 45 CPU seconds
-    python -m experiments run inside_a_network --set data.root=DIR           # minutes; not timed yet
+    python -m experiments run inside_a_network --set data.root=DIR           # 4 CPU minutes
 
 A convolutional network with first filters of 7 x 7 is trained from the same weights at several
 scales. At finite alpha its activations are those at `w0 + u/alpha`; those of the linearized network
@@ -19,6 +19,10 @@ Expected, but not found on digits (smoke preset): that translations are flatter 
 97.3 % after the third at alpha = 1, 97.6 % at initialization. Gabor functions explain 41 % of the
 first filters at alpha = 1, and 36 % of those at initialization.
 
+On 2,000 photographs of CIFAR-10 (JPEG) the same two are not found, and perturbations at alpha = 100
+are 0.09 times as long as those of the linearized network: the ramps at changed gates steepen with
+alpha.
+
 Adversarial norms are those of the trained function `alpha (h(w) - h(w0))`, and of h at
 initialization, where that function is zero. Flatness is that of translations by up to two pixels.
 References: Oyallon (2017); Facco et al. (2017); Moosavi-Dezfooli et al. (2016).
@@ -34,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
+from rich.table import Table
 
 import lazynet as ln
 from experiments.harness import panels
@@ -44,7 +49,7 @@ from experiments.shared.training import trained_lazily
 from lazynet import insights
 from lazynet.records import Data
 
-__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
+__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 CLASSES = 10
 MOMENTUM = 0.9
@@ -59,6 +64,13 @@ QUESTIONS = {
     "turning": "turning of translations",
 }
 """What is asked of every layer."""
+
+WHOLE = {
+    "adversarial": "length of adversarial perturbations",
+    "gabor": "filters explained by Gabor functions",
+    "test_accuracy": "test accuracy",
+}
+"""What is asked of the network."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,16 @@ def facts(config: Config, arrays):
     yield within(f"adversarial/{lazy}_over_linearized", ratio, at_least=0.8, at_most=1.25)
 
 
+def report(summary):
+    """The answers at the last hidden layer, and those of the whole network, in each regime."""
+    suffix = "/test_accuracy"
+    regimes = [key.removesuffix(suffix) for key in summary if key.endswith(suffix)]
+    table = Table("at the last hidden layer", *regimes, box=None)
+    for name, label in (QUESTIONS | WHOLE).items():
+        table.add_row(label, *(f"{summary[f'{regime}/{name}']:.3g}" for regime in regimes))
+    yield table
+
+
 def draw(config: Config, arrays):
     """One panel a question, depth on the x axis, one line a regime; and what first filters look like."""
     figure = Figure(figsize=(15.0, 7.4), layout="constrained")
@@ -163,8 +185,8 @@ def draw(config: Config, arrays):
         ax.set_xticks(range(len(values)), ["input", *map(str, range(1, len(values)))])
         ax.set(xlabel="layer with weights")
         panels.finish(ax, label)
-    _bars(config, arrays, axes.flat[6], "adversarial", "length of adversarial perturbations")
-    _bars(config, arrays, axes.flat[7], "gabor", "filters explained by Gabor functions")
+    _bars(config, arrays, axes.flat[6], "adversarial", WHOLE["adversarial"])
+    _bars(config, arrays, axes.flat[7], "gabor", WHOLE["gabor"])
     figure.suptitle(numbers(config, arrays)["title"], fontsize=11)
     return {"inside_a_network": figure}
 
