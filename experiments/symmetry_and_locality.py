@@ -1,7 +1,7 @@
 """Two structures of networks in each regime: an exact symmetry along channels, and bags of local features.
 
     python -m experiments run symmetry_and_locality --preset smoke                # digits, 40 CPU seconds
-    python -m experiments run symmetry_and_locality --set data.root=DIR           # minutes; not timed yet
+    python -m experiments run symmetry_and_locality --set data.root=DIR           # an estimate: 12 CPU minutes
 
 A hierarchical network convolves along its channels as periodic attributes and averages over them at
 the end; beside it stands an ordinary network with as many parameters. A bag of local features sees
@@ -76,7 +76,7 @@ class Config:
         default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000)
     )
     widths: Annotated[tuple[Count, ...], Values(2, different=False)] = (8, 8, 8, 32)
-    strides: Annotated[tuple[Count, ...], Values(2, different=False)] = (2, 1, 2, 1)
+    strides: Annotated[tuple[Count, ...], Values(2, different=False)] = (2, 2, 1, 1)
     fields: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (2, 4, 8, 16, 32)
     width: Count = 64
     stride: Count = 2
