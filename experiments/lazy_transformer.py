@@ -1,6 +1,6 @@
 """Is a transformer lazy? Modular addition at every scale: when it is fitted, when understood, and what attends to what.
 
-    python -m experiments run lazy_transformer --preset smoke     # about 20 CPU seconds
+    python -m experiments run lazy_transformer --preset smoke     # about 35 CPU seconds, of compilation
     python -m experiments run lazy_transformer                    # about 4 CPU minutes
 
 A causal transformer with one block reads `a b =` and answers (a + b) mod p, trained by full-batch
@@ -10,14 +10,15 @@ arXiv 2310.06110) found for larger ones:
 
 - every scale fits the training sums;
 - the delay between fitting them and answering the others grows with alpha;
-- it has no end at alpha = inf;
+- it has no end within the training at alpha = inf;
 - the tangent kernel and the attention change less with alpha.
 
 "Fitted" is a train accuracy of 95 %, "understood" a test accuracy of one half; chance is 1/p. Found
-with p = 13 and one seed: the delays are 12, 190 and 8,700 steps at alpha = 0.3, 1 and 10. At alpha =
-100 and inf the test accuracy is 0 when the sums are fitted and 23 % after 20,000 steps. It is not 0
-for all times: the limit of the linearized transformer, solved with its kernel, answers 42 % of the
-test sums, more than chance and less than the 67 % that alpha = 0.3 and 1 learn.
+with p = 13 and two seeds: the delays are 12 and 17 steps at alpha = 0.3, 190 and 101 at 1, 8,700 and
+8,600 at 10. At alpha = 100 and inf the test accuracy is about 0 when the sums are fitted, and 12 to
+23 % after 20,000 steps. Expected, but not found: that it never gets further. In the limit of all
+times, solved with its kernel, the linearized transformer answers 42 and 60 % of the test sums, near
+the 67 and 63 % that alpha = 0.3 and 1 learn: the delay is long there, not infinite.
 
 The kernel of the first weights is the control of the training: the linearized transformer has the
 test loss of exact descent with it, step for step. Attention is that from `=` to `a`, for every sum,
@@ -170,7 +171,7 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
 
 
 def facts(config: Config, arrays):
-    """The kernel predicts the linearized transformer; changes fall with alpha; the delay grows, without end at inf."""
+    """The kernel predicts the linearized transformer; changes fall with alpha; the delay grows with it."""
     curve = curve_of(arrays, "alpha=inf")
     solved = curve_of(arrays, "kernel")
     gap = np.abs(curve.metrics["test_loss"] / solved.metrics["test_loss"] - 1).max()
@@ -183,8 +184,6 @@ def facts(config: Config, arrays):
     for name in ("ntk_change", "attention_change"):
         ratio = summary[f"{name}/{finite[-1]}"] / summary[f"{name}/{finite[0]}"]
         yield within(f"{name}/largest_over_smallest_alpha", ratio, at_most=0.2)
-    limit = summary["limit_test_accuracy/kernel"]
-    yield within("limit_test_accuracy/kernel", limit, at_most=UNDERSTOOD)
     if not config.teaches:
         return
     for alpha in config.alphas:
@@ -219,6 +218,8 @@ def report(summary):
         values = [summary[f"{name}/{scale}"] for name in COLUMNS]
         table.add_row(scale, *("-" if value is None else f"{value:.3g}" for value in values))
     yield table
+    limit = summary["limit_test_accuracy/kernel"]
+    yield f"test accuracy of the linearized transformer in the limit of all times: {limit:.3g}"
 
 
 def draw(config: Config, arrays):

@@ -59,5 +59,5 @@ def test_only_the_linearization_ends_the_scales():
 def test_every_fact_of_the_smoke_run_holds(finished):
     summary, folder = finished
     verdicts = {key: value for key, value in summary.items() if key.startswith("passed/")}
-    assert len(verdicts) == 5 and all(verdicts.values()), verdicts
+    assert len(verdicts) == 4 and all(verdicts.values()), verdicts
     assert (folder / "figures" / "lazy_transformer.png").stat().st_size > 10_000
