@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lazynet.covariance.expansions import EXPANSIONS, power_of_two
+from lazynet.covariance.expansions import EXPANSIONS
 from lazynet.trees import is_traced
 
 __all__ = ["Elementary", "Operation", "Unsupported", "elementary"]
@@ -120,7 +120,7 @@ class _Record:
             raise Unsupported(f"{name} of arrays")
         if name in EXPANSIONS:
             return self.traced(EXPANSIONS[name], operands)
-        if name in CALLS and params.get("name") == power_of_two.__name__:
+        if name in CALLS and params.get("name") == "power_of_two":
             return [self.operation("power_of_two", *operands)]
         if name in CALLS:
             inner = params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]
@@ -142,7 +142,7 @@ class _Record:
         return [self.operation(name, *operands)]
 
     def inverse(self, number):
-        return self.constant(1 / self.value(number))
+        return self.constant(1 / list(self.constants)[-1 - number])
 
     def value(self, number):
         """The value of a constant, or of a product of constants; None of what depends on an input."""
