@@ -193,7 +193,8 @@ def test_a_stored_run_knows_its_preset(folder):
 
 
 @pytest.mark.extended
-def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path):
+def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "_set_precision", lambda config: None)  # which would outlast the test
     from experiments import cifar10_alpha_sweep as sweep
     from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
     from experiments.harness import stored
