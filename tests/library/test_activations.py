@@ -361,6 +361,7 @@ def test_hyperparameters_without_a_kernel_are_refused(build, words):
 @pytest.mark.parametrize(
     "fn", [jax.nn.relu, jnp.abs, jax.nn.leaky_relu, jax.nn.relu6], ids=lambda fn: fn.__name__
 )
+@pytest.mark.extended
 def test_a_kink_at_zero_is_seen_though_the_nodes_are_symmetric_around_it(fn):
     model = ln.serial(ln.Dense(1), ln.elementwise(fn), ln.Dense(1))
     with pytest.raises(ValueError, match="kinks"):

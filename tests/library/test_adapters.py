@@ -203,6 +203,7 @@ def test_kappa_and_the_verdict_of_a_model_of_trees_are_those_of_the_model_of_one
 
 
 @pytest.mark.parametrize("outputs", ["full", "trace", extended("sum"), extended("diagonal")])
+@pytest.mark.extended
 def test_the_kernel_is_that_of_the_plain_jacobian(outputs):
     jacobian = np.asarray(jax.jacobian(one_array)(W0, jnp.asarray(ROWS)))
     full = np.einsum("iap,jbp->ijab", jacobian, jacobian)
@@ -216,6 +217,7 @@ def test_the_kernel_is_that_of_the_plain_jacobian(outputs):
     np.testing.assert_allclose(found, expected[outputs], rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.extended
 def test_an_output_is_chosen_by_its_key_or_by_a_function():
     whole = ln.empirical_ntk(model, PARAMS, EXAMPLES)
     by_key = ln.empirical_ntk(model, PARAMS, EXAMPLES, output="out")

@@ -59,6 +59,7 @@ def dense_ntk(apply, params, x1, x2):
     return gram.reshape(len(x1), k, len(x2), k).transpose(0, 2, 1, 3)
 
 
+@pytest.mark.extended
 def test_full_kernel_is_that_of_neural_tangents():
     golden = np.load(GOLDEN)
 

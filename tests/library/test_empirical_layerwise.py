@@ -58,6 +58,7 @@ def general(apply):
 
 
 @pytest.mark.parametrize("name", extended_but(NETWORKS, "vectors"))
+@pytest.mark.extended
 def test_kernel_is_that_of_the_jacobians(name):
     model, params, x1, x2 = problem(name)
     expected = empirical_ntk(general(model.apply), params, x1, x2)

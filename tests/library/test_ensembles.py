@@ -50,6 +50,7 @@ def _itself(apply, params0):
         extended(_itself, mse, 2, 0.0),
     ],
 )
+@pytest.mark.extended
 def test_a_member_is_trained_as_by_train(transform, loss, batch_size, momentum):
     model, params, data, x = problem()
     settings = dict(save_at=[0, 1, 2, 7], learning_rate=0.3, batch_size=batch_size)

@@ -59,6 +59,7 @@ def _sums(model, x1, x2, *, same, interpret):
 
 @pytest.mark.parametrize("same", [False, extended(True)], ids=["pairs", "each with itself"])
 @pytest.mark.parametrize("name", extended_but(NETWORKS, "relu"))
+@pytest.mark.extended
 def test_the_program_sums_what_the_layers_sum(name, same):
     found, expected = (
         jax.jit(lambda x1, x2, way=way: _sums(NETWORKS[name], x1, x2, same=same, interpret=way))(

@@ -100,6 +100,7 @@ def test_the_transposed_tangent_of_a_flax_model_is_its_gradient_under_jit_and_vm
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.extended
 def test_parameters_and_outputs_have_the_dtype_of_the_inputs(name, dtype):
     model, _, x = _model(name)
     example = jax.ShapeDtypeStruct(x.shape, dtype)

@@ -203,6 +203,7 @@ def test_tangent_kernels_of_the_layers_add_up():
     ("n1", "n2"),
     [(7, None), (7, 5), *(extended(*sizes) for sizes in [(8, None), (3, 9), (1, 1), (1, None)])],
 )
+@pytest.mark.extended
 def test_tiles_do_not_change_the_kernel(n1, n2):
     x1, x2 = _inputs(0, n1, 6), None if n2 is None else _inputs(1, n2, 6)
     whole, tiled = (analytic_kernel(_deep_relu(2), x1, x2, tile=tile) for tile in (None, 3))

@@ -48,6 +48,7 @@ def test_every_way_to_choose_is_the_same_choice(way):
 
 
 @pytest.mark.parametrize("apply", [MODEL.apply, general])
+@pytest.mark.extended
 def test_kernels_of_parts_add_up_to_the_whole(apply):
     parts = [ln.empirical_ntk(apply, PARAMS, X, where=where) for where in (LAST, rest)]
     np.testing.assert_allclose(sum(parts), ln.empirical_ntk(apply, PARAMS, X), rtol=1e-10)

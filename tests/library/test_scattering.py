@@ -302,6 +302,7 @@ def test_frequencies_outside_the_band_of_a_wavelet_do_not_contribute():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("size", [1e-15, 1.0])
+@pytest.mark.extended
 def test_second_derivatives_of_the_modulus_are_those_of_its_formula_at_any_size(size, dtype):
     z, dz = (3.0 - 4.0j) * size, (1.0 + 2.0j) * size
     # |z + t dz| = |z| sqrt(1 + 2 t a + t^2 b), a = Re(conj(z) dz) / |z|^2, b = |dz|^2 / |z|^2.
