@@ -8,11 +8,13 @@ one.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +130,22 @@ def _least(summary: dict[str, Any], name: str, bound: float) -> tuple[str, str]:
 
 def facts(name: str) -> str:
     """Every fact of a stored run, as the experiment itself prints them."""
-    from rich.console import Console
-
     from experiments.harness import catalog, running
 
-    console = Console(file=io.StringIO(), width=110)
     run = read("theory")["runs"][name]
-    running.show(catalog.find(name), run["summary"], console)
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    shown = printed(lambda console: running.show(catalog.find(name), run["summary"], console))
     conditions = f"Smoke preset, jax {run['jax']}, {run['device']}, {run['seconds']:.0f} s:"
-    return "\n".join([conditions, "", "```text", *lines, "```"])
+    return f"{conditions}\n\n{shown}"
+
+
+def printed(show: Callable[[Any], None]) -> str:
+    """What `show(console)` prints, as a block of text."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=110)
+    show(console)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return "\n".join(["```text", *lines, "```"])
 
 
 def experiment_table() -> str:
@@ -198,20 +206,17 @@ def public_names() -> str:
 
 def report(name: str) -> str:
     """What the experiment printed of each stored run of `docs/data/NAME.json`, with its conditions."""
-    from rich.console import Console
-
     from experiments.harness import catalog, running
 
     stored = read(name)
+    experiment = catalog.find(stored["experiment"])
     parts = []
     for run in stored["runs"].values():
-        console = Console(file=io.StringIO(), width=110)
-        running.show(catalog.find(stored["experiment"]), run["summary"], console)
-        lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+        show = functools.partial(running.show, experiment, run["summary"])
         environment = run["environment"]
         version = environment["packages"]["jax"]
         conditions = f"Preset {stored['preset']}, jax {version}, {environment['device']}:"
-        parts.append("\n".join([conditions, "", "```text", *lines, "```"]))
+        parts.append(f"{conditions}\n\n{printed(show)}")
     return "\n\n".join(parts)
 
 
@@ -229,18 +234,12 @@ def accuracies(name: str) -> str:
 
 def final_numbers(name: str) -> str:
     """What the experiment prints of all stored runs of `docs/data/NAME.json` together, one row a scale."""
-    from rich.console import Console
-
     from experiments.harness import catalog, stored
 
     runs = read(name)
     experiment = catalog.find(runs["experiment"])
     summary = experiment.numbers(stored.whole(runs), stored.arrays_of(runs))
-    console = Console(file=io.StringIO(), width=110)
-    for part in experiment.report(summary):
-        console.print(part)
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
-    return "\n".join(["```text", *lines, "```"])
+    return printed(lambda console: [console.print(part) for part in experiment.report(summary)])
 
 
 def _by_epoch(run: dict[str, Any], name: str) -> dict[int, str]:
