@@ -234,11 +234,11 @@ def accuracies(name: str) -> str:
 
 def final_numbers(name: str) -> str:
     """What the experiment prints of all stored runs of `docs/data/NAME.json` together, one row a scale."""
-    from experiments.harness import catalog, stored
+    from experiments.harness import catalog, docs_data
 
     runs = read(name)
     experiment = catalog.find(runs["experiment"])
-    summary = experiment.numbers(stored.whole(runs), stored.arrays_of(runs))
+    summary = experiment.numbers(docs_data.whole(runs), docs_data.arrays_of(runs))
     return printed(lambda console: [console.print(part) for part in experiment.report(summary)])
 
 

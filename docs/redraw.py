@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from experiments.harness import catalog, stored
+from experiments.harness import catalog, docs_data
 from lazynet import plots
 
 ROOT = Path(__file__).resolve().parent
@@ -26,7 +26,7 @@ def main() -> None:
     name = parser.parse_args().name
     runs = json.loads((ROOT / "data" / f"{name}.json").read_text())
     experiment = catalog.find(runs["experiment"])
-    for figure, drawn in experiment.draw(stored.whole(runs), stored.arrays_of(runs)).items():
+    for figure, drawn in experiment.draw(docs_data.whole(runs), docs_data.arrays_of(runs)).items():
         path = ROOT / "figures" / f"{name}_{figure}.png"
         plots.save(drawn, path)
         print(path.relative_to(ROOT.parent))

@@ -174,7 +174,7 @@ def sweep(
         print: Prints one command per unfinished run, for a cluster's own scheduler, and runs
             nothing.
     """
-    from experiments.harness.sweep import grid, run_points
+    from experiments.harness.grid import grid, run_points
 
     name = catalog.current(name)
     points = grid(name, catalog.find(name).PRESETS, preset, over, set, out.expanduser())

@@ -10,7 +10,6 @@ from __future__ import annotations
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 
-from lazynet import adapters as adapters
 from lazynet import covariance as covariance
 from lazynet import datasets as datasets
 from lazynet import diagnostics as diagnostics
@@ -24,12 +23,11 @@ from lazynet import parameters as parameters
 from lazynet import precision as precision
 from lazynet import records as records
 from lazynet import scattering as scattering
+from lazynet import signatures as signatures
 from lazynet import tangents as tangents
 from lazynet import training as training
 from lazynet import trees as trees
 from lazynet import typing as typing
-from lazynet.adapters import Inputs as Inputs
-from lazynet.adapters import select as select
 from lazynet.diagnostics import is_lazy as is_lazy
 from lazynet.dynamics import conjugate_gradient_regression as conjugate_gradient_regression
 from lazynet.dynamics import gradient_descent as gradient_descent
@@ -120,6 +118,8 @@ from lazynet.precision import remat as remat
 from lazynet.records import Data as Data
 from lazynet.records import Gram as Gram
 from lazynet.records import Trajectory as Trajectory
+from lazynet.signatures import Inputs as Inputs
+from lazynet.signatures import select as select
 from lazynet.tangents import tangent_at as tangent_at
 from lazynet.training import checkpoints as checkpoints
 from lazynet.training import ensembles as ensembles

@@ -25,10 +25,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys_class
 
 from lazynet import guards, trees
-from lazynet.adapters import OneArray
 from lazynet.models.model import Model, evaluation, plain
 from lazynet.precision import ComputeIn, carried_scale
 from lazynet.programs import refuse_backward_only
+from lazynet.signatures import OneArray
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Params
 

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Num
 
 from lazynet import guards, trees
-from lazynet.adapters import Inputs, Output, one_array, select
 from lazynet.records import Data
+from lazynet.signatures import Inputs, Output, one_array, select
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, LossFn, Params, Scalar
 

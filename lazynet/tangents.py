@@ -21,10 +21,10 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from lazynet import files, guards, trees
-from lazynet.adapters import flat
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.lazy import LazyFunction, lazy, linearize
 from lazynet.programs import PerFunction
+from lazynet.signatures import flat
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
 __all__ = ["Tangent", "disentanglement_error", "load", "save", "tangent_at"]

@@ -6,8 +6,9 @@ store                     the run folder, written atomically, resumed after a ki
 progress                  bars, and independent cells spread over devices
 facts                     what theory predicts beside what was measured
 panels                    log-log panels with fitted power laws
-compare, sweep            several runs beside each other, and grids of them
+compare, grid             several runs beside each other, and grids of them
 results                   the numbers of runs as one tidy table
+docs_data                 runs as the documentation keeps them
 catalog                   which experiments there are
 streams, errors           output that outlives its reader, and failures that are no mistake of the command
 """

@@ -7,13 +7,13 @@ A rule maps the covariances of a layer's input to those of its output. In the or
 - `state`: what a rule transforms, `Kernel`: covariances between two sets (`Vectors` or `Planes`),
   and the variances of each set by itself (`Side`). Vectors know the `Opening` of each pair's angle,
   which `openings` takes from inputs and sums.
-- `rules`: the rule of every layer. An activation's is a `Dual` of Gaussian pairs: closed forms in
-  `duals`, `polynomials`, `exponentials` and `logistic`, with the small angles of `angles`; sums in
+- `layer_rules`: the rule of every layer. An activation's is a `Dual` of Gaussian pairs: closed forms in
+  `duals`, `polynomials`, `exponentials` and `logistic`, with `small_angles`; sums in
   `quadrature`, and in `pieces` for functions with kinks.
 - `halves`: two halves of the features, which couplings change in turn.
 - `depth` and `repeats`: deep networks of vectors, whose equal layers become a loop.
 - `planes`: images, one displacement at a time, with `pairing` (which images meet, what a recipe is
-  asked for, and where it is evaluated), `windows` (sums that slide), `pooling` (windows that move
+  asked for, and where it is evaluated), `windows` (sums that slide), `regrouping` (windows that move
   apart), `loops` (over displacements), `periodic` (all pairs of positions at once, where planes do
   not fit).
 - `readouts`: from images to vectors, layer by layer, or by the one GPU program of `gpu`, which takes
@@ -25,7 +25,7 @@ The path of a pair of images (x1, x2) through Conv, Relu and GlobalAvgPool:
 
 1. `state.input_kernel` makes a `Kernel` whose `cross` is the recipe `planes.source`: no covariance
    is computed yet, only variances of pixels, which depend on one image.
-2. The rule of Conv (`rules.conv_rule`) appends means over windows (`Planes.window`) and then W_std
+2. The rule of Conv (`layer_rules.conv_rule`) appends means over windows (`Planes.window`) and then W_std
    and b_std (`Planes.pointwise`); that of Relu appends its dual. The recipe grows, and so does its
    `chain`, the same steps as a list.
 3. GlobalAvgPool asks for all displacements (`readouts.mean_over_pairs`): `Request` says which

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from lazynet.covariance.angles import (
+from lazynet.covariance.small_angles import (
     Opening,
     angle,
     angle_of,

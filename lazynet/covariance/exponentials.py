@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from lazynet.covariance.angles import Opening
 from lazynet.covariance.duals import Dual, Scale, attainable, free_variance, rectifier_side
+from lazynet.covariance.small_angles import Opening
 
 __all__ = ["correlation_dual", "exponential_dual", "gabor_dual", "gaussian_dual"]
 

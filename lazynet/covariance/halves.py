@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lazynet.covariance.rules import concat_rule
+from lazynet.covariance.layer_rules import concat_rule
 from lazynet.covariance.windows import Window
 
 __all__ = ["Halves", "coupling_rule", "joined", "squeeze_rule"]

@@ -18,8 +18,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from lazynet.covariance.angles import angle, segment
 from lazynet.covariance.duals import Dual, gelu_pair, noisy, noisy_angle
+from lazynet.covariance.small_angles import angle, segment
 
 __all__ = ["silu_dual", "softplus_dual", "tanh_dual"]
 

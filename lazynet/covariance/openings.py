@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float
 
-from lazynet.covariance.angles import Opening, remainder
 from lazynet.covariance.duals import rectifier_side
+from lazynet.covariance.small_angles import Opening, remainder
 from lazynet.typing import Array
 
 __all__ = ["between", "known_where", "mean_square", "opening_of", "opening_of_sum"]

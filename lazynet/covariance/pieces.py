@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.angles import safe_sqrt
 from lazynet.covariance.duals import Dual, attainable
 from lazynet.covariance.quadrature import derivative, shortfall, squared
+from lazynet.covariance.small_angles import safe_sqrt
 from lazynet.typing import Array
 
 __all__ = ["piecewise_dual"]

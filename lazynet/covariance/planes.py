@@ -30,7 +30,7 @@ from lazynet.covariance.loops import cut, fold, guarded, traced_once, zeros
 from lazynet.covariance.pairing import Displacement, Request
 from lazynet.covariance.periodic import apart_everywhere, as_pairs, as_plane, together_everywhere
 from lazynet.covariance.pointwise import Covariance, Pointwise, total
-from lazynet.covariance.pooling import Plane, pulled, pushed
+from lazynet.covariance.regrouping import Plane, pulled, pushed
 from lazynet.covariance.windows import Size, Window, live, masked, moving_mean, slide, together
 from lazynet.typing import Array
 

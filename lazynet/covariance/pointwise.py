@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lazynet.covariance.angles import Opening
+from lazynet.covariance.small_angles import Opening
 from lazynet.typing import Array
 
 __all__ = ["Covariance", "Pointwise", "total"]

@@ -9,14 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.angles import (
+from lazynet.covariance.duals import Dual, rectifier_side
+from lazynet.covariance.small_angles import (
     Opening,
     angle,
     angle_of,
     safe_sqrt,
     squared_sine,
 )
-from lazynet.covariance.duals import Dual, rectifier_side
 from lazynet.typing import Array
 
 __all__ = ["hermite_coefficients", "horner", "polynomial_dual", "rectified_power_dual", "sign_dual"]

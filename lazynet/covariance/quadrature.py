@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.angles import safe_sqrt
 from lazynet.covariance.duals import Dual
+from lazynet.covariance.small_angles import safe_sqrt
 from lazynet.typing import Array
 
 __all__ = ["derivative", "even_mean", "quadrature_dual", "shortfall", "squared", "tolerance"]

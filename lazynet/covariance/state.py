@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lazynet.covariance.angles import Opening, safe_sqrt
 from lazynet.covariance.duals import rectifier_side
 from lazynet.covariance.openings import (
     between,
@@ -25,6 +24,7 @@ from lazynet.covariance.pairing import Lanes, all_pairs, each_with_itself
 from lazynet.covariance.planes import Moments, Planes, source
 from lazynet.covariance.pointwise import Covariance, Pointwise, total
 from lazynet.covariance.readouts import mean_over_pairs, mean_over_positions, variances
+from lazynet.covariance.small_angles import Opening, safe_sqrt
 from lazynet.covariance.windows import Window, moving_mean
 from lazynet.typing import Array
 

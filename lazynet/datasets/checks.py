@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards
-from lazynet.adapters import Inputs
 from lazynet.records import Data
+from lazynet.signatures import Inputs
 from lazynet.typing import ArrayLike
 
 __all__ = ["check_data"]

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from lazynet import guards, trees
-from lazynet.adapters import Output, flat, real_weights
 from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
@@ -23,6 +22,7 @@ from lazynet.models.model import plain
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
 from lazynet.records import Data
+from lazynet.signatures import Output, flat, real_weights
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 

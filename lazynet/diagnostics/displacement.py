@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Float, Num
 
 from lazynet import guards, trees
-from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.lazy import linearize
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
+from lazynet.signatures import Output, flat
 from lazynet.typing import Apply, Array, ArrayLike, Key, Params, Scalar
 
 __all__ = ["layer_drift", "linearization_gap", "ntk_change", "output_gap", "param_drift"]

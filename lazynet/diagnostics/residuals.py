@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from lazynet import guards
-from lazynet.adapters import flat
 from lazynet.kernels import spectra
 from lazynet.kernels.empirical import ntk_vector_product
 from lazynet.parameters import Where
 from lazynet.programs import shape_of
+from lazynet.signatures import flat
 from lazynet.typing import Apply, Array, Key, Params
 
 __all__ = ["loss_weights"]

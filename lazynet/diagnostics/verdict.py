@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from lazynet import guards, trees
-from lazynet.adapters import OfWeights, Output, flat, real_weights, with_constants
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.kernels.empirical import estimate_max_learning_rate
@@ -18,6 +17,7 @@ from lazynet.losses import mse
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction
 from lazynet.records import Data
+from lazynet.signatures import OfWeights, Output, flat, real_weights, with_constants
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, Array, Key, Params
 

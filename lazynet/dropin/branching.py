@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lazynet import guards
-from lazynet.covariance.general.rules import join_rule, product_rule, stack_rule
-from lazynet.covariance.rules import concat_rule
+from lazynet.covariance.general.layer_rules import join_rule, product_rule, stack_rule
+from lazynet.covariance.layer_rules import concat_rule
 from lazynet.dropin.masks import Diagonal, is_masked, parts, whole
 from lazynet.dropin.networks import Layer, Triple, Twin, constructor, kernel_layer_rule
 from lazynet.models import layers as core_layers

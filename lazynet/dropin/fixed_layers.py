@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from lazynet import guards
-from lazynet.covariance.general.rules import (
+from lazynet.covariance.general.layer_rules import (
     axes_norm_rule,
     dropout_rule,
     fixed_rule,
     pick_rule,
     routed_rule,
 )
-from lazynet.covariance.rules import layer_norm_rule
+from lazynet.covariance.layer_rules import layer_norm_rule
 from lazynet.dropin.kernels import inside, outside
 from lazynet.dropin.masks import Bool, Diagonal, parts, whole
 from lazynet.dropin.networks import LAST, Layer, Twin, constructor

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from lazynet.covariance.general.families import window_mask
-from lazynet.covariance.rules import flatten_rule
+from lazynet.covariance.layer_rules import flatten_rule
 from lazynet.covariance.windows import Window
 from lazynet.dropin.masks import Bool, Diagonal, parts, whole
 from lazynet.dropin.networks import Layer, Twin, constructor

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lazynet.covariance.general.layer_rules import permute_rule
 from lazynet.covariance.general.positions import Positions
-from lazynet.covariance.general.rules import permute_rule
 from lazynet.dropin.kernels import inside, laid, outside
 from lazynet.dropin.masks import Diagonal, parts, whole
 from lazynet.dropin.networks import LAST, Layer, Twin

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lazynet.covariance.duals import Dual, gelu_dual
-from lazynet.covariance.rules import activation_rule
+from lazynet.covariance.layer_rules import activation_rule
 from lazynet.dropin.attention import (
     AttentionMechanism,
     GlobalSelfAttention,

@@ -1,4 +1,4 @@
-"""Gradient descent in dual coefficients: a closed form for full batches on `mse`, else a loop; its largest rate."""
+"""Gradient descent in dual coefficients: a closed form for full batches on `mse`, else a loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from lazynet import guards
 from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.dynamics.flow import Solution, closed_form, kernel_outputs
-from lazynet.linalg import (
-    Eigen,
-    check_symmetric,
-    columns_of,
-    kernel_matrix,
-    largest_eigenvalue,
-)
+from lazynet.linalg import Eigen, check_symmetric, columns_of, kernel_matrix
 from lazynet.losses import check_labels, mse
 from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, LossFn
@@ -86,35 +80,6 @@ def solve_descent(
     check_labels(loss, y)
     coefficients = _simulate(kernel, y, f0, loss, learning_rate, momentum, step, key, batch_size)
     return Solution(kernel_outputs(kernel, coefficients, f0), coefficients)
-
-
-def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | int = 0.0) -> float:
-    """Largest stable full-batch learning rate on `mse`: `2 (1 + m) n / lambda_max(Theta)`.
-
-    Training above it diverges when the model is linear, and dies or leaves the lazy regime when it
-    is not.
-
-    Args:
-        ntk: Kernel of the training inputs, `[n, n]` where outputs decouple, or `[n, n, k, k]`.
-        momentum: Heavy-ball momentum m in [0, 1).
-
-    Raises:
-        ValueError: If the kernel is not square, symmetric and finite, has no positive eigenvalue,
-            or the momentum is out of range.
-
-    Example:
-        >>> max_learning_rate(np.diag([4.0, 1.0])), max_learning_rate(np.diag([4.0, 1.0]), momentum=0.5)
-        (1.0, 1.5)
-    """
-    guards.concrete("max_learning_rate", ntk, momentum)
-    momentum = guards.momentum(momentum)
-    largest = largest_eigenvalue(kernel_matrix(ntk))
-    if largest <= 0:
-        raise ValueError(
-            f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
-            "for a kernel that is zero."
-        )
-    return 2 * (1 + momentum) * np.shape(ntk)[0] / largest
 
 
 def _simulate(ntk, y, f0, loss, learning_rate, momentum, step, key, batch_size):

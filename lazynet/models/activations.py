@@ -16,10 +16,10 @@ from jax.scipy.special import erf
 
 from lazynet import guards
 from lazynet.covariance.duals import Dual, erf_dual, gelu_dual, rbf_dual, rectifier_dual, sine_dual
+from lazynet.covariance.layer_rules import activation_rule
 from lazynet.covariance.logistic import silu_dual, softplus_dual, tanh_dual
 from lazynet.covariance.pieces import piecewise_dual
 from lazynet.covariance.quadrature import quadrature_dual
-from lazynet.covariance.rules import activation_rule
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
 from lazynet.typing import Array

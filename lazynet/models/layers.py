@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lazynet import guards
-from lazynet.covariance.rules import (
+from lazynet.covariance.layer_rules import (
     conv_rule,
     dense_rule,
     flatten_rule,

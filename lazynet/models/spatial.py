@@ -17,8 +17,13 @@ from jax import lax
 
 from lazynet import guards
 from lazynet.covariance.general.families import Transposed, window_mask
-from lazynet.covariance.general.rules import axes_norm_rule, fixed_rule, local_rule, positions_only
-from lazynet.covariance.rules import conv_rule, dense_rule, global_pool_rule, pool_rule
+from lazynet.covariance.general.layer_rules import (
+    axes_norm_rule,
+    fixed_rule,
+    local_rule,
+    positions_only,
+)
+from lazynet.covariance.layer_rules import conv_rule, dense_rule, global_pool_rule, pool_rule
 from lazynet.covariance.windows import Window
 from lazynet.models import layers
 from lazynet.models.layers import Padding, Parameterization, Scale

@@ -14,6 +14,7 @@ from lazynet.covariance.exponentials import (
     gabor_dual,
     gaussian_dual,
 )
+from lazynet.covariance.layer_rules import activation_rule
 from lazynet.covariance.polynomials import (
     hermite_coefficients,
     horner,
@@ -21,7 +22,6 @@ from lazynet.covariance.polynomials import (
     rectified_power_dual,
     sign_dual,
 )
-from lazynet.covariance.rules import activation_rule
 from lazynet.models.activations import Scale, activation
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe

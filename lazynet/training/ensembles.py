@@ -13,7 +13,6 @@ from jax import lax
 from jaxtyping import Float
 
 from lazynet import guards, trees
-from lazynet.adapters import Output, flat, one_array, real_weights, with_constants
 from lazynet.datasets import check_data
 from lazynet.datasets.sampling import epoch_order
 from lazynet.dynamics import Gaussian
@@ -22,6 +21,7 @@ from lazynet.losses import check_labels, masked_cross_entropy, mse, objective
 from lazynet.parameters import Where, selected
 from lazynet.programs import PerFunction
 from lazynet.records import Data
+from lazynet.signatures import Output, flat, one_array, real_weights, with_constants
 from lazynet.training.optimizers import SGD, check_optimizer, step_sizes
 from lazynet.typing import Apply, Array, ArrayLike, Key, LossFn, Params
 

@@ -18,13 +18,13 @@ import optax
 from jax.sharding import NamedSharding
 
 from lazynet import guards
-from lazynet.adapters import real_weights, with_constants
 from lazynet.datasets import check_data
 from lazynet.lazy import check_displacement, lazy_part
 from lazynet.losses import Objective, accuracy, check_labels, masked_cross_entropy
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction
 from lazynet.records import Data, Trajectory
+from lazynet.signatures import real_weights, with_constants
 from lazynet.training.optimizers import SGD, Schedule, UnitRate, check_optimizer, sgd, step_sizes
 from lazynet.training.resume import TrainState, check_curve, check_names, check_state
 from lazynet.training.sharding import first_shards, place, replicated

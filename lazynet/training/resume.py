@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lazynet import guards, trees
-from lazynet.adapters import real_weights
 from lazynet.parameters import Where
 from lazynet.records import Trajectory
+from lazynet.signatures import real_weights
 from lazynet.typing import Params
 
 __all__ = ["TrainState", "check_curve", "check_names", "check_state"]

@@ -124,7 +124,7 @@ def test_every_sound_scale_is_accepted_by_the_alpha_sweep():
 
 
 def test_a_sweep_over_a_bad_value_is_refused_before_the_first_run(tmp_path):
-    from experiments.harness.sweep import grid
+    from experiments.harness.grid import grid
 
     with pytest.raises(ValueError, match="train.epochs got 0"):
         grid(

@@ -197,7 +197,7 @@ def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path
     monkeypatch.setattr(cli, "_set_precision", lambda config: None)  # which would outlast the test
     from experiments import cifar10_alpha_sweep as sweep
     from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
-    from experiments.harness import stored
+    from experiments.harness import docs_data
 
     folders = []
     for alpha in ("1", "inf"):
@@ -205,7 +205,7 @@ def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path
         cli.run("cifar10_alpha_sweep", "smoke", settings, tmp_path / alpha, True)
         folders += (tmp_path / alpha).iterdir()
     runs = _collect().runs_of({}, folders)
-    config = stored.whole(runs)
+    config = docs_data.whole(runs)
     assert config.alphas == (1.0, float("inf"))
     expected = sweep.numbers(config, gathered(config, stored_cells(config, folders)))
-    assert sweep.numbers(config, stored.arrays_of(runs)) == expected
+    assert sweep.numbers(config, docs_data.arrays_of(runs)) == expected

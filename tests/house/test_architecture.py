@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     {"typing"},
     {
-        "adapters",
+        "signatures",
         "guards",
         "trees",
         "files",

@@ -775,7 +775,7 @@ ROWS = {
 
 EXEMPT = {
     "records, which hold what they are given": (
-        "Inputs low_rank.Lora adapters.Complex adapters.OfWeights adapters.OneArray "
+        "Inputs low_rank.Lora signatures.Complex signatures.OfWeights signatures.OneArray "
         "Model Objective Data Gram Trajectory TrainState precision.ComputeIn datasets.Archive "
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
         "insights.Dimension insights.Flatness insights.GaborFit insights.Inversion insights.Separability "
@@ -839,8 +839,8 @@ EXEMPT = {
         "linalg.ritz_values linalg.spectrum_tolerance "
         "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
         "trees.subtract trees.zeros_like trees.differentiable trees.is_complex trees.is_key trees.is_weight "
-        "trees.length parameters.selected low_rank.merged adapters.flat adapters.one_array adapters.real_weights "
-        "adapters.with_constants checkpoints.curve_arrays checkpoints.curve_from "
+        "trees.length parameters.selected low_rank.merged signatures.flat signatures.one_array signatures.real_weights "
+        "signatures.with_constants checkpoints.curve_arrays checkpoints.curve_from "
         "model.child_path model.propagate model.evaluation "
         "model.plain"
     ),

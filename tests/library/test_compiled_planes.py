@@ -10,10 +10,10 @@ from marks import extended, extended_but
 
 import lazynet as ln
 from lazynet.covariance import cpu
-from lazynet.covariance.angles import angle
 from lazynet.covariance.duals import rectifier_dual
 from lazynet.covariance.elementary import Unsupported, elementary
 from lazynet.covariance.expansions import arctangent, exponential
+from lazynet.covariance.small_angles import angle
 from lazynet.kernels.analytic import analytic_kernel
 from lazynet.kernels.blocks import questions_of
 from lazynet.models import special

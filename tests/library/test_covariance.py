@@ -7,7 +7,7 @@ import pytest
 from golden_networks import GOLDEN, network, relative
 from marks import extended
 
-from lazynet.covariance.angles import angle, segment
+from lazynet.covariance.small_angles import angle, segment
 from lazynet.kernels.analytic import analytic_kernel, monte_carlo_kernel
 from lazynet.models.activations import Erf, Gelu, Relu
 from lazynet.models.layers import (

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lazynet.covariance.general.layer_rules import positions_only
 from lazynet.covariance.general.positions import Positions
-from lazynet.covariance.general.rules import positions_only
 from lazynet.typing import Array
 
 __all__ = ["MECHANISMS", "Embedding", "attention_rule", "distances", "weighted_scores"]

@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from lazynet import guards, trees
-from lazynet.adapters import real_weights
 from lazynet.lazy import check_displacement
 from lazynet.models.model import plain
 from lazynet.parameters import Where
+from lazynet.signatures import real_weights
 from lazynet.trees import as_partial
 from lazynet.typing import Apply, ArrayLike, Params
 

@@ -14,9 +14,9 @@ from jax.tree_util import register_dataclass
 from jaxtyping import Complex, Float
 
 from lazynet import guards, trees
-from lazynet.adapters import flat, real_weights
 from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples
 from lazynet.programs import PerFunction, shape_of
+from lazynet.signatures import flat, real_weights
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
 CHUNK = 256

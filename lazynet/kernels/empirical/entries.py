@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
 from lazynet import guards
-from lazynet.adapters import Inputs, flat
 from lazynet.kernels.empirical.arguments import Examples
+from lazynet.signatures import Inputs, flat
 from lazynet.typing import Apply, Array, Params
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from jax import lax
 
 from lazynet import trees
-from lazynet.adapters import flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
@@ -25,6 +24,7 @@ from lazynet.kernels.empirical.arguments import (
 )
 from lazynet.kernels.empirical.layerwise import known_layers
 from lazynet.programs import PerFunction, first_line, refuse_state
+from lazynet.signatures import flat
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, Array, Params
 

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from lazynet.adapters import OneArray
 from lazynet.kernels.empirical.jacobians import Jacobian, Names, Outputs, reduced
 from lazynet.models.model import Evaluation, evaluation
 from lazynet.programs import PerFunction
+from lazynet.signatures import OneArray
 from lazynet.typing import Apply, Array, Params
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import Examples, canonical, check_outputs, count_examples
 from lazynet.programs import PerFunction
+from lazynet.signatures import Output, flat
 from lazynet.typing import Apply, Array, Params
 
 

@@ -9,7 +9,6 @@ import jax
 from jaxtyping import Float, Int
 
 from lazynet import guards
-from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
@@ -26,6 +25,7 @@ from lazynet.kernels.empirical.jacobians import Outputs, chosen_names, parameter
 from lazynet.kernels.empirical.memory import MEMORY, plan
 from lazynet.kernels.empirical.rows import in_memory, in_store
 from lazynet.parameters import Where
+from lazynet.signatures import Output, flat
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, ArrayLike, Params
 

@@ -15,7 +15,6 @@ import numpy as np
 from jax.tree_util import Partial
 
 from lazynet import guards, trees
-from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
@@ -27,6 +26,7 @@ from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.linalg import lanczos, ritz_values
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
+from lazynet.signatures import Output, flat
 from lazynet.typing import Apply, Array, Key, Params
 
 

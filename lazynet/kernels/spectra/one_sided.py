@@ -19,7 +19,6 @@ import numpy as np
 from jaxtyping import Float
 
 from lazynet import guards, trees
-from lazynet.adapters import Output, flat
 from lazynet.kernels.empirical.arguments import (
     Examples,
     canonical,
@@ -33,6 +32,7 @@ from lazynet.kernels.spectra.operators import gaussians, without_means
 from lazynet.kernels.spectra.records import Estimate
 from lazynet.parameters import Where
 from lazynet.programs import shape_of
+from lazynet.signatures import Output, flat
 from lazynet.typing import Apply, Array, Key, Params
 
 

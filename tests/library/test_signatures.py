@@ -14,8 +14,8 @@ from marks import extended
 
 import lazynet as ln
 from lazynet import diagnostics, trees
-from lazynet.adapters import Inputs, real_weights, select
 from lazynet.kernels import empirical
+from lazynet.signatures import Inputs, real_weights, select
 
 KEY = jax.random.key(0)
 N = 6
@@ -80,7 +80,7 @@ def _vector(params):
 
 
 def _joined(outputs):
-    return ln.adapters.one_array(outputs, TOKENS)
+    return ln.signatures.one_array(outputs, TOKENS)
 
 
 def transformed(transform):

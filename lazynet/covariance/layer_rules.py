@@ -9,10 +9,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from lazynet.covariance.angles import safe_sqrt
 from lazynet.covariance.duals import Dual, rectifier_side
 from lazynet.covariance.general.positions import Positions
 from lazynet.covariance.openings import known_where, opening_of_sum
+from lazynet.covariance.small_angles import safe_sqrt
 from lazynet.covariance.state import Kernel, Pointwise
 from lazynet.covariance.windows import Window
 from lazynet.typing import Array
