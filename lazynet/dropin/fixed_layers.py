@@ -19,7 +19,7 @@ from lazynet.covariance.general.layer_rules import (
     routed_rule,
 )
 from lazynet.covariance.layer_rules import layer_norm_rule
-from lazynet.dropin.kernels import inside, outside
+from lazynet.dropin.kernels import inside, kernel_of, outside
 from lazynet.dropin.masks import Bool, Diagonal, parts, whole
 from lazynet.dropin.networks import LAST, Layer, Twin, constructor
 from lazynet.dropin.primitives import check_axes, fixed, placed
@@ -120,10 +120,8 @@ def DotGeneral(
                 "infinite; contract axes of positions."
             )
         if batch in contracted:
-            raise NotImplementedError(
-                "DotGeneral got the axis of examples to contract, expected axes of positions: sum the kernels of the "
-                "examples, weighted by the constant, yourself."
-            )
+            kernel = kernel_of(k).replace(mask1=None, mask2=None)
+            return product.of_kernel(kernel)
         alone = None if contracted else product.map(batch, channel, lambda other: other**2)
         if k.context.get("asked_diagonal") and k.vectors and alone is not None:
             k = k.replace(diagonal=True)
@@ -186,6 +184,17 @@ class _Product(NamedTuple):
         factor = of_other(self.other).astype(x.dtype)
         pair = (factor, x) if self.on_left else (x, factor)
         return lax.dot_general(*pair, self.numbers, self.precision)
+
+    def of_kernel(self, kernel: Any) -> Any:
+        """Covariances of the product where examples are contracted: none are left for a layer to follow."""
+        done = kernel.dot_general(self.other, self.other, self.on_left, self.numbers)
+        shapes = [
+            jax.eval_shape(
+                lambda x: self(x, lambda other: other), jax.ShapeDtypeStruct(shape, float)
+            )
+            for shape in (kernel.shape1, kernel.shape2)
+        ]
+        return done.replace(shape1=shapes[0].shape, shape2=shapes[1].shape)
 
     def after(self, axis: int) -> int:
         """Where an axis of x is in the product."""

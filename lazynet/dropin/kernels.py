@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from lazynet.covariance.general.positions import Positions
+from lazynet.dropin.kernel_algebra import KernelAlgebra
 from lazynet.typing import Array
 
 __all__ = ["Kernel"]
@@ -22,7 +23,7 @@ def _known(default: Any = dataclasses.MISSING) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
+class Kernel(KernelAlgebra):
     """Covariances of two sets of inputs after a layer, with the fields of neural-tangents' `Kernel`.
 
     Attributes:
@@ -33,7 +34,7 @@ class Kernel:
         cov2: Within the second set; None if it is the first.
         x1_is_x2: Whether both sets are equal.
         is_gaussian: Whether activations are Gaussian.
-        is_reversed: Always False here.
+        is_reversed: Whether axes of positions are in the opposite order; layers here never leave them so.
         is_input: Not used.
         diagonal_batch: Whether `cov1` and `cov2` are of each example by itself.
         diagonal_spatial: Whether only equal positions are kept.
@@ -108,16 +109,10 @@ class Kernel:
         )
         return _marked(sized, self._exact and one)
 
-    def __mul__(self, scale: Any) -> Kernel:
-        """Covariances of activations times a number."""
-
-        def square(values):
-            return None if values is None else scale**2 * values
-
-        fields = ("nngp", "ntk", "cov1", "cov2")
-        return self.replace(**{name: square(getattr(self, name)) for name in fields})
-
-    __rmul__ = __mul__
+    def mask(self, mask1: Any, mask2: Any) -> Kernel:
+        """Zeros where a position of either partner is missing."""
+        k = state_of(self.replace(mask1=mask1, mask2=mask2))
+        return kernel_of(k.masked(k.masks)).replace(x1_is_x2=self.x1_is_x2)
 
 
 ARRAYS = ("nngp", "ntk", "cov1", "cov2", "x1_is_x2", "mask1", "mask2")
@@ -153,14 +148,16 @@ def is_kernel(value: Any) -> bool:
     return isinstance(value, (Kernel, Positions))
 
 
-def kernel_of(k: Positions) -> Kernel:
-    """The kernel of a state.
+def kernel_of(k: Positions | Kernel) -> Kernel:
+    """The kernel of a state, or of a kernel itself.
 
     Example:
         >>> from lazynet.covariance.general.positions import position_kernel
         >>> kernel_of(position_kernel(jnp.ones((2, 3)), axes=(0, 1))).shape1
         (2, 3)
     """
+    if isinstance(k, Kernel):
+        return k
     batch, channel = k.context["axes"]
     rank = len(k.shape)
     one = k.own[0] is k.own[1]
@@ -203,6 +200,7 @@ def state_of(kernel: Kernel, **context: Any) -> Positions:
         >>> state_of(kernel).features
         9
     """
+    kernel = kernel.reverse() if kernel.is_reversed else kernel
     shape = tuple(kernel.shape1)
     rank = len(shape) - 2
     axes = kernel.batch_axis % len(shape), kernel.channel_axis % len(shape)
