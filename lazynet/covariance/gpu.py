@@ -121,29 +121,34 @@ class _Plan(NamedTuple):
 
 
 def _plan(steps, shape, canvas):
+    # Triton works on arrays whose sides are powers of two.
     side = max(SMALLEST, 1 << (max(canvas) - 1).bit_length())
     tables = {}
     numbers = {}
     for step in steps:
-        if isinstance(step, Swept) and step not in numbers:
-            taps = together(step.window, step.shape, canvas)
-            each = [_banded(tap, count, side) for tap, count in zip(taps, canvas, strict=True)]
-            numbers[step] = tuple(tables.setdefault(a.tobytes(), (len(tables), a))[0] for a in each)
-    stacked = [a for _, a in tables.values()] or [np.zeros((side, side, side), bool)]
+        if isinstance(step, Pointed) or step in numbers:
+            continue
+        axes = []
+        for taps, count in zip(together(step.window, step.shape, canvas), canvas, strict=True):
+            table = _banded(taps, count, side)
+            # Most layers have the same windows, and each table is stored once.
+            number, _ = tables.setdefault(table.tobytes(), (len(tables), table))
+            axes.append(number)
+        numbers[step] = tuple(axes)
+    stacked = [table for _, table in tables.values()] or [np.zeros((side, side, side), bool)]
     inside = np.zeros((2, side, side), bool)
     for axis, (n, count) in enumerate(zip(shape, canvas, strict=True)):
         inside[axis, :count, :count] = live(n, count)
     keys = _keys(steps)
-    segments = tuple(_segments(steps, [key for key, _ in keys]))
+    segments = []
+    start = 0
+    for length, times in repetitions([key for key, _ in keys]):
+        segments.append((tuple(steps[start : start + length]), times))
+        start += length * times
+    trained = bool(keys) and keys[-1][1]
+    with_sides = _with_sides(steps)
     return _Plan(
-        segments,
-        _with_sides(steps),
-        np.stack(stacked),
-        numbers,
-        inside,
-        canvas,
-        side,
-        bool(keys) and keys[-1][1],
+        tuple(segments), with_sides, np.stack(stacked), numbers, inside, canvas, side, trained
     )
 
 
@@ -153,7 +158,7 @@ def _keys(steps):
     trained = False
     for step in steps:
         key, after = (step, trained) if isinstance(step, Swept) else _key(step.op, trained)
-        keys.append(((trained, key) if key is not None else None, after))
+        keys.append((None if key is None else (trained, key), after))
         trained = after
     return keys
 
@@ -165,38 +170,30 @@ def _key(op, trained):
         return op.pair(op.side(q1), op.side(q2), nngp, ntk, None)[:2]
 
     closed, out = jax.make_jaxpr(pair, return_shape=True)(one, one, one, one if trained else None)
+    # Equal programs differ in the addresses of the functions in them.
     key = None if closed.consts else re.sub("0x[0-9a-f]+", "", str(closed))
     return key, out[1] is not None
 
 
-def _segments(steps, keys):
-    """Steps and how often they follow each other."""
-    at = 0
-    for length, times in repetitions(keys):
-        yield tuple(steps[at : at + length]), times
-        at += length * times
-
-
 def _with_sides(steps):
     one = jax.ShapeDtypeStruct((), jnp.float32)
-    counts = {
-        step: len(jax.eval_shape(step.op.side, one)) for step in steps if isinstance(step, Pointed)
-    }
+    counts = {}
+    for step in steps:
+        if isinstance(step, Pointed):
+            counts[step] = len(jax.eval_shape(step.op.side, one))
     return {step: count for step, count in counts.items() if count}
 
 
 def _banded(taps: Taps, count: int, side: int) -> np.ndarray:
     """Matrices `[displacement, to, from]` of a sum over windows along one axis."""
     table = np.zeros((side, side, side), bool)
-    index = np.arange(count)
+    to = np.arange(count)
     for t, masks in enumerate(taps.masks[:, 0]):
-        source = index + t - taps.before
-        source, inside = (
-            (source % count, index >= 0)
-            if taps.wrap
-            else (source, (0 <= source) & (source < count))
-        )
-        table[:count, index[inside], source[inside]] |= masks[:, inside]
+        source = to + t - taps.before
+        if taps.wrap:
+            source = source % count
+        inside = (0 <= source) & (source < count)
+        table[:count, to[inside], source[inside]] |= masks[:, inside]
     return table
 
 
@@ -211,11 +208,12 @@ def _who_meets(lanes, images):
 
 def _stacked(images, plan, which):
     """Pixels and what steps need of variances, `[array, n, side, side]`; beyond the images zeros or their border."""
-    sides = [a for step in plan.with_sides for a in step.op.side(step.before[which]().nngp)]
-    pixels = [_squared(a, plan.side, "constant") for a in jnp.transpose(images, (3, 1, 2, 0))]
-    return jnp.transpose(
-        jnp.stack([*pixels, *(_squared(a, plan.side, "edge") for a in sides)]), (0, 3, 1, 2)
-    )
+    channels = jnp.transpose(images, (3, 1, 2, 0))
+    arrays = [_squared(channel, plan.side, "constant") for channel in channels]
+    for step in plan.with_sides:
+        variances = step.before[which]().nngp
+        arrays += [_squared(a, plan.side, "edge") for a in step.op.side(variances)]
+    return jnp.transpose(jnp.stack(arrays), (0, 3, 1, 2))
 
 
 def _squared(a, side, mode):
@@ -229,8 +227,8 @@ def _wrapped(a, plan):
 
 
 def _call(plan, channels, first, second, who, same, interpret):
-    (height, width), pairs = plan.canvas, len(who[0])
-    each = -(-height * width // CHUNKS)
+    pairs = len(who[0])
+    each = -(-math.prod(plan.canvas) // CHUNKS)
     tables = [jnp.asarray(plan.tables, jnp.bfloat16), jnp.asarray(plan.inside, first.dtype)]
     return pl.pallas_call(
         functools.partial(_kernel, plan, channels, each, same),
@@ -250,18 +248,25 @@ def _compiler_params():
 def _kernel(plan, channels, each, same, who1, who2, first, second, tables, inside, out):
     pair = pl.program_id(0)
     chunk = pl.program_id(1)
-    i, j, (height, width) = who1[pair], who2[pair], plan.canvas
+    i = who1[pair]
+    j = who2[pair]
+    height, width = plan.canvas
 
     def add(step, total):
         at = chunk * each + step
         p = at // width
         q = at % width
-        load = (
-            (lambda n: first[n, i]),
-            (lambda n: second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)]),
-        )
-        matrices = [[tables[t, d] for t in range(len(plan.tables))] for d in (p, q)]
-        planes = _through(plan, channels, load, matrices)
+
+        def read_first(n):
+            return first[n, i]
+
+        def read_second(n):
+            return second[n, j, pl.ds(p, plan.side), pl.ds(q, plan.side)]
+
+        rows = [tables[t, p] for t in range(len(plan.tables))]
+        columns = [tables[t, q] for t in range(len(plan.tables))]
+        planes = _through(plan, channels, read_first, read_second, rows, columns)
+        # The last chunk may go beyond the last displacement, and the displacement zero may have exact values.
         wanted = (at < height * width) & (at >= int(same))
         mask = jnp.where(wanted, inside[0, p][:, None] * inside[1, q][None, :], 0)
         return tuple(
@@ -274,10 +279,11 @@ def _kernel(plan, channels, each, same, who1, who2, first, second, tables, insid
         out[k, pair, chunk] = value
 
 
-def _through(plan, channels, load, matrices):
+def _through(plan, channels, read_first, read_second, rows, columns):
     """The planes `(nngp, ntk)` of one displacement after all steps."""
-    planes = sum(math.prod(read(k) for read in load) for k in range(channels)) / channels, None
-    done = channels
+    products = [read_first(k) * read_second(k) for k in range(channels)]
+    planes = (sum(products) / channels, None)
+    done = channels  # arrays read so far: pixels come first, then what each step needs of variances
     for steps, times in plan.segments:
         needed = sum(plan.with_sides.get(step, 0) for step in steps)
 
@@ -286,15 +292,14 @@ def _through(plan, channels, load, matrices):
             for step in steps:
                 if isinstance(step, Swept):
                     planes = tuple(
-                        None if a is None else _swept(a, step, plan, matrices) for a in planes
+                        None if a is None else _swept(a, step, plan, rows, columns) for a in planes
                     )
-                else:
-                    own = [
-                        tuple(read(n + k) for k in range(plan.with_sides.get(step, 0)))
-                        for read in load
-                    ]
-                    planes = step.op.pair(*own, *planes, None)[:2]
-                    n = n + len(own[0])
+                    continue
+                count = plan.with_sides.get(step, 0)
+                side1 = tuple(read_first(n + k) for k in range(count))
+                side2 = tuple(read_second(n + k) for k in range(count))
+                planes = step.op.pair(side1, side2, *planes, None)[:2]
+                n = n + count
             return planes
 
         planes = segment(0, planes) if times == 1 else lax.fori_loop(0, times, segment, planes)
@@ -302,17 +307,18 @@ def _through(plan, channels, load, matrices):
     return planes
 
 
-def _swept(a, step, plan, matrices):
+def _swept(a, step, plan, rows, columns):
     """`rows a columns^T / size` with matrices of zeros and ones.
 
     Each product is exact; its half keeps the compiler from adding the three in the tensor cores,
     which truncate.
     """
-    rows, columns = (matrices[axis][n] for axis, n in enumerate(plan.numbers[step]))
-    down = sum(jnp.dot(rows, part, preferred_element_type=jnp.float32) / 2 for part in _parts(a))
-    return sum(_across(part, columns) / 2 for part in _parts(down)) * (
-        4 / math.prod(step.window.size)
-    )
+    row_table, column_table = plan.numbers[step]
+    down = [
+        jnp.dot(rows[row_table], part, preferred_element_type=jnp.float32) / 2 for part in _parts(a)
+    ]
+    across = [_across(part, columns[column_table]) / 2 for part in _parts(sum(down))]
+    return sum(across) * (4 / math.prod(step.window.size))
 
 
 def _across(a, columns):
