@@ -62,18 +62,17 @@ class Chain(NamedTuple):
         if len(every) <= len(others) or any(chain.images is not self.images for chain in every):
             return None
         shared = 0
-        while all(len(chain.steps) > shared for chain in every) and all(
-            chain.steps[shared] is self.steps[shared] for chain in every
-        ):
+        for step, *same in zip(*(chain.steps for chain in every), strict=False):
+            if any(other is not step for other in same):
+                break
             shared += 1
         tails = tuple(chain.steps[shared:] for chain in every)
         return self._replace(steps=(*self.steps[:shared], Joined(tails)))
 
     def moments(self) -> list[tuple]:
         """The moments of both sets before each step that maps pairs of positions."""
-        return [
-            tuple(own() for own in step.before) for step in self.steps if isinstance(step, Pointed)
-        ]
+        pointed = [step for step in self.steps if isinstance(step, Pointed)]
+        return [tuple(moments() for moments in step.before) for step in pointed]
 
 
 def walked(steps: Sequence[Step]) -> Iterator[Pointed | Swept]:

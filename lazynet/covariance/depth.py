@@ -66,7 +66,10 @@ def _through_vectors(rules, k):
     for block, times in _blocks(_steps(rules, k)):
         last = block[-1].after
         run = functools.partial(_run, [step.rule for step in block], k)
-        arrays = _looped(run, times, _arrays(k)) if times > 1 else _fenced(run, _arrays(k))
+        if times > 1:
+            arrays = _looped(run, times, _arrays(k))
+        else:
+            arrays = _fenced(run, _arrays(k))
         k = _restored(last, arrays)
     return k
 
@@ -96,11 +99,11 @@ def _fenced(run, arrays):
 
 def _blocks(steps) -> Iterator[tuple[list[_Step], int]]:
     """Blocks that repeat with how often they do, and pieces of what does not."""
-    at = 0
+    start = 0
     piece = []
     for length, times in repetitions([step.key for step in steps]):
-        block = list(steps[at : at + length])
-        at += length * times
+        block = list(steps[start : start + length])
+        start += length * times
         if times == 1:
             piece += block
         if piece and (times > 1 or len(piece) >= PIECE):
@@ -118,6 +121,7 @@ def _steps(rules, k):
     programs = []
     numbers = {}
     for rule in rules:
+        # A program returns arrays alone: what else the state after the rule knows is kept beside it.
         states = [k]
 
         def mapped(arrays, rule=rule, states=states):
@@ -127,6 +131,7 @@ def _steps(rules, k):
         program, shapes = jax.make_jaxpr(mapped, return_shape=True)(_arrays(k))
         after = _restored(states[1], shapes)
         key = _text(program), _constants(program), _facts(k), _facts(after)
+        # Texts are long, and blocks are compared many times: equal ones get one number.
         steps.append(_Step(rule, after, numbers.setdefault(key, len(numbers))))
         programs.append(program)  # kept until here, since traced constants are compared by identity
         k = after
@@ -134,6 +139,7 @@ def _steps(rules, k):
 
 
 def _text(program):
+    """What a program computes; the addresses of functions in it are those of this process."""
     return re.sub("0x[0-9a-f]+", "", str(program.jaxpr))
 
 

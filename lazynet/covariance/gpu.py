@@ -208,11 +208,13 @@ def _who_meets(lanes, images):
 
 def _stacked(images, plan, which):
     """Pixels and what steps need of variances, `[array, n, side, side]`; beyond the images zeros or their border."""
-    channels = jnp.transpose(images, (3, 1, 2, 0))
-    arrays = [_squared(channel, plan.side, "constant") for channel in channels]
+    sides = []
     for step in plan.with_sides:
         variances = step.before[which]().nngp
-        arrays += [_squared(a, plan.side, "edge") for a in step.op.side(variances)]
+        sides += step.op.side(variances)
+    channels = jnp.transpose(images, (3, 1, 2, 0))
+    arrays = [_squared(channel, plan.side, "constant") for channel in channels]
+    arrays += [_squared(side, plan.side, "edge") for side in sides]
     return jnp.transpose(jnp.stack(arrays), (0, 3, 1, 2))
 
 
@@ -281,8 +283,11 @@ def _kernel(plan, channels, each, same, who1, who2, first, second, tables, insid
 
 def _through(plan, channels, read_first, read_second, rows, columns):
     """The planes `(nngp, ntk)` of one displacement after all steps."""
-    products = [read_first(k) * read_second(k) for k in range(channels)]
-    planes = (sum(products) / channels, None)
+
+    def product(channel):
+        return math.prod(read(channel) for read in (read_first, read_second))
+
+    planes = (sum(map(product, range(channels))) / channels, None)
     done = channels  # arrays read so far: pixels come first, then what each step needs of variances
     for steps, times in plan.segments:
         needed = sum(plan.with_sides.get(step, 0) for step in steps)
@@ -314,11 +319,11 @@ def _swept(a, step, plan, rows, columns):
     which truncate.
     """
     row_table, column_table = plan.numbers[step]
-    down = [
+    down = sum(
         jnp.dot(rows[row_table], part, preferred_element_type=jnp.float32) / 2 for part in _parts(a)
-    ]
-    across = [_across(part, columns[column_table]) / 2 for part in _parts(sum(down))]
-    return sum(across) * (4 / math.prod(step.window.size))
+    )
+    across = sum(_across(part, columns[column_table]) / 2 for part in _parts(down))
+    return across * (4 / math.prod(step.window.size))
 
 
 def _across(a, columns):

@@ -170,13 +170,10 @@ class Request:
         rows = {}
         for key, table in self.tables.items():
             axis, step, _ = key
-            rows[key] = _row(table.astype(self.dtype), step * (p, q)[axis])
+            index = step * (p, q)[axis]
+            table = table.astype(self.dtype)
+            if isinstance(index, int):
+                rows[key] = table[index]
+            else:
+                rows[key] = lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
         return Displacement(p, q, rows)
-
-
-def _row(table, index):
-    return (
-        table[index]
-        if isinstance(index, int)
-        else lax.dynamic_index_in_dim(jnp.asarray(table), index, keepdims=False)
-    )

@@ -35,12 +35,13 @@ def as_pairs(planes: Array, shape: Size) -> Array:
 
 def as_plane(pairs: Array, p: Any, q: Any, canvas: Size) -> Array:
     """The plane of a displacement on a canvas; pairs of positions outside the images repeat the border."""
-    at = [np.arange(c, dtype=np.int32) for c in canvas]
-    rows, columns = (np.minimum(i, n - 1) for i, n in zip(at, pairs.shape[:2], strict=True))
-    below, right = (
-        jnp.minimum((i + d) % c, n - 1)
-        for i, d, c, n in zip(at, (p, q), canvas, pairs.shape[:2], strict=True)
-    )
+    height, width = pairs.shape[:2]
+    i = np.arange(canvas[0], dtype=np.int32)
+    j = np.arange(canvas[1], dtype=np.int32)
+    rows = np.minimum(i, height - 1)
+    columns = np.minimum(j, width - 1)
+    below = jnp.minimum((i + p) % canvas[0], height - 1)
+    right = jnp.minimum((j + q) % canvas[1], width - 1)
     return pairs[rows[:, None], columns[None, :], below[:, None], right[None, :]]
 
 
@@ -62,9 +63,8 @@ def apart_everywhere(pairs: Array, window: Window, scale: float) -> Array:
 
 def _positions(shape: Size, window: Window) -> list[list[np.ndarray]]:
     """For each axis and each tap of the window, the position it reads for every output."""
-    sizes = zip(
-        shape, window.out(shape), window.size, window.strides, window.before(shape), strict=True
-    )
-    return [
-        [(s * np.arange(out) + t - before) % n for t in range(k)] for n, out, k, s, before in sizes
-    ]
+    positions = []
+    for axis, (n, out) in enumerate(zip(shape, window.out(shape), strict=True)):
+        first = window.strides[axis] * np.arange(out) - window.before(shape)[axis]
+        positions.append([(first + tap) % n for tap in range(window.size[axis])])
+    return positions

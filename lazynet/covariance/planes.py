@@ -77,6 +77,7 @@ class Planes:
 
         Those after it are the exact results for d = 0 of an image with itself.
         """
+        # A set that meets itself has one side, which is the first and the last.
         sides = [
             functools.cache(lambda moments=moments: op.side(moments().nngp))
             for moments in dict.fromkeys(before)
@@ -105,10 +106,9 @@ class Planes:
 
         def build(request):
             if not window.periodic_on(self.shape, request.canvas):
-                alone = request.zero and _averaged_at_zero(self, request, window)
-                return alone or _rewritten(
-                    self, request, lambda pairs: together_everywhere(pairs, window)
-                )
+                if request.zero:
+                    return _averaged_at_zero(self, request, window)
+                return _rewritten(self, request, lambda pairs: together_everywhere(pairs, window))
             below = self.build(request.finer(window.strides))
             canvas = request.canvas
             size = math.prod(window.size)
@@ -117,9 +117,10 @@ class Planes:
             column_keys = [request.mask(1, table[0]) for table in taps[1].masks]
 
             def plane(at):
-                masks = [[at.mask(key) for key in keys] for keys in (row_keys, column_keys)]
+                rows = [at.mask(key) for key in row_keys]
+                columns = [at.mask(key) for key in column_keys]
                 values = below(at.finer(window.strides))
-                return values.map(lambda a: slide(a, taps, masks, canvas) / size)
+                return values.map(lambda a: slide(a, taps, [rows, columns], canvas) / size)
 
             return plane
 
@@ -138,6 +139,8 @@ class Planes:
                 return _rewritten(
                     self, request, lambda pairs: apart_everywhere(pairs, window, scale)
                 )
+            # One pooled plane needs a finer plane for each move of one window against the other; all
+            # pooled planes need every finer plane, and are evaluated by going through these once.
             moves = math.prod(2 * k - 1 for k in window.size)
             canvas = request.finer(window.strides).canvas
             pull = request.single and moves < math.prod(canvas)
@@ -183,12 +186,12 @@ class Planes:
             raise ValueError(
                 f"a window does not fit an image of {self.shape}: use smaller windows or fewer of them."
             )
+        # The canvas of a layer is `strides` times as large before it, and has to hold the one there.
         height, width = (
             max(n, -(-m // s)) for n, m, s in zip(shape, self.canvas, strides, strict=True)
         )
-        return Planes(
-            shape, (height, width), self.dtype, _shared(build), (*self.needs, *needs), chain
-        )
+        needs = (*self.needs, *needs)
+        return Planes(shape, (height, width), self.dtype, _shared(build), needs, chain)
 
 
 class _Tiled(NamedTuple):
@@ -310,24 +313,26 @@ def _averaged_at_zero(planes, request, window):
 
 
 def _shared(build):
-    """Prepares a recipe once per request and evaluates it once per displacement."""
+    """Prepares a recipe once per request and evaluates it once per displacement.
+
+    Residual branches ask for the layers in front of them twice.
+    """
 
     def prepared(request):
         key = build, request.canvas
         if key not in request.prepared:
-            request.prepared[key] = _once_per_plane(build(request))
+            request.prepared[key] = once_per_displacement(build(request))
         return request.prepared[key]
 
+    def once_per_displacement(plane):
+        def value(at):
+            if plane not in at.values:
+                at.values[plane] = plane(at)
+            return at.values[plane]
+
+        return value
+
     return prepared
-
-
-def _once_per_plane(plane):
-    def value(at):
-        if plane not in at.values:
-            at.values[plane] = plane(at)
-        return at.values[plane]
-
-    return value
 
 
 def _placed(a, canvas, *, zeros=False):
@@ -337,6 +342,7 @@ def _placed(a, canvas, *, zeros=False):
 
 
 def _doubled(a, request):
+    """An array repeated along both axes: its cyclic shifts are then parts of it, which need no gather."""
     return a if request.zero else jnp.tile(a, (2, 2, 1))
 
 
@@ -346,6 +352,7 @@ def _shifted(a, at, request):
 
 
 def _exact_at_zero(at, exact, values):
+    """Each position with itself has correlation one, of which its own formulas know and rounded products do not."""
     if isinstance(at.p, int) and isinstance(at.q, int):
         return exact if at.p == at.q == 0 else values
     here = (at.p == 0) & (at.q == 0)

@@ -71,13 +71,19 @@ class Vectors(NamedTuple):
     def _opening_of_sum(self, every, nngp, moments):
         if any(v.opening is None for v in every):
             return None
-        variances = [[side().nngp for side in sides] for sides in moments]
-        inverses = [rectifier_side(sum(side))[1] for side in zip(*variances, strict=True)]  # pyright: ignore[reportArgumentType]
+        first = []
+        second = []
+        for moments1, moments2 in moments:
+            first.append(moments1().nngp)
+            second.append(moments2().nngp)
+        _, inverse1 = rectifier_side(sum(first))
+        _, inverse2 = rectifier_side(sum(second))
         parts = []
-        for v, sides in zip(every, variances, strict=True):
-            shares = [safe_sqrt(q) * inverse for q, inverse in zip(sides, inverses, strict=True)]
-            parts.append((*self.spread(*shares), v.opening))
-        row, column = self.spread(*inverses)
+        for v, q1, q2 in zip(every, first, second, strict=True):
+            share1 = safe_sqrt(q1) * inverse1
+            share2 = safe_sqrt(q2) * inverse2
+            parts.append((*self.spread(share1, share2), v.opening))
+        row, column = self.spread(inverse1, inverse2)
         return known_where(row * column > 0, opening_of_sum(parts), 0.0)
 
 
@@ -303,7 +309,8 @@ def _vectors(x1, x2, lanes):
 
 def _images(x1, x2, lanes):
     # both sets in one array: what is done to each by itself is then one program, not two
-    both, parts = (x1, _WHOLE) if x1 is x2 else (jnp.concatenate([x1, x2]), _halves(x1, x2))
+    both = x1 if x1 is x2 else jnp.concatenate([x1, x2])
+    parts = _WHOLE if x1 is x2 else _halves(x1, x2)
     variance = jnp.transpose(jnp.mean(both * both, axis=-1), (1, 2, 0))
     own = Side(lambda: Covariance(variance, None), source(both, both))
     return Kernel(source(x1, x2), own, parts, features=x1.shape[-1], lanes=lanes)

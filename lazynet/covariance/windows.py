@@ -140,14 +140,14 @@ def padded(x: Array, taps: list[Taps], canvas: Size) -> Array:
 
 def summed(x: Array, taps: Taps, masks: Sequence[Mask], count: int, axis: int) -> Array:
     """Sum over windows of a padded array along one axis, of which `count` outputs are kept."""
-    stop = taps.stride * (count - 1) + 1
     stride = taps.stride
-    parts = [
-        masked(lax.slice_in_dim(x, t, t + stop, stride, axis), mask, axis)
-        for t, mask in enumerate(masks)
-        if mask is not False
-    ]
-    return functools.reduce(jnp.add, parts)
+    stop = stride * (count - 1) + 1
+    terms = []
+    for t, mask in enumerate(masks):
+        if mask is not False:
+            term = lax.slice_in_dim(x, t, t + stop, stride, axis)
+            terms.append(masked(term, mask, axis))
+    return functools.reduce(jnp.add, terms)
 
 
 def moving_mean(variances: Array, window: Window) -> Array:
@@ -165,9 +165,8 @@ def moving_mean(variances: Array, window: Window) -> Array:
         t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap)
         for t, b in zip(taps, before, strict=True)
     ]
-    return slide(variances, taps, [t.at(0) for t in taps], window.out(shape)) / math.prod(
-        window.size
-    )
+    sums = slide(variances, taps, [t.at(0) for t in taps], window.out(shape))
+    return sums / math.prod(window.size)
 
 
 def live(n: int, canvas: int) -> np.ndarray:
@@ -188,44 +187,52 @@ def masked(x: Array, mask: Mask, axis: int) -> Array:
         >>> masked(jnp.ones((2, 1, 1)), np.array([True, False]), 0).ravel().tolist()
         [1.0, 0.0]
     """
-    return (
-        x
-        if mask is None
-        else x * jnp.expand_dims(jnp.asarray(mask, x.dtype), (1, 2) if axis == 0 else (0, 2))
-    )
+    if mask is None:
+        return x
+    other_axes = (1, 2) if axis == 0 else (0, 2)
+    return x * jnp.expand_dims(jnp.asarray(mask, x.dtype), other_axes)
 
 
 def _taps(window, shape, canvas, axis, moves):
+    """Terms along one axis, `moves[t]` being the moves of the other window at which term t is asked for."""
     n = shape[axis]
     count = canvas[axis]
+    size = window.size[axis]
     stride = window.strides[axis]
     before = window.before(shape)[axis]
     out = window.out(shape)[axis]
     wrap = window.padding == "CIRCULAR"
     index = np.arange(count)
+    partner = (index[None, :] + index[:, None]) % count
 
     def position(t):
         return stride * index + t - before
 
     def inside(t):
-        fits = (0 <= t < window.size[axis]) & (index < out)
-        return fits & (np.ones_like(fits) if wrap else (0 <= position(t)) & (position(t) < n))
+        """Whether term t of the window at each output lies in the window and in the image."""
+        fits = (0 <= t < size) & (index < out)
+        return fits if wrap else fits & (0 <= position(t)) & (position(t) < n)
 
-    partner = (index[None, :] + index[:, None]) % count
-    padded = [(position(t) < 0) | (position(t) >= count * stride) for t in range(window.size[axis])]
-    masks = [
-        [(inside(t)[None, :] & inside(t + e)[partner]) | (padded[t] & (not wrap)) for e in group]
-        for t, group in enumerate(moves)
-    ]
-    return Taps(np.array(masks), stride, before, window.size[axis], wrap)
+    masks = []
+    for t, at_term in enumerate(moves):
+        # Zeros stand beyond the canvas: a term from there is nothing, whether masked or not, and a
+        # mask that is true everywhere costs nothing.
+        is_zero = (position(t) < 0) | (position(t) >= count * stride)
+        first = inside(t)[None, :]
+        masks.append([(first & inside(t + e)[partner]) | (is_zero & (not wrap)) for e in at_term])
+    return Taps(np.array(masks), stride, before, size, wrap)
 
 
 def _entry(mask, index):
+    """`mask[index]` of which some indices may be traced; None where all is true, False where nothing is."""
     for i in index:
-        if isinstance(mask, np.ndarray) and mask.all():
+        known = isinstance(mask, np.ndarray)
+        if known and mask.all():
             return None
-        if isinstance(mask, np.ndarray) and not mask.any():
+        if known and not mask.any():
             return False
-        static = isinstance(mask, np.ndarray) and isinstance(i, int)
-        mask = mask[i] if static else lax.dynamic_index_in_dim(jnp.asarray(mask), i, keepdims=False)
+        if known and isinstance(i, int):
+            mask = mask[i]
+        else:
+            mask = lax.dynamic_index_in_dim(jnp.asarray(mask), i, keepdims=False)
     return mask

@@ -123,11 +123,9 @@ def attention_rule(
         size = math.prod(k.shape)
 
         def weights(i):
-            own = (
-                seen.own[i]
-                if not k.whole
-                else jnp.moveaxis(jnp.diagonal(seen.own[i], axis1=0, axis2=1), -1, 0)
-            )
+            own = seen.own[i]
+            if k.whole:  # pairs of examples, of which each attends to itself alone
+                own = jnp.moveaxis(jnp.diagonal(own, axis1=0, axis2=1), -1, 0)
             missing = None if k.masks[i] is None else k.masks[i].reshape(-1, size)
             return weighted_scores(mechanism, QK_std * own.reshape(-1, size, size), missing)
 
@@ -139,10 +137,13 @@ def attention_rule(
 
         attended = valued.transported("GlobalSelfAttention", attend, lambda mask, _: mask)
         moved = attended.mapped(lambda values, axes: OV_std**2 * values)
-        ntk = moved.nngp * 2 if moved.ntk is None else moved.ntk + 2 * moved.nngp
-        done = moved.mapped(lambda values, axes: values + b2)
-        ntk = ntk + b2 if k.trained else None if moved.ntk is None else moved.ntk
-        return done.replace(ntk=ntk, gaussian=True, fresh=True).masked(k.masks)
+        after = moved.mapped(lambda values, axes: values + b2)
+        ntk = moved.ntk
+        if k.trained:
+            # The weights of values and those of outputs add what they compute, each once.
+            own = 2 * moved.nngp
+            ntk = (own if ntk is None else ntk + own) + b2
+        return after.replace(ntk=ntk, gaussian=True, fresh=True).masked(k.masks)
 
     return rule
 
@@ -155,9 +156,8 @@ def _embedded(k, embedding):
     pairs = embedding.covariance(k.shape).reshape(*k.shape, *k.shape).astype(k.nngp.dtype)
 
     def joined(values, axes):
-        return inputs * values + places * jnp.expand_dims(
-            pairs, tuple(range(values.ndim - pairs.ndim))
-        )
+        examples = tuple(range(values.ndim - pairs.ndim))
+        return inputs * values + places * jnp.expand_dims(pairs, examples)
 
     seen = k.mapped(joined)
     if k.ntk is None and k.trained:
@@ -174,18 +174,23 @@ def _squared(k, seen, valued, scale, b2):
 
     batch = 2 if k.whole else 1
     scores = inner(seen.nngp, valued.nngp, 2)
-    own = tuple(
-        scale * inner(a, b, batch) * a + b2 for a, b in zip(seen.own, valued.own, strict=True)
-    )
+
+    def own(i):
+        variances = seen.own[i]
+        return scale * inner(variances, valued.own[i], batch) * variances + b2
+
     tangent = jnp.zeros_like(seen.nngp) if seen.ntk is None else seen.ntk
     values = jnp.zeros_like(seen.nngp) if valued.ntk is None else valued.ntk
+    # By the product rule: scores change with keys and queries, values with their own weights, and
+    # each of the four matrices of weights adds what the layer computes.
     moved = inner(seen.nngp, values, 2) + inner(valued.nngp, tangent, 2)
     ntk = moved * seen.nngp + scores * (tangent + 4 * seen.nngp)
-    done = k.replace(
+    first = own(0)
+    after = k.replace(
         nngp=scale * scores * seen.nngp + b2,
         ntk=scale * ntk + b2 if k.trained else None,
-        own=(own[0], own[0]) if k.own[0] is k.own[1] else own,
+        own=(first, first if k.own[0] is k.own[1] else own(1)),
         gaussian=True,
         fresh=True,
     )
-    return done.masked(k.masks)
+    return after.masked(k.masks)

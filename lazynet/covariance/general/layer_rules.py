@@ -143,11 +143,15 @@ def product_rule(kernels: Sequence[Any]) -> Positions:
         if k.ntk is not None:
             others = [other.nngp for j, other in enumerate(kernels) if j != i]
             tangents.append(functools.reduce(jnp.multiply, others, k.ntk))
-    own = tuple(functools.reduce(jnp.multiply, [k.own[i] for k in kernels]) for i in (0, 1))
+
+    def own(i):
+        return functools.reduce(jnp.multiply, [k.own[i] for k in kernels])
+
+    first = own(0)
     product = head.replace(
         nngp=functools.reduce(jnp.multiply, [k.nngp for k in kernels]),
         ntk=functools.reduce(jnp.add, tangents) if tangents else None,
-        own=(own[0], own[0]) if head.own[0] is head.own[1] else own,
+        own=(first, first if head.own[0] is head.own[1] else own(1)),
         gaussian=len(kernels) == 1 and head.gaussian,
         fresh=False,
         positive=all(k.positive for k in kernels),

@@ -314,9 +314,8 @@ class Positions:
         return equal_entries(values, 2 if self.whole else 1, self.diagonal)
 
     def _paired(self, op, sides, nngp, ntk, batch):
-        rows, columns = (
-            [self._spread(a, place, batch) for a in side] for place, side in enumerate(sides)
-        )
+        rows = [self._spread(a, 0, batch) for a in sides[0]]
+        columns = [self._spread(a, 1, batch) for a in sides[1]]
         return op.pair(rows, columns, nngp, ntk, None)[:2]
 
     def _spread(self, a, place, batch):
@@ -393,7 +392,8 @@ def joint_masks(kernels: Sequence[Positions]) -> Masks:
         missing = any(mask is None for mask in masks)
         return None if missing else functools.reduce(jnp.logical_and, masks)
 
-    first, second = (joint([k.masks[i] for k in kernels]) for i in (0, 1))
+    first = joint([k.masks[0] for k in kernels])
+    second = joint([k.masks[1] for k in kernels])
     return first, second
 
 
