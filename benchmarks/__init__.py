@@ -8,6 +8,7 @@ from __future__ import annotations
 
 GROUPS = (
     "kernels",
+    "positions",
     "first_calls",
     "empirical",
     "scattering",

@@ -191,6 +191,22 @@ def benchmark_tables() -> str:
     return "\n\n".join(["## Measured", "\n".join(conditions), *tables])
 
 
+def cpu_times(name: str) -> str:
+    """CPU times of a stored result of `python -m benchmarks`, program beside program, and its conditions."""
+    from benchmarks import report
+
+    result = read(name)
+    rows = []
+    for case, group in itertools.groupby(report.rows(result), key=lambda row: row.case):
+        ours, theirs = group
+        times = [row.cpu_s / row.entries for row in (ours, theirs)]
+        ratio = f"{times[1] / times[0]:.2g}"
+        rows.append([case, *map(report.seconds, times), ratio])
+    conditions = "; ".join(report.conditions(result).values())
+    header = ["case", ours.program, theirs.program, "ratio"]
+    return f"{table(header, rows)}\n\nMeasured: {conditions}."
+
+
 def public_names() -> str:
     """Every name of `import lazynet`, its home and its first sentence."""
     import lazynet
