@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -192,18 +193,19 @@ def benchmark_tables() -> str:
 
 
 def cpu_times(name: str) -> str:
-    """CPU times of a stored result of `python -m benchmarks`, program beside program, and its conditions."""
+    """CPU times and memory of a stored result of `python -m benchmarks`, of two programs, and its conditions."""
     from benchmarks import report
 
     result = read(name)
     rows = []
     for case, group in itertools.groupby(report.rows(result), key=lambda row: row.case):
-        ours, theirs = group
-        times = [row.cpu_s / row.entries for row in (ours, theirs)]
+        pair = list(group)
+        times = [row.cpu_s / row.entries for row in pair]
+        memory = [report.amount(row.bytes) for row in pair]
         ratio = f"{times[1] / times[0]:.2g}"
-        rows.append([case, *map(report.seconds, times), ratio])
+        rows.append([case, *map(report.seconds, times), ratio, " and ".join(memory)])
     conditions = "; ".join(report.conditions(result).values())
-    header = ["case", ours.program, theirs.program, "ratio"]
+    header = ["case", *(row.program for row in pair), "ratio", "memory"]
     return f"{table(header, rows)}\n\nMeasured: {conditions}."
 
 
@@ -351,5 +353,5 @@ GENERATORS = {
             public_names,
         )
     },
-    **{each.__name__: each for each in (benchmark_sections, benchmark_tables)},
+    **{each.__name__: each for each in (benchmark_sections, benchmark_tables, cpu_times)},
 }
