@@ -32,10 +32,10 @@ from lazynet.training.step import (
     Augment,
     Plan,
     Source,
-    advance,
     check_plan,
     placed_data,
     placed_order,
+    stepper,
 )
 from lazynet.typing import Array, Params
 
@@ -309,6 +309,8 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
     time = state.time
     params, opt_state = _copied((params, state.opt_state))
     objective, params, opt_state = place((objective, params, opt_state), everywhere)
+    leaves, structure = jax.tree.flatten((params, opt_state))
+    advance = stepper(plan, objective, structure)
     damping = 1 - getattr(plan.optimizer, "momentum", 0.0)
     n = len(data.y)
     per_epoch = n // plan.batch_size
@@ -320,10 +322,10 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
                 epoch = step // per_epoch
                 source = source._replace(order=placed_order(plan, key, epoch, n))
             rate = learning_rate(step)
-            params, opt_state = advance(plan, objective, params, opt_state, source, step, rate)
+            leaves = advance(leaves, source, step, rate)
             step = step + 1
             time = time + rate / damping
-        weights, copied_state = _copied(_local(plan, (params, opt_state)))
+        weights, copied_state = _copied(_local(plan, jax.tree.unflatten(structure, leaves)))
         yield TrainState(step, time, with_constants(weights, function), copied_state)
 
 

@@ -14,15 +14,27 @@ from jax.sharding import NamedSharding
 from lazynet import guards, trees
 from lazynet.datasets.sampling import epoch_order
 from lazynet.losses import Objective
-from lazynet.programs import PerFunction
+from lazynet.programs import LAST, PerFunction, refuse_state
 from lazynet.records import Data
 from lazynet.training.sharding import place, replicated
-from lazynet.typing import Array, ArrayLike, Params
+from lazynet.typing import Array
 
-__all__ = ["Augment", "Plan", "Source", "advance", "check_plan", "placed_data", "placed_order"]
+__all__ = [
+    "Augment",
+    "Plan",
+    "Source",
+    "Stepper",
+    "check_plan",
+    "placed_data",
+    "placed_order",
+    "stepper",
+]
 
 Augment = Callable[[Any, Any], Array]
 """`augment(key, x) -> x`: inputs `[n, *inputs]` of a batch to inputs of the same shape."""
+
+Stepper = Callable[[list[Array], "Source", int, float], list[Array]]
+"""`advance(leaves, source, step, rate)`: parameters and optimizer state after a step, as their leaves."""
 
 
 class Plan(NamedTuple):
@@ -125,44 +137,86 @@ def placed_order(plan: Plan, key: Any, epoch: int, n: int) -> Array | None:
     return order if plan.sharding is None else place(order, replicated(plan.sharding))
 
 
-def advance(
-    plan: Plan,
-    objective: Objective,
-    params: Params,
-    opt_state: Any,
-    source: Source,
-    step: int,
-    rate: ArrayLike | float,
-) -> tuple[Params, Any]:
-    """Parameters and optimizer state after `w <- w + rate * update(grad R(w))`; the given ones are consumed.
+def stepper(plan: Plan, objective: Objective, structure: Any) -> Stepper:
+    """The step `w <- w + rate * update(grad R(w))` as a function of flat lists of arrays.
+
+    JAX takes trees apart and puts them together in Python. At every step that would cost as much as
+    the gradient of a small network, hence it is done once, here.
 
     With m microbatches the gradient is `1/m sum_i grad R_i`, accumulated over m calls of one
     compiled function, because a convolution inside `lax.scan` is slow on a CPU.
+
+    Args:
+        plan: Checked.
+        objective: Its arrays are arguments of the compiled step.
+        structure: `jax.tree.structure((params, opt_state))`.
+
+    Returns:
+        `advance(leaves, source, step, rate)`: the leaves of parameters and optimizer state after
+        that step; the given ones are consumed.
 
     Example:
         >>> from lazynet import mse, objective, sgd
         >>> goal = objective(lambda w, x: x @ w, mse)
         >>> source = Source(Data(jnp.eye(2), jnp.ones((2, 1))), None, None)
-        >>> advance(Plan(sgd(), 2, 1, None, None), goal, jnp.zeros((2, 1)), sgd().init(0.0), source, 0, 1.0)[0].tolist()
+        >>> leaves, structure = jax.tree.flatten((jnp.zeros((2, 1)), sgd().init(0.0)))
+        >>> advance = stepper(Plan(sgd(), 2, 1, None, None), goal, structure)
+        >>> advance(leaves, source, 0, 1.0)[0].tolist()
         [[0.5], [0.5]]
     """
-    start = step % (len(source.data.y) // plan.batch_size) * plan.batch_size
-    if plan.microbatches == 1:
-        return _step(plan, objective, params, opt_state, source, start, step, rate)
+    if plan.microbatches > 1:
+        return functools.partial(_in_parts, plan, objective, structure)
+    constants, form = jax.tree.flatten(objective)
+    return functools.partial(_at_once, plan, _compiled_step(plan, form, structure), constants)
+
+
+def _at_once(plan, compiled, constants, leaves, source, step, rate):
+    start = _first_example(plan, source, step)
+    try:
+        return compiled(constants, leaves, source, start, step, rate)
+    except Exception as error:
+        refuse_state(error)
+        raise
+
+
+def _in_parts(plan, objective, structure, leaves, source, step, rate):
+    params, opt_state = jax.tree.unflatten(structure, leaves)
     size = plan.batch_size // plan.microbatches
     total = trees.zeros_like(params)
     for i in range(plan.microbatches):
-        total = _accumulate(
-            plan, objective, params, total, source, start + i * size, step * plan.microbatches + i
+        start = _first_example(plan, source, step) + i * size
+        draw = step * plan.microbatches + i
+        total = _accumulate(plan, objective, params, total, source, start, draw)
+    return jax.tree.leaves(_update(plan, params, opt_state, total, rate))
+
+
+def _first_example(plan, source, step):
+    """Where the batch of a step begins in the order of its epoch."""
+    per_epoch = len(source.data.y) // plan.batch_size
+    return step % per_epoch * plan.batch_size
+
+
+@functools.lru_cache(LAST)
+def _compiled_step(plan, form, structure):
+    def _step(constants, leaves, source, start, draw, rate):
+        objective = jax.tree.unflatten(form, constants)
+        params, opt_state = jax.tree.unflatten(structure, leaves)
+        gradient = _gradient(plan, objective, params, source, start, draw)
+        after = _updated(plan, params, opt_state, gradient, rate)
+        _check_structure(after, structure)
+        return jax.tree.leaves(after)
+
+    return jax.jit(_step, donate_argnums=1)
+
+
+def _check_structure(after, structure):
+    """Refuses an optimizer whose state is of another kind after a step than before."""
+    found = jax.tree.structure(after)
+    if found != structure:
+        raise TypeError(
+            f"the optimizer's update returned {found}, expected what its init returned, {structure}: "
+            "keep the structure of the state from step to step."
         )
-    return _update(plan, params, opt_state, total, rate)
-
-
-@functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(2, 3))
-def _step(plan, objective, params, opt_state, source, start, draw, rate):
-    return _updated(
-        plan, params, opt_state, _gradient(plan, objective, params, source, start, draw), rate
-    )
 
 
 @functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(3,))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import GROUPS, group, history, report, synthetic
+from benchmarks import GROUPS, group, history, networks, report, synthetic
 from benchmarks import __main__ as command
 from benchmarks.measure import Case, Program, Row, in_turns, jitted, measure
 from benchmarks.peers import beside
 from experiments import loss_vs_scale, population_sgd
+from lazynet import zoo
 
 MACHINE = {
     "python": "3.11",
@@ -245,3 +247,18 @@ def test_the_engine_of_figure_2b_trains_as_one_scale_at_a_time_autodiff_and_nump
     assert len(others) == 3 and expected.shape == (3,)
     for found in others:
         np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.extended
+def test_the_networks_of_flax_are_those_of_lazynet_before_the_first_step():
+    x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+    pairs = (
+        (zoo.mlp((8, 8), 10, b_std=0.1), networks.mlp((8, 8), 10), x.reshape(2, -1)),
+        (zoo.cnn((4, 8), 10, strides=(2, 1)), networks.cnn((4, 8), 10, (2, 1)), x),
+        (zoo.vgg11(10, width=1 / 16, b_std=0.1), networks.vgg11(10, 1 / 16), x),
+    )
+    for model, module, inputs in pairs:
+        params = model.init(jax.random.key(0), inputs)
+        weights = networks.flax_weights(params, W_std=2**0.5, b_std=0.1)
+        expected = model.apply(params, inputs)
+        np.testing.assert_allclose(module.apply(weights, inputs), expected, rtol=1e-4, atol=1e-5)

@@ -306,3 +306,12 @@ def test_no_step_waits_for_the_device(monkeypatch):
         return len(reads)
 
     assert count(3) == count(60) > 0
+
+
+def test_an_optimizer_whose_state_changes_its_kind_is_refused():
+    def update(grads, state, params=None):
+        return grads, (state, 0)
+
+    growing = optax.GradientTransformation(lambda params: (), update)
+    with pytest.raises(TypeError, match="the optimizer's update returned .*keep the structure"):
+        _train(optimizer=growing, learning_rate=None)
