@@ -24,7 +24,7 @@ from lazynet import files, guards, trees
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.lazy import LazyFunction, lazy, linearize
 from lazynet.programs import PerFunction
-from lazynet.signatures import flat
+from lazynet.signatures import Output, flat, select
 from lazynet.typing import Apply, Array, ArrayLike, Params
 
 __all__ = ["Tangent", "disentanglement_error", "load", "save", "tangent_at"]
@@ -122,7 +122,7 @@ class Tangent:
         return self * (1 / divisor) if _is_number(divisor) else NotImplemented
 
 
-def tangent_at(apply: Apply, params: Params) -> Tangent:
+def tangent_at(apply: Apply, params: Params, *, output: Output = None) -> Tangent:
     """The tangent `h(w_t) + Dh(w_t) u` at the weights w_t of some time t, with u = 0, and its kernel.
 
     It is where linearized fine-tuning starts: `curve = train(objective(start.function, loss), None,
@@ -138,9 +138,10 @@ def tangent_at(apply: Apply, params: Params) -> Tangent:
         apply: Model h, or a `lazy` function; that of `lora(model, ...)` for factors.
         params: w_t, for instance of a state of `snapshots` (a displacement u_t for a `lazy`
             function).
+        output: Which of the outputs of apply, by `select`; None leaves them as they are.
 
     Raises:
-        TypeError: If `params` has leaves that are not floating point.
+        TypeError: If `params` has no floating-point leaves.
 
     Example:
         >>> import lazynet as ln
@@ -155,7 +156,8 @@ def tangent_at(apply: Apply, params: Params) -> Tangent:
     Source: Fort et al. (2020), linearized training from a later time.
     """
     guards.weights("params", params)
-    function = lazy(apply, params, math.inf, centered=False)
+    chosen = apply if output is None else select(apply, output)
+    function = lazy(chosen, params, math.inf, centered=False)
     return Tangent(function, function.start())
 
 

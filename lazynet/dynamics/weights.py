@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, PyTree
 
 from lazynet import guards, trees
+from lazynet.parameters import Where
 from lazynet.programs import PerFunction
-from lazynet.trees import as_partial
+from lazynet.signatures import Output, flat, real_weights, with_constants
 from lazynet.typing import Apply, ArrayLike, Params
 
 
 def linearized_weights(
     apply: Apply,
     params0: Params,
-    x: Num[ArrayLike, "n *inputs"],
+    x: PyTree[Num[ArrayLike, "n ..."]],
     coefficients: Float[ArrayLike, "..."],
+    *,
+    output: Output = None,
+    where: Where | None = None,
 ) -> Params:
     """Weights `w(t) = w0 + J(X)' a(t)` of the linearized network whose outputs are `f0 + Theta a(t)`.
 
@@ -29,13 +33,16 @@ def linearized_weights(
         x: Training inputs.
         coefficients: a, from `solve_flow` or `solve_descent` with the full empirical kernel at w0;
             any leading axes.
+        output: Which of the outputs of apply, by `select`, as in the kernel.
+        where: Which parameters move, as in the kernel; None for all.
 
     Returns:
-        Weights with the leading axes of the coefficients, in the dtypes of params0.
+        Weights with the leading axes of the coefficients, in the dtypes of params0; constants among
+        them, without these axes, as they are.
 
     Raises:
         ValueError: If the coefficients do not have the shape of the outputs at x.
-        TypeError: If the inputs are no arrays of numbers, or the outputs are complex.
+        TypeError: If the inputs are no arrays of numbers.
 
     Example:
         >>> import numpy as np
@@ -48,28 +55,28 @@ def linearized_weights(
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
     gradient descent.
     """
-    function = as_partial(apply)
+    function, weights = real_weights(flat(apply, x, output), params0, where)
     a = guards.numbers("coefficients", coefficients)
     guards.inputs("x", x)
     if a.ndim == 2:
-        return _weights(function, params0, x, jnp.asarray(a))
+        moved = _weights(function, weights, x, jnp.asarray(a))
+        return with_constants(moved, function)
     each = [
-        _weights(function, params0, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])
+        _weights(function, weights, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])
     ]
-    return jax.tree.map(
+    moved = jax.tree.map(
         lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each
     )
+    return with_constants(moved, function)
 
 
 @PerFunction
-def _weights(function, params0, x, a):
-    outputs, pull_back = jax.vjp(lambda w: function(w, x), params0)
-    guards.real_outputs(outputs)
+def _weights(function, weights, x, a):
+    outputs, pull_back = jax.vjp(lambda w: function(w, x), weights)
     if a.shape[0] != outputs.shape[0] or a.size != outputs.size:
         raise ValueError(
             f"coefficients of shape {a.shape}, expected {outputs.shape}, the shape of the outputs at x: pass the "
             "training inputs."
         )
-    return trees.add_scaled(
-        params0, 1.0, pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0]
-    )
+    gradient = pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0]
+    return trees.add_scaled(weights, 1.0, gradient)

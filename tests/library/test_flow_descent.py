@@ -169,6 +169,21 @@ def test_a_mistake_in_the_batches_is_named(settings, message):
         dynamics.gradient_descent(ntk, data, learning_rate=0.1, save_at=[1], **settings)
 
 
+def test_weights_that_are_not_chosen_stay_and_the_others_fit_by_their_own_kernel():
+    def apply(params, x):
+        return x @ params["a"] + params["steps"].astype(float) * (x @ params["b"])
+
+    x = np.eye(2, 3)
+    y = np.array([[1.0], [-2.0]])
+    params = {"a": jnp.ones((3, 1)), "b": jnp.ones((3, 1)), "steps": jnp.array(3)}
+    chosen = dict(where=lambda path: path == "a")
+    ntk = empirical_ntk(apply, params, x, **chosen)
+    end = dynamics.solve_flow(ntk, y, time=np.inf, f0=apply(params, x)).coefficients[0]
+    weights = dynamics.linearized_weights(apply, params, x, end, **chosen)
+    assert weights["steps"] == 3 and np.array_equal(weights["b"], params["b"])
+    np.testing.assert_allclose(weights["a"], [[-2.0], [-5.0], [1.0]], rtol=1e-12)
+
+
 def test_coefficients_of_other_inputs_are_refused():
     model, params, data, *_ = problem()
     with pytest.raises(ValueError, match=r"coefficients of shape \(8, 3\), expected \(7, 3\)"):

@@ -421,9 +421,9 @@ REFUSALS = {
         r"class LinenMLP.*call it, LinenMLP\(\.\.\.\)",
     ),
     "linen outputs": (
-        lambda: from_flax(nn.Sequential([lambda x: [x, x]])).init(KEY, X),
+        lambda: from_flax(nn.Sequential([lambda x: {"loss": x.sum()}])).init(KEY, X),
         ValueError,
-        "Sequential returned.*one array",
+        "Sequential returned.*'loss'.*batch axis first",
     ),
     "nnx batch norm": (
         lambda: from_flax(functools.partial(NnxMLP, 8, normalize=True)),

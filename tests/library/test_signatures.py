@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from marks import extended
 
 import lazynet as ln
-from lazynet import diagnostics, trees
+from lazynet import diagnostics, dynamics, trees
 from lazynet.kernels import empirical
 from lazynet.signatures import Inputs, real_weights, select
 
@@ -146,6 +146,27 @@ def ensemble(apply, params, x, data):
     return curve.outputs, _vector(jax.tree.map(lambda leaf: leaf[0], curve.params))
 
 
+def first_outputs(outputs):
+    """What the model of trees calls "out"."""
+    return outputs[:, :3]
+
+
+def tangent(apply, params, x, data):
+    is_tree = isinstance(params, dict)
+    start = diagnostics.tangent_at(apply, params, output="out" if is_tree else first_outputs)
+    moved = near(0.3)[0 if is_tree else 1]
+    args = x.args if is_tree else (x,)
+    return start.kernel(x, outputs="trace"), start.apply(moved, *args, factor=2.0)
+
+
+def moved_weights(apply, params, x, data):
+    """Weights of the linearized model after a time of its flow."""
+    output = "out" if isinstance(params, dict) else first_outputs
+    kernel = ln.empirical_ntk(apply, params, x, output=output)
+    end = dynamics.solve_flow(kernel, Y[:, :3], time=[2.0]).coefficients[0]
+    return _vector(dynamics.linearized_weights(apply, params, x, end, output=output))
+
+
 def product(apply, params, x, data):
     return ln.ntk_vector_product(apply, params, x)(jnp.asarray(Y))
 
@@ -177,6 +198,8 @@ TABLE = {
         h, near(0.1)[0 if isinstance(w, dict) else 1], w, x
     ),
     "tangent_at": lambda h, w, x, data: diagnostics.tangent_at(h, w).kernel(x, outputs="trace"),
+    "tangent_at, output": tangent,
+    "linearized_weights": moved_weights,
     "train": trained,
     "train, microbatches": microbatched,
     "snapshots and evaluate": states,

@@ -100,12 +100,12 @@ def check_factory(factory: Callable[..., Any], source: str, argument: str, expec
 
 
 def check_output(name: str, outputs: Any, inputs: tuple[Any, ...]) -> None:
-    """Refuses outputs that are not one array with a row for each example."""
+    """Refuses outputs without examples: one array with a row for each, or a tree with such arrays among its leaves."""
     n = leaves_of(inputs)[0].shape[0]
-    if not (hasattr(outputs, "shape") and outputs.shape[:1] == (n,)):
+    if not any(is_array(leaf) and leaf.shape[:1] == (n,) for leaf in leaves_of(outputs)):
         raise ValueError(
-            f"{name} returned {outputs!r}, expected one array with the batch axis first, "
-            f"[{n}, ...]: wrap the module in one that returns its outputs alone."
+            f"{name} returned {outputs!r}, expected an array with the batch axis first, [{n}, ...], or a tree with "
+            "such an array in it: wrap the module in one that returns its outputs."
         )
 
 
