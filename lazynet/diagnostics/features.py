@@ -87,7 +87,12 @@ def richness(features: Num[ArrayLike, "n w"], outputs: Num[ArrayLike, "n k"]) ->
     of the last hidden layer keep these directions, equally, and lose all others: 1. Lazy features
     stay as they were drawn, with many directions that no output uses: far below. It needs one
     forward pass, and does not ask how well the network predicts; neural collapse is the case of 1.
-    The paper's distance from low rank is 1 minus this. Compare networks of one number of outputs.
+    Compare networks of one number of outputs.
+
+    The paper's measure is `D_LR = 1 - CKA(F F', a_1 11' + a_2 Q)`, Q the projection on the span of
+    the outputs as they are. CKA does not see the constants, and this is 1 minus it where outputs
+    have mean zero, or constants are in their span, as of probabilities. Elsewhere Q would weigh one
+    direction by the mean of the outputs, which no bias of a last layer should change.
 
     Args:
         features: F, inputs of the last layer: of layers, `model.trace(params, x)[1][path][0]`.
@@ -106,7 +111,8 @@ def richness(features: Num[ArrayLike, "n w"], outputs: Num[ArrayLike, "n k"]) ->
         1.0
 
     Source: Nam et al. (2024), decoupling dynamical richness from representation learning,
-    arXiv 2410.04264.
+    arXiv 2410.04264, definition 1 and the measure after it; compared with two published summaries of
+    them, not with the paper's own code.
     """
     features = _centered("features", features)
     outputs = _centered("outputs", outputs)

@@ -61,6 +61,14 @@ def test_richness_is_the_alignment_with_the_projection_on_the_outputs(width):
     assert diagnostics.richness(features, outputs) == pytest.approx(float(expected), rel=1e-9)
 
 
+def test_richness_of_probabilities_is_that_of_the_projection_with_constants_in_its_span():
+    features, outputs = draws(30, 7), np.exp(draws(30, 3))
+    outputs /= outputs.sum(1, keepdims=True)
+    minimum = 0.3 * np.ones((30, 30)) + 2.0 * outputs @ np.linalg.pinv(outputs)
+    expected = diagnostics.cka(features @ features.T, minimum)
+    assert diagnostics.richness(features, outputs) == pytest.approx(float(expected), rel=1e-9)
+
+
 def test_collapsed_features_are_rich_at_any_scale_and_rotation():
     classes = np.eye(3)[np.arange(30) % 3]
     rotation, _ = np.linalg.qr(draws(8, 8))
