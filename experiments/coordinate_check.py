@@ -114,7 +114,12 @@ def draw(config: Config, arrays):
             rf"$\alpha=m^{{{0.0 - r:g}}}$": arrays[f"{layer}/r={r:g}"] for r in config.exponents
         }
         drawn.append(panels.Panel(title, config.widths, curves, "width $m$", "rms change"))
-    return panels.figure(drawn)
+    figure = panels.figure(drawn)
+    for ax in figure.axes:
+        # a legend below the curves, one decade for it and their errors
+        ax.set_ylim(bottom=ax.get_ylim()[0] / 20)
+        ax.get_legend().set_loc("lower left")
+    return figure
 
 
 def measure_one(

@@ -412,6 +412,6 @@ def _draw_attention(config, arrays, figure):
         to_a = arrays[f"{name}/attention"][..., 0]
         head = int(np.argmax(to_a.std(axis=(1, 2))))
         image = ax.imshow(to_a[head], vmin=0, vmax=1, cmap="viridis", origin="lower")
-        ax.set_title(name, fontsize=10)
+        ax.set_title(f"{name}, head {head}", fontsize=10)
         ax.set(xlabel="b", ylabel="a")
-    figure.colorbar(image, ax=axes, label="attention from = to a", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="attention of the block from = to a", shrink=0.8)

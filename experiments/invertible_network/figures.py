@@ -56,10 +56,14 @@ def _images(config, arrays):
             continue
         depths = arrays[f"{cell}/depth"]
         network, name = cell.split("/")
-        rows[f"{network}, {name}, back from {depths[-1]}"] = arrays[f"{cell}/reconstructed"][-1]
-    rows["residual, alpha=1, back from 0"] = arrays["residual/alpha=1/reconstructed"][0]
+        rows[f"{network}, {name}, back from block {depths[-1]}"] = arrays[f"{cell}/reconstructed"][
+            -1
+        ]
+    rows["residual, alpha=1, back from the first convolution"] = arrays[
+        "residual/alpha=1/reconstructed"
+    ][0]
     lines = {
-        f"line {i}, {name}": arrays[f"invertible/{name}/line"][i]
+        f"line {i + 1}, {name}": arrays[f"invertible/{name}/line"][i]
         for i in range(min(2, len(arrays[f"invertible/{START}/line"])))
         for name in (START, "alpha=1")
     }
