@@ -55,10 +55,11 @@ def selected(where: Where | None, params: Params, name: str = "where") -> PyTree
 
 
 def _called(where: Callable[..., Any], params: Params) -> PyTree[bool]:
-    arguments = _arguments(where)
-    flags = [
-        bool(where(path, leaf) if arguments == 2 else where(path)) for path, leaf in _leaves(params)
-    ]
+    takes_leaves = _arguments(where) == 2
+    flags = []
+    for path, leaf in _leaves(params):
+        flag = where(path, leaf) if takes_leaves else where(path)
+        flags.append(bool(flag))
     return jax.tree.unflatten(jax.tree.structure(params), flags)
 
 

@@ -85,7 +85,8 @@ def plot_trajectories(
         >>> ax.get_legend_handles_labels()[1], ax.get_ylabel()
         (['alpha=1'], 'train loss')
     """
-    _check_choice("x", x, X_LABELS)
+    if x not in X_LABELS:
+        raise ValueError(f"x is {x!r}, expected one of {sorted(X_LABELS)}.")
     _check_named(curves, "curves", "trajectory")
     ax = _axes(ax)
     yscale = yscale or ("log" if metric.endswith("loss") else "linear")
@@ -100,7 +101,7 @@ def plot_trajectories(
             )
         suffix = f" (× {n_ended} of {len(seeds)} diverged)" if n_ended else ""
         _band(ax, where[drawn], values[:, drawn], label + suffix, style, ended=bool(n_ended))
-    ax.set(xlabel=X_LABELS[x], ylabel=_words(metric), xscale=xscale, yscale=yscale)
+    ax.set(xlabel=X_LABELS[x], ylabel=metric.replace("_", " "), xscale=xscale, yscale=yscale)
     return _finish(ax)
 
 
@@ -294,19 +295,21 @@ def curve_styles(n: int) -> list[dict[str, Any]]:
     """
     n = guards.count("n", n, at_least=0)
     colors = matplotlib.colormaps["viridis"](np.linspace(0.0, min(0.8, 0.35 + 0.1 * n), n))
-    return [
-        {
-            "color": tuple(float(channel) for channel in color[:3]),
+    styles = []
+    for i, color in enumerate(colors):
+        style = {
+            "color": tuple(map(float, color[:3])),
             "linestyle": LINES[i % len(LINES)],
             "marker": MARKERS[i % len(MARKERS)],
             "markersize": 5.0,
             "markeredgecolor": "white",
             "markeredgewidth": 0.4,
+            # Markers of curves that lie on each other do not: each begins a bit later.
             "markevery": (0.14 * i / n, 0.14),
             "linewidth": 1.5,
         }
-        for i, color in enumerate(colors)
-    ]
+        styles.append(style)
+    return styles
 
 
 def _seeds(label, seeds, metric, x):
@@ -463,15 +466,6 @@ def _finish(ax):
     where = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if outside else {"loc": "best"}
     ax.legend(fontsize="small", frameon=False, handlelength=3.2, **where)
     return ax
-
-
-def _words(metric):
-    return metric.replace("_", " ")
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}, expected one of {sorted(choices)}.")
 
 
 def _check_named(entries, name, kind):

@@ -130,7 +130,12 @@ def zeros_like(a: Params) -> Params:
         >>> zeros_like({"w": jnp.ones(2)})["w"].tolist()
         [0.0, 0.0]
     """
-    return jax.tree.map(lambda leaf: leaf if _is_constant(leaf) else jnp.zeros_like(leaf), a)
+
+    def zero(leaf):
+        is_constant = hasattr(leaf, "dtype") and not is_weight(leaf)
+        return leaf if is_constant else jnp.zeros_like(leaf)
+
+    return jax.tree.map(zero, a)
 
 
 def is_weight(leaf: Any) -> bool:
@@ -302,7 +307,3 @@ def is_traced(tree: Any) -> bool:
 
 def _dtype(leaf: Any) -> Any:
     return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-
-
-def _is_constant(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and not is_weight(leaf)

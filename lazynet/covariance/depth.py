@@ -67,7 +67,7 @@ def _through_vectors(rules, k):
         last = block[-1].after
         run = functools.partial(_run, [step.rule for step in block], k)
         if times > 1:
-            arrays = _looped(run, times, _arrays(k))
+            arrays = lax.fori_loop(0, times, lambda _, arrays, run=run: run(arrays), _arrays(k))
         else:
             arrays = _fenced(run, _arrays(k))
         k = _restored(last, arrays)
@@ -80,10 +80,6 @@ def _run(rules, k, arrays):
     for rule in rules:
         k = rule(k)
     return _arrays(k)
-
-
-def _looped(run, times, arrays):
-    return lax.fori_loop(0, times, lambda _, arrays: run(arrays), arrays)
 
 
 def _fenced(run, arrays):

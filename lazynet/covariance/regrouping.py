@@ -145,6 +145,7 @@ def _apart(window, shape, fine):
 
 
 def _moves(window):
+    """Moves `(e, f)` of one window against the other, of which they share something."""
     height, width = window.size
     return [(e, f) for e in range(1 - height, height) for f in range(1 - width, width)]
 

@@ -48,7 +48,11 @@ def check_data(data: Data, name: str = "data", *, labels: bool = False) -> None:
         raise ValueError(f"{name}.x got {data.x!r}, expected arrays [n, *inputs].")
     for place, x in places.items():
         # of several arrays one may have no other axis than that of the examples
-        _check_shape(guards.array(place, x), place, at_least=1 if is_tree else 2)
+        array = guards.array(place, x)
+        if array.ndim < (1 if is_tree else 2):
+            raise ValueError(
+                f"{place} has shape {array.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"
+            )
     y = guards.array(f"{name}.y", data.y)
     _check_targets(y, name, labels)
     for place, x in places.items():
@@ -66,13 +70,6 @@ def check_data(data: Data, name: str = "data", *, labels: bool = False) -> None:
     )
     guards.finite(f"{name}.x", data.x)
     guards.finite(f"{name}.y", y)
-
-
-def _check_shape(x: ArrayLike, place: str, at_least: int) -> None:
-    if x.ndim < at_least:
-        raise ValueError(
-            f"{place} has shape {x.shape}, expected [n, *inputs]: use x[:, None] for scalar inputs"
-        )
 
 
 def _check_targets(y: ArrayLike, name: str, labels: bool) -> None:

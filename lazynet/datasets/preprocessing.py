@@ -102,10 +102,11 @@ def zca(train: Data, *others: Data, bias: float = 1e-4) -> tuple[Data, ...]:
     _check_inputs(train, *others)
     units = [_unit_rows(np.asarray(data.x)) for data in (train, *others)]
     whiten = _whitening(units[0], bias)
-    return tuple(
-        Data((rows @ whiten).reshape(data.x.shape).astype(data.x.dtype), np.asarray(data.y))
-        for data, rows in zip((train, *others), units, strict=True)
-    )
+    whitened = []
+    for data, rows in zip((train, *others), units, strict=True):
+        x = (rows @ whiten).reshape(data.x.shape)
+        whitened.append(Data(x.astype(data.x.dtype), np.asarray(data.y)))
+    return tuple(whitened)
 
 
 def _check_inputs(*sets: Data) -> None:

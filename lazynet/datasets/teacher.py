@@ -63,17 +63,16 @@ def _draw(
     train_key, test_key, weight_key, sign_key = jax.random.split(key, 4)
     weights = _on_sphere(weight_key, width, d)
     signs = jax.random.rademacher(sign_key, (width, 1), dtype=weights.dtype)
-    inputs = (_on_sphere(train_key, n_train, d), _on_sphere(test_key, n_test, d))
-    return tuple((x, _teach(weights, signs, x)) for x in inputs)
+
+    def teacher(x):
+        hidden = jax.nn.relu(jnp.matmul(x, weights.T, precision="highest"))
+        return jnp.matmul(hidden, signs, precision="highest")
+
+    x_train = _on_sphere(train_key, n_train, d)
+    x_test = _on_sphere(test_key, n_test, d)
+    return (x_train, teacher(x_train)), (x_test, teacher(x_test))
 
 
 def _on_sphere(key: Key[Array, ""], n: int, d: int) -> Float[Array, "n d"]:
     normal = jax.random.normal(key, (n, d))
     return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)
-
-
-def _teach(
-    weights: Float[Array, "m d"], signs: Float[Array, "m 1"], x: Float[Array, "n d"]
-) -> Float[Array, "n 1"]:
-    hidden = jax.nn.relu(jnp.matmul(x, weights.T, precision="highest"))
-    return jnp.matmul(hidden, signs, precision="highest")

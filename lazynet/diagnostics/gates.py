@@ -78,10 +78,12 @@ def activation_stability(
         )
     pools = {path: unchanged for path, unchanged in stable.items() if layer_name(path) == "MaxPool"}
     gates = {path: unchanged for path, unchanged in stable.items() if path not in pools}
-    total = _fraction(stable)
     layers = {path: mean for path, (mean, _) in stable.items()}
     return Stability(
-        total, _fraction(gates) if gates else None, _fraction(pools) if pools else None, layers
+        total=_fraction(stable),
+        relu=_fraction(gates) if gates else None,
+        max_pool=_fraction(pools) if pools else None,
+        layers=layers,
     )
 
 

@@ -253,13 +253,8 @@ def kernel_spectrum(
     condition = float(values[0] / values[-1]) if values[-1] > tolerance else math.inf
     relative = values / largest
     effective_rank = float(relative.sum() ** 2 / (relative**2).sum())
-    return Spectrum(
-        values,
-        condition,
-        effective_rank,
-        None if y is None else _label_energy(modes, y, kernel.ndim),
-        modes if keep else None,
-    )
+    energy = None if y is None else _label_energy(modes, y, kernel.ndim)
+    return Spectrum(values, condition, effective_rank, energy, modes if keep else None)
 
 
 def _label_energy(vectors: np.ndarray, y: ArrayLike, ndim: int) -> np.ndarray:

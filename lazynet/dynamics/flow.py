@@ -200,20 +200,23 @@ def _integrate(ntk, y, f0, loss, time, friction, rtol):
     end = jnp.asarray(time[-1] or 1.0, dtype)  # an array, lest every grid of times compile anew
     tolerance = jnp.asarray(rtol if dtype == jnp.float64 else max(rtol, 1e-5), dtype)
     start = jnp.zeros((1 if friction is None else 2, *y.shape), dtype)
+    slope = jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)
+    known = tuple(jnp.asarray(each, dtype) for each in (matrix, y, f0, friction or 0.0))
+    steps = diffrax.PIDController(
+        rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False
+    )
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)),
+        diffrax.ODETerm(slope),
         diffrax.Dopri8(),
-        0.0,
-        end,
-        None,
-        start,
-        args=tuple(jnp.asarray(each, dtype) for each in (matrix, y, f0, friction or 0.0)),
+        t0=0.0,
+        t1=end,
+        dt0=None,
+        y0=start,
+        args=known,
         saveat=diffrax.SaveAt(ts=jnp.asarray(time, dtype)),
         max_steps=1_000_000,
         throw=False,
-        stepsize_controller=diffrax.PIDController(
-            rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False
-        ),
+        stepsize_controller=steps,
     )
     if solution.result != diffrax.RESULTS.successful:
         raise RuntimeError(

@@ -114,8 +114,12 @@ def leave_one_out(
     y, _ = check_targets(kernel, data.y, None)
     ridges = check_ridges(ridge)
     eigen, ndim = decompose(kernel, len(y), ridges.min(), tolerance)
-    left_out = [_leave_one_out(eigen, y, ndim, float(value)) for value in ridges]
-    return np.stack(left_out) if np.ndim(ridge) else left_out[0]
+    predictions = []
+    for value in ridges:
+        blocks, solved = left_out(eigen, y, ndim, float(value))
+        errors = np.linalg.solve(blocks, solved).reshape(y.shape)
+        predictions.append(y - errors)
+    return np.stack(predictions) if np.ndim(ridge) else predictions[0]
 
 
 def left_out(eigen: Eigen, y, ndim, ridge):
@@ -128,8 +132,3 @@ def left_out(eigen: Eigen, y, ndim, ridge):
     blocks = np.einsum("iam,m,ibm->iab", rows, inverse, rows, optimize=True)
     solved = expand(eigen, inverse[None], y, ndim).reshape(n, blocks.shape[1], -1)
     return blocks, solved
-
-
-def _leave_one_out(eigen: Eigen, y, ndim, ridge):
-    blocks, solved = left_out(eigen, y, ndim, ridge)
-    return y - np.linalg.solve(blocks, solved).reshape(y.shape)

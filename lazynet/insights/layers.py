@@ -155,12 +155,11 @@ def row_norms(link: Link, weights: Any, power: int) -> np.ndarray:
         return entries.sum(axis=0)
     ones = jnp.ones((1, *link.shape), link.dtype)
     scaled = jnp.asarray(entries / multiplier(link), link.dtype)
-    outputs = link.layer.apply({**link.params, "W": scaled, **_no_bias(link)}, ones)
+    params = {**link.params, "W": scaled}
+    if "b" in params:
+        params["b"] = jnp.zeros_like(params["b"])
+    outputs = link.layer.apply(params, ones)
     return np.asarray(outputs, np.float64)[0]
-
-
-def _no_bias(link):
-    return {"b": jnp.zeros_like(link.params["b"])} if "b" in link.params else {}
 
 
 def _overlap(link):

@@ -95,14 +95,12 @@ def transformed(
     for amount in values:
         matrix, offset = _inverse_map(kind, float(amount), center)
         shift: Any = offset
-        warped = [
-            [
-                ndimage.affine_transform(image[..., c], matrix, shift, order=3, mode="nearest")
-                for c in range(image.shape[-1])
-            ]
-            for image in images
-        ]  # fmt: skip
-        moved.append(np.moveaxis(np.array(warped), 1, -1))
+        warped = np.empty_like(images)
+        for i, c in np.ndindex(images.shape[0], images.shape[-1]):
+            warped[i, ..., c] = ndimage.affine_transform(
+                images[i, ..., c], matrix, shift, order=3, mode="nearest"
+            )
+        moved.append(warped)
     return np.stack(moved, axis=1)
 
 

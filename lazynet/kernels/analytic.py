@@ -192,9 +192,14 @@ def monte_carlo_kernel(
     x1 = jnp.asarray(first)
     x2 = None if second is None else jnp.asarray(second)
     samples = [_sample(model, jax.random.fold_in(key, i), x1, x2) for i in range(n_samples)]
-    stacked = [jnp.stack([sample[i] for sample in samples]) for i in (0, 1)]
-    mean = Gram(*(jnp.mean(values, axis=0) for values in stacked))
-    return mean, Gram(*(jnp.std(values, axis=0, ddof=1) / n_samples**0.5 for values in stacked))
+    nngp = jnp.stack([sample.nngp for sample in samples])
+    ntk = jnp.stack([sample.ntk for sample in samples])
+
+    def error(values):
+        return jnp.std(values, axis=0, ddof=1) / n_samples**0.5
+
+    mean = Gram(jnp.mean(nngp, axis=0), jnp.mean(ntk, axis=0))
+    return mean, Gram(error(nngp), error(ntk))
 
 
 def _check_known(matrices):
@@ -245,10 +250,8 @@ def _tiled(model, x1, x2, side, store, kept, triangle, progress):
 
     def compute(device, tile):
         rows, columns = tile
-        one, two = (
-            jax.device_put(_rows(x, part, side), device)
-            for x, part in ((x1, rows), (other, columns))
-        )
+        one = jax.device_put(_rows(x1, rows, side), device)
+        two = jax.device_put(_rows(other, columns, side), device)
         gram = compute_block(model, one, None if symmetric and rows == columns else two)
         return {name: getattr(gram, name) for name in kept}
 
@@ -320,9 +323,10 @@ def _bytes(model, x1, x2, side, *, alone):
         beside = max(map(cpu.reserved, plans_of(questions)))
         return questions.reserved(*sets) + _bytes_of(sets) + beside
     needed = _reserved(symmetric if x2 is None else block, model, *sets)
-    return (
-        max(needed, _reserved(block, model, *sets * 2)) if x2 is None and side < len(x1) else needed
-    )
+    if x2 is None and side < len(x1):
+        # Tiles beside the diagonal are blocks of two sets.
+        needed = max(needed, _reserved(block, model, *sets * 2))
+    return needed
 
 
 def _reserved(function, model, *sets):
@@ -339,7 +343,8 @@ def _balanced(model, x1, n, stored):
     if stored:
         of_images = max(of_images, n // TILES_ALONG_A_SIDE)
     largest, multiple = (TILE_OF_VECTORS, 1) if x1.ndim == 2 else (of_images, LANES[1])
-    side = -(-n // -(-n // largest))
+    tiles_along = -(-n // largest)
+    side = -(-n // tiles_along)
     return -(-side // multiple) * multiple
 
 
@@ -358,8 +363,9 @@ def _rows(x, rows, side):
 
 def _sample(model, key, x1, x2):
     params = model.init(key, x1)
-    outputs = [_rows_of(model.apply(params, x)) for x in (x1, x1 if x2 is None else x2)]
-    nngp = jnp.matmul(outputs[0], outputs[1].T, precision="highest") / outputs[0].shape[-1]
+    outputs1 = _rows_of(model.apply(params, x1))
+    outputs2 = _rows_of(model.apply(params, x1 if x2 is None else x2))
+    nngp = jnp.matmul(outputs1, outputs2.T, precision="highest") / outputs1.shape[-1]
     return Gram(nngp, empirical_ntk(model.apply, params, x1, x2, outputs="trace"))
 
 

@@ -31,18 +31,16 @@ def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
     """All inputs in float64 if one of them is and jax has it, else in float32."""
     is_wide = max(x.dtype.itemsize for x in sets.values()) > 4
     dtype = jax.dtypes.canonicalize_dtype(np.float64 if is_wide else np.float32)
-    converted = {name: x if x.dtype == dtype else _converted(x, dtype) for name, x in sets.items()}
-    for name, x in converted.items():
-        if x is not sets[name]:
+    converted = []
+    for name, x in sets.items():
+        if x.dtype != dtype:
+            with np.errstate(over="ignore"):
+                x = x.astype(dtype)
             guards.finite(
                 name, x, f"values exceed {dtype}: scale the inputs, or enable jax_enable_x64"
             )
-    return list(converted.values())
-
-
-def _converted(x, dtype):
-    with np.errstate(over="ignore"):
-        return x.astype(dtype)
+        converted.append(x)
+    return converted
 
 
 def _check_shapes(shape: tuple[int, ...], other: tuple[int, ...] | None = None) -> None:

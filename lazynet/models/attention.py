@@ -130,12 +130,11 @@ class _Heads(NamedTuple):
         places = channels if embedding.features is None else embedding.features
         seen = channels + (places if embedding.kind == "CONCAT" else 0)
         valued = seen if embedding.values else channels
+        joined = self.heads * self.value_features
         params = {
             "K": jax.random.normal(keys[1], (self.heads, seen, self.key_features), x.dtype),
             "V": jax.random.normal(keys[2], (self.heads, valued, self.value_features), x.dtype),
-            "O": jax.random.normal(
-                keys[3], (self.heads * self.value_features, self.features), x.dtype
-            ),
+            "O": jax.random.normal(keys[3], (joined, self.features), x.dtype),
         }
         if not self.linear_scaling:
             params["Q"] = jax.random.normal(keys[0], params["K"].shape, x.dtype)

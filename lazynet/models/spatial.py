@@ -439,7 +439,9 @@ def _weighted(name, features, window, filtered, W_std, b_std, parameterization, 
         z = filtered(x, params["W"]) * layers.multiplier(taps * x.shape[-1], W_std, scheme)
         if not local:
             return layers.add_bias(z, params, b_std, scheme)
-        return z if b_std is None else z + params["b"][None] * (b_std if scheme is None else 1)
+        if b_std is None:
+            return z
+        return z + params["b"][None] * (b_std if scheme is None else 1)
 
     shared = conv_rule(features, window, W_std, b_std, scheme)
 

@@ -331,9 +331,10 @@ def resnet18(
     )
     layers = [convolution(channels[0])]
     for group, features in enumerate(channels):
-        layers.append(
-            _block(convolution, features, 1 if group == 0 else 2, None if group == 0 else (1, 1))
-        )
+        if group == 0:
+            layers.append(_block(convolution, features, 1, None))
+        else:  # half the size and twice the channels, to which a 1 x 1 convolution takes the shortcut
+            layers.append(_block(convolution, features, 2, (1, 1)))
         layers.append(_block(convolution, features, 1, None))
     head = Dense(outputs, W_std, b_std, parameterization=parameterization)
     return serial(*layers, GlobalAvgPool(), head, name="resnet18")

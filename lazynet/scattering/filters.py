@@ -142,16 +142,16 @@ def filter_bank(
     gain = math.pi / KYMATIO_PI if pi == "kymatio" else 1.0
     phi = [math.sqrt(gain) * lowpass(frequencies(size), J) for size in padded]
     waves = [gain * wave for wave in _waves(wavelet, padded, J, L)]
-    psi = [
-        {j: at_level(waves[j], r, j, sampling) for j in range(r + 1 if r else 0, J)}
-        for r in range(J)
-    ]
+    psi = []
+    for r in range(J):
+        # Level r holds maps of scale r, to which larger scales alone are applied: paths of decreasing
+        # frequency. Level 0 is that of the image too.
+        scales = range(r + 1 if r else 0, J)
+        psi.append({j: at_level(waves[j], r, j, sampling) for j in scales})
     if normalize == "frame":
         psi, phi = _normalized(psi, phi, J, sampling)
-    rows, columns = (
-        [averaging(axis, r, J, size, margin, sampling, pool) for r in range(J)]
-        for axis, size, margin in zip(phi, (height, width), margins, strict=True)
-    )
+    rows = [averaging(phi[0], r, J, height, margins[0], sampling, pool) for r in range(J)]
+    columns = [averaging(phi[1], r, J, width, margins[1], sampling, pool) for r in range(J)]
     arrays = tuple(psi), tuple(phi), tuple(zip(rows, columns, strict=True))
     psi, phi, average = jax.device_put(jax.tree.map(_in_default_precision, arrays))
     band = tuple(_band(wave, j) if sampling == "kymatio" else 0 for j, wave in enumerate(waves))
@@ -235,6 +235,5 @@ def _normalized(psi: list[dict[int, np.ndarray]], phi: list[np.ndarray], J: int,
     scale = (
         max(layer_bounds(layer(psi[r], tuple(phi), r, J, sampling))[1] for r in range(J)) ** -0.5
     )
-    return [{j: scale * w for j, w in level.items()} for level in psi], [
-        math.sqrt(scale) * axis for axis in phi
-    ]
+    scaled = [jax.tree.map(lambda wave: scale * wave, level) for level in psi]
+    return scaled, [math.sqrt(scale) * axis for axis in phi]

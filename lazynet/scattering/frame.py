@@ -100,14 +100,13 @@ def lipschitz_bound(filters: Filters, max_order: int = 2) -> float:
     low = max(layer_bounds(layer({}, phi, r, J, sampling))[1] for r in range(J))
     if max_order == 1:
         return math.sqrt(first * max(1.0, low))
-    second = max(layer_bounds(_second_layer(filters, phi, r))[1] for r in range(J))
+    uppers = []
+    for r in range(J):
+        waves = {j: wave for j, wave in _host(filters.psi[r]).items() if j > r}
+        uppers.append(layer_bounds(layer(waves, phi, r, J, sampling))[1])
+    second = max(uppers)
     return math.sqrt(first * max(1.0, second * max(1.0, low)))
 
 
 def _host(arrays):
     return jax.tree.map(np.asarray, arrays)
-
-
-def _second_layer(filters: Filters, phi: tuple[np.ndarray, np.ndarray], level: int):
-    waves = {j: wave for j, wave in _host(filters.psi[level]).items() if j > level}
-    return layer(waves, phi, level, filters.J, filters.sampling)

@@ -49,14 +49,14 @@ def scattering_paths(J: int, L: int = 8, max_order: int = 2) -> tuple[Path, ...]
     J = guards.count("J", J)
     L = guards.count("L", L)
     check_max_order(max_order)
+    zeroth = [Path(0, (), ())]
     first = [Path(1, (j,), (t,)) for j in range(J) for t in range(L)]
-    second = [
-        Path(2, (*p.j, j), (*p.theta, t))
-        for p in first
-        for j in range(p.j[0] + 1, J)
-        for t in range(L)
-    ]
-    return (Path(0, (), ()), *(first if max_order > 0 else []), *(second if max_order > 1 else []))
+    second = []
+    for path in first:
+        for j in range(path.j[0] + 1, J):
+            second += [Path(2, (*path.j, j), (*path.theta, t)) for t in range(L)]
+    orders = [zeroth, first, second]
+    return tuple(path for paths in orders[: max_order + 1] for path in paths)
 
 
 def scattering2d(

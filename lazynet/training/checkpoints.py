@@ -361,12 +361,12 @@ def _damaged(place: Path) -> Path | None:
     text, _, own = (place / DIGESTS).read_bytes().rpartition(b"\n")
     if own != _sha256(text):
         return place / DIGESTS
-    digests = (line.split("  ", 1) for line in text.decode().splitlines())
-    return next((place / name for digest, name in digests if not _is(place / name, digest)), None)
-
-
-def _is(path: Path, digest: str) -> bool:
-    return path.is_file() and _digest(path) == digest
+    for line in text.decode().splitlines():
+        digest, name = line.split("  ", 1)
+        path = place / name
+        if not path.is_file() or _digest(path) != digest:
+            return path
+    return None
 
 
 def _digest(path: Path) -> str:

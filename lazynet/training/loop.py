@@ -300,13 +300,14 @@ def _start(objective, params, optimizer, where):
 def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
     plan, objective, state, data, learning_rate, where = run
     everywhere = None if plan.sharding is None else replicated(plan.sharding)
-    draws = (
-        None if plan.augment is None else place(jax.random.fold_in(key, AUGMENTATION), everywhere)
-    )
+    draws = None
+    if plan.augment is not None:
+        draws = place(jax.random.fold_in(key, AUGMENTATION), everywhere)
     function, params = real_weights(objective.apply, state.params, where)
     objective = objective._replace(apply=function)
     step = state.step
     time = state.time
+    # Steps consume what they are given, which is the caller's at the first one.
     params, opt_state = _copied((params, state.opt_state))
     objective, params, opt_state = place((objective, params, opt_state), everywhere)
     leaves, structure = jax.tree.flatten((params, opt_state))
@@ -325,7 +326,10 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
             leaves = advance(leaves, source, step, rate)
             step = step + 1
             time = time + rate / damping
-        weights, copied_state = _copied(_local(plan, jax.tree.unflatten(structure, leaves)))
+        own = jax.tree.unflatten(structure, leaves)
+        if plan.sharding is not None:
+            own = first_shards(own)
+        weights, copied_state = _copied(own)
         yield TrainState(step, time, with_constants(weights, function), copied_state)
 
 
@@ -431,29 +435,23 @@ def _resumed(state, curve, steps, parts, measure):
 
 def _columns(rows):
     """Columns (step, time, metrics) of the recorded rows."""
-    names = [name for name in (rows[0] if rows else {}) if name not in ("step", "time")]
-    return (
-        np.array([row["step"] for row in rows], np.int64),
-        np.array([row["time"] for row in rows], np.float64),
-        {name: np.array([row[name] for row in rows]) for name in names},
-    )
+    step = np.array([row["step"] for row in rows], np.int64)
+    time = np.array([row["time"] for row in rows], np.float64)
+    metrics = {}
+    for name in rows[0] if rows else ():
+        if name not in ("step", "time"):
+            metrics[name] = np.array([row[name] for row in rows])
+    return step, time, metrics
 
 
 def _rows(curve):
-    return [
-        {
-            "step": int(step),
-            "time": float(time),
-            **{name: float(values[i]) for name, values in curve.metrics.items()},
-        }
-        for i, (step, time) in enumerate(zip(curve.step, curve.time, strict=True))
-    ]
+    rows = []
+    for i, (step, time) in enumerate(zip(curve.step, curve.time, strict=True)):
+        metrics = {name: float(values[i]) for name, values in curve.metrics.items()}
+        rows.append({"step": int(step), "time": float(time), **metrics})
+    return rows
 
 
 @jax.jit
 def _copied(tree):
     return jax.tree.map(jnp.copy, tree)
-
-
-def _local(plan, tree):
-    return tree if plan.sharding is None else first_shards(tree)

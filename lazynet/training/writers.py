@@ -198,14 +198,19 @@ def _merged(path: Path, old: bytes, rows: list[Row], names: list[str], form: _Fo
             "choose another file."
         )
     header = form.header(columns)
-    rows = [{name: row[name] for name in columns} for row in rows]
+    in_order = []
+    for row in rows:
+        in_order.append({name: row[name] for name in columns})
+    rows = in_order
     last = -math.inf
     for i, line in enumerate(lines[len(header) :]):
         found = _parsed(line, columns, form)
-        expected = form.line(rows[i]) if i < len(rows) else "a later row of the run"
-        agrees = (
-            _agree(found, rows[i]) if i < len(rows) else found is not None and found["step"] >= last
-        )
+        if i < len(rows):
+            expected = form.line(rows[i])
+            agrees = _agree(found, rows[i])
+        else:
+            expected = "a later row of the run"
+            agrees = found is not None and found["step"] >= last
         if found is None or not agrees:
             raise ValueError(
                 f"{str(path)!r} has {line[:80]!r} in line {i + len(header) + 1}, expected {expected!r}: it is damaged "

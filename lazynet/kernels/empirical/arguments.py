@@ -190,8 +190,11 @@ def _holds_chosen(path: str, names: tuple[str, ...] | None) -> bool:
 
 def _alike(name: str, x1: Examples, x2: Examples) -> tuple[Examples, Examples]:
     """Both sets in the dtypes to which NumPy promotes them."""
-    shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(x)] for x in (x1, x2)]
-    if jax.tree.structure(x1) != jax.tree.structure(x2) or shapes[0] != shapes[1]:
+
+    def shapes(x: Examples) -> list[tuple[int, ...]]:
+        return [leaf.shape[1:] for leaf in jax.tree.leaves(x)]
+
+    if jax.tree.structure(x1) != jax.tree.structure(x2) or shapes(x1) != shapes(x2):
         found = [jax.tree.map(lambda leaf: leaf.shape, x) for x in (x1, x2)]
         raise ValueError(
             f"{name} has shape {found[0]} and x2 {found[1]}, expected the same but for the first axis."

@@ -53,12 +53,12 @@ def jacobian_features(
     magnitude slower on a CPU than a loop over examples.
     """
     if loops(function, params, x):
-        return stacked(
-            [
-                example_jacobian(function, params, example, names, outputs)
-                for example in _one_by_one(x)
-            ]
-        )
+        leaves, treedef = jax.tree.flatten(x)
+        jacobians = []
+        for of_one in zip(*leaves, strict=True):
+            example = jax.tree.unflatten(treedef, of_one)
+            jacobians.append(example_jacobian(function, params, example, names, outputs))
+        return stacked(jacobians)
     return vmapped_jacobian(function, params, x, names, outputs)
 
 
@@ -110,8 +110,3 @@ def reduced(h: Array, outputs: Outputs) -> Array:
 def call(function: Apply, params: Params, x: Any) -> Any:
     """The function itself, compiled."""
     return function(params, x)
-
-
-def _one_by_one(x: Examples) -> list[Examples]:
-    leaves, treedef = jax.tree.flatten(x)
-    return [jax.tree.unflatten(treedef, example) for example in zip(*leaves, strict=True)]

@@ -77,7 +77,8 @@ def in_store(
     progress: bool,
 ) -> np.ndarray:
     """The kernel on the host or in files; a tile of it is a row of blocks, in which a Jacobian is computed once."""
-    one, two = (jax.tree.map(np.asarray, x) for x in (x1, x1 if x2 is None else x2))
+    one = jax.tree.map(np.asarray, x1)
+    two = one if x2 is None else jax.tree.map(np.asarray, x2)
     n1 = count_examples(one)
     n2 = count_examples(two)
     block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
@@ -85,11 +86,10 @@ def in_store(
     entry = block.size * block.dtype.itemsize
     blocks = max(1, memory // (chosen.tile**2 * entry))
     every = tiles(n1, n2, chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
-    identity = (
-        {}
-        if store is None
-        else _identity(function, params, one, None if x2 is None else two, chosen, outputs)
-    )
+    identity = {}
+    if store is not None:
+        columns = None if x2 is None else two
+        identity = _identity(function, params, one, columns, chosen, outputs)
     target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
 
@@ -98,11 +98,8 @@ def in_store(
         others = split(jax.device_put(_part(two, strip[1]), device), chosen.tile)
         diagonal = x2 is None and strip[0].start == strip[1].start
         here, weights = placed(device)
-        return {
-            "ntk": concatenated(
-                [row(here, weights, own, others, chosen, outputs, diagonal=diagonal)]
-            )
-        }
+        blocks = row(here, weights, own, others, chosen, outputs, diagonal=diagonal)
+        return {"ntk": concatenated([blocks])}
 
     mirror = {"ntk": MIRROR[outputs]} if x2 is None else None
     return assemble(compute, every, target, mirror=mirror, progress=progress)["ntk"]

@@ -181,10 +181,8 @@ def extend_eigenvectors(
     if not callable(cross):
         return blocked_product(cross, vectors) / values
     shape = vector_shape(shape)
-    columns = [_image(cross, vector.reshape(shape)) for vector in vectors.T]
+    columns = []
+    for vector in vectors.T:
+        image = cross(jax.numpy.asarray(vector.reshape(shape), jax.numpy.result_type(float)))
+        columns.append(guards.numbers("cross", image).astype(np.float64).ravel())
     return np.stack(columns, axis=1) / values
-
-
-def _image(product: Callable, v: np.ndarray) -> np.ndarray:
-    image = product(jax.numpy.asarray(v, jax.numpy.result_type(float)))
-    return guards.numbers("cross", image).astype(np.float64).ravel()
