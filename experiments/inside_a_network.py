@@ -45,14 +45,13 @@ from experiments.harness import panels
 from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Values
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, standardized_images
-from experiments.shared.training import trained_lazily
+from experiments.shared.training import trained_from
 from lazynet import insights
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 CLASSES = 10
-MOMENTUM = 0.9
 START = "initialization"
 FILTERS = 7
 QUESTIONS = {
@@ -208,20 +207,9 @@ def _trained(config, model, params0, alpha, train, test, checkpoint):
     """The trained function, its parameters, and the scale; h at w0 itself for initialization."""
     if alpha is None:
         return model.apply, params0, None
-    key = jax.random.key(config.seed)
-    function, curve = trained_lazily(
-        checkpoint,
-        model,
-        params0,
-        alpha,
-        train,
-        lr_fraction=config.lr_fraction,
-        lr_examples=100,
-        momentum=MOMENTUM,
-        key=key,
-        save_at=[0, config.steps],
-        batch_size=config.batch_size,
-        test=test,
+    saved = [0, config.steps]
+    function, curve = trained_from(
+        config, model, params0, alpha, (train, test), checkpoint, save_at=saved
     )
     return function, curve.params, alpha
 

@@ -182,14 +182,12 @@ def halfway_alpha(alphas: Any, accuracies: Any) -> float:
 
 def numbers(config: Config, arrays) -> dict[str, Any]:
     """Means over seeds: accuracy and gates of every width and alpha, the half-way alpha, kappa and their ratio."""
+    cells = [f"{_name(width, seed)}/alpha={alpha:g}" for width, seed, alpha in _cells(config)]
+    data = config.data
     summary: dict[str, Any] = {
-        "data": f"{config.data.title}, {config.data.n_train} train and {config.data.n_test} test images",
+        "data": f"{data.title}, {data.n_train} train and {data.n_test} test images",
         "seeds": config.seeds,
-        "diverged": [
-            f"{_name(width, seed)}/alpha={alpha:g}"
-            for width, seed, alpha in _cells(config)
-            if diverged_at(arrays, f"{_name(width, seed)}/alpha={alpha:g}") is not None
-        ],
+        "diverged": [cell for cell in cells if diverged_at(arrays, cell) is not None],
     }
     accuracy = _table(config, arrays, "test_accuracy")
     stability = _table(config, arrays, "stability")

@@ -39,13 +39,12 @@ from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Va
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, standardized_images
 from experiments.shared.sizes import largest_width, parameters
-from experiments.shared.training import batched_outputs, trained_lazily
+from experiments.shared.training import batched_outputs, trained_from
 from lazynet import zoo
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
 
 CLASSES = 10
-MOMENTUM = 0.9
 SQRT2 = 2**0.5
 SHOWN = 4
 """Images whose evidence is drawn."""
@@ -221,21 +220,10 @@ def draw(config: Config, arrays):
 
 def _answers(config, model, alpha, train, test, checkpoint):
     """A training, its accuracy, and what its structure says."""
-    key = jax.random.key(config.seed)
-    params0 = model.init(key, train.x)
-    function, curve = trained_lazily(
-        checkpoint,
-        model,
-        params0,
-        alpha,
-        train,
-        lr_fraction=config.lr_fraction,
-        lr_examples=100,
-        momentum=MOMENTUM,
-        key=key,
-        save_at=[0, config.steps],
-        batch_size=config.batch_size,
-        test=test,
+    params0 = model.init(jax.random.key(config.seed), train.x)
+    saved = [0, config.steps]
+    function, curve = trained_from(
+        config, model, params0, alpha, (train, test), checkpoint, save_at=saved
     )
     outputs = batched_outputs(function, curve.params, test.x)
     labels = np.asarray(test.y).argmax(axis=1)

@@ -187,7 +187,10 @@ def kernel_errors(config: Config) -> dict[str, np.ndarray]:
         wrong = ln.kernels.analytic_kernel(_relu_network(1, 2), x).ntk
         for width in config.widths:
             model = _relu_network(width, depth)
-            kernels = [_empirical(model, seed, x) for seed in range(config.seeds)]
+            kernels = []
+            for seed in range(config.seeds):
+                params0 = model.init(jax.random.fold_in(jax.random.key(1), seed), x)
+                kernels.append(ln.empirical.empirical_ntk(model.apply, params0, x, outputs="trace"))
             errors = _distances(kernels, limit)
             columns.setdefault(f"ntk_error/depth={depth}", []).append(errors)
             if depth == 1:
@@ -197,11 +200,6 @@ def kernel_errors(config: Config) -> dict[str, np.ndarray]:
 
 def _relu_network(width, depth):
     return ln.zoo.mlp((width,) * depth, 1)
-
-
-def _empirical(model, seed, x):
-    params0 = model.init(jax.random.fold_in(jax.random.key(1), seed), x)
-    return ln.empirical.empirical_ntk(model.apply, params0, x, outputs="trace")
 
 
 def _distances(kernels, limit):

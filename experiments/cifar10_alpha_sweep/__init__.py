@@ -183,9 +183,11 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
             summary["diverged"].append(alpha)
             summary[f"diverged_at/{cell}"] = diverged
         else:
+            prefix = f"{cell}/final/"
             for key in arrays:
-                if key.startswith(f"{cell}/final/"):
-                    summary[f"{key.removeprefix(f'{cell}/final/')}/{cell}"] = float(arrays[key])
+                if key.startswith(prefix):
+                    name = key.removeprefix(prefix)
+                    summary[f"{name}/{cell}"] = float(arrays[key])
         summary[f"seconds/{cell}"] = final(arrays, cell, "seconds")
         summary[f"precision/{cell}"] = str(arrays[f"{cell}/precision"])
     return summary

@@ -113,11 +113,12 @@ class Values(NamedTuple):
 
     def __str__(self) -> str:
         """The bounds as words."""
-        order = (
-            "in increasing order" if self.increasing else "all different" if self.different else ""
-        )
         number = f"at least {self.at_least}" if self.at_least else "maybe none"
-        return ", ".join(part for part in (number, order) if part)
+        if self.increasing:
+            return f"{number}, in increasing order"
+        if self.different:
+            return f"{number}, all different"
+        return number
 
 
 Positive = Annotated[float, Number(above=0)]

@@ -16,14 +16,13 @@ import lazynet as ln
 from experiments.invertible_network import Config
 from experiments.shared.data import standardized_images
 from experiments.shared.sizes import largest_width, parameters
-from experiments.shared.training import batched_outputs, trained_lazily
+from experiments.shared.training import batched_outputs, trained_from
 from lazynet import insights, zoo
 from lazynet.training.checkpoints import curve_arrays
 
 __all__ = ["answers", "invertible", "residual"]
 
 CLASSES = 10
-MOMENTUM = 0.9
 RATE = 0.1
 """Of the gradient descent to images, in standardized pixels."""
 
@@ -36,7 +35,8 @@ CHUNK = 256
 
 def invertible(config: Config, channels: int, depth: int | None = None) -> ln.Model:
     """The couplings before the head; with a depth, as many of them from the input on."""
-    blocks, left = [], sum(config.blocks) if depth is None else depth
+    blocks = []
+    left = sum(config.blocks) if depth is None else depth
     for count in config.blocks:
         blocks.append(min(count, left))
         left -= blocks[-1]
@@ -76,12 +76,16 @@ def answers(config: Config, network: str, alpha: float | None, checkpoint: Path)
     model = ln.serial(body(None), ln.GlobalAvgPool(), ln.Dense(CLASSES))
     params0 = model.init(jax.random.key(config.seed), train.x)
     arrays: dict[str, Any] = {"parameters": parameters(model, train.x)}
-    weights, tangent = params0, None
+    weights = params0
+    tangent = None
     if alpha is not None:
-        function, curve = _trained(config, model, params0, alpha, train, test, checkpoint)
-        found = batched_outputs(function, curve.params, test.x).argmax(axis=1)
+        saved = ln.log_spaced(config.steps, 12)
+        function, curve = trained_from(
+            config, model, params0, alpha, (train, test), checkpoint, save_at=saved
+        )
+        classes = batched_outputs(function, curve.params, test.x).argmax(axis=1)
         arrays |= curve_arrays(curve)
-        arrays["test_accuracy"] = np.mean(found == np.asarray(test.y).argmax(axis=1))
+        arrays["test_accuracy"] = np.mean(classes == np.asarray(test.y).argmax(axis=1))
         weights = function.weights(curve.params)
         tangent = _first(curve.params) if alpha == math.inf else None
     few = test.x[: config.examples]
@@ -107,23 +111,6 @@ def _bodies(config, network, x):
     model = invertible(config, channels)
     features = largest_width(lambda features: residual(config, features), model, x)
     return lambda depth: residual(config, features, depth)
-
-
-def _trained(config, model, params0, alpha, train, test, checkpoint):
-    return trained_lazily(
-        checkpoint,
-        model,
-        params0,
-        alpha,
-        train,
-        lr_fraction=config.lr_fraction,
-        lr_examples=100,
-        momentum=MOMENTUM,
-        key=jax.random.key(config.seed),
-        save_at=ln.log_spaced(config.steps, 12),
-        batch_size=config.batch_size,
-        test=test,
-    )
 
 
 def _first(params):
@@ -190,16 +177,16 @@ def _lines(model, body, weights, x):
     y = _outputs(body, inside, x)
     images = np.stack([_inverse(body, inside, between) for between in _between(y)])
     straight = np.stack(_between(x))
-    bent = [
-        _from_affine(np.stack([_outputs(model, weights, point) for point in line]))
-        for line in (images, straight)
-    ]
+
+    def bent(line):
+        return _from_affine(np.stack([_outputs(model, weights, point) for point in line]))
+
     middle = PLACES // 2
     size = np.linalg.norm(images[0] - images[-1])
     return {
         "line": np.swapaxes(images, 0, 1),
-        "line_features": bent[0].max(),
-        "line_pixels": bent[1].mean(),
+        "line_features": bent(images).max(),
+        "line_pixels": bent(straight).mean(),
         "bend": np.linalg.norm(images[middle] - straight[middle]) / size,
     }
 
@@ -207,7 +194,8 @@ def _lines(model, body, weights, x):
 def _between(x):
     """`(1 - t) x_i + t x_{i+1}` of neighbors in pairs, one array a place t."""
     pairs = len(x) // 2
-    one, other = x[: 2 * pairs : 2], x[1 : 2 * pairs : 2]
+    one = x[: 2 * pairs : 2]
+    other = x[1 : 2 * pairs : 2]
     return [one + t * (other - one) for t in np.linspace(0, 1, PLACES).astype(x.dtype)]
 
 

@@ -60,8 +60,8 @@ def principal_components(config, train: Data, test: Data) -> Problem:
     unit = math.sqrt(np.square(scale).sum() / len(rows))
     x = vectors * scale / unit
     x_test = (others @ rows.T) @ vectors / scale / unit
-    problem = Problem(Data(x, train.y), Data(x_test, test.y))
-    return Problem(*(_as_float32(datasets.center_targets(part)) for part in problem))
+    centered = map(datasets.center_targets, (Data(x, train.y), Data(x_test, test.y)))
+    return Problem(*jax.tree.map(lambda a: np.asarray(a, np.float32), tuple(centered)))
 
 
 def _leading(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -74,10 +74,6 @@ def _leading(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     eigen = linalg.psd_eigh(gram)
     count = min(count, int((eigen.values > eigen.tolerance).sum()))
     return eigen.values[: -1 - count : -1], eigen.vectors[:, : -1 - count : -1]
-
-
-def _as_float32(data: Data) -> Data:
-    return Data(np.asarray(data.x, np.float32), np.asarray(data.y, np.float32))
 
 
 def _linear(config, problem: Problem):

@@ -142,6 +142,7 @@ def _descend(student, u, x, y, steps):
 
 
 def _scale(student, i):
+    """The students of one scale alone."""
     alone = {name: getattr(student, name)[i : i + 1] for name in ("alpha", "rate", "offset")}
     return student._replace(**alone)
 

@@ -26,6 +26,7 @@ __all__ = [
     "diverged_at",
     "final",
     "named",
+    "trained_from",
     "trained_lazily",
 ]
 
@@ -33,6 +34,10 @@ LOSSES = {"mse": ln.mse, "cross_entropy": ln.cross_entropy}
 
 CHECKPOINT_SECONDS = 10.0
 BATCH = 1000
+
+MOMENTUM = 0.9
+LR_EXAMPLES = 100
+"""How the small networks of `trained_from` are trained, in all experiments on them."""
 
 
 def checkpointed(
@@ -104,18 +109,44 @@ def trained_lazily(
     return function, curve
 
 
+def trained_from(
+    config: Any,
+    model: ln.Model,
+    params0: Any,
+    alpha: float,
+    parts: tuple[Data, Data],
+    checkpoint: Path,
+    *,
+    save_at: Any,
+) -> tuple[Any, Trajectory]:
+    """`trained_lazily` with the rate, the batches and the seed of a configuration, on train and test examples."""
+    train, test = parts
+    return trained_lazily(
+        checkpoint,
+        model,
+        params0,
+        alpha,
+        train,
+        lr_fraction=config.lr_fraction,
+        lr_examples=LR_EXAMPLES,
+        momentum=MOMENTUM,
+        key=jax.random.key(config.seed),
+        save_at=save_at,
+        batch_size=config.batch_size,
+        test=test,
+    )
+
+
 def _check_metrics(
     checkpoint: Path, curve: Trajectory, params: Any, settings: dict[str, Any]
 ) -> None:
-    parts = ["train", *(["test"] if settings.get("test") is not None else [])]
-    measure = settings.get("measure") or (lambda params: {})
-    expected = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")} | measure(
-        params
-    ).keys()
-    for differing, fix in (
-        (curve.metrics.keys() - expected, "no more"),
-        (expected - curve.metrics.keys(), "now"),
-    ):
+    expected = {"train_loss", "train_accuracy"}
+    if settings.get("test") is not None:
+        expected |= {"test_loss", "test_accuracy"}
+    if settings.get("measure") is not None:
+        expected |= settings["measure"](params).keys()
+    recorded = curve.metrics.keys()
+    for differing, fix in ((recorded - expected, "no more"), (expected - recorded, "now")):
         if differing:
             raise RunError(
                 f"{checkpoint} was written by another training: {', '.join(sorted(differing))} is {fix} recorded. "
@@ -160,9 +191,8 @@ def curve_of(arrays: Mapping[str, Any], cell: str) -> Trajectory:
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:
     """Outputs `function(params, x)` on the host, a thousand inputs at a time."""
     function = as_partial(function)
-    return np.concatenate(
-        [np.asarray(_call(function, params, x[i : i + BATCH])) for i in range(0, len(x), BATCH)]
-    )
+    batches = [x[i : i + BATCH] for i in range(0, len(x), BATCH)]
+    return np.concatenate([np.asarray(_call(function, params, batch)) for batch in batches])
 
 
 @jax.jit
