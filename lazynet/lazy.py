@@ -245,9 +245,12 @@ class LazyFunction:
         """Weights `w = w0 + u / alpha`; w0 at alpha = inf."""
         if self.is_tangent:
             return self.params0
-        return jax.tree.map(
-            lambda w, v: w + v / _as(self.alpha, w) if trees.is_weight(w) else w, self.params0, u
-        )
+
+        # In float32 u / alpha falls below the rounding of w0 from alpha = 2.6e5 on: `lazy` refuses it.
+        def moved(w0, v):
+            return w0 + v / _as(self.alpha, w0) if trees.is_weight(w0) else w0
+
+        return jax.tree.map(moved, self.params0, u)
 
     def start(self) -> Params:
         """The displacement u = 0, at which the weights are w0."""
@@ -422,10 +425,10 @@ class _Taylor:
         def derivative(order):
             if order == 0:
                 return lambda w: self.apply(w, *inputs, **kwargs)
+            # D^j h[v, ..., v] is the derivative of D^{j-1} h[v, ..., v] along v.
             return lambda w: _derivative(derivative(order - 1), w, direction)[1]
 
-        orders = range(1, self.degree + 1)
-        derivatives = [derivative(j)(self.params0) for j in orders]
+        derivatives = [derivative(j)(self.params0) for j in range(1, self.degree + 1)]
         return _of_floating(_polynomial, derivative(0)(self.params0), *derivatives)
 
 

@@ -214,7 +214,8 @@ def disentanglement_error(
     tasks = (("x_a", a, x_a), ("x_b", b, x_b))
     for (name, task, x), head in zip(tasks, heads, strict=True):
         guards.inputs(name, x)
-        alone, together = (_classes(function, u.displacement, x, head) for u in (task, both))
+        alone = _classes(function, task.displacement, x, head)
+        together = _classes(function, both.displacement, x, head)
         error += float(np.mean(alone != together))
     return error
 
@@ -282,7 +283,8 @@ def _is_number(factor: Any) -> bool:
 
 def _check_same_weights(a: Tangent, b: Tangent) -> None:
     trees.check_same_structure(b.params, a.params, name="the weights of b", expected="those of a")
-    weights, others = (trees.differentiable(tangent.params)[0] for tangent in (a, b))
+    weights, _ = trees.differentiable(a.params)
+    others, _ = trees.differentiable(b.params)
     pairs = [(x, y) for x, y in zip(weights, others, strict=True) if x is not y]
     if not trees.is_traced(pairs) and not all(np.array_equal(x, y) for x, y in pairs):
         raise ValueError(

@@ -203,12 +203,9 @@ def _system(kernel, y, diagonal):
         return rows.reshape(len(indices), -1)
 
     columns = columns_of(y, array.ndim)
-    return _System(
-        lambda v: blocked_product(array, v),
-        _in_double(rows_of),
-        np.asarray(entries, np.float64),
-        BLOCK,
-    ), columns
+    entries = np.asarray(entries, np.float64)
+    system = _System(lambda v: blocked_product(array, v), _in_double(rows_of), entries, BLOCK)
+    return system, columns
 
 
 def _in_double(rows_of):
@@ -221,7 +218,8 @@ def _system_of_product(product, y, diagonal):
 
     def on_columns(v):
         if v.shape[1] > 1 and not acts_on_columns:
-            return np.concatenate([on_columns(column[:, None]) for column in v.T], axis=1)
+            images = [on_columns(column[:, None]) for column in v.T]
+            return np.concatenate(images, axis=1)
         image = product(jnp.asarray(v.reshape(shape), jnp.result_type(float)))
         guards.concrete("conjugate_gradient_regression", image)
         return np.asarray(image, np.float64).reshape(v.shape)
@@ -355,6 +353,7 @@ def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
             ridges = ridges[going]
             sizes = sizes[going]
             inner = inner[going]
+        # Each column has lengths of its own; the product with K is one for all outputs and ridges.
         conditioned = precondition(residual, ridges)
         before = inner
         inner = _dots(residual, conditioned)
@@ -371,6 +370,7 @@ def _dots(a, b):
 
 
 def _ratio(numerator, denominator):
+    """The quotient, zero where a column has nothing left to divide by."""
     usable = denominator != 0
     return np.where(usable, numerator, 0.0) / np.where(usable, denominator, 1.0)
 

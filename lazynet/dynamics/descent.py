@@ -88,6 +88,7 @@ def _simulate(ntk, y, f0, loss, learning_rate, momentum, step, key, batch_size):
     velocity = np.zeros_like(y)
     saved = []
     batches = _batches(key, len(y), batch_size)
+    # At a rate that is too large values overflow, which the curve shows.
     with np.errstate(over="ignore", invalid="ignore"):
         for steps in np.diff(step, prepend=0):
             for _ in range(steps):
@@ -116,11 +117,9 @@ def _outputs(rows, coefficients, f0):
 
 def _slope(loss, outputs, y):
     """`grad_f L(f)`; that of `mse` in float64 also where x64 is off."""
-    return (
-        (outputs - y) / len(y)
-        if loss is mse
-        else np.asarray(_gradient(loss, outputs, y), np.float64)
-    )
+    if loss is mse:
+        return (outputs - y) / len(y)
+    return np.asarray(_gradient(loss, outputs, y), np.float64)
 
 
 @functools.partial(PerFunction, static_argnums=(0,))
@@ -132,7 +131,7 @@ def _descent_weights(values, n, learning_rate, momentum, step):
     """Dual coefficient per save point and mode, for a residual y - f0 of one."""
     change = _change_per_step(values, n, learning_rate, momentum)
     state = np.zeros((len(values), 3, 1))
-    state[:, 2] = 1.0
+    state[:, 2] = 1.0  # the one of (a, v, 1), which carries the targets
     weights = []
     with np.errstate(over="ignore", invalid="ignore"):
         for steps in np.diff(step, prepend=0):

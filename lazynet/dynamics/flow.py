@@ -161,7 +161,7 @@ def flow_weights(eigen: Eigen, tau):
     """`(1 - exp(-lambda tau)) / lambda` per time and mode; tau = t/n, infinite included."""
     finite = np.isfinite(tau)[:, None]
     tau = np.where(finite, tau[:, None], 0.0)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # exp(-inf) is the zero that it should be
         exponent = -eigen.values * tau
     # phi near its limit 1 for slow modes; fast ones divide by lambda, which cannot overflow.
     is_slow = exponent > -1.0
@@ -179,6 +179,7 @@ def closed_form(eigen: Eigen, weights, y, f0, ndim) -> Solution:
 
 def expand(eigen: Eigen, weights, residual, ndim):
     """`V diag(weights) V' residual` for every row of weights, `[s, n, k]`."""
+    # All times side by side: one product of matrices instead of one for each.
     columns = columns_of(residual, ndim)
     modes = weights.T[:, :, None] * (eigen.vectors.T @ columns)[:, None, :]
     expanded = (eigen.vectors @ modes.reshape(len(modes), -1)).reshape(modes.shape)
@@ -202,6 +203,7 @@ def _integrate(ntk, y, f0, loss, time, friction, rtol):
     start = jnp.zeros((1 if friction is None else 2, *y.shape), dtype)
     slope = jax.tree_util.Partial(_slope, loss, np.ndim(ntk), friction is not None)
     known = tuple(jnp.asarray(each, dtype) for each in (matrix, y, f0, friction or 0.0))
+    # Steps that become this small are a failure, which is told below.
     steps = diffrax.PIDController(
         rtol=tolerance, atol=1e-3 * tolerance, dtmin=end * 1e-9, force_dtmin=False
     )

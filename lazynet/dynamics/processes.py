@@ -343,11 +343,12 @@ def check_block(name, kernel, rows, y, ndim, columns=None):
 def _rounding(tolerance, cross, prior):
     """Rounding of the joint kernel of training inputs and inputs wanted."""
     n_joint = sum(np.shape(cross))
-    parts = (
-        rank_tolerance(part) / np.shape(part)[0] ** 0.5
-        for part in (np.asarray(cross), np.asarray(prior))
-    )
-    return max(tolerance, max(parts) * n_joint**0.5)
+
+    def of_one_row(kernel):
+        return rank_tolerance(np.asarray(kernel)) / np.shape(kernel)[0] ** 0.5
+
+    largest = max(of_one_row(cross), of_one_row(prior))
+    return max(tolerance, largest * n_joint**0.5)
 
 
 def _with_variances(covariance, filters, rounding, size):

@@ -59,10 +59,9 @@ def known_flow(eigen: Eigen, ndim: int, y: Array, f0: Array, time: Array) -> tup
         >>> outputs.ravel().tolist()
         [1.0, 1.0]
     """
-    values, vectors, inverse = (
-        jnp.asarray(a).astype(y.dtype)
-        for a in (eigen.values, eigen.vectors, eigen.inverse_values())
-    )
+    values = jnp.asarray(eigen.values).astype(y.dtype)
+    vectors = jnp.asarray(eigen.vectors).astype(y.dtype)
+    inverse = jnp.asarray(eigen.inverse_values()).astype(y.dtype)
     is_infinite = jnp.isinf(time)[:, None]
     tau = jnp.where(is_infinite, 0.0, time[:, None]) / len(y)
     exponents = -values[None] * tau
@@ -71,9 +70,8 @@ def known_flow(eigen: Eigen, ndim: int, y: Array, f0: Array, time: Array) -> tup
     weights = jnp.where(is_infinite, inverse[None], finite)
     modes = jnp.matmul(vectors.T, columns_of(y - f0, ndim), precision="highest")
     coefficients = jnp.matmul(vectors, weights[:, :, None] * modes[None], precision="highest")
-    moved = jnp.matmul(
-        vectors, (values[None] * weights)[:, :, None] * modes[None], precision="highest"
-    )
+    moved_modes = (values[None] * weights)[:, :, None] * modes[None]
+    moved = jnp.matmul(vectors, moved_modes, precision="highest")
     shape = (len(time), *y.shape)
     return f0[None] + moved.reshape(shape), coefficients.reshape(shape)
 

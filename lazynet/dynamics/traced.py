@@ -205,9 +205,10 @@ def solve_flow(
     check_start(f0, y.shape)
     is_infinite = np.zeros(np.shape(time), bool) if is_traced(time) else np.isinf(np.asarray(time))
     matrix = unfolded(kernel)
-    ridge = (
-        positive_ridge(ridge, kernel) if is_infinite.any() else jnp.asarray(ridge).astype(y.dtype)
-    )
+    if is_infinite.any():
+        ridge = positive_ridge(ridge, kernel)
+    else:
+        ridge = jnp.asarray(ridge).astype(y.dtype)
     matrix = matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype)
     residual = columns_of(y - f0, kernel.ndim)
     finite = jnp.asarray(time if is_traced(time) else np.where(is_infinite, 0.0, time))
@@ -239,6 +240,8 @@ def _flow_derivative(primals, tangents):
     if not isinstance(tau_dot, SymbolicZero):
         derivative += _expanded(vectors, jnp.exp(-exponents) * tau_dot[:, None], residual)
     if not isinstance(matrix_dot, SymbolicZero):
+        # In the eigenbasis the derivative of a function of a matrix multiplies that of the matrix,
+        # entry by entry, with divided differences of the function (Daleckii and Krein).
         turned = _highest(_highest(vectors.T, (matrix_dot + matrix_dot.T) / 2), vectors)
         modes = _highest(vectors.T, residual)
         slopes = _divided_difference(exponents[:, :, None], exponents[:, None, :])

@@ -211,9 +211,8 @@ def _metrics(solution: Solution, data, loss, f0, cross, test, f0_test):
     curves = _curves("train", solution.outputs, data.y, loss)
     if test is None:
         return curves
-    return curves | _curves(
-        "test", kernel_outputs(cross, solution.coefficients, f0_test), test.y, loss
-    )
+    test_outputs = kernel_outputs(cross, solution.coefficients, f0_test)
+    return curves | _curves("test", test_outputs, test.y, loss)
 
 
 def _curves(name, outputs, y, loss):

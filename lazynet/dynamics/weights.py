@@ -61,13 +61,13 @@ def linearized_weights(
     if a.ndim == 2:
         moved = _weights(function, weights, x, jnp.asarray(a))
         return with_constants(moved, function)
-    each = [
-        _weights(function, weights, x, jnp.asarray(one)) for one in a.reshape(-1, *a.shape[-2:])
-    ]
-    moved = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape), *each
-    )
-    return with_constants(moved, function)
+    every = a.reshape(-1, *a.shape[-2:])
+    each = [_weights(function, weights, x, jnp.asarray(one)) for one in every]
+
+    def stacked(*leaves):
+        return jnp.stack(leaves).reshape(*a.shape[:-2], *leaves[0].shape)
+
+    return with_constants(jax.tree.map(stacked, *each), function)
 
 
 @PerFunction
@@ -78,5 +78,5 @@ def _weights(function, weights, x, a):
             f"coefficients of shape {a.shape}, expected {outputs.shape}, the shape of the outputs at x: pass the "
             "training inputs."
         )
-    gradient = pull_back(a.reshape(outputs.shape).astype(outputs.dtype))[0]
-    return trees.add_scaled(weights, 1.0, gradient)
+    (displacement,) = pull_back(a.reshape(outputs.shape).astype(outputs.dtype))
+    return trees.add_scaled(weights, 1.0, displacement)

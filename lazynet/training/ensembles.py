@@ -135,6 +135,7 @@ def train_ensemble(
         while step < last:
             epoch, batch = divmod(step, n // batch_size)
             if batch == 0 or order is None:
+                # A full batch needs no order, and has one of no entries.
                 order = _orders(keys, epoch, n) if batch_size < n else jnp.zeros((members, 0), int)
             member = (params, trained, constants)
             trained, state = _step(
@@ -202,10 +203,10 @@ def _step(
 ):
     def step_one(member, state, order):
         params0, params, constants = member
-        rows = (
-            lax.dynamic_slice(order, (batch * batch_size,), (batch_size,)) if order.size else None
-        )
-        examples = data if rows is None else jax.tree.map(lambda leaf: leaf[rows], data)
+        examples = data
+        if order.size:
+            rows = lax.dynamic_slice(order, (batch * batch_size,), (batch_size,))
+            examples = jax.tree.map(lambda leaf: leaf[rows], data)
 
         def value(params):
             goal = objective(transform(apply, params0), loss)

@@ -242,8 +242,10 @@ def log_spaced(n_steps: int, n_points: int) -> list[int]:
     """
     n_steps = guards.count("n_steps", n_steps, at_least=0)
     n_points = guards.count("n_points", n_points)
-    if n_points <= 2 or n_steps <= 1:
-        return sorted({*[0][: n_points - 1], n_steps})
+    if n_points == 1:
+        return [n_steps]
+    if n_points == 2 or n_steps <= 1:
+        return sorted({0, n_steps})
     spaced = np.unique(np.round(np.geomspace(1, n_steps, n_points - 1)).astype(int)).tolist()
     return [0, *spaced[:-1], n_steps]
 
@@ -323,8 +325,10 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
                 epoch = step // per_epoch
                 source = source._replace(order=placed_order(plan, key, epoch, n))
             rate = learning_rate(step)
+            # A function of the step alone picks the batch, so that a resumed run goes on bit for bit.
             leaves = advance(leaves, source, step, rate)
             step = step + 1
+            # With momentum m a gradient moves the weights by rate / (1 - m) in all.
             time = time + rate / damping
         own = jax.tree.unflatten(structure, leaves)
         if plan.sharding is not None:
@@ -341,9 +345,9 @@ def _evaluated(objective, params, data, batch_size, sharding):
     for start in range(0, n, batch_size):
         chunk = jax.tree.map(lambda leaf, i=start: leaf[i : i + batch_size], data)
         even = sharding is not None and len(chunk.y) % sharding.mesh.size == 0
-        values = _loss_and_accuracy(
-            objective, params, place(chunk, sharding if even else everywhere)
-        )
+        # A last chunk that the devices do not divide is evaluated whole on each of them.
+        placed = place(chunk, sharding if even else everywhere)
+        values = _loss_and_accuracy(objective, params, placed)
         totals += len(chunk.y) / n * np.asarray(values, np.float64)
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 

@@ -116,9 +116,10 @@ def placed_data(plan: Plan, data: Data) -> Data:
     """
     data = jax.tree.map(jnp.asarray, data) if plan.sharding is None else data
     divided = plan.batch_size == len(data.y) and plan.microbatches == 1
-    return place(
-        data, plan.sharding if divided or plan.sharding is None else replicated(plan.sharding)
-    )
+    if divided or plan.sharding is None:
+        return place(data, plan.sharding)
+    # Batches are rows in any order, each device's share of which may be anywhere.
+    return place(data, replicated(plan.sharding))
 
 
 def placed_order(plan: Plan, key: Any, epoch: int, n: int) -> Array | None:
@@ -221,25 +222,25 @@ def _check_structure(after, structure):
 
 @functools.partial(PerFunction, by=(0, 1), static_argnums=(0,), donate_argnums=(3,))
 def _accumulate(plan, objective, params, total, source, start, draw):
-    return _everywhere(
-        plan, trees.add(total, _gradient(plan, objective, params, source, start, draw))
-    )
+    grads = _gradient(plan, objective, params, source, start, draw)
+    return _everywhere(plan, trees.add(total, grads))
 
 
 @functools.partial(PerFunction, static_argnums=(0,), donate_argnums=(1, 2))
 def _update(plan, params, opt_state, total, rate):
-    return _updated(plan, params, opt_state, trees.divide(total, float(plan.microbatches)), rate)
+    grads = trees.divide(total, float(plan.microbatches))
+    return _updated(plan, params, opt_state, grads, rate)
 
 
 def _gradient(plan, objective, params, source, start, draw):
     data, order, key = source
     if order is not None:
-        rows = _divided(
-            plan, lax.dynamic_slice(order, (start,), (plan.batch_size // plan.microbatches,))
-        )
+        size = plan.batch_size // plan.microbatches
+        rows = _divided(plan, lax.dynamic_slice(order, (start,), (size,)))
         data = _divided(plan, jax.tree.map(lambda leaf: leaf[rows], data))
     if plan.augment is not None:
-        data = _divided(plan, data._replace(x=plan.augment(jax.random.fold_in(key, draw), data.x)))
+        x = plan.augment(jax.random.fold_in(key, draw), data.x)
+        data = _divided(plan, data._replace(x=x))
     return jax.grad(objective.value)(params, data)
 
 
@@ -253,8 +254,6 @@ def _divided(plan, tree):
 
 
 def _everywhere(plan, tree):
-    return (
-        tree
-        if plan.sharding is None
-        else lax.with_sharding_constraint(tree, replicated(plan.sharding))
-    )
+    if plan.sharding is None:
+        return tree
+    return lax.with_sharding_constraint(tree, replicated(plan.sharding))
