@@ -125,11 +125,10 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
             pairs = list(zip(before[what], after[what], strict=True))
             if not any(_differ(one, two, one, rows) for one, two in pairs):
                 continue
-            again = evaluate(function, _shaken(params), x, kept)
-            if any(
-                _differ(*pair, rounded, rows)
-                for pair, rounded in zip(pairs, again[what], strict=True)
-            ):
+            # They differ: by more than what rounding alone makes of the same numbers?
+            again = evaluate(function, _shaken(params), x, kept)[what]
+            known = zip(pairs, again, strict=True)
+            if any(_differ(one, two, rounded, rows) for (one, two), rounded in known):
                 return what
     return ""
 
@@ -182,11 +181,13 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
     added again, as the largest logit of a batch in a softmax, leaves a few units, and many where
     little is left of large terms.
     """
-    one, two, three = (np.asarray(values).astype(np.float64) for values in (before, after, again))
+    one = np.asarray(before).astype(np.float64)
+    two = np.asarray(after).astype(np.float64)
+    rounded = np.asarray(again).astype(np.float64)
     eps = float(jnp.finfo(before.dtype).eps)
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
-        rounding = np.abs(one - three)
+        rounding = np.abs(one - rounded)
         noise = rounding[np.isfinite(rounding)].max(initial=0.0)
         close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 16 * noise)
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
@@ -220,15 +221,11 @@ def _replaced(leaf: np.ndarray, changed: np.ndarray, draw: int) -> np.ndarray:
         high = leaf.max()
         mirrored = low + (high - leaf) if draw % 2 else np.where(leaf == low, high, low)
         constant = np.where(leaf == 0, 1, 0).astype(leaf.dtype)
-        other = (
-            constant
-            if low == high
-            else np.where(mirrored == leaf, low, mirrored).astype(leaf.dtype)
-        )
+        moved = np.where(mirrored == leaf, low, mirrored).astype(leaf.dtype)
+        other = constant if low == high else moved
     elif jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-        other = (_drawn(np.real(leaf), draw) + 1j * _drawn(np.imag(leaf), draw + 10)).astype(
-            leaf.dtype
-        )
+        drawn = _drawn(np.real(leaf), draw) + 1j * _drawn(np.imag(leaf), draw + 10)
+        other = drawn.astype(leaf.dtype)
     else:
         other = _drawn(leaf, draw).astype(leaf.dtype)
     return np.where(changed.reshape(-1, *[1] * (leaf.ndim - 1)), other, leaf)

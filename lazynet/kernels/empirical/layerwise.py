@@ -108,7 +108,8 @@ def _feature(
     model: Evaluation, name: str, inputs: dict[str, Array], cotangents: Array, outputs: Outputs
 ) -> Pair | Jacobian:
     path, own = _split(name)
-    k, n, f = *cotangents.shape[:2], cotangents.shape[-1]
+    k, n = cotangents.shape[:2]
+    f = cotangents.shape[-1]
     if own == "b":
         return Jacobian(cotangents.transpose(1, 0, 2))
     rows = model.rows[path](inputs[path])

@@ -55,11 +55,16 @@ def row(
     for group in chosen.groups:
         rows = features(function, params, own, group, outputs)
         for j, other in enumerate(others):
-            columns = (
-                rows if diagonal and j == 0 else features(function, params, other, group, outputs)
-            )
+            if diagonal and j == 0:
+                columns = rows
+            else:
+                columns = features(function, params, other, group, outputs)
             block = contract(rows, columns, outputs)
-            totals[j : j + 1] = [totals[j] + block if j < len(totals) else block]
+            if j < len(totals):
+                totals[j] = totals[j] + block
+            else:
+                totals.append(block)
+            # Calls are queued: without waiting, features of many tiles would be held at once.
             if len(others) > 1 or len(chosen.groups) > 1:
                 jax.block_until_ready(block)
     return [symmetric(totals[0], outputs), *totals[1:]] if diagonal else totals
@@ -110,9 +115,8 @@ def split(x: Examples, tile: int) -> list[Examples]:
     n = count_examples(x)
 
     def part(start: int) -> Examples:
-        return jax.tree.map(
-            lambda leaf: lax.dynamic_slice_in_dim(leaf, start, min(tile, n - start)), x
-        )
+        size = min(tile, n - start)
+        return jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, start, size), x)
 
     return [part(start) for start in range(0, n, tile)]
 

@@ -136,9 +136,8 @@ def _pair(kernel: Any, kernel0: Any, key: Any, shape: Any, probes: int, centered
             f"kernels of types {type(kernel).__name__} and {type(kernel0).__name__} with key {key}, expected two "
             "kernels and a key, or two one-sided sketches."
         )
-    return _Pair(
-        sketch(kernel, kernel0, key=key, shape=shape, probes=probes, centered=centered), []
-    )
+    both = sketch(kernel, kernel0, key=key, shape=shape, probes=probes, centered=centered)
+    return _Pair(both, [])
 
 
 def _between(first: OneSided, second: OneSided, centered: bool) -> list[Term]:
@@ -149,9 +148,11 @@ def _between(first: OneSided, second: OneSided, centered: bool) -> list[Term]:
             f"sketches of {first.layout()} and {second.layout()} (rows, examples), centered {first.centered} and "
             f"{second.centered}, expected the same for both, as many probes, and centered={centered}."
         )
-    a, b = square_term(first.gram), square_term(second.gram)
+    a = square_term(first.gram)
+    b = square_term(second.gram)
     if first.features is not None and second.features is not None:
         across = square_term(first.features.T @ second.features)
+        # |A - B|^2 = |A|^2 + |B|^2 - 2 <A, B>
         change = Term(a.value + b.value - 2 * across.value, a.form + b.form - 2 * across.form)
         return [a, b, across, change]
     left, right = first.vectors, second.vectors

@@ -90,12 +90,10 @@ def spectral_density(
     smallest = nodes[nodes > 1e-15 * nodes.max()].min(initial=nodes.max())
     logarithms = np.log10(np.maximum(nodes, smallest))
     grid = np.linspace(logarithms.min() - 3 * width, logarithms.max() + 3 * width, points)
-    bumps = np.exp(-(((grid[:, None, None] - logarithms) / width) ** 2) / 2) / (
-        np.sqrt(2 * np.pi) * width
-    )
-    return SpectralDensity(
-        nodes, weights, 10**grid, np.einsum("gps,ps->g", bumps, weights) / len(weights)
-    )
+    bumps = np.exp(-(((grid[:, None, None] - logarithms) / width) ** 2) / 2)
+    bumps = bumps / (np.sqrt(2 * np.pi) * width)
+    density = np.einsum("gps,ps->g", bumps, weights) / len(weights)
+    return SpectralDensity(nodes, weights, 10**grid, density)
 
 
 def effective_dimension(
@@ -152,13 +150,11 @@ def effective_dimension(
     operator = operator_of(kernel, shape, loops=True)
     bounds = []
     for start in signs(key, probes, operator.size).T:
-        rule = tridiagonal(operator, start, steps)
-        bounds.append(
-            [
-                _fitted(ritz_values(*each), ridges)
-                for each in (rule, _with_node_at_zero(operator, *rule))
-            ]
-        )
+        # The even derivatives of x / (x + ridge) are negative and the odd ones positive: Gauss' rule
+        # is an upper bound, and Radau's, with a node at the lower end, is a lower one.
+        gauss = tridiagonal(operator, start, steps)
+        radau = _with_node_at_zero(operator, *gauss)
+        bounds.append([_fitted(ritz_values(*rule), ridges) for rule in (gauss, radau)])
     upper, lower = operator.size * np.swapaxes(bounds, 0, 1)
     value, error = _mean((upper + lower) / 2, ridges.shape)
     gap = np.abs(upper - lower).mean(axis=0).reshape(ridges.shape) / 2
@@ -187,9 +183,8 @@ def _with_node_at_zero(operator, diagonal, beside):
         scale = power_of_two(np.abs(diagonal).max())
         inner, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:-1] / scale, beside[:-1] / scale)
         lowest = min(0.0, 2 * inner[0]) - np.finfo(np.float64).eps
-        node[-1] = scale * (
-            lowest + (beside[-1] / scale) ** 2 * np.sum(vectors[-1] ** 2 / (inner - lowest))
-        )
+        resolvent = np.sum(vectors[-1] ** 2 / (inner - lowest))
+        node[-1] = scale * (lowest + (beside[-1] / scale) ** 2 * resolvent)
     return node, beside
 
 
@@ -204,7 +199,10 @@ def _quadratures(operator: Operator, key, steps, probes):
 
 def _mean(values, shape=()):
     """Mean over the first axis and its standard error."""
-    scale = power_of_two(np.abs(values).max())
+    scale = power_of_two(np.abs(values).max())  # squares of large values would overflow
     values = values / scale
-    parts = values.mean(axis=0) * scale, values.std(axis=0, ddof=1) / np.sqrt(len(values)) * scale
-    return Estimate(*(part.reshape(shape) if shape else float(part.item()) for part in parts))
+    mean = values.mean(axis=0) * scale
+    error = values.std(axis=0, ddof=1) / np.sqrt(len(values)) * scale
+    if not shape:
+        return Estimate(float(mean.item()), float(error.item()))
+    return Estimate(mean.reshape(shape), error.reshape(shape))

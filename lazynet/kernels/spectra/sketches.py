@@ -167,6 +167,7 @@ def sketch(
     operators = tuple(map(centered_operator, operators)) if centered else operators
     (size,) = sizes
     for_basis, for_draws = jax.random.split(key)
+    # Half of the products with each kernel find the subspace and see what it does there.
     columns = probes // (2 + 2 * len(operators))
     if size <= probes:
         basis = np.eye(size)
