@@ -152,9 +152,8 @@ def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
     def diagonal(q):
         q = 2 * b**2 * q
         root = jnp.sqrt(1 + 2 * q)
-        return a**2 * (2 / math.pi) * jnp.arctan2(q, root) + c**2, (4 / math.pi) * (
-            a * b
-        ) ** 2 / root
+        value = a**2 * (2 / math.pi) * jnp.arctan2(q, root) + c**2
+        return value, (4 / math.pi) * (a * b) ** 2 / root
 
     return Dual(side, pair, diagonal)
 
@@ -215,12 +214,10 @@ def rbf_dual(gamma: Scale) -> Dual:
         value = jnp.exp(-gamma * gap)
         return value, 2 * gamma * value, Opening(-jnp.expm1(-gamma * gap), None)
 
-    return Dual(
-        _with_norm,
-        pair,
-        lambda q: (jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)),
-        positive=True,
-    )
+    def diagonal(q):
+        return jnp.ones_like(q), 2 * gamma * jnp.ones_like(q)
+
+    return Dual(_with_norm, pair, diagonal, positive=True)
 
 
 def noisy(q: Array) -> tuple[Array, Array, Array]:

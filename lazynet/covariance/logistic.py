@@ -115,7 +115,8 @@ def _mixture(term: Callable, gain: float = 1.0, *, positive: bool = False) -> Du
 
     def both(q1, q2, s, opening=None):
         table = LOGISTIC_DOUBLE if s.dtype == jnp.float64 else LOGISTIC_SINGLE
-        scales, weights = (jnp.asarray(column, s.dtype) for column in zip(*table, strict=True))
+        scales = jnp.asarray([scale for scale, _ in table], s.dtype)
+        weights = jnp.asarray([weight for _, weight in table], s.dtype)
         sides = [noisy(q2 * (gain / scale**2)) for scale, _ in table]
 
         # One row of the table at a time: all at once would take minutes to compile.

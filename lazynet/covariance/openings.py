@@ -109,7 +109,8 @@ def between(
     """
     if x1.shape[-1] > FEW:
         return _refined(x1, x2, same)
-    direction1, direction2 = _direction(x1), _direction(x2)
+    direction1 = _direction(x1)
+    direction2 = _direction(x2)
     columns = range(x1.shape[-1])
     products = [x1[:, i, None] * x2[None, :, i] for i in columns]
     steps = [(direction1[:, i, None] - direction2[None, :, i]) ** 2 for i in columns]
@@ -160,9 +161,11 @@ def _centered_product(x1, x2, opening, near):
     Distances between directions do not depend on the origin, and the digits that a product loses
     are those of the norms.
     """
-    direction1, direction2 = _direction(x1), _direction(x2)
+    direction1 = _direction(x1)
+    direction2 = _direction(x2)
     center = jnp.mean(direction2, axis=0)[None, :]
-    centered1, centered2 = direction1 - center, direction2 - center
+    centered1 = direction1 - center
+    centered2 = direction2 - center
     size1, size2 = (_short_sums(a * a) / 2 for a in (centered1, centered2))
     sizes = size1[:, None] + size2[None, :]
     u = sizes - jnp.matmul(centered1, centered2.T, precision="highest")

@@ -57,8 +57,12 @@ def piecewise_dual(
 
     def side(q):
         squares = [squared(fn), squared(derivative(fn))]
-        exact, *means = [[_mean(h, q, kinks, n) for h in squares] for n in (FINE, *levels)]
-        rules = [jnp.stack(each) for each in zip(*means, strict=True)]
+
+        def moments(nodes):
+            return [_mean(h, q, kinks, nodes) for h in squares]
+
+        exact = moments(FINE)
+        rules = [jnp.stack(each) for each in zip(*map(moments, levels), strict=True)]
         return q, shortfall(exact, len(levels), lambda i: [rule[i] for rule in rules])
 
     def pair(side1, side2, s, opening, acute):
@@ -80,12 +84,9 @@ def piecewise_dual(
 def _mean(h, q, kinks, nodes):
     """`E[h(z)]`."""
     norm = jnp.sqrt(_floored(q))
-    return _sum_pieces(
-        lambda x: h(norm * x),
-        [kink / norm for kink in kinks],
-        nodes,
-        FAR if nodes == FINE else RADIUS,
-    )
+    cuts = [kink / norm for kink in kinks]
+    radius = FAR if nodes == FINE else RADIUS
+    return _sum_pieces(lambda x: h(norm * x), cuts, nodes, radius)
 
 
 def _products(fn, q1, q2, s, kinks, nodes):
@@ -108,6 +109,7 @@ def _products(fn, q1, q2, s, kinks, nodes):
 
     steep = jnp.where(jnp.abs(rho) < tiny, tiny, rho)
     turns = [(kink / norm2 + move * tau) / steep for kink in kinks for move in (-TURN, 0, TURN)]
+    # Where a smooth integrand is cut makes no difference: these cuts have no derivative.
     cuts = [kink / norm1 for kink in kinks] + [jax.lax.stop_gradient(turn) for turn in turns]
     value, slope = _sum_pieces(given, cuts, nodes)
     return value, slope

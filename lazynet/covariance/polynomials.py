@@ -93,11 +93,8 @@ def rectified_power_dual(degree: int) -> Dual:
         value = norms**degree * _cut_moment(degree, degree, theta, 1 - u, sine)
         if degree == 0:
             return value, jnp.zeros_like(value), None
-        slope = (
-            degree**2
-            * norms ** (degree - 1)
-            * _cut_moment(degree - 1, degree - 1, theta, 1 - u, sine)
-        )
+        scale = degree**2 * norms ** (degree - 1)
+        slope = scale * _cut_moment(degree - 1, degree - 1, theta, 1 - u, sine)
         return value, slope, None
 
     def diagonal(q):

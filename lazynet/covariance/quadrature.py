@@ -174,6 +174,8 @@ def _expectation(f: Function, g: Function):
         norm2 = safe_sqrt(q2)
         product = norm1 * norm2
         rho = jnp.clip(jnp.where(product > 0, s / jnp.where(product > 0, product, 1), 0), -1, 1)
+        # even x +- odd y have variance one and correlation even^2 - odd^2 = rho, for independent
+        # normal x and y.
         even = jnp.sqrt((1 + rho) / 2)
         odd = jnp.sqrt((1 - rho) / 2)
         count = nodes.astype(int)
@@ -187,14 +189,14 @@ def _expectation(f: Function, g: Function):
 
         def add_row(i, total):
             x, w = _node(i, count, s.dtype)
-            return total + w * jax.lax.fori_loop(
-                0, count, lambda j, row: add_node(j, row, even * x), zero
-            )
+            row = jax.lax.fori_loop(0, count, lambda j, row: add_node(j, row, even * x), zero)
+            return total + w * row
 
         return jax.lax.fori_loop(0, count, add_row, zero)
 
     @expectation.defjvp
     def expectation_jvp(primals, tangents):
+        # Price: d/ds E[f g] = E[f' g'], and d/dq E[f g] = E[f'' g] / 2.
         df = derivative(f)
         dg = derivative(g)
         along_s = _expectation(df, dg)(*primals)

@@ -44,13 +44,13 @@ def mean_over_pairs(planes: Planes, lanes: Lanes, *, same: bool = False) -> Cova
     On a GPU, networks that allow it keep each plane on the chip through all layers; on a CPU the
     compiled program of `cpu` may do it elsewhere.
     """
-    chip = (
-        jax.default_backend() == "gpu" and gpu.available() and gpu.fits(planes.chain, planes.canvas)
-    )
+    on_gpu = jax.default_backend() == "gpu" and gpu.available()
     if lanes.elsewhere is not None:
         sums = _elsewhere(planes, lanes, same=same)
+    elif on_gpu and gpu.fits(planes.chain, planes.canvas):
+        sums = summed_on_chip(planes, lanes, same=same)
     else:
-        sums = (summed_on_chip if chip else _summed)(planes, lanes, same=same)
+        sums = _summed(planes, lanes, same=same)
     area = math.prod(planes.shape)
     return sums.map(lambda a: a / area**2)
 
@@ -74,11 +74,9 @@ def summed_on_chip(
 
     @jax.custom_jvp
     def summed(*arrays):
-        return (
-            by_program(*arrays)
-            if interpret
-            else lax.platform_dependent(*arrays, cuda=by_program, default=by_layers)
-        )
+        if interpret:
+            return by_program(*arrays)
+        return lax.platform_dependent(*arrays, cuda=by_program, default=by_layers)
 
     summed.defjvp(lambda primals, tangents: jax.jvp(by_layers, primals, tangents))
     return summed(chain.images, chain.moments())
@@ -107,11 +105,11 @@ def variances(planes: Planes) -> Covariance:
 
 def _summed(planes, lanes, *, same=False):
     """`sum_{p, p'} S[p, p']`, layer by layer."""
-    return _map_groups(
-        lambda g: sum_over_pairs(planes, _request(planes, lanes, g, same=same)),
-        planes,
-        lanes.groups,
-    )
+
+    def group(g):
+        return sum_over_pairs(planes, _request(planes, lanes, g, same=same))
+
+    return _map_groups(group, planes, lanes.groups)
 
 
 def _restored(chain, images, moments):

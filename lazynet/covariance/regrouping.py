@@ -49,9 +49,11 @@ def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
 
         nothing = zeros(lambda: part(jnp.zeros(2, jnp.int32)))
         moves = jnp.asarray(_moves(window), jnp.int32)
-        total = lax.scan(
-            lambda total, e: (jax.tree.map(jnp.add, total, part(e, nothing)), None), nothing, moves
-        )[0]
+
+        def add(total, e):
+            return jax.tree.map(jnp.add, total, part(e, nothing)), None
+
+        total, _ = lax.scan(add, nothing, moves)
         return total.map(lambda a: a * scale**2)
 
     return plane
@@ -152,4 +154,5 @@ def _moves(window):
 
 def _accumulated(total, value, at):
     start = (*at, 0, 0, 0)
-    return written(total, cut(total, start, (1, 1, *value.shape)) + value[None, None], start)
+    before = cut(total, start, (1, 1, *value.shape))
+    return written(total, before + value[None, None], start)

@@ -100,6 +100,7 @@ def angle(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
         >>> round(float(angle(jnp.array(1.0))), 6)
         1.570796
     """
+    # acos(1 - u) = pi - acos(u - 1): the fit is needed for acute angles only.
     v = _folded(u, acute)
     t = jnp.sqrt(v) * _polynomial(v, ANGLE_SINGLE, ANGLE_DOUBLE)
     return t if acute else jnp.where(u > 1, math.pi - t, t)
@@ -199,6 +200,7 @@ def _folded(u, acute):
 
 
 def _polynomial(v, single, double):
+    """Horner's rule, from the highest power on."""
     coefficients = double if v.dtype == jnp.float64 else single
     value = jnp.full_like(v, coefficients[-1])
     for coefficient in coefficients[-2::-1]:

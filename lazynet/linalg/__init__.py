@@ -97,9 +97,8 @@ class Eigen(NamedTuple):
         """
         lifts_all = ridge >= -2 * self.values[0]
         values = self.values if lifts_all else np.maximum(self.values, 0.0)
-        return Eigen(
-            values + ridge, self.vectors, 0.0 if ridge >= self.tolerance else self.tolerance
-        )
+        tolerance = 0.0 if ridge >= self.tolerance else self.tolerance
+        return Eigen(values + ridge, self.vectors, tolerance)
 
     def inverse_values(self, ridge: float | int = 0.0) -> Float[np.ndarray, " m"]:
         """`1 / (lambda + ridge)`, and 0 in null directions: the eigenvalues of the pseudo-inverse."""
@@ -319,11 +318,11 @@ def blocked_product(
             f"columns of shape {columns.shape}, expected [{across}, c] for a kernel of shape {array.shape}: one row "
             "for every column of the kernel as a matrix."
         )
-    blocks = row_blocks(len(array), array.size // max(len(array), 1))
-    none = np.empty((0, *columns.shape[1:]))
-    return np.concatenate(
-        [none, *(np.asarray(kernel_matrix(array[rows]), np.float64) @ columns for rows in blocks)]
-    )
+    products = [np.empty((0, *columns.shape[1:]))]
+    for rows in row_blocks(len(array), array.size // max(len(array), 1)):
+        block = np.asarray(kernel_matrix(array[rows]), np.float64)
+        products.append(block @ columns)
+    return np.concatenate(products)
 
 
 def eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None = None) -> Eigen:
@@ -450,10 +449,9 @@ def largest_eigenvalue(matrix: Float[ArrayLike, "m1 m2"]) -> float:
         3.0
     """
     array = symmetric(matrix)
-    values = (
-        jnp.linalg.eigvalsh(jnp.asarray(array)) if _on_accelerator() else np.linalg.eigvalsh(array)
-    )
-    return float(values[-1])
+    if _on_accelerator():
+        return float(jnp.linalg.eigvalsh(jnp.asarray(array))[-1])
+    return float(np.linalg.eigvalsh(array)[-1])
 
 
 def solve_psd(
@@ -496,7 +494,9 @@ def solve_psd(
         )
     guards.finite("rhs", columns)
     rounding = checked_tolerance(tolerance, matrix)
-    if _factor(array, ridge / 2 if ridge >= rounding else ridge - rounding) is not None:
+    # A factor of the matrix with less than the ridge says that no eigenvalue with it is in doubt.
+    less = ridge / 2 if ridge >= rounding else ridge - rounding
+    if _factor(array, less) is not None:
         return scipy.linalg.cho_solve((_factor(array, ridge), True), columns)
     eigen = ridge_eigh(matrix, ridge, tolerance=tolerance)
     return eigen.vectors @ (eigen.inverse_values(ridge) * (eigen.vectors.T @ columns).T).T
@@ -507,9 +507,11 @@ def _factor(array, shift):
     shifted = array.copy()
     shifted[np.diag_indices_from(shifted)] += shift
     try:
-        return scipy.linalg.cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)[
-            0
-        ]
+        # The transpose of a symmetric matrix in C order is one in Fortran order, which is not copied.
+        factor, _ = scipy.linalg.cho_factor(
+            shifted.T, lower=True, overwrite_a=True, check_finite=False
+        )
+        return factor
     except scipy.linalg.LinAlgError:
         return None
 
@@ -548,9 +550,5 @@ def _on_accelerator() -> bool:
 
 def _epsilon(matrix) -> float:
     """Machine epsilon of the dtype in which the matrix was computed, float64 for integers."""
-    dtype = matrix.dtype
-    return (
-        float(jnp.finfo(dtype).eps)
-        if jnp.issubdtype(dtype, jnp.floating)
-        else float(np.finfo(np.float64).eps)
-    )
+    is_floating = jnp.issubdtype(matrix.dtype, jnp.floating)
+    return float(jnp.finfo(matrix.dtype if is_floating else np.float64).eps)
