@@ -112,7 +112,9 @@ def hessian_norm(
     function = plain(function)
     values = []
     for start in jax.random.split(key, restarts):
-        u, v = (_direction(k, weights) for k in jax.random.split(start))
+        key_u, key_v = jax.random.split(start)
+        u = _direction(key_u, weights)
+        v = _direction(key_v, weights)
         for _ in range(iterations):
             u, v, value = _alternate(function, weights, x, u, v)
         values.append(float(value))
@@ -250,6 +252,7 @@ def _alternate(
     def derivative(direction):
         return lambda w: jax.jvp(lambda w: function(w, x), (w,), (direction,))[1]
 
+    # D^2h(u, v), the derivative along v of that along u; a power of two scales without rounding.
     second = jax.jvp(derivative(u), (params,), (v,))[1]
     scaled = second / trees.power_of_two(second)
     g = _safe_divide(scaled, _norm(scaled)) / len(second)
@@ -262,19 +265,18 @@ def _direction(key: Key[Array, ""], params: Params) -> Params:
     """A uniformly distributed unit vector in the space of the parameters."""
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    normal = [
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    return _unit(jax.tree.unflatten(treedef, normal))[0]
+    pairs = zip(keys, leaves, strict=True)
+    normal = [jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
+    direction, _ = _unit(jax.tree.unflatten(treedef, normal))
+    return direction
 
 
 def _unit(a: Params) -> tuple[Params, Array]:
     scale = trees.power_of_two(a)
     scaled = trees.divide(a, scale)
     size = trees.norm(scaled)
-    return jax.tree.map(
-        lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled
-    ), scale * size
+    unit = jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled)
+    return unit, scale * size
 
 
 def _safe_divide(a: Array, size: Array) -> Array:

@@ -194,11 +194,13 @@ def ntk_change(
     _check_kinds(params, params0)
     probes = guards.count("probes", probes)
     function = flat(apply, x, output)
-    product, product0 = (ntk_vector_product(function, w, x, where=where) for w in (params, params0))
+    product = ntk_vector_product(function, params, x, where=where)
+    product0 = ntk_vector_product(function, params0, x, where=where)
     outputs = shape_of(function, params, x)
     guards.same_length(outputs=outputs)
     changes = []
     sizes = []
+    # |A|_F^2 is the mean of |A v|^2 over normal vectors v.
     for probe in jax.random.split(key, probes):
         v = jax.random.normal(probe, outputs.shape, outputs.dtype)
         before = product0(v)
@@ -249,7 +251,6 @@ def _by_layer(params: Params) -> dict[str, list[Array]]:
     """Leaves grouped by the path of the node that holds them."""
     layers: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        layers.setdefault(jax.tree_util.keystr(path[:-1], simple=True, separator="/"), []).append(
-            leaf
-        )
+        name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
+        layers.setdefault(name, []).append(leaf)
     return layers

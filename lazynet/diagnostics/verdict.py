@@ -116,11 +116,8 @@ def is_lazy(
     check_displacement(as_partial(apply), params)
     function, weights = real_weights(flat(apply, data.x, output), params, where)
     keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    measured = {
-        "kappa": kappa(
-            function, weights, data, key=keys[1], iterations=iterations, restarts=restarts
-        )
-    }
+    rounds = {"iterations": iterations, "restarts": restarts}
+    measured = {"kappa": kappa(function, weights, data, key=keys[1], **rounds)}
     if learning_rate is None:
         largest = estimate_max_learning_rate(
             function, weights, data.x, key=keys[0], iterations=iterations
@@ -132,9 +129,8 @@ def is_lazy(
         trained = _step(function, trained, data, rate)
     _check_moved(function, trained, weights)
     measured["ntk_change"] = float(ntk_change(function, trained, weights, data.x, key=keys[2]))
-    measured["linearization_gap"] = float(
-        linearization_gap(center(function, weights), trained, weights, data.x)
-    )
+    gap = linearization_gap(center(function, weights), trained, weights, data.x)
+    measured["linearization_gap"] = float(gap)
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())
     return Laziness(**measured, verdict=verdict, thresholds=thresholds, learning_rate=rate)
 
@@ -152,15 +148,10 @@ def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
 def _check_moved(function: Apply, params: Params, params0: Params) -> None:
     """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
     inner = lazy_part(function.apply if isinstance(function, OfWeights) else function)
-    if inner is not None:
-        after, before = (
-            real_weights(None, inner.weights(with_constants(w, function)))[1]
-            for w in (params, params0)
-        )
-        # the tangent model has weights that stand still: its variable counts
-        if not inner.is_tangent:
-            params = after
-            params0 = before
+    # the tangent model has weights that stand still: its variable counts
+    if inner is not None and not inner.is_tangent:
+        _, params = real_weights(None, inner.weights(with_constants(params, function)))
+        _, params0 = real_weights(None, inner.weights(with_constants(params0, function)))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     way = float(trees.norm(trees.subtract(params, params0)))

@@ -349,12 +349,10 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         return params
 
     def outputs(params, x, given):
-        return _sum(
-            {
-                path: branch.apply(*arguments_of(path, params, x, given))
-                for path, branch in members.items()
-            }
-        )
+        summands = {}
+        for path, branch in members.items():
+            summands[path] = branch.apply(*arguments_of(path, params, x, given))
+        return _sum(summands)
 
     def trace(params, x, given=None):
         outputs = {}
@@ -489,11 +487,11 @@ def freeze(model: Model, where: Where | None = None) -> Model:
     def held(params):
         if where is None:
             return lax.stop_gradient(params)
-        return jax.tree.map(
-            lambda leaf, is_frozen: lax.stop_gradient(leaf) if is_frozen else leaf,
-            params,
-            selected(where, params),
-        )
+
+        def leaf_held(leaf, is_frozen):
+            return lax.stop_gradient(leaf) if is_frozen else leaf
+
+        return jax.tree.map(leaf_held, params, selected(where, params))
 
     def outputs(params, x, given):
         return model.apply(held(params), x, *([given] if given else []))
@@ -577,11 +575,10 @@ def evaluation_of(members: dict[str, Model], outputs: Callable, trace: Callable)
 def _inverse_of(members: dict[str, Model]) -> Inverse:
     """The inverse of a composition: that of each member, from the last to the first."""
     inverses: dict[str, Any] = {path: member.inverse for path, member in members.items()}
-    lacking = [
-        "/".join(filter(None, (path, getattr(inverse, "missing", ""))))
-        for path, inverse in inverses.items()
-        if inverse is None or inverse.missing
-    ]
+    lacking = []
+    for path, inverse in inverses.items():
+        if inverse is None or inverse.missing:
+            lacking.append("/".join(filter(None, (path, getattr(inverse, "missing", "")))))
 
     def undo(params, y):
         for path, inverse in reversed(inverses.items()):

@@ -80,10 +80,8 @@ def Dense(
 
     def apply(params, x, probe=None):
         layers.check_channels("Dense", x, params["W"].shape[0])
-        z = layers.probed(x @ params["W"], probe)
-        return layers.add_bias(
-            z * layers.multiplier(x.shape[-1], W_std, scheme), params, b_std, scheme
-        )
+        z = layers.probed(x @ params["W"], probe) * layers.multiplier(x.shape[-1], W_std, scheme)
+        return layers.add_bias(z, params, b_std, scheme)
 
     rule = dense_rule(features, W_std, b_std, scheme, any_rank=True)
     return layer(
@@ -463,7 +461,8 @@ def _pool(name, size, steps, padding, divisor):
 def _summed(x, window):
     """Sums over windows of `[n, *positions, c]`."""
     image, pads = _padded(x, window)
-    size, strides = (1, *window.size, 1), (1, *window.strides, 1)
+    size = (1, *window.size, 1)
+    strides = (1, *window.strides, 1)
     zero = np.zeros((), x.dtype)
     return lax.reduce_window(image, zero, lax.add, size, strides, [(0, 0), *pads, (0, 0)])
 
@@ -485,9 +484,8 @@ def _folded(z, axis, outputs):
     length = z.shape[axis]
     place = (np.arange(length) - (length - outputs) // 2) % outputs
     moved = jnp.moveaxis(z, axis, 0)
-    return jnp.moveaxis(
-        jnp.zeros((outputs, *moved.shape[1:]), z.dtype).at[place].add(moved), 0, axis
-    )
+    nothing = jnp.zeros((outputs, *moved.shape[1:]), z.dtype)
+    return jnp.moveaxis(nothing.at[place].add(moved), 0, axis)
 
 
 def _numbers(size):
