@@ -1,18 +1,14 @@
-"""Which examples come when: class-balanced draws, and the order of an epoch of training."""
+"""Class-balanced draws of examples."""
 
 from __future__ import annotations
 
-import functools
-
-import jax
 import numpy as np
-from jaxtyping import Int, Key
+from jaxtyping import Int
 
 from lazynet import guards
 from lazynet.records import Data
-from lazynet.typing import Array
 
-__all__ = ["balanced_subset", "epoch_order"]
+__all__ = ["balanced_subset"]
 
 
 def balanced_subset(data: Data, n: int, *, seed: int) -> Data:
@@ -77,22 +73,3 @@ def round_robin(labels: Int[np.ndarray, " n"], classes: int, *, seed: int) -> In
     rounds = np.empty_like(shuffled)
     rounds[by_class] = np.arange(len(labels)) - starts
     return shuffled[np.lexsort((turn, rounds))]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def epoch_order(key: Key[Array, ""], epoch: int | Int[Array, ""], n: int) -> Int[Array, "n"]:
-    """Order in which an epoch of training visits n examples: the permutation of `fold_in(key, epoch)`.
-
-    Batches are consecutive parts of it, of which an incomplete last one is dropped. All that trains
-    takes this order, so that networks, ensembles of them and kernels see the same batches.
-
-    Args:
-        key: Of the training.
-        epoch: Number of the epoch, from 0 on.
-        n: Number of examples.
-
-    Example:
-        >>> sorted(epoch_order(jax.random.key(0), 1, 3).tolist())
-        [0, 1, 2]
-    """
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n)

@@ -50,7 +50,7 @@ from lazynet.dropin.predictors import (
     traced_predictor,
 )
 from lazynet.dynamics import Gaussian, traced
-from lazynet.dynamics.processes import chosen_scale, ensemble_law, traced_ensemble
+from lazynet.dynamics.gaussian_processes import chosen_scale, ensemble_law, traced_ensemble
 from lazynet.linalg import kernel_matrix
 from lazynet.losses import mse
 from lazynet.records import Data, Gram

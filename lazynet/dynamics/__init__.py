@@ -25,8 +25,13 @@ passed for the kernel. Kernels too large for it are inverted by `conjugate_gradi
 from lazynet.dynamics.conjugate import ConjugateGradient, conjugate_gradient_regression
 from lazynet.dynamics.descent import solve_descent
 from lazynet.dynamics.flow import Solution, kernel_outputs, solve_flow
+from lazynet.dynamics.gaussian_processes import (
+    Gaussian,
+    nngp_posterior,
+    prior_scale,
+    trained_ensemble,
+)
 from lazynet.dynamics.learning_rate import max_learning_rate
-from lazynet.dynamics.processes import Gaussian, nngp_posterior, prior_scale, trained_ensemble
 from lazynet.dynamics.regression import kernel_regression, leave_one_out
 from lazynet.dynamics.trajectories import gradient_descent, gradient_flow
 from lazynet.dynamics.weights import linearized_weights

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Key, Num, Shaped
 
 from lazynet import guards
-from lazynet.datasets.sampling import epoch_order
+from lazynet.datasets.batches import epoch_order
 from lazynet.dynamics.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.dynamics.flow import Solution, closed_form, kernel_outputs
 from lazynet.linalg import Eigen, check_symmetric, columns_of, kernel_matrix

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from lazynet import guards, trees
 from lazynet.datasets import check_data
-from lazynet.datasets.sampling import epoch_order
+from lazynet.datasets.batches import epoch_order
 from lazynet.dynamics import Gaussian
 from lazynet.lazy import lazy_part, linearize
 from lazynet.losses import check_labels, masked_cross_entropy, mse, objective

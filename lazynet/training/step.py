@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from lazynet import guards, trees
-from lazynet.datasets.sampling import epoch_order
+from lazynet.datasets.batches import epoch_order
 from lazynet.losses import Objective
 from lazynet.programs import LAST, PerFunction, refuse_state
 from lazynet.records import Data
