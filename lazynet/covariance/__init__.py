@@ -18,8 +18,10 @@ A rule maps the covariances of a layer's input to those of its output. In the or
   not fit).
 - `readouts`: from images to vectors, layer by layer, or by the one GPU program of `gpu`, which takes
   the list of steps in `chains`.
-- `cpu`: the same steps by a program for a processor, which `machine` writes in LLVM's language: `tasks`
-  asks for it, `passes` cuts the steps into passes over planes, and `elementary` reads the duals.
+- `cpu`: the same steps by a program for a processor, which `machine` (with `machine_pools` and `instructions`)
+  writes in LLVM's language: `tasks` asks for it, `plans` cuts the steps at pools into stages, `passes`
+  cuts a stage into passes over planes, `tables` writes down what they read, and `elementary` reads
+  the duals.
 
 The path of a pair of images (x1, x2) through Conv, Relu and GlobalAvgPool:
 

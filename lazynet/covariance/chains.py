@@ -9,7 +9,7 @@ from lazynet.covariance.pointwise import Covariance, Pointwise
 from lazynet.covariance.windows import Size, Window
 from lazynet.typing import Array
 
-__all__ = ["Chain", "Joined", "Pointed", "Step", "Swept", "walked"]
+__all__ = ["Chain", "Joined", "Pointed", "Pooled", "Step", "Swept", "walked"]
 
 
 class Pointed(NamedTuple):
@@ -26,13 +26,25 @@ class Swept(NamedTuple):
     shape: Size
 
 
+class Pooled(NamedTuple):
+    """A step that sums over windows which move apart, times a scale for each of the two, on images of a shape.
+
+    `own` are the moments before it of images that meet themselves; None where no image does.
+    """
+
+    window: Window
+    shape: Size
+    scale: float
+    own: Callable[[], Covariance] | None
+
+
 class Joined(NamedTuple):
     """A step that adds what several lists of steps make of the same planes."""
 
     branches: tuple[tuple[Step, ...], ...]
 
 
-Step = Pointed | Swept | Joined
+Step = Pointed | Swept | Pooled | Joined
 
 
 class Chain(NamedTuple):
@@ -56,6 +68,12 @@ class Chain(NamedTuple):
         """With means over windows of images of a shape."""
         return self._replace(steps=(*self.steps, Swept(window, shape)))
 
+    def pool(
+        self, window: Window, shape: Size, scale: float, own: Callable[[], Covariance] | None
+    ) -> Chain:
+        """With sums over windows that move apart."""
+        return self._replace(steps=(*self.steps, Pooled(window, shape, scale, own)))
+
     def join(self, others: Sequence[Chain | None]) -> Chain | None:
         """The sum with other chains from the same images, which share their first steps; None if one is None."""
         every = [self, *(other for other in others if other is not None)]
@@ -75,7 +93,7 @@ class Chain(NamedTuple):
         return [tuple(moments() for moments in step.before) for step in pointed]
 
 
-def walked(steps: Sequence[Step]) -> Iterator[Pointed | Swept]:
+def walked(steps: Sequence[Step]) -> Iterator[Pointed | Swept | Pooled]:
     """All steps, those of branches too.
 
     Example:

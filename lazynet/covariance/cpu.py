@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from lazynet.covariance.machine import ITEM, module
-from lazynet.covariance.passes import Plan
+from lazynet.covariance.plans import Plan
 
 __all__ = ["available", "reserved", "sum_over_pairs"]
 
@@ -67,7 +67,9 @@ def available() -> bool:
 
 def reserved(plan: Plan) -> int:
     """Bytes that the program takes on all cores beside its arguments."""
-    return _cores() * (2 * plan.numbers * REGISTER + 2 * CACHED)
+    stores = {stage.sink for stage in plan.stages if stage.sink is not None}
+    stored = sum(store.size for store in stores)
+    return _cores() * ((2 * plan.numbers + stored) * REGISTER + 2 * CACHED)
 
 
 def sum_over_pairs(
@@ -76,7 +78,7 @@ def sum_over_pairs(
     """`sum_{p, p'} S[p, p']` over the displacements of a plan, `[2, pairs]` for the nngp and the ntk, in float64.
 
     Args:
-        plan: From `passes.planned`.
+        plan: From `plans.planned`.
         first: What the images of the first set bring along, `[numbers, n1]`.
         second: The same for the second set.
         rows: Images of the first set in each pair.
@@ -101,12 +103,12 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
     def sides(block):
         return _gathered(first, rows[block]), _gathered(second, columns[block])
 
-    items = _items(plan, np.zeros(1, int), 0)
-    if len(plan.displacements) < PARTS:
-        sums = [*threads.map(lambda block: _through(run, plan, items, *sides(block), 1), blocks)]
+    items = [_items(stage, np.zeros(1, int), 0) for stage in plan.stages]
+    if len(plan.stages) > 1 or len(items[0].table) < PARTS:
+        sums = threads.map(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
     else:
-        sums = [_shared_out(threads, run, plan, items, *sides(block), 1) for block in blocks]
-    return np.moveaxis(np.array(sums).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
+        sums = [_shared_out(threads, run, plan, *items, *sides(block), 1) for block in blocks]
+    return np.moveaxis(np.array([*sums]).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
 
 
 def _by_rows(threads, plan, first, second, filled, lanes):
@@ -121,13 +123,29 @@ def _by_rows(threads, plan, first, second, filled, lanes):
     for number in range(-(-second.shape[1] // lanes)):
         block = np.minimum(number * lanes + np.arange(lanes), second.shape[1] - 1)
         side = _gathered(second, block)
-        items = _items(plan, filled[1, filled[0] == number], numbers)
-        sums.append(_shared_out(threads, run, plan, items, images, side, count))
+        meeting = filled[1, filled[0] == number]
+        if len(plan.stages) == 1:
+            items = _items(plan.stages[0], meeting, numbers)
+            sums.append(_shared_out(threads, run, plan, items, images, side, count))
+        else:
+            sums.append(_one_by_one(threads, run, plan, images, meeting, side))
     return np.concatenate(sums, axis=-1).swapaxes(0, 1)
 
 
+def _one_by_one(threads, run, plan, images, meeting, side):
+    """Sums `[n1, 2, lanes]` of some of the first images, each of which goes through all stages by itself."""
+    items = [_items(stage, np.zeros(1, int), 0) for stage in plan.stages]
+    sums = np.zeros((len(images), 2, side.shape[1]))
+    through = threads.map(
+        lambda image: _through_stages(run, plan, items, images[image], side), meeting
+    )
+    for image, found in zip(meeting, through, strict=True):
+        sums[image] = found[0]
+    return sums
+
+
 class _Items(NamedTuple):
-    """Planes to be taken through the layers, `[planes, ITEM]`, and how often each of them counts."""
+    """Planes to be taken through the passes of a stage, `[planes, ITEM]`, and how often each of them counts."""
 
     table: np.ndarray
     weights: np.ndarray
@@ -139,39 +157,57 @@ class _Items(NamedTuple):
         return _Items(self.table[chosen], self.weights[chosen])
 
 
-def _items(plan, images, numbers):
+def _items(stage, images, numbers):
     """All displacements of some first images."""
-    count = len(plan.displacements)
+    count = len(stage.displacements)
     table = np.zeros((len(images), count, len(ITEM)), np.int64)
-    table[..., :2] = plan.displacements
+    table[..., :2] = stage.displacements
     table[..., 2] = numbers * images[:, None]
     table[..., 3] = images[:, None]
-    return _Items(table.reshape(-1, len(ITEM)), np.tile(plan.weights, len(images)))
+    return _Items(table.reshape(-1, len(ITEM)), np.tile(stage.weights, len(images)))
 
 
 def _shared_out(threads: Executor, run, plan, items, first, second, outputs):
-    """Sums `[outputs, 2, lanes]` of items, of which threads take parts."""
+    """Sums `[outputs, 2, lanes]` of the items of the only stage, of which threads take parts."""
     parts = [items.part(number) for number in range(PARTS)]
-    shares = threads.map(lambda part: _through(run, plan, part, first, second, outputs), parts)
+    shares = threads.map(
+        lambda part: _through(run, plan, plan.stages[0], part, first, second, outputs, {}), parts
+    )
     return np.sum([*shares], axis=0)
 
 
-def _through(run, plan, items, first, second, outputs):
-    """Sums `[outputs, 2, lanes]` of items."""
+def _through_stages(run, plan, items, first, second):
+    """Sums `[1, 2, lanes]` after all stages, with the sums of pools between them."""
+    lanes = second.shape[1]
+    stores = {
+        stage.sink: _aligned((stage.sink.size, lanes), plan.dtype)
+        for stage in plan.stages
+        if stage.sink is not None
+    }
+    sums = [
+        _through(run, plan, stage, planes, first, second, 1, stores)
+        for stage, planes in zip(plan.stages, items, strict=True)
+    ]
+    return sums[-1]
+
+
+def _through(run, plan, stage, items, first, second, outputs, stores):
+    """Sums `[outputs, 2, lanes]` of items, if they are not added to those of a pool."""
     lanes = second.shape[1]
     sums = _aligned((outputs, 2, lanes), np.dtype(np.float64))
     if not len(items.table):
         return sums
-    (height, width), (tall, wide) = plan.shape, plan.reach
+    (height, width), (tall, wide) = stage.shape, stage.reach
     pitch = width + 2 * (wide - 1)
-    size = max(height, tall + 1) * pitch
-    bytes_of_planes = plan.registers * 2 * size * REGISTER
+    # rows of planes, and those of sums over windows and a row of zeros
+    size = max(height, max(tall, stage.pooled) + 1) * pitch
+    bytes_of_planes = stage.registers * 2 * size * REGISTER
     together = int(np.clip(CACHED // bytes_of_planes, 1, len(items.table)))
     row_buffers = _aligned((2 * size + wide, lanes), plan.dtype)
-    planes = _aligned((together * plan.registers * 2 * size + wide, lanes), plan.dtype)
+    planes = _aligned((together * stage.registers * 2 * size + wide, lanes), plan.dtype)
     run(
-        _address(plan.table),
-        len(plan.table),
+        _address(stage.table),
+        len(stage.table),
         _address(plan.constants),
         _address(items.table),
         _address(items.weights),
@@ -183,12 +219,19 @@ def _through(run, plan, items, first, second, outputs):
             row_buffers[pitch + wide - 1 :]
         ),  # after a row of zeros, and columns beside the first
         _address(planes[wide - 1 :]),
-        2 * plan.registers,
+        2 * stage.registers,
         pitch,
         size,
+        *_exchanged(stores, stage.source),
+        *_exchanged(stores, stage.sink),
         _address(sums),
     )
     return sums
+
+
+def _exchanged(stores, store):
+    """The planes between two stages, and where they are."""
+    return (0, 0) if store is None else (_address(stores[store]), _address(store.places))
 
 
 def _gathered(a, index):
@@ -253,7 +296,7 @@ def _compiled(text: str):
         [pointer, integer, pointer, pointer, pointer, integer, integer]
         + [pointer] * 4
         + [integer] * 3
-        + [pointer]
+        + [pointer] * 5
     )
     run = ctypes.CFUNCTYPE(None, *arguments)(address)
     run.engine = engine  # pyright: ignore[reportAttributeAccessIssue]  # which owns the code

@@ -210,8 +210,7 @@ def _stacked(images, plan, which):
     """Pixels and what steps need of variances, `[array, n, side, side]`; beyond the images zeros or their border."""
     sides = []
     for step in plan.with_sides:
-        variances = step.before[which]().nngp
-        sides += step.op.side(variances)
+        sides += step.op.beside(step.before[which])
     channels = jnp.transpose(images, (3, 1, 2, 0))
     arrays = [_squared(channel, plan.side, "constant") for channel in channels]
     arrays += [_squared(side, plan.side, "edge") for side in sides]

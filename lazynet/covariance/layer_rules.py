@@ -12,6 +12,7 @@ from jax import lax
 from lazynet.covariance.duals import Dual, rectifier_side
 from lazynet.covariance.general.positions import Positions
 from lazynet.covariance.openings import known_where, opening_of_sum
+from lazynet.covariance.pointwise import nothing
 from lazynet.covariance.small_angles import safe_sqrt
 from lazynet.covariance.state import Kernel, Pointwise
 from lazynet.covariance.windows import Window
@@ -116,7 +117,7 @@ def affine(
         return new, own, known_where(weight1 * weight2 != 0, after, cosine)
 
     known = isinstance(k, Kernel) and k.opening is not None
-    side = shares if known and b_std is not None else lambda q: ()
+    side = shares if known and b_std is not None else nothing
     return k.pointwise(Pointwise(side, pair, diagonal), gaussian=True, fresh=True)
 
 
@@ -192,7 +193,7 @@ def _scaling(factor):
     def pair(side1, side2, nngp, ntk, opening):
         return factor * nngp, _times(ntk, factor), opening
 
-    return Pointwise(lambda q: (), pair, lambda nngp, ntk: (factor * nngp, _times(ntk, factor)))
+    return Pointwise(nothing, pair, lambda nngp, ntk: (factor * nngp, _times(ntk, factor)))
 
 
 def _times(ntk, factor):

@@ -24,17 +24,22 @@ import numpy as np
 
 from lazynet.covariance.elementary import Elementary
 from lazynet.covariance.instructions import Code
+from lazynet.covariance.machine_pools import load, pool
 from lazynet.covariance.windows import Size
 
-__all__ = ["FIELDS", "ITEM", "Kind", "module"]
+__all__ = ["FIELDS", "ITEM", "LOAD", "PASSES", "POOL", "TOTAL", "Kind", "module"]
 
 FIELDS = (
     "kind source target extra height width out_height out_width rows columns out_rows out_columns "
-    "before_rows before_columns cyclic first second constants"
+    "before_rows before_columns cyclic first second constants tall wide down right"
 ).split()
 """Numbers of a pass in the table: its kind, the planes that it reads and writes, the images' shapes before and after
-it, how far one displacement moves there, rows above and columns beside an image that windows reach, and where the
-images' own arrays and the constants are."""
+it, how far one displacement moves there, rows above and columns beside an image that windows reach, where the
+images' own arrays and the constants are, and of pools the window and its strides."""
+
+TOTAL, LOAD, POOL, PASSES = range(4)
+"""Numbers of kinds: of the pass that adds up the last plane, of the two that exchange planes with the stages before and
+after (`machine_pools`), and of the first other one."""
 
 ITEM = "dy", "dx", "first", "out"
 """Numbers of a plane: its displacement, where the arrays of its first image start, and which sum it belongs to."""
@@ -77,6 +82,10 @@ def module(kinds: Sequence[Kind], dtype: np.dtype, lanes: int, *, shared: bool) 
     for number, kind in enumerate(kinds):
         code.function(f"pass_{number}", PASS, lambda kind=kind: _pass(code, kind, shared))
     code.function("total", f"{PASS}, double %weight, ptr %sums", lambda: _total(code))
+    for name, write in (("load", load), ("pool", pool)):
+        code.function(
+            name, f"{PASS}, ptr %store, ptr %places", lambda write=write: write(code, _step(code))
+        )
     code.function("run", RUN, lambda: _run(code, len(kinds)), visible=True)
     return code.text()
 
@@ -87,12 +96,18 @@ PASS = (
 )
 RUN = (
     "ptr %table, i64 %steps, ptr %constants, ptr %items, ptr %weights, i64 %count, i64 %together, "
-    "ptr %first, ptr %second, ptr %rows, ptr %planes, i64 %registers, i64 %pitch, i64 %size, ptr %sums"
+    "ptr %first, ptr %second, ptr %rows, ptr %planes, i64 %registers, i64 %pitch, i64 %size, "
+    "ptr %source, ptr %source_places, ptr %sink, ptr %sink_places, ptr %sums"
 )
 
 
+def _step(code):
+    """The numbers of a pass."""
+    return {field: code.number("%step", n) for n, field in enumerate(FIELDS)}
+
+
 def _pass(code, kind, shared):
-    step = {field: code.number("%step", n) for n, field in enumerate(FIELDS)}
+    step = _step(code)
     source, target, extra = (code.plane(step[n]) for n in ("source", "target", "extra"))
     shape = [step["out_height"], step["out_width"]]
     moves = [code.times("%dy", step["out_rows"]), code.times("%dx", step["out_columns"])]
@@ -231,7 +246,7 @@ def _mapped(code, map, inputs, constants):
 
 def _total(code):
     """Adds the sum over the planes, times a weight, to the sums of all displacements."""
-    step = {field: code.number("%step", n) for n, field in enumerate(FIELDS)}
+    step = _step(code)
     moves = [code.times("%dy", step["rows"]), code.times("%dx", step["columns"])]
     shape = [step["height"], step["width"]]
     shared = [code.shared(n, d, False) for n, d in zip(shape, moves, strict=True)]
@@ -273,7 +288,10 @@ def _run(code, kinds):
                     f"ptr {step}, i64 {dy}, i64 {dx}, ptr {planes}, ptr %rows, ptr {first}, "
                     "ptr %second, ptr %constants, i64 %pitch, i64 %size"
                 )
-                calls = [f"call void @pass_{k}({passed})" for k in range(kinds)]
-                code.switch(
-                    kind, [*calls, f"call void @total({passed}, double {weight}, ptr {sums})"]
-                )
+                calls = [
+                    f"call void @total({passed}, double {weight}, ptr {sums})",
+                    f"call void @load({passed}, ptr %source, ptr %source_places)",
+                    f"call void @pool({passed}, ptr %sink, ptr %sink_places)",
+                ]
+                calls += [f"call void @pass_{k}({passed})" for k in range(kinds)]
+                code.switch(kind, calls)

@@ -56,10 +56,11 @@ class Planes:
         build: `build(request) -> plane(displacement)` prepares what does not depend on the
             displacement.
         needs: Functions whose values recipes use; they are called before any loop is entered.
-        chain: The same recipe as a list of steps, which compiled programs take at once; None after
-            pools, and for many channels.
+        chain: The same recipe as a list of steps, which compiled programs take at once; None for
+            many channels, and after a pool of one window.
         tiled: What was pooled last by windows that tile the images, so that pools of pools become
             one.
+        covered: What was pooled last by one window that covers the images: all pairs of positions.
     """
 
     shape: Size
@@ -69,6 +70,7 @@ class Planes:
     needs: tuple[Callable[[], Any], ...] = ()
     chain: Chain | None = None
     tiled: _Tiled | None = None
+    covered: _Covered | None = None
 
     def pointwise(
         self, op: Pointwise, before: Sequence[Moments], after: Sequence[Moments]
@@ -79,7 +81,7 @@ class Planes:
         """
         # A set that meets itself has one side, which is the first and the last.
         sides = [
-            functools.cache(lambda moments=moments: op.side(moments().nngp))
+            functools.cache(lambda moments=moments: op.beside(moments))
             for moments in dict.fromkeys(before)
         ]
 
@@ -127,8 +129,11 @@ class Planes:
         chain = self.chain and self.chain.window(window, self.shape)
         return self._then(window.out(self.shape), window.strides, build, chain=chain)
 
-    def pool(self, window: Window, scale: float) -> Planes:
-        """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`."""
+    def pool(self, window: Window, scale: float, own: Moments | None = None) -> Planes:
+        """Sums over windows that move apart, `scale^2 sum_{d, d'} S[s p + d, s p' + d']`.
+
+        Images that meet themselves bring along their own moments before it, the exact results for d = 0.
+        """
         if self.tiled is not None and window.tiles(self.shape):
             return self.tiled.pool(window, scale)
         if window.size == self.shape and window.out(self.shape) == (1, 1):
@@ -149,9 +154,10 @@ class Planes:
                 return pulled(self.build(fine), fine, window, self.shape, scale)
             return pushed(self.build(fine), fine, window, self.shape, scale, zero=request.zero)
 
-        tiled = _Tiled(self, window, scale) if window.tiles(self.shape) else None
+        tiled = _Tiled(self, window, scale, own) if window.tiles(self.shape) else None
+        chain = self.chain and self.chain.pool(window, self.shape, scale, own)
         return dataclasses.replace(
-            self._then(window.out(self.shape), window.strides, build), tiled=tiled
+            self._then(window.out(self.shape), window.strides, build, chain=chain), tiled=tiled
         )
 
     def _covered(self, scale):
@@ -162,7 +168,9 @@ class Planes:
             pooled = sum_over_pairs(self, loop).map(lambda a: scale**2 * a[None, None])
             return lambda at: pooled
 
-        return Planes((1, 1), (1, 1), self.dtype, _shared(build), self.needs)
+        return Planes(
+            (1, 1), (1, 1), self.dtype, _shared(build), self.needs, covered=_Covered(self, scale)
+        )
 
     def add(self, others: Sequence[Planes]) -> Planes:
         """Covariances of a sum of independent images."""
@@ -200,12 +208,20 @@ class _Tiled(NamedTuple):
     planes: Planes
     window: Window
     scale: float
+    own: Moments | None
 
     def pool(self, window: Window, scale: float) -> Planes:
         """The pool of this pool, in one."""
         (height, width), (rows, columns) = self.window.size, window.size
         size = height * rows, width * columns
-        return self.planes.pool(Window(size, size, "VALID"), scale * self.scale)
+        return self.planes.pool(Window(size, size, "VALID"), scale * self.scale, self.own)
+
+
+class _Covered(NamedTuple):
+    """Images of which all positions are summed."""
+
+    planes: Planes
+    scale: float
 
 
 def source(x1: Array, x2: Array) -> Planes:

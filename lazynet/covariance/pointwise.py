@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from lazynet.covariance.small_angles import Opening
 from lazynet.typing import Array
 
-__all__ = ["Covariance", "Pointwise", "total"]
+__all__ = ["Covariance", "Pointwise", "nothing", "total"]
 
 
 class Covariance(NamedTuple):
@@ -34,6 +34,16 @@ class Covariance(NamedTuple):
         return Covariance(function(self.nngp), None if self.ntk is None else function(self.ntk))
 
 
+def nothing(q: Array) -> tuple[Array, ...]:
+    """What a pair needs of the variances of one input, where it needs nothing.
+
+    Example:
+        >>> nothing(jnp.ones(2))
+        ()
+    """
+    return ()
+
+
 class Pointwise(NamedTuple):
     """A rule that maps each pair of positions by itself.
 
@@ -47,6 +57,13 @@ class Pointwise(NamedTuple):
     side: Callable[[Array], tuple[Array, ...]]
     pair: Callable[..., tuple[Array, Array | None, Array | Opening | None]]
     diagonal: Callable[..., tuple[Array, Array | None]]
+
+    def beside(self, moments: Callable[[], Covariance]) -> tuple[Array, ...]:
+        """What a pair needs of one set.
+
+        Moments that nothing needs are not computed: after pools they take as long as a row of the kernel.
+        """
+        return () if self.side is nothing else self.side(moments().nngp)
 
     def exact(self, own: Covariance) -> Covariance:
         """What becomes of the covariances of inputs with themselves."""

@@ -13,7 +13,7 @@ from jax import lax
 from lazynet.covariance import gpu
 from lazynet.covariance.chains import Chain, Swept
 from lazynet.covariance.loops import guarded
-from lazynet.covariance.pairing import Lanes, Request
+from lazynet.covariance.pairing import Lanes, Request, each_with_itself
 from lazynet.covariance.planes import Planes, source, sum_over_pairs
 from lazynet.covariance.pointwise import Covariance, total
 
@@ -84,6 +84,9 @@ def summed_on_chip(
 
 def _elsewhere(planes, lanes, *, zero=False, same=False):
     """`sum S[p, p']` over equal or all positions of each pair of images, by what evaluates it elsewhere."""
+    if planes.covered is not None:
+        every, scale = planes.covered
+        return _elsewhere(every, lanes, same=same).map(lambda a: scale**2 * a)
     evaluate = cast(Callable[..., Covariance], lanes.elsewhere)
     return evaluate(planes.chain, zero=zero, exact=_at_zero(planes) if same else None)
 
@@ -93,8 +96,11 @@ def _at_zero(planes):
     return variances(planes).map(lambda a: jnp.sum(a, axis=(0, 1))[None])
 
 
-def variances(planes: Planes) -> Covariance:
-    """Plane d = 0 `[h, w, n]` of images with themselves."""
+def variances(planes: Planes, elsewhere: Callable[..., Covariance] | None = None) -> Covariance:
+    """Plane d = 0 `[h, w, n]` of images with themselves; where it needs all others, by what evaluates them."""
+    if planes.covered is not None and elsewhere is not None:
+        each = each_with_itself()._replace(elsewhere=elsewhere)
+        return _elsewhere(planes, each, same=True).map(lambda a: a[None])
     request = Request(
         planes.canvas, lambda a: a, lambda a: a, planes.dtype, same=True, single=True, zero=True
     )

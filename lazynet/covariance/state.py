@@ -22,7 +22,7 @@ from lazynet.covariance.openings import (
 )
 from lazynet.covariance.pairing import Lanes, all_pairs, each_with_itself
 from lazynet.covariance.planes import Moments, Planes, source
-from lazynet.covariance.pointwise import Covariance, Pointwise, total
+from lazynet.covariance.pointwise import Covariance, Pointwise, nothing, total
 from lazynet.covariance.readouts import mean_over_pairs, mean_over_positions, variances
 from lazynet.covariance.small_angles import Opening, safe_sqrt
 from lazynet.covariance.windows import Window, moving_mean
@@ -51,7 +51,7 @@ class Vectors(NamedTuple):
         self, op: Pointwise, before: Sequence[Moments], after: Sequence[Moments]
     ) -> Vectors:
         """Maps each pair, with both sets' moments before and after it."""
-        first, second = (op.side(moments().nngp) for moments in before)
+        first, second = (op.beside(moments) for moments in before)
         spread = [self.spread(a, b) for a, b in zip(first, second, strict=True)]
         rows = [row for row, _ in spread]
         columns = [column for _, column in spread]
@@ -203,8 +203,8 @@ class Kernel:
 
     def pool(self, window: Window, scale: float) -> Kernel:
         """The state after sums over windows that move apart, times `scale` for each of the two."""
-        pairs = self.own.planes.pool(window, scale)
-        own = Side(once(lambda: variances(pairs)), pairs)
+        pairs = self.own.planes.pool(window, scale, self.own.moments)
+        own = Side(once(lambda: variances(pairs, self.lanes.elsewhere)), pairs)
         return self.replace(cross=self.planes.pool(window, scale), own=own)
 
     def flatten(self) -> Kernel:
@@ -260,7 +260,7 @@ class Kernel:
             return jnp.zeros_like(nngp), ntk, opening and opening_of(jnp.zeros_like(nngp))
 
         return self.pointwise(
-            Pointwise(lambda q: (), pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk))
+            Pointwise(nothing, pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk))
         )
 
     @staticmethod

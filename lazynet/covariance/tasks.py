@@ -19,7 +19,7 @@ import numpy as np
 from lazynet.covariance import cpu
 from lazynet.covariance.chains import Chain
 from lazynet.covariance.elementary import Unsupported
-from lazynet.covariance.passes import Plan, planned
+from lazynet.covariance.plans import Plan, planned
 from lazynet.covariance.pointwise import Covariance, total
 from lazynet.typing import Array
 
@@ -71,7 +71,7 @@ class Asked:
             Unsupported: If there is no program for these layers.
         """
         if chain is None:
-            raise Unsupported("a network with pools between its layers")
+            raise Unsupported("layers after a pool of all positions, or many channels")
         plan, sides = planned(chain, zero=zero, same=exact is not None)
         self.tasks.append(Task(plan, *sides, exact))
         pairs = self.pairs if exact is None else exact.nngp.shape[1]

@@ -175,10 +175,77 @@ def test_what_the_program_does_not_know_stays_with_jax(activation):
     assert questions_of(model, x, None) is None
 
 
-def test_networks_with_pools_between_layers_stay_with_jax():
-    x = _images(0, 2)
-    model = ln.serial(_conv(), ln.Relu(), ln.AvgPool((2, 2), (2, 2)), _conv(), ln.Flatten())
-    assert questions_of(model, x, None) is None
+@pytest.mark.parametrize(
+    "body",
+    [
+        ln.serial(_deep(ln.Relu(), "CIRCULAR", depth=1), ln.AvgPool((2, 1), (2, 1))),
+        ln.serial(_conv(), ln.parallel(_conv(), ln.serial(ln.AvgPool((1, 1)), _conv()))),
+        ln.serial(_conv(), ln.Relu(), ln.AvgPool((6, 5)), _conv()),
+    ],
+)
+def test_pools_of_periodic_images_in_branches_and_before_more_layers_stay_with_jax(body):
+    model = ln.serial(body, ln.GlobalAvgPool())
+    assert questions_of(model, _images(0, 2), None) is None
+
+
+POOLS = {
+    "overlapping, then residual and pooled": ln.serial(
+        _deep(ln.Relu(), depth=1),
+        ln.AvgPool((3, 2), (2, 1), padding="SAME"),
+        _conv(),
+        _block((2, 1), _conv(strides=(2, 1))),
+        ln.Relu(),
+        ln.GlobalAvgPool(),
+    ),
+    "of pixels and of layers, then flat": ln.serial(
+        ln.AvgPool((2, 2), (1, 1)),
+        _deep(ln.Relu(), depth=1),
+        ln.AvgPool((2, 2), (2, 2)),
+        _deep(ln.Relu(), depth=1),
+        ln.Flatten(),
+    ),
+}
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", POOLS)
+def test_kernels_with_pools_between_layers_are_those_of_jax(name, monkeypatch):
+    for got, expected in zip(*_both(monkeypatch, POOLS[name], _images(0, 3)), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_array_equal(got, np.asarray(got).T)
+
+
+def test_a_pool_of_single_positions_changes_nothing():
+    layer = _deep(ln.Relu(), depth=1)
+    inputs = _images(0, 2, 3, 3), _images(1, 16, 3, 3)
+    plain, pooled = (
+        analytic_kernel(ln.serial(layer, pool, layer, ln.GlobalAvgPool()), *inputs)
+        for pool in (ln.Identity(), ln.AvgPool((1, 1)))
+    )
+    for got, expected in zip(pooled, plain, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.extended
+def test_a_pool_of_one_window_is_a_global_pool():
+    layer = _deep(ln.Relu(), depth=1)
+    one, every = (
+        analytic_kernel(ln.serial(layer, *head, ln.Dense(1, 1.2, 0.1), ln.Relu()), _images(0, 3))
+        for head in ((ln.AvgPool((6, 5)), ln.Flatten()), (ln.GlobalAvgPool(),))
+    )
+    for got, expected in zip(one, every, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.extended
+def test_single_precision_holds_through_pools_and_on_the_diagonal():
+    layer = _deep(ln.Relu(), depth=1)
+    model = ln.serial(layer, ln.AvgPool((2, 2), (2, 2)), layer, ln.AvgPool((4, 4)), ln.Flatten())
+    x = _images(0, 3, 8, 8)
+    narrow, wide = (analytic_kernel(model, x.astype(t)) for t in (np.float32, np.float64))
+    for got, expected in zip(narrow, wide, strict=True):
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, expected, rtol=2e-6)
 
 
 @pytest.mark.extended
