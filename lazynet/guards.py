@@ -612,10 +612,16 @@ def _shown(value: Any) -> str:
 
 
 def _all_finite(values: Any) -> bool:
-    """On the device of a jax array, also while others are traced; others, maybe memory-mapped, block by block."""
+    """On the device of a jax array, also while others are traced; others, maybe memory-mapped, block by block.
+
+    The arrays of a single CPU are read where they are: two programs for each new shape would take
+    longer than what they check.
+    """
     if isinstance(values, jax.Array):
-        with jax.ensure_compile_time_eval():
-            return bool(jnp.isfinite(values).all())
+        if {device.platform for device in values.devices()} != {"cpu"} or len(values.devices()) > 1:
+            with jax.ensure_compile_time_eval():
+                return bool(jnp.isfinite(values).all())
+        values = np.asarray(values)
     if not values.ndim:
         return bool(np.isfinite(values))
     rows = max(1, BLOCK * len(values) // max(1, values.size))

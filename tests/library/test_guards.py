@@ -126,3 +126,10 @@ def test_nan_is_found_in_every_inexact_dtype(dtype, library):
     values = library.asarray([1.0, np.nan], dtype)
     with pytest.raises(ValueError, match=r"x has 1 NaN and 0 infinite of 2 values, first at \[1\]"):
         guards.finite("x", values)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the device counts")
+def test_values_on_a_cpu_are_read_without_a_program_for_their_shape():
+    values = jnp.ones((7, 11, 3))
+    with jax.no_tracing():
+        guards.finite("x", values)
