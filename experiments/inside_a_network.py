@@ -1,6 +1,6 @@
 """The same questions asked of one network trained at alpha = 1, lazily and linearized: what happens inside, by depth.
 
-    python -m experiments run inside_a_network --preset smoke                # digits, about 45 CPU seconds
+    python -m experiments run inside_a_network --preset smoke                # digits, about 15 CPU seconds
     python -m experiments run inside_a_network --set data.root=DIR           # 4 CPU minutes
 
 A convolutional network with first filters of 7 x 7 is trained from the same weights at several
@@ -11,8 +11,9 @@ do not move, and what is shown are the tangents added to them, `a_l(w0) + D a_l(
   100;
 - no gradient exceeds the product of the layers' norms;
 - perturbations that change the class of the lazy network at alpha = 100 are about as long as those
-  of the linearized one. With ReLU the tangent model jumps in x where a gate changes, which
-  gradients do not see: 0.81 times on digits.
+  of the linearized one, 0.85 times on digits. No fact, since with ReLU that depends on alpha: the
+  tangent model jumps in x where a gate changes, and the lazy network has a ramp there, of a slope
+  that grows with alpha. DeepFool follows ramps, until alpha is so large that no image is on one.
 
 Expected, but not found on digits (smoke preset): that translations are flatter with depth, at alpha
 = 1 more than elsewhere. Three directions hold 99.8 % of their variance after the first layer and
@@ -20,11 +21,15 @@ Expected, but not found on digits (smoke preset): that translations are flatter 
 first filters at alpha = 1, and 36 % of those at initialization.
 
 On 2,000 photographs of CIFAR-10 (JPEG) the same two are not found, and perturbations at alpha = 100
-are 0.09 times as long as those of the linearized network: the ramps at changed gates steepen with
-alpha.
+are 0.09 times as long as those of the linearized network, among those that were found. Ramps are
+why: of one displacement of a network of 8 channels in float64 80 gates of an image change at alpha =
+10, 8 at 100, 0.9 at 1000 and none at 10,000, DeepFool finds a perturbation for 77 %, 40 %, 100 % and
+100 % of the images, and its median norm is 5.2 and 4.8 at the last two. With GELU, which has no
+gates, norms of a dense network are the same to three digits from alpha = 100 to 10,000.
 
 Adversarial norms are those of the trained function `alpha (h(w) - h(w0))`, and of h at
-initialization, where that function is zero. Flatness is that of translations by up to two pixels.
+initialization, where that function is zero: medians over all images, infinite where a perturbation is
+found for less than half of them. Flatness is that of translations by up to two pixels.
 References: Oyallon (2017); Facco et al. (2017); Moosavi-Dezfooli et al. (2016).
 """
 
@@ -138,7 +143,9 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for name, value in arrays.items():
         question = name.split("/")[1]
-        if question in QUESTIONS:
+        if question == "adversarial" and not np.isfinite(value):
+            summary[name] = None
+        elif question in QUESTIONS:
             summary[name] = float(value[-2])
         elif np.ndim(value) == 0:
             summary[name] = float(value)
@@ -146,7 +153,7 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
 
 
 def facts(config: Config, arrays):
-    """Separability by depth against the scale, the bound of gradients, and the perturbations of lazy networks."""
+    """Separability by depth against the scale, the bound of gradients, and perturbations that are found."""
     last = {name: float(arrays[f"{name}/nearest_mean"][-2]) for name in _regimes(config)}
     start = last[START]
     yield within("nearest_mean/alpha=1_over_start", last["alpha=1"] - start, at_least=0.02)
@@ -159,8 +166,8 @@ def facts(config: Config, arrays):
     for name in (START, "alpha=1"):
         ratio = float(arrays[f"{name}/gradient"]) / float(arrays[f"{name}/lipschitz"])
         yield within(f"gradient_over_lipschitz/{name}", ratio, at_most=1.0)
-    ratio = float(arrays[f"{lazy}/adversarial"]) / float(arrays["alpha=inf/adversarial"])
-    yield within(f"adversarial/{lazy}_over_linearized", ratio, at_least=0.8, at_most=1.25)
+    found = float(arrays["alpha=1/adversarial_found"])
+    yield within("adversarial_found/alpha=1", found, at_least=0.9)
 
 
 def report(summary):
@@ -169,7 +176,8 @@ def report(summary):
     regimes = [key.removesuffix(suffix) for key in summary if key.endswith(suffix)]
     table = Table("at the last hidden layer", *regimes, box=None)
     for name, label in (QUESTIONS | WHOLE).items():
-        table.add_row(label, *(f"{summary[f'{regime}/{name}']:.3g}" for regime in regimes))
+        values = [summary[f"{regime}/{name}"] for regime in regimes]
+        table.add_row(label, *("-" if value is None else f"{value:.3g}" for value in values))
     yield table
 
 
@@ -185,7 +193,9 @@ def draw(config: Config, arrays):
         ax.set(xlabel="layer with weights")
         panels.finish(ax, label)
     _bars(config, arrays, axes.flat[6], "adversarial", WHOLE["adversarial"])
+    axes.flat[6].set(yscale="log", ylim=(0.1, None), ylabel="norm, in standardized pixels")
     _bars(config, arrays, axes.flat[7], "gabor", WHOLE["gabor"])
+    axes.flat[7].set(ylabel="share of their energy")
     figure.suptitle(numbers(config, arrays)["title"], fontsize=11)
     return {"inside_a_network": figure}
 
@@ -253,7 +263,8 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
         "dimension": np.array([np.nan, *_column(dimension, "value")]),
         "share": np.array([np.nan, *_column(flatness, "share")]),
         "turning": np.array([np.nan, *_column(flatness, "turning")]),
-        "adversarial": np.median(norms[np.isfinite(norms)]),
+        "adversarial": np.median(norms),
+        "adversarial_found": np.isfinite(norms).mean(),
         "gradient": insights.largest_gradient(model.apply, weights, few),
         "lipschitz": insights.lipschitz_bound(model, weights, few),
         "gabor": np.mean(fit.explained),
@@ -267,7 +278,8 @@ def _column(answers, name):
 
 def _bars(config, arrays, ax, name, title):
     regimes = _regimes(config)
-    values = [float(arrays[f"{regime}/{name}"]) for regime in regimes]
+    values = np.array([float(arrays[f"{regime}/{name}"]) for regime in regimes])
+    values[~np.isfinite(values)] = np.nan
     colors = [f"C{i}" for i in range(len(regimes))]
     ax.bar(np.arange(len(regimes)), values, color=colors)
     ax.set_xticks(range(len(regimes)), regimes, rotation=20)

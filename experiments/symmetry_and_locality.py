@@ -75,12 +75,12 @@ class Config:
         default_factory=lambda: DataConfig("cifar10", n_train=2000, n_test=1000)
     )
     widths: Annotated[tuple[Count, ...], Values(2, different=False)] = (8, 8, 8, 32)
-    strides: Annotated[tuple[Count, ...], Values(2, different=False)] = (2, 2, 1, 1)
+    strides: Annotated[tuple[Count, ...], Values(2, different=False)] = (2, 2, 2, 1)
     fields: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (2, 4, 8, 16, 32)
     width: Count = 64
     stride: Count = 2
     alphas: Annotated[tuple[Scale, ...], Values()] = (1.0, math.inf)
-    steps: Annotated[int, Integer(10)] = 1000
+    steps: Annotated[int, Integer(10)] = 500
     batch_size: Count = 64
     lr_fraction: Positive = 0.3
     seed: Seed = 0
@@ -204,10 +204,10 @@ def draw(config: Config, arrays):
     fields.set(xscale="log", xlabel="receptive field in pixels", ylabel="test accuracy")
     fields.set_xticks(config.fields, list(map(str, config.fields)))
     fields.set_xticks([], minor=True)
-    accuracies.set(ylim=(0, 1))
-    shifts.set(yscale="log", ylim=(1e-7, 1e2))
+    accuracies.set(ylim=(0, 1), ylabel="test accuracy")
+    shifts.set(yscale="log", ylim=(1e-7, 1e2), ylabel="|change| / |outputs|")
     panels.finish(fields, "bags of local features")
-    panels.finish(accuracies, "test accuracy, same number of parameters")
+    panels.finish(accuracies, "same number of parameters")
     panels.finish(shifts, "change of outputs by shifted filters")
     for ax in (accuracies, shifts):
         ax.set_axisbelow(True)
@@ -285,5 +285,8 @@ def _draw_evidence(config, arrays):
         ax.set_title(title.replace("/", ", "), fontsize=8)
     for ax in axes.flat:
         ax.axis("off")
-    figure.suptitle("evidence for the image's own class: red for, blue against", fontsize=10)
+    figure.suptitle(
+        "evidence for the image's own class: red for, blue against,\none scale of colors a column",
+        fontsize=10,
+    )
     return figure
