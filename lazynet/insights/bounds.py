@@ -130,11 +130,11 @@ def spectral_complexity(
     links = checked_chain("spectral_complexity", model, weights, x)
     moved = checked_chain("spectral_complexity", model, displacement, x)
     norms = [_size(link) for link in links]
-    ratios = [
-        np.sqrt(row_norms(link, change.params["W"], 2)).sum() / norm
-        for link, change, norm in zip(links, moved, norms, strict=True)
-        if link.name in WEIGHTS
-    ]
+    ratios = []
+    for link, change, norm in zip(links, moved, norms, strict=True):
+        if link.name in WEIGHTS:
+            rows = np.sqrt(row_norms(link, change.params["W"], 2))
+            ratios.append(rows.sum() / norm)
     return product(norms) * math.fsum(ratio ** (2 / 3) for ratio in ratios) ** 1.5
 
 
@@ -243,23 +243,23 @@ def norm_products(
     links = checked_chain("norm_products", model, params, x)
     sizes = [_size(link) for link in links]
     spectral = product(sizes) ** 2
-    others = product(
-        size for link, size in zip(links, sizes, strict=True) if link.name not in WEIGHTS
-    )
-    layers = [(link, size) for link, size in zip(links, sizes, strict=True) if link.name in WEIGHTS]
-    rows = [row_norms(link, link.params["W"], 2) for link, _ in layers]
-    sums = [row_norms(link, link.params["W"], 1).max() for link, _ in layers]
+    sized = list(zip(links, sizes, strict=True))
+    others = product(size for link, size in sized if link.name not in WEIGHTS)
+    layers = [link for link in links if link.name in WEIGHTS]
+    norms = [size for link, size in sized if link.name in WEIGHTS]
+    rows = [row_norms(link, link.params["W"], 2) for link in layers]
+    sums = [row_norms(link, link.params["W"], 1).max() for link in layers]
     frobenius = [float(row.sum()) for row in rows]
-    norms = [size for _, size in layers]
     mixed = [np.sqrt(row).sum() / size for row, size in zip(rows, norms, strict=True)]
     stable = [value / size**2 for value, size in zip(frobenius, norms, strict=True)]
-    products = (
-        product(float(value) ** 2 for value in sums) * others**2,
-        product(frobenius) * others**2,
-        spectral * math.fsum(ratio ** (2 / 3) for ratio in mixed) ** 3,
-        spectral * math.fsum(stable),
+    l1_inf = product(float(value) ** 2 for value in sums) * others**2
+    l12 = math.fsum(ratio ** (2 / 3) for ratio in mixed) ** 3
+    return NormProducts(
+        l1_inf=l1_inf / margin**2,
+        frobenius=product(frobenius) * others**2 / margin**2,
+        spectral_l12=spectral * l12 / margin**2,
+        spectral_frobenius=spectral * math.fsum(stable) / margin**2,
     )
-    return NormProducts(*(value / margin**2 for value in products))
 
 
 def rademacher_ball(
@@ -301,6 +301,7 @@ def rademacher_ball(
             f"rademacher_ball got {n} examples without key, expected the key that draws signs of more than {EXACT}."
         )
     if n <= EXACT:
+        # Opposite signs have the same form: the first one stays.
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=n - 1))).reshape(-1, n - 1)
         signs = np.concatenate([np.ones((len(signs), 1)), signs], axis=1)
     else:
@@ -367,11 +368,8 @@ def kare(
     targets = _checked_targets(y, kernel)
     eigen = ridge_eigh(kernel, ridge)
     inverse = _inverse(eigen, ridge)
-    return (
-        float(np.square(inverse) @ _energies(eigen, targets))
-        / len(targets)
-        / float(inverse.mean() ** 2)
-    )
+    residual = float(np.square(inverse) @ _energies(eigen, targets))
+    return residual / len(targets) / float(inverse.mean() ** 2)
 
 
 def vc_bound(depth: int, weights: int) -> float:

@@ -145,6 +145,7 @@ def _separability(train, y, test, y_test, classes, ridge):
 
 
 def _support(features, y, k):
+    """Of how many examples all votes of up to j neighbors are wrong, `[k]`."""
     distances = _distances(features, features)
     np.fill_diagonal(distances, np.inf)
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]

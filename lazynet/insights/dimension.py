@@ -120,6 +120,7 @@ def _dimension(path, array, discard):
     first, second = np.partition(distances, 2, axis=1)[:, 1:3].T
     ratios = np.sort(np.log(second / first))
     n = len(ratios)
+    # log(r2/r1) has an exponential distribution of rate d, hence a line of slope d and a mean of 1/d.
     kept = slice(0, max(2, int((1 - discard) * n)))
     heights = -np.log1p(-np.arange(1, n + 1)[kept] / (n + 1))
     slope = float(ratios[kept] @ heights / (ratios[kept] @ ratios[kept]))

@@ -232,8 +232,7 @@ def _band(wave: np.ndarray, j: int) -> int:
 
 def _normalized(psi: list[dict[int, np.ndarray]], phi: list[np.ndarray], J: int, sampling: str):
     """The filters divided by the square root of the largest upper frame bound of the layers."""
-    scale = (
-        max(layer_bounds(layer(psi[r], tuple(phi), r, J, sampling))[1] for r in range(J)) ** -0.5
-    )
+    layers = [layer(psi[r], tuple(phi), r, J, sampling) for r in range(J)]
+    scale = max(layer_bounds(filters)[1] for filters in layers) ** -0.5
     scaled = [jax.tree.map(lambda wave: scale * wave, level) for level in psi]
     return scaled, [math.sqrt(scale) * axis for axis in phi]

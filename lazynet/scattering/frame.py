@@ -45,6 +45,7 @@ def littlewood_paley(filters: Filters) -> LittlewoodPaley:
     """
     total = np.multiply.outer(*(np.square(np.asarray(axis)) for axis in filters.phi))
     for wave in filters.psi[0].values():
+        # A real image has at -w the conjugate of its spectrum at w.
         energy = np.square(np.abs(np.asarray(wave))).sum(0)
         mirrored = np.roll(energy[::-1, ::-1], 1, axis=(0, 1))
         total = total + 0.5 * (energy + mirrored)
@@ -66,12 +67,11 @@ def frame_bounds(filters: Filters) -> list[tuple[float, float]]:
         >>> [round(upper, 3) for _, upper in frame_bounds(filter_bank((32, 32), 2))]
         [1.047, 1.004]
     """
-    return [
-        layer_bounds(
-            layer(_host(filters.psi[r]), _host(filters.phi), r, filters.J, filters.sampling)
-        )
-        for r in range(filters.J)
-    ]
+    phi = _host(filters.phi)
+    bounds = []
+    for r, psi in enumerate(filters.psi):
+        bounds.append(layer_bounds(layer(_host(psi), phi, r, filters.J, filters.sampling)))
+    return bounds
 
 
 def lipschitz_bound(filters: Filters, max_order: int = 2) -> float:
@@ -100,6 +100,7 @@ def lipschitz_bound(filters: Filters, max_order: int = 2) -> float:
     low = max(layer_bounds(layer({}, phi, r, J, sampling))[1] for r in range(J))
     if max_order == 1:
         return math.sqrt(first * max(1.0, low))
+    # Each operator stretches by the root of its upper bound at most, and a modulus by nothing.
     uppers = []
     for r in range(J):
         waves = {j: wave for j, wave in _host(filters.psi[r]).items() if j > r}

@@ -72,10 +72,9 @@ def fast_wavelet_transform(
     approximation = jnp.asarray(x)
     details = []
     for _ in range(levels):
-        rows = _split(approximation, lowpass, -2)
-        (approximation, vertical), (horizontal, diagonal) = (
-            _split(half, lowpass, -1) for half in rows
-        )
+        low, high = _split(approximation, lowpass, -2)
+        approximation, vertical = _split(low, lowpass, -1)
+        horizontal, diagonal = _split(high, lowpass, -1)
         details.append(jnp.stack([vertical, horizontal, diagonal], axis=-3))
     return approximation, details
 
@@ -174,9 +173,9 @@ def dual_frame_inverse(
     energy = jnp.square(jnp.abs(psi)).sum((0, 1))
     mirrored = jnp.roll(jnp.flip(energy), (1, 1), (0, 1))
     total = jnp.square(jnp.abs(phi)) + 0.5 * (energy + mirrored)
-    summed = _times(jnp.fft.fft2(low), jnp.conj(phi)) + _times(
-        jnp.fft.fft2(waves), jnp.conj(psi)
-    ).sum((-4, -3))
+    of_average = _times(jnp.fft.fft2(low), jnp.conj(phi))
+    of_waves = _times(jnp.fft.fft2(waves), jnp.conj(psi)).sum((-4, -3))
+    summed = of_average + of_waves
     # The real part adds the conjugate wavelets; division by the even function A commutes with it.
     return jnp.fft.ifft2(_times(summed, (1 / total).astype(waves.dtype))).real
 

@@ -120,6 +120,7 @@ def _along_angles(z: Array, circulants: np.ndarray) -> Array:
     L = len(z)
     t = np.arange(L)[None, :]
     d = np.arange(L)[:, None]
+    # The wavelet at the angle t + pi is the conjugate of that at t, and so is its map of a real image.
     half = z[t, (t + d) % L]
     half = jnp.where((t + d)[..., None, None] >= L, jnp.conj(half), half)
     circle = jnp.concatenate([half, jnp.conj(half)], axis=1)
