@@ -79,11 +79,16 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def theory_rows() -> list[list[str]]:
     """What each experiment must find and has found: the table of facts."""
-    stored, rows, last = read("theory"), [], None
+    stored = read("theory")
+    rows = []
+    last = None
     for row in stored["rows"]:
-        name, summary = row["experiment"], stored["runs"][row["experiment"]]["summary"]
+        name = row["experiment"]
+        summary = stored["runs"][name]["summary"]
         measured = ", ".join(f"{summary[key]:.2f}" for key in row["keys"])
-        rows.append(["" if name == last else f"`{name}`", row["fact"], row["expected"], measured])
+        # The name stands in the first of the rows of an experiment.
+        shown = "" if name == last else f"`{name}`"
+        rows.append([shown, row["fact"], row["expected"], measured])
         last = name
     return rows
 
@@ -100,8 +105,9 @@ def claims(chapter: str) -> str:
         answers = [_fact(summary, name) for name in row.get("facts", [])]
         answers += [_order(summary, *pair) for pair in row.get("order", [])]
         answers += [_least(summary, *pair) for pair in row.get("at_least", {}).items()]
-        where = [f"[`{name}`](experiments.md#{name})" for name in [row.get("experiment")] if name]
-        where += [f"`{name}`" for name in [*row.get("names", []), *row.get("tests", [])]]
+        where = [f"`{name}`" for name in [*row.get("names", []), *row.get("tests", [])]]
+        if "experiment" in row:
+            where.insert(0, f"[`{row['experiment']}`](experiments.md#{row['experiment']})")
         answers = answers or [("", "held by its test")]
         expected, measured = zip(*answers, strict=True)
         rows.append([row["claim"], *map("<br>".join, (where, expected, measured))])
@@ -262,7 +268,8 @@ def final_numbers(name: str) -> str:
 
 def _by_epoch(run: dict[str, Any], name: str) -> dict[int, str]:
     """Train and test accuracy in percent after each recorded epoch."""
-    curve, config = run["curves"][name], run["config"]
+    curve = run["curves"][name]
+    config = run["config"]
     per_epoch = config["data"]["n_train"] // config["train"]["batch_size"]
     epochs = [int(step) // per_epoch for step in curve["step"]]
     shares = zip(curve["train_accuracy"], curve["test_accuracy"], strict=True)
