@@ -147,17 +147,19 @@ def assemble(
     missing = [index for index in own if not store.done[index]]
     side = max(len(rows) for rows, _ in every)
 
+    def compute_tile(device, index):
+        return compute(device, every[index])
+
     def fill(indices):
         target = _for_writing(store) if indices else store
         with tile_advice(side):
-            for index, blocks in _dealt(
-                lambda device, index: compute(device, every[index]), indices, devices
-            ):
+            for index, blocks in _dealt(compute_tile, indices, devices):
                 check(blocks)
                 _write(target, every, index, blocks, mirror)
                 advance()
 
     with _bar(len(own), len(found), progress) as advance:
+        # What is missing at once; what an earlier run left is compared with its checksums afterwards.
         fill(missing)
         if not store.packed:
             fill([index for index in found if not _intact(store, every, index, mirror, check)])
@@ -194,11 +196,9 @@ def tile_advice(side: int) -> Iterator[None]:
         if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
             raise
         reason = str(error).splitlines()[0]
-        way_out = (
-            "use smaller inputs"
-            if side == 1
-            else f"pass tile={side // 2}, which takes a quarter of it"
-        )
+        way_out = "use smaller inputs"
+        if side > 1:
+            way_out = f"pass tile={side // 2}, which takes a quarter of it"
         raise MemoryError(
             f"a tile of side {side} does not fit the memory of the device ({reason}): {way_out}."
         ) from error
@@ -208,11 +208,9 @@ def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]
     """Results in the order of the indices, the next one of each device under way while the last is used."""
     queue: collections.deque[tuple[int, Callable[[], Mapping[str, Any]]]] = collections.deque()
     with contextlib.ExitStack() as stack:
-        threads = (
-            [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices]
-            if len(devices) > 1
-            else []
-        )
+        threads = []
+        if len(devices) > 1:
+            threads = [stack.enter_context(ThreadPoolExecutor(1)) for _ in devices]
 
         def start(place, index):
             if threads:
@@ -268,11 +266,8 @@ def open_store(
         [0]
     """
     if folder is None:
-        return Store(
-            {name: np.empty(shape, dtype) for name, shape in shapes.items()},
-            np.zeros(count, np.uint32),
-            packed,
-        )
+        matrices = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
+        return Store(matrices, np.zeros(count, np.uint32), packed)
     folder = given_path("store", folder)
     if np.dtype(dtype).kind not in "biufc":
         raise TypeError(
@@ -412,10 +407,10 @@ def _write(store, every, index, blocks, mirror):
         matrix[rows.start : rows.stop, columns.start : columns.stop] = values
         _flush(matrix, rows)
         if mirror is not None:
-            matrix[columns.start : columns.stop, rows.start : rows.stop] = values.transpose(
-                mirror[name]
-            )
+            mirrored = values.transpose(mirror[name])
+            matrix[columns.start : columns.stop, rows.start : rows.stop] = mirrored
             _flush(matrix, columns)
+    # Last, so that a tile counts once all of its values are on the disk.
     store.done[index] = _checksum(store, every, index, mirror)
     _flush(store.done, range(index, index + 1))
 
@@ -439,8 +434,11 @@ def _checksum(store, every, index, mirror):
     if store.packed:
         return _packed_checksum(store, index)
     value = 0
-    tile = every[index]
-    for rows, columns in (tile,) if mirror is None else (tile, tile[::-1]):
+    rows, columns = every[index]
+    parts = [(rows, columns)]
+    if mirror is not None:
+        parts.append((columns, rows))
+    for rows, columns in parts:
         for matrix in store.matrices.values():
             block = matrix[rows.start : rows.stop, columns.start : columns.stop]
             value = zlib.crc32(_bytes(block), value)

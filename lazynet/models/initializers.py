@@ -51,10 +51,9 @@ def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
 
     def init(key: Any, x: Any) -> Params:
         shapes, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, key, x))
-        leaves = [
-            _drawn(jax.random.fold_in(key, i), path, shape, gain)
-            for i, (path, shape) in enumerate(shapes)
-        ]
+        leaves = []
+        for i, (path, shape) in enumerate(shapes):
+            leaves.append(_drawn(jax.random.fold_in(key, i), path, shape, gain))
         return tree.unflatten(leaves)
 
     return model._replace(init=init, kernel=None)

@@ -51,7 +51,8 @@ def Exp(a: Scale = 1.0, b: Scale = 1.0) -> Model:
         >>> float(Exp().apply({}, jnp.zeros((1, 1)))[0, 0])
         1.0
     """
-    a, b = guards.number("a", a), guards.number("b", b)
+    a = guards.number("a", a)
+    b = guards.number("b", b)
     return activation("Exp", lambda x: a * jnp.exp(b * x), exponential_dual(a, b))
 
 
@@ -67,7 +68,8 @@ def Gaussian(a: Scale = 1.0, b: Scale = -1.0) -> Model:
         >>> float(Gaussian().apply({}, jnp.zeros((1, 1)))[0, 0])
         1.0
     """
-    a, b = guards.number("a", a), guards.number("b", b)
+    a = guards.number("a", a)
+    b = guards.number("b", b)
     return activation("Gaussian", lambda x: a * jnp.exp(b * x**2), gaussian_dual(a, b))
 
 
@@ -106,7 +108,8 @@ def ExpNormalized(gamma: Scale = 1.0, shift: Scale = -1.0) -> Model:
             "use its kernel only."
         )
 
-    gamma, shift = guards.number("gamma", gamma), guards.number("shift", shift)
+    gamma = guards.number("gamma", gamma)
+    shift = guards.number("shift", shift)
     rule = activation_rule("ExpNormalized", correlation_dual(gamma, shift))
     return layer("ExpNormalized", apply, kernel=rule)
 
