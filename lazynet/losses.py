@@ -77,6 +77,7 @@ def cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
             "cross_entropy got k=1 output, for which it is constant: use logistic with targets -1 and 1."
         )
     check_labels(cross_entropy, targets, "targets")
+    # A class of probability zero counts nothing, also where its logit is -inf.
     terms = jnp.where(targets == 0, 0, targets * jax.nn.log_softmax(outputs, axis=-1))
     return -jnp.sum(terms) / outputs.shape[0]
 
@@ -151,12 +152,11 @@ def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         right = (outputs.argmax(-1) == targets) & ~jnp.isnan(outputs).any(-1)
         return _mean_of_tokens(right.astype(outputs.dtype), mask)
     outputs, targets = _compared("accuracy", outputs, targets)
-    single = outputs.shape[1] == 1
-    hit = (
-        ((outputs > 0) == (targets > 0))[:, 0]
-        if single
-        else outputs.argmax(-1) == targets.argmax(-1)
-    )
+    if outputs.shape[1] == 1:
+        hit = ((outputs > 0) == (targets > 0))[:, 0]
+    else:
+        hit = outputs.argmax(-1) == targets.argmax(-1)
+    # The largest of outputs that are not numbers means nothing.
     return jnp.mean(hit & ~jnp.isnan(outputs).any(-1), dtype=outputs.dtype)
 
 
@@ -302,11 +302,8 @@ def _compared(name, outputs, targets):
             raise TypeError(
                 f"{name} got complex {kind}, expected real ones: stack real and imaginary parts."
             )
-    outputs = (
-        outputs
-        if jnp.issubdtype(outputs.dtype, jnp.floating)
-        else jnp.asarray(outputs).astype(float)
-    )
-    return outputs, targets if jnp.issubdtype(targets.dtype, jnp.floating) else jnp.asarray(
-        targets, outputs.dtype
-    )
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        outputs = jnp.asarray(outputs).astype(float)
+    if not jnp.issubdtype(targets.dtype, jnp.floating):
+        targets = jnp.asarray(targets, outputs.dtype)
+    return outputs, targets

@@ -166,10 +166,13 @@ class Triangle:
         parts = -(-(self.covered or self.n) // side)
         pairs = [(i, j) for i in range(parts) for j in range(i, parts)]
         places = []
+
+        def part(k):
+            return slice(k * side, min((k + 1) * side, self.n))
+
         for index, (i, j) in enumerate(pairs):
             if j * side < self.n:
-                rows, across = (slice(k * side, min((k + 1) * side, self.n)) for k in (i, j))
-                places.append((index, rows, across))
+                places.append((index, part(i), part(j)))
         return places
 
     def _read(self, index: int, rows: slice, across: slice) -> np.ndarray:

@@ -67,6 +67,7 @@ def lanczos_basis(
         scale = power_of_two(np.abs(q).max()) if i == 0 else scale
         q = q / scale
         diagonal[i] = basis[i] @ q
+        # Against all earlier vectors, and twice: the first pass leaves its own rounding.
         for _ in range(2):
             q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
         beside[i] = np.linalg.norm(q)
@@ -129,11 +130,10 @@ def ritz_vectors(
         )
     scale = power_of_two(np.abs(diagonal[np.isfinite(diagonal)]).max())
     inner = beside[:-1]
-    going_on = np.isfinite(inner) & (
-        np.abs(inner) > 4 * np.finfo(np.float64).eps * len(diagonal) * scale
-    )
+    rounding = 4 * np.finfo(np.float64).eps * len(diagonal) * scale
+    # Where the entry beside is rounding, the Krylov space is exhausted, and what follows is noise.
+    going_on = np.isfinite(inner) & (np.abs(inner) > rounding)
     length = len(inner) if going_on.all() else int(going_on.argmin())
-    values, vectors = scipy.linalg.eigh_tridiagonal(
-        diagonal[: length + 1] / scale, inner[:length] / scale
-    )
+    matrix = diagonal[: length + 1] / scale, inner[:length] / scale
+    values, vectors = scipy.linalg.eigh_tridiagonal(*matrix)
     return values * scale, vectors, np.abs(beside[length] * vectors[-1])
