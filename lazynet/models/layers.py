@@ -158,15 +158,9 @@ def Conv(
     def init(key, x):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
-        return draw(
-            key,
-            (*kernel_size, x.shape[-1], features),
-            fan_in(x.shape[-1]),
-            x.dtype,
-            W_std,
-            b_std,
-            scheme,
-        )
+        channels = x.shape[-1]
+        shape = (*kernel_size, channels, features)
+        return draw(key, shape, fan_in(channels), x.dtype, W_std, b_std, scheme)
 
     def apply(params, x, probe=None):
         _check_rank("Conv", x, 4, "[n, h, w, c]", "reshape flat images, channels last")
@@ -180,9 +174,8 @@ def Conv(
         return add_bias(z * multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):
-        return _windows(x, kernel_size, strides, padding, fill=0.0).reshape(
-            x.shape[0], -1, fan_in(x.shape[-1])
-        )
+        windows = _windows(x, kernel_size, strides, padding, fill=0.0)
+        return windows.reshape(x.shape[0], -1, fan_in(x.shape[-1]))
 
     kernel = conv_rule(features, Window(kernel_size, strides, padding), W_std, b_std, scheme)
     return layer("Conv", apply, init=init, record=preactivation, kernel=kernel, rows=rows)
@@ -390,10 +383,9 @@ def _pool(name, window, strides, padding, divisor):
 
     def apply(params, x):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
-        return (
-            functools.reduce(jnp.add, _window_entries(x, window, strides, padding, fill=0.0))
-            / divisor
-        )
+        # Entries are added one after the other: stacked, they would be copied first.
+        entries = _window_entries(x, window, strides, padding, fill=0.0)
+        return functools.reduce(jnp.add, entries) / divisor
 
     return layer(name, apply, kernel=pool_rule(name, Window(window, strides, padding), divisor))
 
