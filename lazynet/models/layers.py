@@ -30,6 +30,7 @@ from lazynet.covariance.layer_rules import (
     pool_rule,
 )
 from lazynet.covariance.windows import Window
+from lazynet.models.convolution import convolve
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
 from lazynet.typing import Array
@@ -167,10 +168,7 @@ def Conv(
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
-        z = lax.conv_general_dilated(
-            image, params["W"], strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        z = probed(z, probe)
+        z = probed(convolve(image, params["W"], strides, pads), probe)
         return add_bias(z * multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):

@@ -26,6 +26,7 @@ from lazynet.covariance.general.layer_rules import (
 from lazynet.covariance.layer_rules import conv_rule, dense_rule, global_pool_rule, pool_rule
 from lazynet.covariance.windows import Window
 from lazynet.models import layers
+from lazynet.models.convolution import convolve
 from lazynet.models.layers import Padding, Parameterization, Scale
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
@@ -133,7 +134,7 @@ def Conv(
 
     def filtered(x, W):
         image, pads = _padded(x, window)
-        return lax.conv_general_dilated(image, W, steps, pads, dimension_numbers=_numbers(size))
+        return convolve(image, W, steps, pads)
 
     return _weighted("Conv", features, window, filtered, W_std, b_std, parameterization, s)
 
