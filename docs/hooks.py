@@ -27,6 +27,17 @@ FORMULA = re.compile(r"^```math\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 """A block of TeX, which code hosts typeset too."""
 
 
+KINDS = {
+    "passed": "pass",
+    "failed": "fail",
+    "internal": "call functions whose names begin with an underscore",
+    "failed_there": "fail on neural-tangents itself",
+    "unfinished": "were stopped after their time",
+    "skipped": "skip themselves on a CPU",
+}
+"""Of cases of neural-tangents' tests, as they are stored and as the page says."""
+
+
 def on_config(config):
     """Fills the empty entry "Notebooks" of the navigation."""
     notebooks = [f"notebooks/{path.name}" for path in _notebooks()]
@@ -215,6 +226,17 @@ def cpu_times(name: str) -> str:
     return f"{table(header, rows)}\n\nMeasured: {conditions}."
 
 
+def their_tests() -> str:
+    """What of neural-tangents' own tests passes on `lazynet.dropin`, and what does not, with the reason."""
+    found = read("their_tests")
+    counts = [[words, str(len(found[kind]))] for kind, words in KINDS.items() if found[kind]]
+    reasons = [
+        [f"`{case}`", reason] for kind in KINDS for case, reason in found[kind].items() if reason
+    ]
+    tables = [table(["cases that", "number"], counts), table(["does not pass", "why"], reasons)]
+    return "\n\n".join([*tables, found["conditions"]])
+
+
 def public_names() -> str:
     """Every name of `import lazynet`, its home and its first sentence."""
     import lazynet
@@ -360,5 +382,8 @@ GENERATORS = {
             public_names,
         )
     },
-    **{each.__name__: each for each in (benchmark_sections, benchmark_tables, cpu_times)},
+    **{
+        each.__name__: each
+        for each in (benchmark_sections, benchmark_tables, cpu_times, their_tests)
+    },
 }
