@@ -170,7 +170,8 @@ def measure_variant(config: Config, variant: str) -> dict[str, np.ndarray]:
 
 def _flow(config, model, params0, offset, x, x_test, y, alpha):
     """Integrates the lazy flow and the linearized flow side by side; outputs start at alpha times the offset."""
-    lazy, tangent = (ln.lazy(model.apply, params0, scale) for scale in (alpha, math.inf))
+    lazy = ln.lazy(model.apply, params0, alpha)
+    tangent = ln.lazy(model.apply, params0, math.inf)
 
     def slope(function, u):
         return descent_direction(lambda u: ln.mse(alpha * offset + function(u, x), y), u)

@@ -148,9 +148,8 @@ def measure_one(
 def changes(model: ln.Model, params: Any, params0: Any, data: ln.Data) -> dict[str, Any]:
     """Of the hidden layers, and of the tangent kernel."""
     moved = ln.diagnostics.coordinate_check(model, params, params0, data.x)
-    ntk, ntk0 = (
-        ln.empirical_ntk(model.apply, w, data.x, outputs="trace") for w in (params, params0)
-    )
+    ntk = ln.empirical_ntk(model.apply, params, data.x, outputs="trace")
+    ntk0 = ln.empirical_ntk(model.apply, params0, data.x, outputs="trace")
     found = {layer: moved[layer] for layer in LAYERS}
     return found | {"ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0)}
 

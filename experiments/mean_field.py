@@ -136,12 +136,11 @@ def draw(config: Config, arrays):
 def _problem(config):
     """Training inputs and targets, and test inputs: one problem for all widths and seeds."""
     dtype = jnp.dtype(config.precision)
-    keys = jax.random.split(jax.random.key(0), 3)
-    x, x_test = (
-        jax.random.normal(key, (count, config.inputs), dtype)
-        for key, count in zip(keys[:2], (config.examples, config.test_examples), strict=True)
-    )
-    return ln.Data(x, jax.random.normal(keys[2], (config.examples, 1), dtype)), x_test
+    key, key_test, key_y = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(key, (config.examples, config.inputs), dtype)
+    x_test = jax.random.normal(key_test, (config.test_examples, config.inputs), dtype)
+    y = jax.random.normal(key_y, (config.examples, 1), dtype)
+    return ln.Data(x, y), x_test
 
 
 def _train_all(config, width, scale, data, x_test, *, seeds):
@@ -173,10 +172,8 @@ def _train(config, model, rate, data, x_test, params0):
         params, _ = jax.lax.scan(advance, params, length=step - done)
         outputs.append(model.apply(params, x_test)[:, 0])
         done = step
-    ntk0, ntk = (
-        ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace")
-        for w in (params0, params)
-    )
+    ntk0 = ln.empirical_ntk(model.apply, params0, data.x, outputs="trace")
+    ntk = ln.empirical_ntk(model.apply, params, data.x, outputs="trace")
     return {
         "outputs": jnp.stack(outputs),
         "ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0),

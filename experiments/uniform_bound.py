@@ -283,7 +283,8 @@ def _flow(steps, problem, step, alpha):
     x = problem.x
     y = problem.y
     apply = Partial(_outputs, problem.signs)
-    lazy, tangent = (ln.lazy(apply, problem.params0, scale) for scale in (alpha, math.inf))
+    lazy = ln.lazy(apply, problem.params0, alpha)
+    tangent = ln.lazy(apply, problem.params0, math.inf)
 
     def field(state):
         functions = lazy, tangent

@@ -241,10 +241,8 @@ def _train(config, model, data, params0):
         return new, _distances_of(functions, new, params0, data.x)
 
     (params, _), curves = jax.lax.scan(advance, (params0, params0), length=config.steps)
-    ntk0, ntk = (
-        ln.empirical.empirical_ntk(model.apply, w, data.x, outputs="trace")
-        for w in (params0, params)
-    )
+    ntk0 = ln.empirical_ntk(model.apply, params0, data.x, outputs="trace")
+    ntk = ln.empirical_ntk(model.apply, params, data.x, outputs="trace")
     drift = ln.diagnostics.layer_drift(params, params0)
     layers = {f"weight_change/{item}": drift[path] for path, item in ITEMS.items()}
     return (
@@ -255,7 +253,8 @@ def _train(config, model, data, params0):
 
 
 def _distances_of(functions, state, params0, x):
-    (network, tangent), (w, v) = functions, state
+    network, tangent = functions
+    w, v = state
     return {
         "weight_drift": ln.trees.norm(ln.trees.subtract(w, params0)),
         "weight_gap": ln.trees.norm(ln.trees.subtract(w, v)),

@@ -112,9 +112,9 @@ def _patches(config, parts: Parts, store) -> Row:
     """Linear classification of the responses of whitened random patches."""
     with store.status("random patches, linear"):
         filters = draw_filters(config.patches, parts[0].x, config.seed)
-        x, x_test = (patch_features(config.patches, filters, part.x) for part in parts)
-        train = Data(x, parts[0].y)
-        test = Data(x_test, parts[1].y)
+        train, test = (
+            part._replace(x=patch_features(config.patches, filters, part.x)) for part in parts
+        )
         return ridge.of_features(train, test, config.ridges) | _sizes(*parts)
 
 

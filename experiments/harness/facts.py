@@ -124,9 +124,9 @@ def told(summary: dict[str, Any], rest: str) -> tuple[str, str, str, bool]:
 
 
 def _prediction(summary, rest):
-    expected, low, high = (
-        summary.get(f"{kind}/{rest}") for kind in ("expected", "at_least", "at_most")
-    )
+    expected = summary.get(f"expected/{rest}")
+    low = summary.get(f"at_least/{rest}")
+    high = summary.get(f"at_most/{rest}")
     if expected is not None:
         return f"{_number(expected)} ± {summary[f'tolerance/{rest}']:.2g}"
     if low is not None and high is not None:

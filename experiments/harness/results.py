@@ -37,7 +37,8 @@ class Row(NamedTuple):
 def rows(folder: Path) -> Iterator[Row]:
     """Every number of a finished run: of its curves, then of its summary."""
     for curve, columns in curves(folder).items():
-        steps, times = columns.pop("step"), columns.pop("time")
+        steps = columns.pop("step")
+        times = columns.pop("time")
         for metric, values in columns.items():
             alpha, seed, name = _placed(f"{metric}/{curve}")
             for step, time, value in zip(steps, times, values, strict=True):

@@ -49,7 +49,8 @@ def compute(config, row: str, store) -> dict[str, Any]:
 
 def _computed(config, row, store) -> dict[str, Any]:
     inputs = _inputs(config, row, store)
-    train, test = inputs.train, inputs.test
+    train = inputs.train
+    test = inputs.test
     kernel, cross, found = _kernels(row, train, test, store)
 
     start = time.process_time()

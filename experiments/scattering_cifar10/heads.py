@@ -99,7 +99,8 @@ def _squared_distances(a, b):
 
 def _ntk(config, problem: Problem):
     """The tangent kernel of the infinitely wide perceptron."""
-    x, x_test = (jnp.asarray(_unit_pixels(part.x)) for part in problem)
+    x = jnp.asarray(_unit_pixels(problem.train.x))
+    x_test = jnp.asarray(_unit_pixels(problem.test.x))
     model = _model(config)
     return kernels.analytic_kernel(model, x).ntk, kernels.analytic_kernel(model, x_test, x).ntk
 
@@ -125,7 +126,10 @@ def _logistic(config, problem: Problem) -> dict[str, Any]:
     """Multinomial logistic regression; its penalty is the best of the same ridges on a fifth of the training set."""
     from sklearn.linear_model import LogisticRegression
 
-    (x, y), (x_test, y_test) = ((part.x, part.y.argmax(1)) for part in problem)
+    x = problem.train.x
+    y = problem.train.y.argmax(1)
+    x_test = problem.test.x
+    y_test = problem.test.y.argmax(1)
     held = len(x) // 5
 
     def fitted(penalty, x, y):
@@ -182,10 +186,12 @@ def _unit_pixels(x: np.ndarray) -> np.ndarray:
 
 def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     """Ridge regression in its primal form on all training images; the ridge is the best on the last fifth of them."""
-    train, test = (
-        datasets.center_targets(Data(part.x.reshape(len(part.x), -1), part.y))
-        for part in (train, test)
-    )
+
+    def centered(part):
+        return datasets.center_targets(part._replace(x=part.x.reshape(len(part.x), -1)))
+
+    train = centered(train)
+    test = centered(test)
     rows = train.x
     y = np.asarray(train.y, np.float32)
     split = len(rows) - len(rows) // 5

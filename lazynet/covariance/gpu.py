@@ -88,7 +88,8 @@ def sum_over_pairs(
         interpret: Whether to run the program step by step on any device, to test it.
     """
     plan = _plan(chain.steps, shape, canvas)
-    first, second = (_stacked(chain.images[i], plan, i) for i in (0, 1))
+    first = _stacked(chain.images[0], plan, 0)
+    second = _stacked(chain.images[1], plan, 1)
     who = _who_meets(lanes, chain.images)
     channels = chain.images[0].shape[-1]
     out = _call(plan, channels, first, _wrapped(second, plan), who, same, interpret)
@@ -223,7 +224,9 @@ def _squared(a, side, mode):
 
 def _wrapped(a, plan):
     """The same arrays repeated cyclically: the part that starts at a displacement holds each position's partner."""
-    rows, columns = (np.arange(n + plan.side) % n for n in plan.canvas)
+    height, width = plan.canvas
+    rows = np.arange(height + plan.side) % height
+    columns = np.arange(width + plan.side) % width
     return a[:, :, rows[:, None], columns[None, :]]
 
 

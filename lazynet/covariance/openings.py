@@ -151,7 +151,8 @@ def _refined_jvp(same, primals, tangents):
 def _product(x1, x2):
     """Covariances and openings, as precise as cosines are."""
     nngp = jnp.matmul(x1, x2.T, precision="highest") / x1.shape[-1]
-    inverse1, inverse2 = (rectifier_side(mean_square(x))[1] for x in (x1, x2))
+    _, inverse1 = rectifier_side(mean_square(x1))
+    _, inverse2 = rectifier_side(mean_square(x2))
     return nngp, opening_of(nngp * (inverse1[:, None] * inverse2[None, :]))
 
 
@@ -166,7 +167,8 @@ def _centered_product(x1, x2, opening, near):
     center = jnp.mean(direction2, axis=0)[None, :]
     centered1 = direction1 - center
     centered2 = direction2 - center
-    size1, size2 = (_short_sums(a * a) / 2 for a in (centered1, centered2))
+    size1 = _short_sums(centered1 * centered1) / 2
+    size2 = _short_sums(centered2 * centered2) / 2
     sizes = size1[:, None] + size2[None, :]
     u = sizes - jnp.matmul(centered1, centered2.T, precision="highest")
     u = jnp.where(near, jnp.maximum(u, 0), opening.u)

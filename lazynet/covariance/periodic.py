@@ -28,9 +28,10 @@ def as_pairs(planes: Array, shape: Size) -> Array:
         >>> as_pairs(jnp.arange(4.0).reshape(2, 1, 2, 1, 1), (2, 1)).reshape(2, 2).tolist()
         [[0.0, 2.0], [3.0, 1.0]]
     """
-    (h, w), canvas = shape, planes.shape[:2]
+    h, w = shape
+    height, width = planes.shape[:2]
     i, j, k, m = np.ix_(*map(np.arange, (h, w, h, w)))
-    return planes[(k - i) % canvas[0], (m - j) % canvas[1], i, j]
+    return planes[(k - i) % height, (m - j) % width, i, j]
 
 
 def as_plane(pairs: Array, p: Any, q: Any, canvas: Size) -> Array:

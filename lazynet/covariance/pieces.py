@@ -119,7 +119,9 @@ def _sum_pieces(h, cuts, nodes, radius=RADIUS):
     """`E[h(x)]` of a standard normal x by so many nodes in each piece between the cuts, zero and the ends."""
     every = jnp.broadcast_arrays(jnp.full_like(cuts[0], -radius), jnp.zeros_like(cuts[0]), *cuts)
     edges = jnp.sort(jnp.clip(jnp.stack([*every, -every[0]]), -radius, radius), axis=0)
-    points, weights = (jnp.asarray(a, edges.dtype) for a in np.polynomial.legendre.leggauss(nodes))
+    points, weights = np.polynomial.legendre.leggauss(nodes)
+    points = jnp.asarray(points, edges.dtype)
+    weights = jnp.asarray(weights, edges.dtype)
 
     # Recomputed backwards: what a node leaves behind would be stored for each of them.
     @jax.checkpoint

@@ -212,7 +212,8 @@ class _Tiled(NamedTuple):
 
     def pool(self, window: Window, scale: float) -> Planes:
         """The pool of this pool, in one."""
-        (height, width), (rows, columns) = self.window.size, window.size
+        height, width = self.window.size
+        rows, columns = window.size
         size = height * rows, width * columns
         return self.planes.pool(Window(size, size, "VALID"), scale * self.scale, self.own)
 

@@ -296,7 +296,9 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
 
 
 def _vectors(x1, x2, lanes):
-    wide1, wide2 = (x.astype(jax.dtypes.canonicalize_dtype(np.float64)) for x in (x1, x2))
+    widest = jax.dtypes.canonicalize_dtype(np.float64)
+    wide1 = x1.astype(widest)
+    wide2 = x2.astype(widest)
     # each set by itself, also where both are one: other sums round differently, and tiles are to
     # agree with the whole
     variance = jnp.concatenate([mean_square(wide1), mean_square(wide2)]).astype(x1.dtype)

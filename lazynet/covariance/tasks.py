@@ -48,7 +48,8 @@ class Task:
 
     def answer(self, rows: np.ndarray, columns: np.ndarray) -> Covariance:
         """The sums of pairs, `[1, pairs]`; of each image with itself where there are exact ones."""
-        first, second = np.asarray(self.first), np.asarray(self.second)
+        first = np.asarray(self.first)
+        second = np.asarray(self.second)
         if self.exact is not None:
             rows = columns = np.arange(first.shape[1])
         sums = cpu.sum_over_pairs(self.plan, first, second, rows, columns)[:, None]

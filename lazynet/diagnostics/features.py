@@ -58,7 +58,9 @@ def coordinate_check(
     guards.same_length(x=guards.array("x", x))
     trees.check_same_structure(params, params0, name="params", expected="params0")
     # One program for both, so that what has not moved is zero.
-    after, before = (_preactivations(Partial(model.trace), w, x) for w in (params, params0))
+    trace = Partial(model.trace)
+    after = _preactivations(trace, params, x)
+    before = _preactivations(trace, params0, x)
     if not after:
         raise ValueError(f"{model.name} has no layer with weights, expected one that can move.")
     return {path: jnp.sqrt(jnp.mean((z - before[path]) ** 2)) for path, z in after.items()}

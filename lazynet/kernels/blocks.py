@@ -43,9 +43,9 @@ def compute_block(model, x1, x2):
         pairs = _pairs(x1, x2)
         answers = [task.answer(*pairs) for task in tasks]
         return program(_after, model, x1, x2, answers)(x1, x2, answers)
-    return (
-        program(symmetric, model, x1)(x1) if x2 is None else program(block, model, x1, x2)(x1, x2)
-    )
+    if x2 is None:
+        return program(symmetric, model, x1)(x1)
+    return program(block, model, x1, x2)(x1, x2)
 
 
 def questions_of(model, x1, x2):
@@ -141,8 +141,9 @@ def _symmetric_by_planes(model, x, elsewhere=None):
         k = _limit(model, padded, padded, ring(len(padded)))
         full = [_unrolled(values)[:n, :n] for values in _gram(k.nngp, k.ntk)]
     own = [values[:n] for values in _gram(*k.first.moments())]
-    # of a single input nothing else is needed
-    return Gram(*(values[:, None] for values in own) if n == 1 else map(_mirrored, full, own))
+    if n == 1:  # nothing else is needed
+        return Gram(*(values[:, None] for values in own))
+    return Gram(*map(_mirrored, full, own))
 
 
 def _padded(x, few=FEW):

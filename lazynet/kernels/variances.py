@@ -49,7 +49,8 @@ def _variances(model, x):
             f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."
         )
     if isinstance(k, Positions):
-        nngp, ntk = jnp.diagonal(k.nngp), None if k.ntk is None else jnp.diagonal(k.ntk)
+        nngp = jnp.diagonal(k.nngp)
+        ntk = None if k.ntk is None else jnp.diagonal(k.ntk)
     else:
         nngp, ntk = k.first.moments()
     return Gram(nngp, jnp.zeros_like(nngp) if ntk is None else ntk)

@@ -42,11 +42,12 @@ def layer(
     psi: dict[int, np.ndarray], phi: tuple[np.ndarray, ...], level: int, J: int, sampling: str
 ) -> Layer:
     """All the filters that act on maps of a level, with their decimations: low-pass first."""
-    low0, low1 = (
-        crop(axis, level, 0) * _half_sample(axis.size >> level, 2 ** (J - level), sampling)
-        for axis in phi
-    )
-    low = (np.outer(low0, low1)[None], 2 ** (J - level))
+    step = 2 ** (J - level)
+
+    def lowpass(axis):
+        return crop(axis, level, 0) * _half_sample(axis.size >> level, step, sampling)
+
+    low = (np.outer(*map(lowpass, phi))[None], step)
     return [low, *((wave, 2 ** (j - level)) for j, wave in psi.items())]
 
 

@@ -115,7 +115,9 @@ def morlet(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[n
         True
     """
     xi = CENTER_FREQUENCY / 2**j
-    wave, envelope = (_lattice_sum(w0, w1, j, theta, center) for center in (xi, 0.0))
+    wave = _lattice_sum(w0, w1, j, theta, xi)
+    envelope = _lattice_sum(w0, w1, j, theta, 0.0)
+    # As much of the envelope as makes the mean of the wavelet, its value at the frequency zero, vanish.
     if w0.flat[0] == 0 and w1.flat[0] == 0:  # a DFT grid has the origin
         return wave - wave[:, :1, :1] / envelope[:, :1, :1] * envelope
     zero = np.zeros((1, 1))
@@ -137,10 +139,12 @@ def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
     sigma = WIDTH * 2**j
     xi = CENTER_FREQUENCY / 2**j
     at = np.append(w, 0.0)
-    wave, envelope = (
-        np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0)
-        for center in (xi, 0.0)
-    )
+
+    def bumps(center):
+        return np.exp(-0.5 * (sigma * _periods(at, center, _CUTOFF / sigma)) ** 2).sum(0)
+
+    wave = bumps(xi)
+    envelope = bumps(0.0)
     return (wave - wave[-1] / envelope[-1] * envelope)[:-1]
 
 

@@ -125,9 +125,8 @@ def check_names(curve: Trajectory, names: set[str]) -> None:
     """
     found = set(curve.metrics)
     if found != names:
-        lacking, given_up = (
-            ", ".join(map(repr, sorted(some))) or "none" for some in (names - found, found - names)
-        )
+        lacking = ", ".join(map(repr, sorted(names - found))) or "none"
+        given_up = ", ".join(map(repr, sorted(found - names))) or "none"
         raise ValueError(
             f"resume has a curve without the metrics asked for ({lacking}), or with others ({given_up}), expected the "
             "same: pass test= and measure= of the training that is resumed."
