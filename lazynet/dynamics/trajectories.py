@@ -143,20 +143,9 @@ def gradient_descent(
         >>> curve.metrics["train_loss"].tolist()  # (1/2) (1 - lr/n)^(2s)
         [0.5, 0.125, 0.03125]
     """
-    values = (
-        ntk,
-        targets(data),
-        learning_rate,
-        momentum,
-        save_at,
-        key,
-        f0,
-        cross,
-        test,
-        f0_test,
-        tolerance,
-    )
-    guards.concrete("gradient_descent", *values)
+    settings = learning_rate, momentum, save_at, key, tolerance
+    arrays = ntk, targets(data), f0, cross, test, f0_test
+    guards.concrete("gradient_descent", *arrays, *settings)
     step = check_steps(save_at)
     learning_rate = guards.rate(learning_rate)
     momentum = guards.momentum(momentum)
@@ -222,7 +211,7 @@ def _curves(name, outputs, y, loss):
         return {key: jax.vmap(measure, (0, None))(outputs, y) for key, measure in measures.items()}
     outputs = jnp.asarray(outputs, jnp.result_type(float))
     y = jnp.asarray(y, jnp.result_type(float))
-    return {
-        key: np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)
-        for key, measure in measures.items()
-    }
+    curves = {}
+    for key, measure in measures.items():
+        curves[key] = np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)
+    return curves

@@ -75,24 +75,20 @@ def peak_bytes(function: Apply, params: Params, x: Examples, names: Names, outpu
     held = _bytes(shapes)
     known = layer_names(function, names)
     rest = tuple(name for name in names if name not in known)
-    made = (
-        [reserved(layer_features.lower(function, params, x, known, outputs).compile())]
-        if known
-        else []
-    )
+    made = []
+    if known:
+        by_layers = layer_features.lower(function, params, x, known, outputs).compile()
+        made.append(reserved(by_layers))
     if rest and loops(function, params, x):
-        own = _bytes({name: shapes[name] for name in rest})
-        made.append(
-            reserved(
-                example_jacobian.lower(
-                    function, params, jax.tree.map(lambda leaf: leaf[0], x), rest, outputs
-                ).compile()
-            )
-            + 2 * own
-        )
+        first = jax.tree.map(lambda leaf: leaf[0], x)
+        by_example = example_jacobian.lower(function, params, first, rest, outputs).compile()
+        # The Jacobians of all examples are there twice while they are stacked.
+        made.append(reserved(by_example) + 2 * _bytes({name: shapes[name] for name in rest}))
     elif rest:
-        made.append(reserved(vmapped_jacobian.lower(function, params, x, rest, outputs).compile()))
-    return held + max(sum(made), held + reserved(contract.lower(shapes, shapes, outputs).compile()))
+        at_once = vmapped_jacobian.lower(function, params, x, rest, outputs).compile()
+        made.append(reserved(at_once))
+    contracted = reserved(contract.lower(shapes, shapes, outputs).compile())
+    return held + max(sum(made), held + contracted)
 
 
 def entry_shape(

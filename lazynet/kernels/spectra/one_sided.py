@@ -138,9 +138,8 @@ def forward_sketch(
     columns = []
     for probe in jax.random.split(key, probes):
         keys = jax.random.split(probe, len(weights))
-        direction = [
-            jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, weights, strict=True)
-        ]
+        pairs = zip(keys, weights, strict=True)
+        direction = [jax.random.normal(k, w.shape, w.dtype) for k, w in pairs]
         image = pushed_forward(function, params, x, direction, tile)
         columns.append(np.asarray(image, np.float64).ravel())
     features = np.stack(columns, axis=1)
@@ -253,7 +252,8 @@ def inner_term(first: Float[np.ndarray, "p p"], second: Float[np.ndarray, "p p"]
         6.0
     """
     p = len(first)
-    a, b = without_diagonal(first), without_diagonal(second)
+    a = without_diagonal(first)
+    b = without_diagonal(second)
     return Term(float(np.sum(a * b)) / (p * (p - 1)), (a @ b + b @ a) / (p - 2))
 
 

@@ -57,13 +57,11 @@ def operator_of(kernel: Any, shape: Any, *, loops: bool = False) -> Operator:
     matrix = matrix_of(kernel)
     in_loops = loops and isinstance(kernel, jax.Array)
     compiled = Partial(_times, jnp.asarray(matrix)) if in_loops else None
-    return Operator(
-        len(matrix),
-        len(kernel),
-        lambda v: blocked_product(matrix, v[:, None])[:, 0],
-        compiled,
-        matrix,
-    )
+
+    def product(v: np.ndarray) -> np.ndarray:
+        return blocked_product(matrix, v[:, None])[:, 0]
+
+    return Operator(len(matrix), len(kernel), product, compiled, matrix)
 
 
 def matrix_of(kernel: Any) -> np.ndarray:
@@ -160,10 +158,10 @@ def tridiagonal(operator: Operator, start: np.ndarray, steps: int) -> tuple[np.n
     steps = min(steps, operator.size)
     if operator.compiled is None:
         return lanczos(operator.product, start, steps)
+    start = jnp.asarray(start, jnp.result_type(float))
+    # matfree's code need not hold under the strict promotion that a user has set.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts = _matfree_tridiagonal(
-            operator.compiled, jnp.asarray(start, jnp.result_type(float)), steps
-        )
+        parts = _matfree_tridiagonal(operator.compiled, start, steps)
     diagonal, beside, scale = (np.asarray(part, np.float64) for part in parts)
     return diagonal * scale, beside * scale
 
@@ -184,9 +182,8 @@ def _matfree_tridiagonal(product, start, steps):
 
 def signs(key: Any, count: int, size: int) -> np.ndarray:
     """Random signs, `[size, count]`."""
-    return np.asarray(
-        guards.numbers("key", jax.random.rademacher(key, (size, count), jnp.int8)), np.float64
-    )
+    draws = jax.random.rademacher(key, (size, count), jnp.int8)
+    return np.asarray(guards.numbers("key", draws), np.float64)
 
 
 def products(operator: Operator, columns: np.ndarray) -> np.ndarray:
