@@ -16,6 +16,7 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from lazynet.covariance.machine import ITEM, module
+from lazynet.covariance.machine import ITEM, Kind, module
 from lazynet.covariance.plans import Plan
 
 __all__ = ["available", "reserved", "sum_over_pairs"]
@@ -38,6 +39,9 @@ CACHED = 2**20
 
 PARTS = 8
 """Into which the planes of a block are divided, to be shared by threads; sums do not depend on how many there are."""
+
+SMALL = 60_000
+"""Vectors that are taken through a pass in about the time in which threads are asked and answer, a millisecond."""
 
 KEPT = 64
 """Programs that stay in memory."""
@@ -85,7 +89,8 @@ def sum_over_pairs(
         columns: Those of the second set.
     """
     lanes = REGISTER // plan.dtype.itemsize
-    filled = np.unique(np.stack([columns // lanes, rows]), axis=1)
+    images = first.shape[1]
+    filled = np.stack(np.divmod(np.unique(columns // lanes * images + rows), images))
     with ThreadPoolExecutor(_cores()) as threads:
         if lanes * filled.shape[1] > WASTE[plan.zero] * len(rows):
             return _by_pairs(threads, plan, first, second, rows, columns, lanes)
@@ -95,7 +100,7 @@ def sum_over_pairs(
 def _by_pairs(threads, plan, first, second, rows, columns, lanes):
     """Lanes are any pairs: both sides are gathered."""
     count = len(rows)
-    run = _compiled(module(plan.kinds, plan.dtype, lanes, shared=False))
+    run = _compiled(plan.kinds, plan.dtype, lanes, shared=False)
     blocks = [
         np.minimum(np.arange(start, start + lanes), count - 1) for start in range(0, count, lanes)
     ]
@@ -105,7 +110,8 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
 
     items = [_items(stage, np.zeros(1, int), 0) for stage in plan.stages]
     if len(plan.stages) > 1 or len(items[0].table) < PARTS:
-        sums = threads.map(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
+        spread = map if _is_small(plan, len(blocks)) else threads.map
+        sums = spread(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
     else:
         sums = [_shared_out(threads, run, plan, *items, *sides(block), 1) for block in blocks]
     return np.moveaxis(np.array([*sums]).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
@@ -117,7 +123,7 @@ def _by_rows(threads, plan, first, second, filled, lanes):
     Of each block of second images `filled` has the first images that any of them meets.
     """
     numbers, count = first.shape
-    run = _compiled(module(plan.kinds, plan.dtype, lanes, shared=True))
+    run = _compiled(plan.kinds, plan.dtype, lanes, shared=True)
     images = np.ascontiguousarray(first.T)
     sums = []
     for number in range(-(-second.shape[1] // lanes)):
@@ -136,9 +142,8 @@ def _one_by_one(threads, run, plan, images, meeting, side):
     """Sums `[n1, 2, lanes]` of some of the first images, each of which goes through all stages by itself."""
     items = [_items(stage, np.zeros(1, int), 0) for stage in plan.stages]
     sums = np.zeros((len(images), 2, side.shape[1]))
-    through = threads.map(
-        lambda image: _through_stages(run, plan, items, images[image], side), meeting
-    )
+    spread = map if _is_small(plan, len(meeting)) else threads.map
+    through = spread(lambda image: _through_stages(run, plan, items, images[image], side), meeting)
     for image, found in zip(meeting, through, strict=True):
         sums[image] = found[0]
     return sums
@@ -169,11 +174,24 @@ def _items(stage, images, numbers):
 
 def _shared_out(threads: Executor, run, plan, items, first, second, outputs):
     """Sums `[outputs, 2, lanes]` of the items of the only stage, of which threads take parts."""
+    (stage,) = plan.stages
+
+    def through(part):
+        return _through(run, plan, stage, part, first, second, outputs, {})
+
+    if _is_small(plan, len(items.table) // max(len(stage.displacements), 1)):
+        return through(items)
     parts = [items.part(number) for number in range(PARTS)]
-    shares = threads.map(
-        lambda part: _through(run, plan, plan.stages[0], part, first, second, outputs, {}), parts
+    return np.sum([*threads.map(through, parts)], axis=0)
+
+
+def _is_small(plan: Plan, blocks: int) -> bool:
+    """Whether threads would take longer to ask than blocks of pairs to be computed."""
+    vectors = sum(
+        len(stage.displacements) * len(stage.table) * math.prod(stage.shape)
+        for stage in plan.stages
     )
-    return np.sum([*shares], axis=0)
+    return blocks * vectors < SMALL
 
 
 def _through_stages(run, plan, items, first, second):
@@ -278,9 +296,14 @@ _compiling = threading.Lock()
 
 
 @functools.lru_cache(KEPT)
-def _compiled(text: str):
-    """The function `run` of a module, as machine code for this processor."""
+def _compiled(kinds: tuple[Kind, ...], dtype: np.dtype, lanes: int, *, shared: bool):
+    """The function `run` of a module, as machine code for this processor.
+
+    Programs are known by what they are written from: to write one takes longer than hundreds of small kernels.
+    """
     import llvmlite.binding as llvm
+
+    text = module(kinds, dtype, lanes, shared=shared)
 
     with _compiling:
         llvm.initialize_native_target()

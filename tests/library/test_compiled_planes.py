@@ -148,6 +148,7 @@ def test_the_number_of_threads_does_not_change_a_bit(monkeypatch):
     model = ln.serial(_deep(ln.Relu()), ln.GlobalAvgPool())
     x = _images(0, 5, dtype=np.float32)
     found = []
+    monkeypatch.setattr(cpu, "SMALL", 0)
     for cores in (1, 3):
         monkeypatch.setattr(cpu, "_cores", lambda cores=cores: cores)
         found.append(analytic_kernel(model, x))
