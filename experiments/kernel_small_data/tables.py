@@ -116,9 +116,9 @@ def _standardized(data, train) -> Data:
     """All rows, in units of the standard deviation of each column over the training rows; constant columns dropped."""
     varying = np.ptp(data.x[train], axis=0) > 0
     kept = Data(np.asarray(data.x[:, varying], np.float64), data.y)
-    return datasets.standardize(
-        Data(kept.x[train], kept.y[train]), kept, center="feature", scale="feature"
-    )[1]
+    rows = Data(kept.x[train], kept.y[train])
+    _, standardized = datasets.standardize(rows, kept, center="feature", scale="feature")
+    return standardized
 
 
 def _candidates(config, method, x, labels) -> Iterator[Candidate]:
@@ -133,18 +133,19 @@ def _candidates(config, method, x, labels) -> Iterator[Candidate]:
 def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
     """Kernels between all rows, each scaled to a mean of 1 on the diagonal."""
     if method == "rbf":
-        distances = (
-            np.sum((x[:, None] - x[None]) ** 2, axis=-1) if len(x) < 500 else _squared_distances(x)
-        )
+        # Differences of all pairs are more accurate, where there is room for them.
+        if len(x) < 500:
+            distances = np.sum((x[:, None] - x[None]) ** 2, axis=-1)
+        else:
+            distances = _squared_distances(x)
         scale = np.median(distances)
         for exponent in np.linspace(-7, 7, tables.gammas):
             yield f"gamma={2**exponent / scale:.3g}", np.exp(-(2**exponent) / scale * distances)
         return
     for depth in range(1, tables.depth + 1):
         for frozen in (depth,) if method == "nngp" else range(depth):
-            kernel = np.asarray(
-                analytic_kernel(relu_network(depth, frozen), x.astype(np.float32)).ntk, np.float64
-            )
+            gram = analytic_kernel(relu_network(depth, frozen), x.astype(np.float32))
+            kernel = np.asarray(gram.ntk, np.float64)
             name = f"depth={depth}" + (f", frozen={frozen}" if method == "ntk" else "")
             yield name, kernel / np.mean(np.diag(kernel))
 
@@ -161,9 +162,14 @@ def _machine(name, kernel, C, labels) -> Candidate:
         machine = SVC(C=C, kernel="precomputed").fit(kernel[np.ix_(fit, fit)], labels[fit])
         return machine.predict(kernel[np.ix_(held_out, fit)])
 
-    return Candidate(
-        name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict
-    )
+    return _candidate(name, predict, labels)
+
+
+def _candidate(name, predict, labels) -> Candidate:
+    def score(fit, held_out):
+        return np.mean(predict(fit, held_out) == labels[held_out])
+
+    return Candidate(name, score, predict)
 
 
 def _forests(config, x, labels) -> Iterator[Candidate]:
@@ -180,9 +186,7 @@ def _forests(config, x, labels) -> Iterator[Candidate]:
             return forest.fit(x[fit], labels[fit]).predict(x[held_out])
 
         name = f"max_features={share}, min_samples_leaf={leaf}"
-        return Candidate(
-            name, lambda fit, held_out: np.mean(predict(fit, held_out) == labels[held_out]), predict
-        )
+        return _candidate(name, predict, labels)
 
     for share in (0.1, "sqrt", 0.5):
         for leaf in (1, 3, 10):
