@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from draws import normal
+from flax import linen
 
 import lazynet as ln
 from lazynet import zoo
@@ -66,6 +67,33 @@ def test_tangents_kernels_and_rematerialization_compose_with_a_transformer():
     u = jax.tree.map(lambda leaf: normal(5, *leaf.shape), PARAMS)
     change = ln.linearize(MODEL.apply, PARAMS)(ln.trees.add(PARAMS, u), TOKENS)
     np.testing.assert_allclose(f(u, TOKENS), change - MODEL.apply(PARAMS, TOKENS), rtol=1e-8)
+
+
+class Foreign(linen.Module):
+    """A block of attention as flax has it."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = x + linen.MultiHeadDotProductAttention(2, name="attention")(linen.LayerNorm()(x))
+        return linen.Dense(2)(x.mean(1))
+
+
+@pytest.mark.extended
+def test_attention_of_flax_has_tangents_kernels_and_rematerialization():
+    x = normal(6, 3, 4, 6)
+    model = ln.from_flax(Foreign())
+    params = model.init(KEY, x)
+    u = jax.tree.map(lambda leaf: normal(7, *leaf.shape), params)
+    value, change = jax.jvp(lambda w: model.apply(w, x), (params,), (u,))
+    jacobian = jax.jacobian(lambda w: model.apply(w, x))(params)
+    rows = np.concatenate([leaf.reshape(3, 2, -1) for leaf in jax.tree.leaves(jacobian)], axis=-1)
+    for apply in (model.apply, ln.remat(model).apply):
+        kernel = ln.empirical_ntk(apply, params, x)
+        np.testing.assert_allclose(kernel, np.einsum("iap,jbp->ijab", rows, rows), rtol=1e-10)
+        tangent = ln.linearize(apply, params)(ln.trees.add(params, u), x)
+        np.testing.assert_allclose(tangent, value + change, rtol=1e-10)
+        f = ln.lazy(apply, params, float("inf"))
+        np.testing.assert_allclose(f(u, x), change, rtol=1e-10)
 
 
 @pytest.mark.extended
