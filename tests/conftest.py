@@ -24,6 +24,18 @@ sys.modules.setdefault(
 )
 
 
+def pytest_configure(config):
+    """Programs compiled by one worker or an earlier run are not compiled again: half of the time of a second run.
+
+    They lie with pytest's own cache, which `pytest --cache-clear` empties.
+    """
+    cache = getattr(config, "cache", None)
+    if cache is not None:
+        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("programs")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
 @pytest.fixture(scope="module")
 def finished(request, tmp_path_factory):
     """Summary and folder of a finished run of a module's `experiment`, with its configuration `SMOKE`."""
