@@ -251,6 +251,13 @@ def test_an_experiment_says_its_command_its_time_and_what_to_expect(name):
     assert re.search(r"second|minute|hour|GPU", documentation) and "xpected" in documentation
 
 
+def test_memory_and_times_of_a_foreign_kernel_are_those_that_were_measured():
+    text = (DOCS / "howto" / "gram.md").read_text()
+    for row in _json("foreign_kernel")["rows"]:
+        measured = [row[name] for name in ("peak_gib", "cpu_s") if name in row]
+        assert measured and all(f"{value:g}" in text for value in measured)
+
+
 def test_every_figure_belongs_to_an_experiment_and_has_a_caption():
     listed = [
         (name, *item) for name, figures in _json("figures").items() for item in figures.items()
