@@ -231,11 +231,14 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
 
     def inside(x):
         # a thousand at a time, which keeps activations small
-        parts = [
-            insights.inside(model, weights, x[i : i + 1000], displacement=tangent)
-            for i in range(0, len(x), 1000)
-        ]
-        return {path: np.concatenate([part[path] for part in parts]) for path in parts[0]}
+        parts = []
+        for i in range(0, len(x), 1000):
+            part = insights.inside(model, weights, x[i : i + 1000], displacement=tangent)
+            parts.append(part)
+        features = {}
+        for path in parts[0]:
+            features[path] = np.concatenate([part[path] for part in parts])
+        return features
 
     features = inside(train.x)
     labels, test_labels = (np.asarray(part.y).argmax(axis=1) for part in (train, test))

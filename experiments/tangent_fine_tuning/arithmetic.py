@@ -29,7 +29,8 @@ MODELS = {"network": "all weights", "linearized": "linearized"}
 
 def combined(config, model, params, problem: Problem, arrays) -> dict[str, Any]:
     """Accuracies on each task, among its own classes, as `MODEL/WHAT/TASK`, and the disentanglement error."""
-    few, new = ({name: _of(part, task) for name, task in TASKS.items()} for part in problem[2:])
+    few = {name: _of(problem.few, classes) for name, classes in TASKS.items()}
+    new = {name: _of(problem.new, classes) for name, classes in TASKS.items()}
     start = ln.tangent_at(model.apply, params)
     found: dict[str, Any] = {}
     for name, method_name in MODELS.items():

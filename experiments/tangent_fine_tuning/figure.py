@@ -18,10 +18,9 @@ def figure(config, arrays, starts, names) -> Figure:
     """Four panels beside each other."""
     drawn = Figure(figsize=(17.5, 4.6), layout="constrained")
     accuracy, laziness, sums, removed = drawn.subplots(1, 4, width_ratios=(1.4, 1.1, 1, 1))
-    heights = {
-        start: [100 * float(arrays[f"{start}/{name}/accuracy"]) for name in names]
-        for start in starts
-    }
+    heights = {}
+    for start in starts:
+        heights[start] = [100 * float(arrays[f"{start}/{name}/accuracy"]) for name in names]
     _bars(accuracy, heights, names)
     accuracy.set(ylabel="accuracy on new classes (%)")
     _draw_laziness(arrays, laziness, starts)
@@ -44,9 +43,9 @@ def _draw_laziness(arrays, ax, starts):
         "gap to linearized": "gap_to_linearized",
     }
     known = {label: entry for label, entry in measures.items() if f"random/{entry}" in arrays}
-    values = {
-        start: [float(arrays[f"{start}/{entry}"]) for entry in known.values()] for start in starts
-    }
+    values = {}
+    for start in starts:
+        values[start] = [float(arrays[f"{start}/{entry}"]) for entry in known.values()]
     _bars(ax, values, list(known))
     ax.set(yscale="log", ylabel="smaller is lazier")
     ax.yaxis.set_minor_formatter(NullFormatter())
@@ -66,10 +65,9 @@ def _draw_sums(config, arrays, ax):
 def _draw_removed(arrays, ax):
     """Accuracy on each task of both, and of both without the first one."""
     cells = [(what, task) for what in ("both", "removed") for task in TASKS]
-    heights = {
-        model: [100 * float(arrays[f"{model}/{what}/{task}"]) for what, task in cells]
-        for model in MODELS
-    }
+    heights = {}
+    for model in MODELS:
+        heights[model] = [100 * float(arrays[f"{model}/{what}/{task}"]) for what, task in cells]
     _bars(ax, heights, [f"{what}\n{task.split()[0]}" for what, task in cells])
 
 
