@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import jax
@@ -224,22 +225,24 @@ def _trained(config, model, params0, alpha, train, test, checkpoint):
     return function, curve.params, alpha
 
 
+def _inside(model, weights, tangent, x):
+    """Activations by depth, a thousand images at a time, which keeps them small."""
+    parts = []
+    for i in range(0, len(x), 1000):
+        part = insights.inside(model, weights, x[i : i + 1000], displacement=tangent)
+        parts.append(part)
+    features = {}
+    for path in parts[0]:
+        features[path] = np.concatenate([part[path] for part in parts])
+    return features
+
+
 def _answers(config, model, params0, function, params, alpha, train: Data, test: Data):
     """All questions to one regime."""
     tangent = params if alpha == math.inf else None
     weights = params if alpha is None else function.weights(params)
 
-    def inside(x):
-        # a thousand at a time, which keeps activations small
-        parts = []
-        for i in range(0, len(x), 1000):
-            part = insights.inside(model, weights, x[i : i + 1000], displacement=tangent)
-            parts.append(part)
-        features = {}
-        for path in parts[0]:
-            features[path] = np.concatenate([part[path] for part in parts])
-        return features
-
+    inside = partial(_inside, model, weights, tangent)
     features = inside(train.x)
     labels, test_labels = (np.asarray(part.y).argmax(axis=1) for part in (train, test))
     separability = insights.separability(features, labels, inside(test.x), test_labels)
