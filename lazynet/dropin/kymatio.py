@@ -101,16 +101,13 @@ class Scattering2D:
         return coefficients if self.out_type == "array" else self._as_list(coefficients)
 
     def _as_list(self, coefficients: ArrayLike) -> list[dict[str, Any]]:
-        paths = scattering_paths(self.J, self.L, self.max_order)
-        return [
-            {
-                "coef": coefficients[..., k, :, :],
-                "j": path.j,
-                "n": tuple(j * self.L + t for j, t in zip(path.j, path.theta, strict=True)),
-                "theta": path.theta,
-            }
-            for k, path in enumerate(paths)
-        ]
+        entries = []
+        for k, path in enumerate(scattering_paths(self.J, self.L, self.max_order)):
+            # kymatio numbers wavelets by scale and then by angle.
+            numbers = tuple(j * self.L + t for j, t in zip(path.j, path.theta, strict=True))
+            maps = coefficients[..., k, :, :]
+            entries.append({"coef": maps, "j": path.j, "n": numbers, "theta": path.theta})
+        return entries
 
     @property
     def psi(self) -> list[dict[str, Any]]:
