@@ -206,5 +206,6 @@ def _unit_rows(x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, "n d"]:
 
 
 def _whitening(rows: Float[np.ndarray, "n d"], bias: float) -> Float[np.ndarray, "d d"]:
+    """`V (E + bias)^{-1/2} V'` for the second moments `V E V'` of the rows."""
     eigenvalues, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
     return (vectors / np.sqrt(np.maximum(eigenvalues, 0) + bias)) @ vectors.T

@@ -112,6 +112,7 @@ def nngp_posterior(
     size = chosen_scale(scale, eigen, data, ridge)
     across = np.asarray(kernel_matrix(cross), np.float64)
     prior_matrix = np.asarray(kernel_matrix(prior), np.float64)
+    # K_tx G = filters V', since G = V diag(1 / (lambda + ridge)) V'.
     filters = (across @ eigen.vectors) * eigen.inverse_values(ridge)
     covariance = prior_matrix - filters @ (across @ eigen.vectors).T
     error = _rounding(eigen.tolerance, kernel_matrix(cross), kernel_matrix(prior))

@@ -122,6 +122,7 @@ class _Centered:
     def __call__(self, params: Params, *inputs: Any) -> Array:
         outputs = self.apply(params, *inputs)
         weights = real_weights(self.apply, params)[1]
+        # What is subtracted is linear in the weights: its Jacobian is the mean, everywhere.
         displacement = jax.tree.leaves(trees.subtract(weights, self.start))
         terms = [
             jnp.tensordot(mean, change, change.ndim, precision="highest").astype(outputs.dtype)

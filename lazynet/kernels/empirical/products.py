@@ -237,6 +237,7 @@ def _rows(x: Examples, rows: slice) -> Examples:
 
 @PerFunction
 def _product(function: Apply, params: Params, x1: Examples, x2: Examples, v: Any) -> Array:
+    # Theta v = J(x1) (J(x2)' v): a backward and a forward derivative, and no matrix.
     return _forward(function, params, x1, _backward(function, params, x2, v))
 
 
