@@ -40,8 +40,10 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _case("myrtle5", myrtle5, pooled, (1, 2), 1 if quick else 3)
     yield _case("wide_resnet", wide_resnet, pooled, (1, 1), 1 if quick else 3)
     yield _case("fc4", fc4, *[(1000 if quick else 4000, None)] * 2, 3)
-    yield _by_shape("gap21", "GlobalAvgPool", ((2, 2),) if quick else ((4, 4), (16, 16), (1, 32)))
+    pooled21 = partial(conv21, head="GlobalAvgPool")
+    yield _by_shape("gap21", pooled21, ((2, 2),) if quick else ((4, 4), (16, 16), (1, 32)))
     if not quick:
+        yield _by_shape("myrtle5", myrtle5, ((4, 4), (16, 16)))
         yield _against_n("gap21", "GlobalAvgPool", (16, 32, 64))
         yield _against_n("flat21", "Flatten", (64, 128, 256, 512))
 
@@ -163,11 +165,11 @@ def _corner(result, corner):
     return np.asarray(result.ntk)[corner] if hasattr(result, "ntk") else None
 
 
-def _by_shape(name: str, head: str, shapes: tuple[tuple[int, int], ...]) -> Case:
+def _by_shape(name: str, build: Callable[[Any], Any], shapes: tuple[tuple[int, int], ...]) -> Case:
     """Sets of several sizes: by the compiled program (if llvmlite is installed) in both precisions, and by JAX."""
 
     def programs():
-        network = conv21(stax, head).model
+        network = build(stax).model
         found = {}
         for n1, n2 in shapes:
             inputs = images(n1, 0), images(n2, 1)

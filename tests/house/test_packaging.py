@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -116,6 +118,29 @@ print(importlib.metadata.version("lazynet-jax"))
 def test_the_installed_library_works_outside_of_its_sources(newcomer, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     assert _run(newcomer, "-c", SMOKE, cwd=tmp_path, env=environment).strip() == PROJECT["version"]
+
+
+KERNELS = """
+import json
+import numpy as np
+import lazynet as ln
+x = np.random.default_rng(0).normal(size=(3, 8, 8, 2)).astype(np.float32)
+conv = ln.Conv(1, (3, 3), padding="SAME", W_std=2**0.5, b_std=0.1)
+layers = conv, ln.Relu(), ln.AvgPool((2, 2), (2, 2)), conv, ln.Gelu()
+heads = ln.GlobalAvgPool(), ln.Flatten()
+grams = [ln.analytic_kernel(ln.serial(*layers, head), x) for head in heads]
+print(json.dumps([np.asarray(kernel).tolist() for gram in grams for kernel in gram]))
+"""
+
+
+@pytest.mark.slow
+def test_kernels_of_images_are_the_same_without_the_extra_cpu(newcomer, tmp_path):
+    assert importlib.util.find_spec("llvmlite") is not None
+    lacking = "import importlib.util; assert importlib.util.find_spec('llvmlite') is None"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    without = _run(newcomer, "-c", lacking + KERNELS, cwd=tmp_path, env=environment)
+    with_it = _run(sys.executable, "-c", KERNELS, cwd=ROOT)
+    np.testing.assert_allclose(json.loads(without), json.loads(with_it), rtol=2e-6)
 
 
 @pytest.mark.slow
