@@ -116,7 +116,7 @@ def draw(config: Config, arrays):
         drawn.append(panels.Panel(title, config.widths, curves, "width $m$", "rms change"))
     figure = panels.figure(drawn)
     for ax in figure.axes:
-        # a legend below the curves, one decade for it and their errors
+        # room for the legend below the curves and their errors
         ax.set_ylim(bottom=ax.get_ylim()[0] / 20)
         ax.get_legend().set_loc("lower left")
     return figure
