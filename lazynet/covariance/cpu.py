@@ -113,7 +113,7 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
         spread = map if _is_small(plan, len(blocks)) else threads.map
         sums = spread(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
     else:
-        sums = [_shared_out(threads, run, plan, *items, *sides(block), 1) for block in blocks]
+        sums = [_shared_out(threads, run, plan, items[0], *sides(block), 1) for block in blocks]
     return np.moveaxis(np.array([*sums]).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
 
 
