@@ -11,12 +11,14 @@ displacement.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from lazynet.covariance.instructions import Code, Number
 
 __all__ = ["load", "pool"]
 
 
-def load(code: Code, step: dict[str, Number]) -> None:
+def load(code: Code, step: Mapping[str, Number]) -> None:
     """Copies a plane from the sums of a pool, times a constant."""
     moves = code.times("%dy", step["rows"]), code.times("%dx", step["columns"])
     height, width = (
@@ -36,7 +38,7 @@ def load(code: Code, step: dict[str, Number]) -> None:
                 code.store(value, code.address(written, j))
 
 
-def pool(code: Code, step: dict[str, Number]) -> None:
+def pool(code: Code, step: Mapping[str, Number]) -> None:
     """Adds a plane to all sums that it belongs to."""
     rows = _Axis(code, step, "%dy", "rows", "height", "before_rows", "tall", "down")
     columns = _Axis(code, step, "%dx", "columns", "width", "before_columns", "wide", "right")

@@ -76,8 +76,8 @@ class Vectors(NamedTuple):
         for moments1, moments2 in moments:
             first.append(moments1().nngp)
             second.append(moments2().nngp)
-        _, inverse1 = rectifier_side(sum(first))
-        _, inverse2 = rectifier_side(sum(second))
+        _, inverse1 = rectifier_side(cast("Array", sum(first)))
+        _, inverse2 = rectifier_side(cast("Array", sum(second)))
         parts = []
         for v, q1, q2 in zip(every, first, second, strict=True):
             share1 = safe_sqrt(q1) * inverse1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,7 +116,7 @@ def is_lazy(
     check_displacement(as_partial(apply), params)
     function, weights = real_weights(flat(apply, data.x, output), params, where)
     keys = jax.random.split(jax.random.key(0) if key is None else key, 3)
-    rounds = {"iterations": iterations, "restarts": restarts}
+    rounds: dict[str, Any] = {"iterations": iterations, "restarts": restarts}
     measured = {"kappa": kappa(function, weights, data, key=keys[1], **rounds)}
     if learning_rate is None:
         largest = estimate_max_learning_rate(

@@ -138,8 +138,9 @@ def step_sizes(optimizer: Any, learning_rate: Schedule | None) -> Callable[[int]
     """
     _check_transformation(optimizer)
     if not isinstance(optimizer, (SGD, UnitRate)):
-        is_one = not callable(learning_rate) and not np.ndim(learning_rate) and learning_rate == 1
-        if learning_rate is not None and not is_one:
+        if learning_rate is not None and (
+            callable(learning_rate) or np.ndim(learning_rate) or learning_rate != 1
+        ):
             raise ValueError(
                 f"learning_rate got {learning_rate}, expected None (or 1): an optax optimizer carries its own rate, "
                 "which this one would multiply: leave one out, or pass ln.unit_rate(optax.adam(1.0))."

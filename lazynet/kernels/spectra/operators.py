@@ -158,10 +158,10 @@ def tridiagonal(operator: Operator, start: np.ndarray, steps: int) -> tuple[np.n
     steps = min(steps, operator.size)
     if operator.compiled is None:
         return lanczos(operator.product, start, steps)
-    start = jnp.asarray(start, jnp.result_type(float))
+    direction = jnp.asarray(start, jnp.result_type(float))
     # matfree's code need not hold under the strict promotion that a user has set.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        parts = _matfree_tridiagonal(operator.compiled, start, steps)
+        parts = _matfree_tridiagonal(operator.compiled, direction, steps)
     diagonal, beside, scale = (np.asarray(part, np.float64) for part in parts)
     return diagonal * scale, beside * scale
 
