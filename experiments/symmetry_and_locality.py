@@ -1,6 +1,6 @@
 """Two structures of networks in each regime: an exact symmetry along channels, and bags of local features.
 
-    python -m experiments run symmetry_and_locality --preset smoke                # digits, about 16 CPU seconds
+    python -m experiments run symmetry_and_locality --preset smoke                # digits, less than a minute
     python -m experiments run symmetry_and_locality --set data.root=DIR           # 9 CPU minutes
 
 A hierarchical network convolves along its channels as periodic attributes and averages over them at

@@ -1,6 +1,6 @@
 """A network that can be undone, beside one of the same size that cannot, at initialization, trained and linearized.
 
-    python -m experiments run invertible_network --preset smoke                # digits, 30 CPU seconds
+    python -m experiments run invertible_network --preset smoke                # digits, less than a minute
     python -m experiments run invertible_network --set data.root=DIR           # 5 CPU minutes
 
 An i-RevNet, stages of [squeeze, additive couplings] and a pooled linear head, loses nothing before
