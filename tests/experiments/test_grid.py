@@ -11,14 +11,14 @@ import pytest
 from rich.console import Console
 
 from experiments import circle_kernel
-from experiments.harness import compare, sweep
+from experiments.harness import compare, grid
 
 CONSOLE = Console(file=io.StringIO(), width=200)
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _grid(tmp_path, *over, fixed=()):
-    return sweep.grid("circle_kernel", circle_kernel.PRESETS, "smoke", over, fixed, tmp_path)
+    return grid.grid("circle_kernel", circle_kernel.PRESETS, "smoke", over, fixed, tmp_path)
 
 
 def test_a_grid_has_every_combination_with_a_folder_of_its_own(tmp_path):
@@ -50,9 +50,9 @@ def test_a_grid_that_cannot_run_is_refused_before_anything_runs(over, words, tmp
 def test_a_sweep_runs_what_is_missing_and_its_runs_can_be_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     points = _grid(tmp_path, "points=2048,4096", fixed=("decay_to=60",))
-    sweep.run_points(points[:1], CONSOLE)
+    grid.run_points(points[:1], CONSOLE)
     done = (points[0].folder / "DONE").stat().st_mtime_ns
-    sweep.run_points(_grid(tmp_path, "points=2048,4096", fixed=("decay_to=60",)), CONSOLE)
+    grid.run_points(_grid(tmp_path, "points=2048,4096", fixed=("decay_to=60",)), CONSOLE)
     assert (points[0].folder / "DONE").stat().st_mtime_ns == done and points[1].finished
     runs = compare.load([point.folder for point in points])
     assert compare.differences(runs) == ["points=2048", "points=4096"]
@@ -80,12 +80,12 @@ def test_commands_are_printed_for_unfinished_runs_only(tmp_path):
 
 
 def test_a_failed_run_is_reported_after_the_others_ran(tmp_path):
-    ok = sweep.Point(
+    ok = grid.Point(
         ("a=1",), tmp_path / "ok", [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'w')"]
     )
-    bad = sweep.Point(("a=2",), tmp_path / "bad", [sys.executable, "-c", "raise SystemExit(2)"])
+    bad = grid.Point(("a=2",), tmp_path / "bad", [sys.executable, "-c", "raise SystemExit(2)"])
     with pytest.raises(ValueError, match="1 of 2 runs failed"):
-        sweep.run_points([bad, ok], CONSOLE)
+        grid.run_points([bad, ok], CONSOLE)
     assert (tmp_path / "ran").exists()
 
 
