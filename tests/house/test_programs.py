@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import subprocess
 import sys
@@ -171,6 +172,8 @@ def _executables():
 @pytest.mark.extended
 def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(monkeypatch):
     monkeypatch.setattr(programs, "LAST", 3)
+    compiled_step = functools.lru_cache(3)(step._compiled_step.__wrapped__)
+    monkeypatch.setattr(step, "_compiled_step", compiled_step)
     data = ln.Data(jnp.eye(2), jnp.ones((2, 1)))
     alive = []
     for rate in np.linspace(0.1, 0.5, 7):
@@ -180,7 +183,7 @@ def test_a_training_with_a_rebuilt_optimizer_and_loss_keeps_the_last_steps_only(
         )
         np.testing.assert_allclose(curve.params, np.full((2, 1), rate / 2), rtol=1e-12)
         alive.append(_executables())
-    assert len(step._step._compiled) == len(loop._loss_and_accuracy._compiled) == 3
+    assert compiled_step.cache_info().currsize == len(loop._loss_and_accuracy._compiled) == 3
     assert alive[3:] == alive[3:4] * 4
 
 
