@@ -10,7 +10,7 @@ from jax import lax
 
 from lazynet.typing import Array
 
-__all__ = ["convolve"]
+__all__ = ["convolve", "dimension_numbers"]
 
 
 def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:
@@ -35,9 +35,19 @@ def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[in
     taps = W.shape[:-2]
     if any(side < size for side, size in zip(positions, taps, strict=True)):
         return _sum_over_taps(x, W, strides, pads)
-    axes = "HWDEFG"[: len(taps)]
-    numbers = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    numbers = dimension_numbers(len(taps))
     return lax.conv_general_dilated(x, W, strides, pads, dimension_numbers=numbers)
+
+
+def dimension_numbers(axes: int) -> tuple[str, str, str]:
+    """JAX's names for the axes of inputs, filters and outputs, channels last.
+
+    Example:
+        >>> dimension_numbers(2)
+        ('NABC', 'ABIO', 'NABC')
+    """
+    positions = "ABDEFG"[:axes]
+    return f"N{positions}C", f"{positions}IO", f"N{positions}C"
 
 
 def _sum_over_taps(x, W, strides, pads):

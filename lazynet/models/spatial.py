@@ -26,7 +26,7 @@ from lazynet.covariance.general.layer_rules import (
 from lazynet.covariance.layer_rules import conv_rule, dense_rule, global_pool_rule, pool_rule
 from lazynet.covariance.windows import Window
 from lazynet.models import layers
-from lazynet.models.convolution import convolve
+from lazynet.models.convolution import convolve, dimension_numbers
 from lazynet.models.layers import Padding, Parameterization, Scale
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
@@ -174,7 +174,7 @@ def ConvTranspose(
     pads = "VALID" if padding == "CIRCULAR" else padding
 
     def filtered(x, W):
-        z = lax.conv_transpose(x, W, steps, pads, dimension_numbers=_numbers(size))
+        z = lax.conv_transpose(x, W, steps, pads, dimension_numbers=dimension_numbers(len(size)))
         if padding != "CIRCULAR":
             return z
         for axis, (n, stride) in enumerate(zip(x.shape[1:-1], steps, strict=True), start=1):
@@ -220,7 +220,7 @@ def ConvLocal(
     def filtered(x, W):
         image, pads = _padded(x, window)
         return lax.conv_general_dilated_local(
-            image, W, steps, pads, filter_shape=size, dimension_numbers=_numbers(size)
+            image, W, steps, pads, filter_shape=size, dimension_numbers=dimension_numbers(len(size))
         )
 
     return _weighted(
@@ -487,11 +487,6 @@ def _folded(z, axis, outputs):
     moved = jnp.moveaxis(z, axis, 0)
     nothing = jnp.zeros((outputs, *moved.shape[1:]), z.dtype)
     return jnp.moveaxis(nothing.at[place].add(moved), 0, axis)
-
-
-def _numbers(size):
-    axes = "ABDEFG"[: len(size)]
-    return f"N{axes}C", f"{axes}IO", f"N{axes}C"
 
 
 def _sizes(name, size, strides) -> tuple[Any, Any]:

@@ -165,12 +165,7 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
     E_b puts the positions of branch b at their place among zeros.
     """
     positions_only("FanInConcat", kernels[0])
-    rough = [i for i, k in enumerate(kernels) if not k.gaussian]
-    if rough:
-        raise ValueError(
-            f"FanInConcat got branches {rough} that are not Gaussian along an axis of positions, expected all to end "
-            "in Dense or Conv: end them so, or join channels (axis=-1)."
-        )
+    _check_gaussian(kernels, "an axis of positions")
     sizes = [k.shape[axis] for k in kernels]
     some_missing = any(mask is not None for k in kernels for mask in k.masks)
     placed = []
@@ -188,15 +183,20 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
     return joined.replace(fresh=all(k.fresh for k in kernels))
 
 
-def stack_rule(kernels: Sequence[Any]) -> Positions:
-    """Covariances of the examples of independent branches one behind the other: blocks on the diagonal."""
-    positions_only("FanInConcat", kernels[0])
+def _check_gaussian(kernels, along):
+    """Refuses branches that cannot be joined along anything but channels."""
     rough = [i for i, k in enumerate(kernels) if not k.gaussian]
     if rough:
         raise ValueError(
-            f"FanInConcat got branches {rough} that are not Gaussian along the examples, expected all to end in Dense "
-            "or Conv: end them so, or join channels (axis=-1)."
+            f"FanInConcat got branches {rough} that are not Gaussian along {along}, expected all to end in Dense or "
+            "Conv: end them so, or join channels (axis=-1)."
         )
+
+
+def stack_rule(kernels: Sequence[Any]) -> Positions:
+    """Covariances of the examples of independent branches one behind the other: blocks on the diagonal."""
+    positions_only("FanInConcat", kernels[0])
+    _check_gaussian(kernels, "the examples")
 
     def blocks(values):
         rows = []
