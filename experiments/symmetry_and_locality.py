@@ -106,8 +106,8 @@ class Config:
 PRESETS = {
     "smoke": Config(
         DataConfig("digits", n_train=300, n_test=300),
-        widths=(6, 6, 16),
-        strides=(2, 2, 1),
+        widths=(6, 16),
+        strides=(2, 1),
         fields=(2, 8),
         width=32,
         stride=1,

@@ -152,6 +152,11 @@ def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
         right = (outputs.argmax(-1) == targets) & ~jnp.isnan(outputs).any(-1)
         return _mean_of_tokens(right.astype(outputs.dtype), mask)
     outputs, targets = _compared("accuracy", outputs, targets)
+    return _share_of_hits(outputs, targets)
+
+
+@jax.jit
+def _share_of_hits(outputs, targets):
     if outputs.shape[1] == 1:
         hit = ((outputs > 0) == (targets > 0))[:, 0]
     else:

@@ -122,7 +122,7 @@ PRESETS = {
         DataConfig("digits", n_train=800, n_test=800),
         methods=METHODS[:3],
         few=60,
-        widths=(8, 16),
+        widths=(32,),
         pretraining_epochs=20,
         epochs=20,
         rank=2,
@@ -151,9 +151,7 @@ def measure(config: Config, store) -> dict[str, Any]:
 
 def _measured_from(config: Config, model, params, start: str, problem: Problem, store):
     arrays: dict[str, Any] = {}
-    every = methods(config, model, params, problem)
-    for name in config.methods:
-        method = every[name]
+    for name, method in methods(config, model, params, problem).items():
         cell = store.read(f"{start},{name}")
         if cell is None:
             store.console.print(f"fine-tuning from {start} weights: {name}", highlight=False)

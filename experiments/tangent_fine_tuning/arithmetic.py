@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import lazynet as ln
@@ -63,7 +64,7 @@ def combined(config, model, params, problem: Problem, arrays) -> dict[str, Any]:
 def _of(part: Data, classes: range) -> Data:
     """The examples of some classes."""
     chosen = np.isin(np.asarray(part.y).argmax(axis=1), classes)
-    return jax.tree.map(lambda leaf: leaf[chosen], part)
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)[chosen]), part)
 
 
 def _accuracies(name, function, tangent, parts) -> dict[str, float]:

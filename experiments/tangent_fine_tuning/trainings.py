@@ -106,20 +106,21 @@ def pretrained(config, model, params, problem: Problem, store) -> Any:
 
 
 def methods(config, model: ln.Model, params: Any, problem: Problem) -> dict[str, Method]:
-    """The ways to fine-tune from these weights, by name."""
-    adapted = ln.lora(model, rank=config.rank)
-    drawn = adapted.init(jax.random.key(config.seed + 1), problem.few.x)
-    low_rank = {**drawn, "weights": params}
+    """The ways to fine-tune from these weights that the configuration asks for, by name."""
     last = sorted(params, key=lambda name: int(name.split("_")[0]))[-1]
-    of_last, of_factors = (_Below(name) for name in (last, "factors"))
-    found = (
-        Method(model.apply, params, None, False),
-        Method(model.apply, params, None, True),
-        Method(model.apply, params, of_last, False),
-        Method(adapted.apply, low_rank, of_factors, False),
-        Method(adapted.apply, low_rank, of_factors, True),
-    )
-    return dict(zip(METHODS, found, strict=True))
+    found = {
+        "all weights": Method(model.apply, params, None, False),
+        "linearized": Method(model.apply, params, None, True),
+        "last layer": Method(model.apply, params, _Below(last), False),
+    }
+    if {"LoRA", "linearized LoRA"} & set(config.methods):
+        adapted = ln.lora(model, rank=config.rank)
+        drawn = adapted.init(jax.random.key(config.seed + 1), problem.few.x)
+        low_rank = {**drawn, "weights": params}
+        of_factors = _Below("factors")
+        found["LoRA"] = Method(adapted.apply, low_rank, of_factors, False)
+        found["linearized LoRA"] = Method(adapted.apply, low_rank, of_factors, True)
+    return {name: found[name] for name in config.methods}
 
 
 def tuned(config, method: Method, data: Data, test: Data) -> dict[str, Any]:
@@ -179,9 +180,7 @@ def describe(config, model, params, problem: Problem, arrays, start: str) -> dic
     key = jax.random.key(config.seed)
     few = jax.tree.map(lambda leaf: leaf[: config.examples], problem.few)
     found: dict[str, Any] = {}
-    every = methods(config, model, params, problem)
-    for name in config.methods:
-        method = every[name]
+    for name, method in methods(config, model, params, problem).items():
         if method.linearized or name == "last layer":
             found |= {f"{name}/kappa": 0.0, f"{name}/ntk_change": 0.0}
             continue

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lazynet.typing import Array
@@ -16,9 +16,9 @@ __all__ = ["convolve", "dimension_numbers"]
 def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:
     """Convolution `z_p = sum_d x_{p + d} W_d` of `[n, *positions, c]` with `[*taps, c, features]`, x being 0 outside.
 
-    Where the image is smaller than the filters, as 2x2 pixels at the end of a VGG, most taps see
-    zeros alone, and XLA has no fast convolution on a CPU: it takes 25 times as long as the sum over
-    taps at 64 channels, over 100 times at 512.
+    Along an axis where the image is shorter than the filters, as 2x2 pixels at the end of a VGG,
+    most taps see zeros alone, and XLA has no fast convolution on a CPU. There it is a product with a
+    matrix on positions: a seventh of XLA's time at 64 channels, a fiftieth at 512.
 
     Args:
         x: Images, channels last.
@@ -32,10 +32,13 @@ def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[in
         [3.0, 6.0, 5.0]
     """
     positions = x.shape[1:-1]
-    taps = W.shape[:-2]
-    if any(side < size for side, size in zip(positions, taps, strict=True)):
-        return _sum_over_taps(x, W, strides, pads)
-    numbers = dimension_numbers(len(taps))
+    if not positions:
+        return x @ W
+    # the last axis first: it is beside the channels already
+    for axis in reversed(range(len(positions))):
+        if positions[axis] < W.shape[axis]:
+            return _with_matrix(x, W, strides, pads, axis)
+    numbers = dimension_numbers(len(positions))
     return lax.conv_general_dilated(x, W, strides, pads, dimension_numbers=numbers)
 
 
@@ -50,31 +53,31 @@ def dimension_numbers(axes: int) -> tuple[str, str, str]:
     return f"N{positions}C", f"{positions}IO", f"N{positions}C"
 
 
-def _sum_over_taps(x, W, strides, pads):
-    """The same as products of matrices, one for each tap that sees a part of the image."""
-    positions = x.shape[1:-1]
-    taps = W.shape[:-2]
-    sides = [
-        (side + sum(pad) - size) // stride + 1
-        for side, size, stride, pad in zip(positions, taps, strides, pads, strict=True)
-    ]
-    total = jnp.zeros((len(x), *sides, W.shape[-1]), jnp.result_type(x, W))
-    for tap in product(*map(range, taps)):
-        shifts = [offset - before for offset, (before, _) in zip(tap, pads, strict=True)]
-        seen = list(map(_seen, shifts, sides, strides, positions))
-        if all(outputs.stop > outputs.start for outputs, _ in seen):
-            inputs = (slice(None), *(inputs for _, inputs in seen))
-            around = [
-                (outputs.start, side - outputs.stop)
-                for (outputs, _), side in zip(seen, sides, strict=True)
-            ]
-            total = total + jnp.pad(x[inputs] @ W[tap], [(0, 0), *around, (0, 0)])
-    return total
+def _with_matrix(x, W, strides, pads, axis):
+    """The same with `z_q = sum_p x_p M_pq` along one axis, whose positions become a part of the channels."""
+    positions = x.shape[1 + axis]
+    features = W.shape[-1]
+    seen = _seen(positions, W.shape[axis], strides[axis], pads[axis])
+    M = jnp.einsum(
+        "pqt,t...cf->...pcqf",
+        jnp.asarray(seen, W.dtype),
+        jnp.moveaxis(W, axis, 0),
+        precision="highest",
+    )
+    M = M.reshape(*M.shape[:-4], positions * x.shape[-1], -1)
+    x = jnp.moveaxis(x, 1 + axis, -2)
+    x = x.reshape(*x.shape[:-2], -1)
+    others = [other for other in range(len(strides)) if other != axis]
+    z = convolve(x, M, [strides[other] for other in others], [pads[other] for other in others])
+    z = z.reshape(*z.shape[:-1], -1, features)
+    return jnp.moveaxis(z, -2, 1 + axis)
 
 
-def _seen(shift, outputs, stride, length):
-    """Outputs p whose input `p * stride + shift` lies on the image, and these inputs, along one axis."""
-    first = max(0, -(shift // stride))
-    stop = min(outputs, (length - 1 - shift) // stride + 1)
-    last = (stop - 1) * stride + shift
-    return slice(first, stop), slice(first * stride + shift, last + 1, stride)
+def _seen(positions, taps, stride, pad):
+    """Whether tap t of the filter at output q sees position p, as `[p, q, t]`, along one axis."""
+    before, after = pad
+    outputs = max(0, (positions + before + after - taps) // stride + 1)
+    p = np.arange(positions)[:, None, None]
+    q = np.arange(outputs)[:, None]
+    t = np.arange(taps)
+    return p == q * stride + t - before
