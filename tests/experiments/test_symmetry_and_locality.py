@@ -45,8 +45,8 @@ def test_the_evidence_of_a_field_is_that_of_its_pixels_alone(side):
 def test_fields_beyond_the_image_and_strides_of_another_number_are_refused():
     with pytest.raises(ValueError, match=r"fields=\(2, 9\), expected at most 8 pixels"):
         bounds.check(replace(SMOKE, fields=(2, 9)))
-    with pytest.raises(ValueError, match=r"strides=\(1,\), expected 2"):
-        bounds.check(replace(SMOKE, strides=(1,)))
+    with pytest.raises(ValueError, match=r"strides=\(1, 1, 1\), expected 2"):
+        bounds.check(replace(SMOKE, strides=(1, 1, 1)))
 
 
 @pytest.mark.slow
