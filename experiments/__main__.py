@@ -210,7 +210,7 @@ def compare(
             alpha, seed, step, time, metric, value and run.
     """
     from experiments.harness import compare as comparison
-    from experiments.harness import results, store
+    from experiments.harness import pieces, results, store
 
     folders = [run.expanduser() for run in runs]
     if csv:
@@ -218,11 +218,9 @@ def compare(
         return _print_csv(itertools.chain([results.Row._fields], *tables))
     loaded = comparison.load(folders)
     path = comparison.figure_path(out)
-    collect = getattr(catalog.find(loaded[0].config["experiment"]), "collect", None)
-    if collect and {*comparison.differing_fields(loaded)} - {"data.root", "data.download"} == {
-        "alphas"
-    }:
-        for written in collect(loaded, path, console):
+    experiment = catalog.find(loaded[0].config["experiment"])
+    if pieces.are_pieces(experiment, loaded):
+        for written in pieces.write_together(experiment, loaded, path, console):
             console.print(f"wrote    {written}", soft_wrap=True, highlight=False)
         return
     comparison.show(loaded, console)

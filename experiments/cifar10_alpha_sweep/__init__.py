@@ -33,7 +33,6 @@ without augmentation, and the smaller presets have fewer images and channels.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,14 +51,16 @@ __all__ = [
     "PRESETS",
     "TITLE",
     "Config",
-    "collect",
     "draw",
     "facts",
+    "gather",
     "measure",
     "numbers",
     "report",
 ]
 
+
+PIECES = ("alphas",)
 
 FLOAT32_UP_TO = 1e4
 """Largest finite alpha whose displaced weights float32 still tells from the first ones."""
@@ -243,49 +244,13 @@ def draw(config: Config, arrays):
     from experiments.cifar10_alpha_sweep import figure
 
     return {
-        "accuracy_against_alpha": figure.against_alpha(numbers(config, arrays)),
         "accuracy_against_epochs": figure.against_epochs(config, arrays),
+        "accuracy_against_alpha": figure.against_alpha(numbers(config, arrays)),
     }
 
 
-def collect(runs: Sequence[Any], out: Path, console) -> list[Path]:
-    """Puts runs that differ in their alphas alone into one table and two figures: against epochs in `out`, and alpha.
-
-    Agreement with the linearized model is computed from the stored test outputs.
-
-    Args:
-        runs: Finished runs, as `compare.load` returns them.
-        out: Figure of the accuracies against epochs; the others stand beside it.
-        console: Where the table is printed.
-
-    Returns:
-        The figures, and the summary as JSON.
-
-    Raises:
-        ValueError: If two runs have an alpha in common.
-    """
-    import sys
-
+def gather(config: Config, folders: Sequence[Path]) -> dict[str, Any]:
+    """The arrays of runs of single alphas, each compared with the linearized model by the stored test outputs."""
     from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
-    from experiments.harness import running, store
-    from lazynet import plots
 
-    configs = [running.configuration(run.folder) for run in runs]
-    alphas = tuple(sorted(alpha for config in configs for alpha in config.alphas))
-    Values().check("alphas of all runs", alphas)
-    config = dataclasses.replace(configs[0], alphas=alphas)
-    arrays = gathered(config, stored_cells(config, [run.folder for run in runs]))
-    experiment = sys.modules[__name__]
-    summary = running.summarize(experiment, config, arrays)
-    running.show(experiment, summary, console)
-    figures = draw(config, arrays)
-    written = [
-        out,
-        out.with_name(f"{out.stem}_against_alpha{out.suffix}"),
-        out.with_suffix(".json"),
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    plots.save(figures["accuracy_against_epochs"], written[0])
-    plots.save(figures["accuracy_against_alpha"], written[1])
-    store.write_json(written[2], summary)
-    return written
+    return gathered(config, stored_cells(config, folders))

@@ -2,7 +2,15 @@
 
     python -m experiments run cifar10_linearized --preset smoke                      # digits, about a minute
     python -m experiments run cifar10_linearized --set data.root=DIR                 # about 45 CPU minutes
-    python -m experiments run cifar10_linearized --preset paper --set data.root=DIR  # 50,000 images, meant for a GPU
+    python -m experiments run cifar10_linearized --preset full --set data.root=DIR   # 50,000 images, about 5 CPU hours
+    python -m experiments run cifar10_linearized --preset paper --set data.root=DIR  # the same at full width, for a GPU
+
+Rows may be computed by runs of their own, on several machines, and `compare` puts them into one
+table and one figure, here a network and what learns nothing:
+
+    python -m experiments run cifar10_linearized --preset full --set widths=0.125 --set kinds=standard --set priors=
+    python -m experiments run cifar10_linearized --preset full --set kinds= --set priors=scattering,patches
+    python -m experiments compare runs/cifar10_linearized-* --out figures/widths.png
 
 One table. The three networks of a width start from the same weights and see the same batches with
 the same learning rate: the standard one (centered, alpha = 1), the gated one, whose ReLU gates and
@@ -14,20 +22,21 @@ regression with the tangent kernel of an infinitely wide network of the same dep
 weights, which has no pools, for max-pooling has no such kernel and average-pooling an expensive
 one. It sees a stated subset only.
 
-Expected on CIFAR-10, and checked: at the largest width the standard network is ten points or more
-above its linearization, and so are both kinds of prior features. What the linearized network lacks
+Expected on CIFAR-10, and checked: at every width the standard network is ten points or more above
+its linearization, and so are both kinds of prior features above the widest one. What the linearized network lacks
 is not a larger space of functions but a better kernel. `cifar10_alpha_sweep` says what training has
 in common with the published experiment.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from rich.table import Table
 
-from experiments.harness.bounds import Count, Integer, Natural, Positive, Seed, Values, check_batch
+from experiments.harness.bounds import Count, Integer, Positive, Seed, Values, check_batch
 from experiments.harness.facts import within
 from experiments.scattering_cifar10 import FeatureConfig
 from experiments.shared.data import DataConfig
@@ -38,17 +47,24 @@ from lazynet import guards
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
 
 
+Kind = Literal["standard", "gated", "linearized"]
+Prior = Literal["scattering", "patches", "kernel"]
+
+PIECES = ("widths", "kinds", "priors", "train.epochs")
+"""The fields in which runs may differ that are rows of one table."""
+
+
 @dataclass(frozen=True)
 class KernelConfig:
-    """How many of the images the tangent kernel sees, for pairs of images cost time; 0 leaves the row out.
+    """How many of the images the tangent kernel sees, for pairs of images cost time.
 
     Attributes:
-        n_train: Training images of the kernel; 0 leaves the row out.
+        n_train: Training images of the kernel.
         n_test: Its test images.
         depth: Layers of its network.
     """
 
-    n_train: Natural = 500
+    n_train: Count = 500
     n_test: Count = 500
     depth: Annotated[int, Integer(2)] = 9
 
@@ -61,6 +77,7 @@ class Config:
         data: Images.
         widths: Factors of the channels of VGG-11.
         kinds: Functions of the network that are trained.
+        priors: What is put beside them, and learns no features.
         gain: Factor of the standard deviations of the first weights.
         train: Training.
         scattering: Scattering features.
@@ -73,11 +90,8 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     widths: Annotated[tuple[Positive, ...], Values()] = (0.0625, 0.125, 0.25)
-    kinds: Annotated[tuple[Literal["standard", "gated", "linearized"], ...], Values()] = (
-        "standard",
-        "gated",
-        "linearized",
-    )
+    kinds: Annotated[tuple[Kind, ...], Values(0)] = ("standard", "gated", "linearized")
+    priors: Annotated[tuple[Prior, ...], Values(0)] = ("scattering", "patches", "kernel")
     gain: Positive = 1.0
     train: TrainConfig = field(default_factory=TrainConfig)
     scattering: FeatureConfig = field(default_factory=FeatureConfig)
@@ -96,7 +110,9 @@ class Config:
     precision: Literal["float32", "float64"] = "float32"
 
     def check(self, prefix: str) -> None:
-        """Refuses batches and kernels of more images than there are."""
+        """Refuses batches and kernels of more images than there are, and a table without rows."""
+        if not (self.kinds or self.priors):
+            raise ValueError(f"{prefix}kinds and {prefix}priors are both empty, expected a row.")
         check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
         for name in ("n_train", "n_test"):
             available = getattr(self.data, name)
@@ -104,7 +120,6 @@ class Config:
             guards.count(
                 f"{prefix}kernel.{name}",
                 getattr(self.kernel, name),
-                at_least=0,
                 at_most=available,
                 fix=fix,
             )
@@ -125,6 +140,13 @@ PRESETS = {
     "laptop": Config(
         data=DataConfig("cifar10", n_train=10_000, n_test=2000),
         train=TrainConfig(eta0=0.5, epochs=8, records=2),
+    ),
+    "full": Config(
+        data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
+        kinds=("standard", "linearized"),
+        priors=("scattering", "patches"),
+        train=dataclasses.replace(PAPER_TRAIN, eta0=0.5),
+        patches=PatchConfig(filters=2048),
     ),
     "paper": Config(
         data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
@@ -155,15 +177,15 @@ def measure(config: Config, store) -> dict[str, Any]:
     return arrays
 
 
-def rows_of(config: Config) -> list[str]:
-    """Names of the rows."""
+def rows_of(config: Config, arrays) -> list[str]:
+    """Names of the rows that are there."""
     networks = [f"{kind}/width={width:g}" for width in config.widths for kind in config.kinds]
-    return [*networks, "scattering", "patches", *(["kernel"] if config.kernel.n_train else [])]
+    return [row for row in (*networks, *config.priors) if f"{row}/n" in arrays]
 
 
 def numbers(config: Config, arrays) -> dict[str, Any]:
     """Every number of every row under `number/row`, and the names of the rows."""
-    rows = rows_of(config)
+    rows = rows_of(config, arrays)
     summary: dict[str, Any] = {
         "data": f"{config.data.title}, {config.data.n_test} test images",
         "rows": rows,
@@ -179,26 +201,29 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
 
 
 def facts(config: Config, arrays):
-    """How far the others are above the widest linearized network; features are only learned from enough photographs."""
-    width = f"width={max(config.widths):g}"
-    linearized = arrays.get(f"linearized/{width}/test_accuracy")
-    others = {"scattering": "scattering", "patches": "patches"}
-    if config.data.teaches_features:
-        others["standard"] = f"standard/{width}"
-    for name, row in others.items():
-        accuracy = arrays.get(f"{row}/test_accuracy")
-        if accuracy is not None and linearized is not None:
-            yield within(f"{name}_minus_linearized", accuracy - linearized, at_least=0.1)
+    """How far the others are above the linearized networks; features are only learned from enough photographs."""
+    accuracy = {row: arrays.get(f"{row}/test_accuracy") for row in rows_of(config, arrays)}
+    linearized = {width: accuracy.get(f"linearized/width={width:g}") for width in config.widths}
+    widest = linearized[max(config.widths)]
+    for prior in ("scattering", "patches"):
+        if accuracy.get(prior) is not None and widest is not None:
+            yield within(f"{prior}_minus_linearized", accuracy[prior] - widest, at_least=0.1)
+    for width in config.widths if config.data.teaches_features else ():
+        standard = accuracy.get(f"standard/width={width:g}")
+        if standard is not None and linearized[width] is not None:
+            name = f"standard_minus_linearized/width={width:g}"
+            yield within(name, standard - linearized[width], at_least=0.1)
 
 
 def report(summary):
     """One row for each method, and remarks."""
     table = Table(box=None, title=f"{summary['data']}, accuracies in %")
-    for title in ("method", "width", "weights", "n", "tested", "train\nacc.", "test\nacc.", "time"):
+    titles = ("method", "width", "weights", "epochs", "n", "tested")
+    for title in (*titles, "train\nacc.", "test\nacc.", "time"):
         table.add_column(title, no_wrap=True)
     for row in summary["rows"]:
         method, _, width = row.partition("/width=")
-        counts = [summary.get(f"{name}/{row}") for name in ("parameters", "n", "n_test")]
+        counts = [summary.get(f"{name}/{row}") for name in ("parameters", "epochs", "n", "n_test")]
         accuracies = [summary.get(f"{name}/{row}") for name in ("train_accuracy", "test_accuracy")]
         table.add_row(
             TITLES.get(method, method),

@@ -31,13 +31,11 @@ def compute(config, store) -> dict[str, Row]:
     parts = vgg.load_large_images(config.data)
     rows = _networks(config, parts, store)
     methods = {"scattering": _scattering, "patches": _patches, "kernel": _kernel}
-    if not config.kernel.n_train:
-        del methods["kernel"]
-    for name, method in methods.items():
+    for name in config.priors:
         row = store.read(f"{name}.json")
         if row is None:
             start = time.perf_counter()
-            row = method(config, parts, store)
+            row = methods[name](config, parts, store)
             row = store.write(f"{name}.json", row | {"seconds": time.perf_counter() - start})
         rows[name] = row
     return rows
@@ -48,7 +46,7 @@ def _networks(config, parts: Parts, store) -> dict[str, Row]:
     steps = vgg.steps(config.train, len(parts[0].x))
     with bar(store.console, "steps", 26) as progress:
         task = progress.add_task("training", total=steps * len(config.widths) * len(config.kinds))
-        for width in config.widths:
+        for width in config.widths if config.kinds else ():
             problem = vgg.start(vgg.build(width, config.gain), config.seed, parts, config.precision)
             for kind in config.kinds:
                 progress.update(task, description=f"{kind}, width {width:g}")
@@ -58,7 +56,7 @@ def _networks(config, parts: Parts, store) -> dict[str, Row]:
                     advance = advancing(progress, task, steps * len(rows))
                     train = partial(vgg.trained, config, problem, function(kind, problem))
                     cell = store.write(name, train(_nothing, advance, store.checkpoint(name)))
-                rows[f"{kind}/width={width:g}"] = _network_row(problem, cell)
+                rows[f"{kind}/width={width:g}"] = _network_row(config, problem, cell)
                 progress.update(task, completed=steps * len(rows))
     return rows
 
@@ -76,8 +74,9 @@ def _nothing(u) -> dict[str, float]:
     return {}
 
 
-def _network_row(problem: vgg.Problem, cell: dict[str, Any]) -> Row:
+def _network_row(config, problem: vgg.Problem, cell: dict[str, Any]) -> Row:
     row = _sizes(problem.train, problem.test)
+    row["epochs"] = config.train.epochs
     row["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(problem.params0))
     row["seconds"] = float(cell["final/seconds"])
     if cell["curve/diverged_at"] >= 0:

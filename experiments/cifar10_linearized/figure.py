@@ -12,7 +12,7 @@ LINES = {"scattering": "scattering, linear", "patches": "random patches, linear"
 
 
 def draw(config, summary: dict) -> Figure:
-    """Curves of the trained networks; the kernel, which sees other images, is in the table only."""
+    """Curves of the trained networks; the kernel, which sees fewer images, is in the table only."""
     figure = Figure(figsize=(8.2, 4.4), layout="constrained")
     ax = figure.subplots()
     styles = plots.curve_styles(len(config.kinds) + len(LINES))
@@ -22,8 +22,9 @@ def draw(config, summary: dict) -> Figure:
         settings = style | {"markevery": None, "label": f"{kind} network"}
         ax.plot(list(points), list(points.values()), **settings)
     for style, (row, label) in zip(styles[len(config.kinds) :], LINES.items(), strict=True):
-        accuracy = 100 * summary[f"test_accuracy/{row}"]
-        ax.axhline(accuracy, label=label, color=style["color"], linestyle=style["linestyle"])
+        if row in summary["rows"]:
+            accuracy = 100 * summary[f"test_accuracy/{row}"]
+            ax.axhline(accuracy, label=label, color=style["color"], linestyle=style["linestyle"])
     ax.set(
         xscale="log", xlabel="width (factor of the channels of VGG-11)", ylabel="test accuracy (%)"
     )

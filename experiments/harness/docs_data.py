@@ -1,31 +1,29 @@
 """Runs as they are stored in `docs/data/NAME.json`: their configuration, curves and final numbers, without folders.
 
 The stored runs of an experiment may come from several machines and days; together they are one
-configuration with all of their alphas.
+configuration, as `pieces` joins them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
-from experiments.harness import catalog
+from experiments.harness import catalog, pieces
 from experiments.harness.config import from_dictionary
 
 __all__ = ["arrays_of", "whole"]
 
 
 def whole(stored: dict[str, Any]) -> Any:
-    """One configuration with the alphas of all stored runs."""
+    """One configuration with the alphas, or rows, of all stored runs."""
     experiment = catalog.find(stored["experiment"])
     configs = []
     for run in stored["runs"].values():
         values = {key: value for key, value in run["config"].items() if key != "experiment"}
         configs.append(from_dictionary(experiment.Config, values))
-    alphas = sorted(alpha for config in configs for alpha in config.alphas)
-    return dataclasses.replace(configs[0], alphas=tuple(alphas))
+    return pieces.joined(experiment, configs)
 
 
 def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +40,8 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
             if cell in run["curves"]:
                 place = quantity if quantity == "precision" else f"final/{quantity}"
                 arrays[f"{cell}/{place}"] = np.asarray(value)
+            elif cell in run["summary"].get("rows", ()):
+                arrays[f"{cell}/{quantity}"] = np.asarray(value)
     return arrays | _agreements(stored)
 
 

@@ -16,7 +16,7 @@ from experiments import __main__ as cli
 from experiments import cifar10_alpha_sweep, cifar10_linearized, laziness_onset
 from experiments.cifar10_alpha_sweep import cells as sweep_cells
 from experiments.cifar10_linearized import cells as table_cells
-from experiments.harness import bounds, compare, running, store
+from experiments.harness import bounds, compare, pieces, running, store
 from experiments.harness import config as configuration
 from experiments.shared import vgg
 from lazynet.models.initializers import xavier_normal
@@ -153,7 +153,7 @@ def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(
     cli.compare(tuple(folders), tmp_path / "figures" / "epochs.png")
     assert "max-pool" in cli.console.export_text()
     written = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert written == {"epochs.png", "epochs_against_alpha.png", "epochs.json"}
+    assert written == {"epochs.png", "epochs_accuracy_against_alpha.png", "epochs.json"}
     together = store.read_json(tmp_path / "figures" / "epochs.json")
     assert together.keys() == swept[1].keys() and not _failures(together)
     for name, value in swept[1].items():
@@ -161,8 +161,8 @@ def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(
             assert together[name] == (
                 pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
             ), name
-    with pytest.raises(ValueError, match="alphas of all runs got"):
-        cifar10_alpha_sweep.collect(compare.load(folders) * 2, tmp_path / "twice.png", QUIET)
+    with pytest.raises(ValueError, match="compare got two runs with alpha=100000"):
+        pieces.join(cifar10_alpha_sweep, compare.load(folders) * 2, QUIET)
 
 
 @pytest.mark.extended
@@ -317,6 +317,35 @@ def test_prior_features_beat_a_narrow_linearized_network(tabled):
 
 
 @pytest.mark.extended
+def test_rows_of_several_runs_are_one_table(tabled, tmp_path, monkeypatch):
+    """What a network, a wider one and patches give in runs of their own is the table of them all."""
+    monkeypatch.setattr(vgg, "build", _one_convolution)
+    single = {
+        "narrow": ["kinds=standard,linearized", "priors="],
+        "wide": ["kinds=standard", "widths=0.125", "priors=", "train.epochs=1"],
+        "priors": ["kinds=", "priors=patches"],
+    }
+    folders = []
+    for name, overrides in single.items():
+        config = _config(cifar10_linearized, TABLE, *overrides)
+        folder = store.open_run("cifar10_linearized", config, tmp_path / name)
+        running.compute(cifar10_linearized, config, folder, QUIET)
+        store.finish(folder, 1.0)
+        folders.append(folder)
+    runs = compare.load(folders)
+    assert pieces.are_pieces(cifar10_linearized, runs)
+    written = pieces.write_together(cifar10_linearized, runs, tmp_path / "table.png", QUIET)
+    assert [path.name for path in written] == ["table.png", "table.json"]
+    summary = store.read_json(written[-1])
+    narrow, wide = "width=0.0625", "width=0.125"
+    networks = [f"standard/{narrow}", f"linearized/{narrow}", f"standard/{wide}"]
+    assert summary["rows"] == [*networks, "patches"]
+    assert [summary[f"epochs/{row}"] for row in networks] == [2, 2, 1]
+    for row in (networks[0], networks[1], "patches"):
+        assert summary[f"test_accuracy/{row}"] == tabled[1][f"test_accuracy/{row}"]
+
+
+@pytest.mark.extended
 def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_flip():
     model, x = ln.zoo.mlp((6,), 3), jax.random.normal(jax.random.key(0), (5, 4))
     problem = vgg.Problem(model, model.init(jax.random.key(1), x), ln.Data(x, x), ln.Data(x, x))
@@ -342,9 +371,10 @@ def test_the_three_networks_start_at_zero_with_one_tangent_and_part_when_gates_f
         (
             cifar10_linearized,
             ["kernel.n_train=1000"],
-            "kernel.n_train got 1000, expected an integer from 0 to",
+            "kernel.n_train got 1000, expected an integer from 1 to",
         ),
         (cifar10_linearized, ["ridges=1,0.1,0.01"], "in increasing order"),
+        (cifar10_linearized, ["kinds=", "priors="], "are both empty, expected a row"),
     ],
 )
 def test_configurations_that_cannot_run_are_refused(tmp_path, experiment, overrides, message):
