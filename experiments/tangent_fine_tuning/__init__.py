@@ -1,6 +1,6 @@
 """Fine-tuning in the tangent space: how lazy it is before and after pretraining, what it reaches, arithmetic of tasks.
 
-    python -m experiments run tangent_fine_tuning --preset smoke          # digits, half a minute of compilation
+    python -m experiments run tangent_fine_tuning --preset smoke          # digits, 20 seconds
     python -m experiments run tangent_fine_tuning --set data.root=DIR     # about 3 CPU minutes
 
 A convolutional network is pretrained on five classes and fine-tuned on a few images of the other
