@@ -90,6 +90,7 @@ def sum_over_pairs(
     """
     lanes = REGISTER // plan.dtype.itemsize
     images = first.shape[1]
+    # Pairs (block of second images, first image) that occur.
     filled = np.stack(np.divmod(np.unique(columns // lanes * images + rows), images))
     with ThreadPoolExecutor(_cores()) as threads:
         if lanes * filled.shape[1] > WASTE[plan.zero] * len(rows):
@@ -109,6 +110,8 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
         return _gathered(first, rows[block]), _gathered(second, columns[block])
 
     items = [_items(stage, np.zeros(1, int), 0) for stage in plan.stages]
+    # Threads take whole blocks of pairs where their planes cannot be shared out: stages wait for
+    # each other, or there are fewer planes than parts.
     if len(plan.stages) > 1 or len(items[0].table) < PARTS:
         spread = map if _is_small(plan, len(blocks)) else threads.map
         sums = spread(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
@@ -124,6 +127,7 @@ def _by_rows(threads, plan, first, second, filled, lanes):
     """
     numbers, count = first.shape
     run = _compiled(plan.kinds, plan.dtype, lanes, shared=True)
+    # One image after the other: the code takes what it needs from where an image starts.
     images = np.ascontiguousarray(first.T)
     sums = []
     for number in range(-(-second.shape[1] // lanes)):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -157,15 +157,13 @@ def _arrays(k):
 def _restored(k, arrays):
     """The state with other arrays."""
     leaves, tree = jax.tree.flatten(k)
-    return tree.unflatten(
-        [_with(*pair) for pair in zip(leaves, tree.flatten_up_to(arrays), strict=True)]
-    )
-
-
-def _with(k, arrays):
-    moments, (nngp, ntk, opening) = arrays
-    cross = k.cross._replace(nngp=nngp, ntk=ntk, opening=opening)
-    return k.replace(cross=cross, own=Side(lambda: Covariance(*moments)))
+    restored = []
+    for branch, (moments, cross) in zip(leaves, tree.flatten_up_to(arrays), strict=True):
+        nngp, ntk, opening = cross
+        vectors = branch.cross._replace(nngp=nngp, ntk=ntk, opening=opening)
+        own = Side(lambda moments=moments: Covariance(*moments))
+        restored.append(branch.replace(cross=vectors, own=own))
+    return tree.unflatten(restored)
 
 
 def _facts(k) -> tuple[Hashable, ...]:

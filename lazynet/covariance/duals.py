@@ -86,6 +86,7 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
             curved = bend * (norm1 * norm2) * segment(u, acute)
             return half * s + curved, half - bend * angle(u, acute), None
         theta = angle_of(opening)
+        # E[phi^2] = half |x|^2, so that E[phi phi] over half |x| |x'| is the cosine of the new angle.
         after = narrowed(opening)
         # Of a vanishing input only the covariance has a derivative that one could follow.
         norms = norm1 * norm2
@@ -101,6 +102,7 @@ def rectifier_dual(a: Scale, b: Scale) -> Dual:
         u, rest = opening
         if rest is None:
             return Opening(u - share * segment(u, True), None)
+        # With s = pi - t: segment(t) = segment(s) + pi cos s, and share pi = 2 - widest.
         obtuse = rest < u
         small = share * segment(jnp.where(obtuse, rest, u), True)
         after = jnp.where(obtuse, widest + (1 - widest) * rest - small, u - small)
@@ -146,10 +148,12 @@ def erf_dual(a: Scale, b: Scale, c: Scale) -> Dual:
 
     def pair(side1, side2, s, opening, acute):
         cosine, sine = noisy_angle(side1, side2, 2 * b**2 * s, opening)
+        # asin c = atan2(c, sqrt(1 - c^2)), of which both are known where c alone is rounded to one.
         value = a**2 * (2 / math.pi) * jnp.arctan2(cosine, sine) + c**2
         return value, (4 / math.pi) * (a * b) ** 2 * (side1[0] * side2[0]) / sine, None
 
     def diagonal(q):
+        # At s = q the cosine is q / (1 + q) and the sine sqrt(1 + 2 q) / (1 + q).
         q = 2 * b**2 * q
         root = jnp.sqrt(1 + 2 * q)
         value = a**2 * (2 / math.pi) * jnp.arctan2(q, root) + c**2
@@ -189,6 +193,7 @@ def sine_dual(a: Scale, b: Scale, c: Scale) -> Dual:
         (0.0, 1.0)
     """
 
+    # sin x sin y = (cos(x - y) - cos(x + y)) / 2, and E cos(g + c) = exp(-v / 2) cos c for g ~ N(0, v).
     def both(gap, reach):
         near = jnp.exp(-(b**2) * _positive(gap) / 2)
         far = jnp.exp(-(b**2) * _positive(reach) / 2) * jnp.cos(2 * jnp.asarray(c, gap.dtype))
@@ -212,6 +217,7 @@ def rbf_dual(gamma: Scale) -> Dual:
     def pair(side1, side2, s, opening, acute):
         gap = _positive(_square_distances(side1, side2, s, opening)[0])
         value = jnp.exp(-gamma * gap)
+        # E[phi^2] = 1: what is missing from it is 1 - cos of the new angle.
         return value, 2 * gamma * value, Opening(-jnp.expm1(-gamma * gap), None)
 
     def diagonal(q):
@@ -280,11 +286,13 @@ def gelu_pair(
     (shrink1, part1, norm1), (shrink2, part2, norm2) = side1, side2
     shrink = shrink1 * shrink2
     half_plane = 0.25 + jnp.arctan2(cosine, sine) / (2 * math.pi)
+    # sqrt D = sine / (r r'), and 1 / ((1 + q)(1 + q')) = (r r')^2, r and r' being what shrinks.
     tails = shrink * cosine**2 / sine + part1 / shrink1 * (part2 / shrink2) * sine
     # 1 - t t' of large variances, which would be a difference of equal numbers.
     rest = shrink1**2 + shrink2**2 * part1
     bracket = (shrink / sine) ** 2 + shrink**2 + rest
     value = attainable(s, norm1 * norm2) * half_plane + tails / (2 * math.pi)
+    # E[phi' phi'] = d/ds E[phi phi] (Price's theorem).
     return value, half_plane + cosine / sine * bracket / (2 * math.pi)
 
 
@@ -309,6 +317,7 @@ def _square_distances(side1, side2, s, opening):
     if opening is None:
         gap = q1 + q2 - 2 * s
         return gap, gap + 4 * s
+    # |z - z'|^2 = (|z| - |z'|)^2 + 2 |z| |z'| (1 - cos t): q + q' - 2 s would cancel for neighbors.
     radial = (norm1 - norm2) ** 2
     product = 2 * (norm1 * norm2)
     return radial + product * opening.u, radial + product * remainder(opening)

@@ -72,6 +72,7 @@ def gabor_dual() -> Dual:
         scale = 1 + 2 * total + 4 * free
         size = total + 4 * free - 2 * sign * s
         value = jnp.exp(-size / (2 * scale)) / jnp.sqrt(scale)
+        # The derivative of the logarithm: of N, of D below it, and of 1 / sqrt D; D' = -8 s.
         change = (4 * s + sign) / scale - 4 * s * size / scale**2 + 4 * s / scale
         return value, value * change
 

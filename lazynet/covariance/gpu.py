@@ -214,6 +214,7 @@ def _stacked(images, plan, which):
         sides += step.op.beside(step.before[which])
     channels = jnp.transpose(images, (3, 1, 2, 0))
     arrays = [_squared(channel, plan.side, "constant") for channel in channels]
+    # Copies of the border: what is computed beyond it is masked by a product, and must be finite.
     arrays += [_squared(side, plan.side, "edge") for side in sides]
     return jnp.transpose(jnp.stack(arrays), (0, 3, 1, 2))
 
@@ -234,19 +235,18 @@ def _call(plan, channels, first, second, who, same, interpret):
     pairs = len(who[0])
     each = -(-math.prod(plan.canvas) // CHUNKS)
     tables = [jnp.asarray(plan.tables, jnp.bfloat16), jnp.asarray(plan.inside, first.dtype)]
+    compiler_params = None
+    if not interpret:
+        from jax.experimental.pallas import triton
+
+        compiler_params = triton.CompilerParams(num_warps=WARPS, num_stages=1)
     return pl.pallas_call(
         functools.partial(_kernel, plan, channels, each, same),
         grid=(pairs, CHUNKS),
         out_shape=jax.ShapeDtypeStruct((2, pairs, CHUNKS), first.dtype),
         interpret=interpret,
-        compiler_params=None if interpret else _compiler_params(),
+        compiler_params=compiler_params,
     )(*who, first, second, *tables)
-
-
-def _compiler_params():
-    from jax.experimental.pallas import triton
-
-    return triton.CompilerParams(num_warps=WARPS, num_stages=1)
 
 
 def _kernel(plan, channels, each, same, who1, who2, first, second, tables, inside, out):
@@ -324,16 +324,19 @@ def _swept(a, step, plan, rows, columns):
     down = sum(
         jnp.dot(rows[row_table], part, preferred_element_type=jnp.float32) / 2 for part in _parts(a)
     )
-    across = sum(_across(part, columns[column_table]) / 2 for part in _parts(down))
+    # a columns^T: the second axis of both is summed over
+    last_axes = (((1,), (1,)), ((), ()))
+    across = sum(
+        lax.dot_general(part, columns[column_table], last_axes, preferred_element_type=jnp.float32)
+        / 2
+        for part in _parts(down)
+    )
     return across * (4 / math.prod(step.window.size))
-
-
-def _across(a, columns):
-    return lax.dot_general(a, columns, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _parts(a):
     """Three bfloat16 arrays whose sum is `a`."""
+    # 3 x 8 binary digits are the 24 of float32, and each remainder is exact.
     parts = []
     for _ in range(3):
         parts.append(a.astype(jnp.bfloat16))

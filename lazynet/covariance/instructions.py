@@ -87,6 +87,7 @@ class Code:
         index, following = self.name(), self.name()
         self.do(f"br label %{check}")
         self.begin(check)
+        # The block that jumps back here has its name only after the body, which may have loops.
         phi = len(self.lines)
         self.do("")
         more = self.set(f"icmp slt i64 {index}, {stop}")

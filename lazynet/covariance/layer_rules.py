@@ -108,6 +108,7 @@ def affine(
 
     def pair(side1, side2, nngp, ntk, opening):
         new, own = diagonal(nngp, ntk)
+        # Weights alone leave the angle as it is.
         if b_std is None or opening is None:
             return new, own, opening
         (weight1, bias1, inverse1), (weight2, bias2, inverse2) = side1, side2

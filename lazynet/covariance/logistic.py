@@ -83,6 +83,8 @@ def softplus_dual() -> Dual:
 
     def term(side1, side2, s, opening, scale):
         cosine, sine = noisy_angle(side1, side2, s, opening)
+        # The arc-cosine kernel of x + sigma_i e, whose norm is sigma_i / r with r^2 = 1 / (1 + q).
+        # 1 - cos = sin^2 / (1 + cos), without cancellation at acute angles.
         u = jnp.where(cosine > 0, sine**2 / (1 + jnp.abs(cosine)), 1 - cosine)
         norms = scale / (side1[0] * side2[0])
         value = scale * s / 2 + norms * (segment(u) / (2 * math.pi))

@@ -112,6 +112,8 @@ def _pass(code, kind, shared):
     shape = [step["out_height"], step["out_width"]]
     moves = [code.times("%dy", step["out_rows"]), code.times("%dx", step["out_columns"])]
     height, width = (code.shared(n, d, kind.cyclic) for n, d in zip(shape, moves, strict=True))
+    # Rows of the plane begin at row max(0, -dy) of the first image and max(0, dy) of the second,
+    # columns likewise.
     sides = [
         _Side(code, "%first", step["first"], shape, [code.times(d, -1) for d in moves], 1, shared),
         _Side(code, "%second", step["second"], shape, moves, 2 if kind.cyclic else 1, False),
@@ -182,6 +184,7 @@ class _Window:
             start = code.address(self.source, code.times(code.times(i, down), "%pitch"))
             return lambda j: self._loaded(start, code.times(j, right))
         top = code.minus(code.times(i, down), self.before[0])
+        # Rows that the window above has seen too are summed already; the first window finds none.
         known = code.choose(code.compare("eq", i, "0"), "0", str(max(tall - down, 0)))
         with code.loop(code.plus(top, known), code.plus(top, tall)) as row:
             self._sum_along(row, width)
@@ -204,7 +207,9 @@ class _Window:
         else:
             inside = code.compare("ult", row, height)  # negative ones are large
             start = code.address(self.source, code.times(row, "%pitch"))
-            start = code.set(f"select i1 {inside}, ptr {start}, ptr {self._zeros()}")
+            zeros = self._slot(-1)  # the row before those of sums
+            start = code.set(f"select i1 {inside}, ptr {start}, ptr {zeros}")
+        # What lies beside the columns, just before it is read: rows are far enough apart for that.
         for k in range(1, wide):
             for n in range(self.kind.planes):
                 line = code.other(start, n)
@@ -229,14 +234,12 @@ class _Window:
     def _slot(self, n):
         return self.code.address("%rows", self.code.times(n, "%pitch"))
 
-    def _zeros(self):
-        """A row of zeros, before those of sums."""
-        return self._slot(-1)
-
 
 def _mapped(code, map, inputs, constants):
     values = dict(enumerate(inputs)) | {-1 - k: value for k, value in enumerate(constants)}
     for n, (name, operands) in enumerate(map.operations, map.inputs):
+        # Of a constant and a value the value alone can be NaN, and a comparison that fails keeps
+        # it: LLVM's own maximum looks for NaN and signed zeros on both sides.
         quick = name in ("max", "min") and operands[0] < 0
         values[n] = (code.bounded if quick else code.elementary)(
             name, [values[k] for k in operands]
@@ -252,6 +255,7 @@ def _total(code):
     shared = [code.shared(n, d, False) for n, d in zip(shape, moves, strict=True)]
     periodic = code.compare("ne", step["cyclic"], "0")
     height, width = (code.choose(periodic, n, own) for n, own in zip(shape, shared, strict=True))
+    # A plane is added up in its own dtype, down its columns and then across; planes in doubles.
     for n in range(2):
         plane = code.other(code.plane(step["source"]), n)
         with code.loop("0", width) as j:
@@ -270,6 +274,8 @@ def _total(code):
 def _run(code, kinds):
     with code.loop("0", "%count", "%together") as start:
         group = code.smallest(code.minus("%count", start), "%together")
+        # All planes of a group take a step before the next one, whose arrays of the images they
+        # share.
         with code.loop("0", "%steps") as at:
             step = code.word("%table", code.times(at, len(FIELDS)))
             kind = code.number(step, 0)

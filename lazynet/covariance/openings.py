@@ -167,11 +167,14 @@ def _centered_product(x1, x2, opening, near):
     center = jnp.mean(direction2, axis=0)[None, :]
     centered1 = direction1 - center
     centered2 = direction2 - center
+    # 1 - <a, b> = |a - b|^2 / 2 = |a - c|^2 / 2 + |b - c|^2 / 2 - <a - c, b - c> for unit vectors.
     size1 = _short_sums(centered1 * centered1) / 2
     size2 = _short_sums(centered2 * centered2) / 2
     sizes = size1[:, None] + size2[None, :]
     u = sizes - jnp.matmul(centered1, centered2.T, precision="highest")
     u = jnp.where(near, jnp.maximum(u, 0), opening.u)
+    # Rounded directions put eps / sqrt(u) into u in any case, relative to it; the product puts eps
+    # sizes / u, which stays within 1 / sqrt(NEAR) of that.
     few_digits = (u < NEAR * sizes**2) | (opening.rest < NEAR)
     return Opening(u, opening.rest), near & few_digits
 

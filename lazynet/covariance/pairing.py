@@ -161,6 +161,7 @@ class Request:
             return None
         if not table.any():
             return False
+        # By its contents: layers with equal windows share one table, and one row of it in the loop.
         key = axis, self.step[axis], table.tobytes()
         self.tables[key] = table
         return key

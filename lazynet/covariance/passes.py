@@ -80,6 +80,7 @@ class Walk:
     ) -> Plane:
         """The plane after steps, plus an extra one; the first one is kept where it is asked to be."""
         groups = _grouped(steps, start=plane.register == PIXELS)
+        # What is added is added by the last pass: branches that end in none get one.
         if extra is not None and (not groups or isinstance(groups[-1], Joined)):
             groups.append((ALONE, ()))
         for number, group in enumerate(groups):
@@ -102,6 +103,7 @@ class Walk:
         for number, branch in enumerate(rest):
             still = keep or number < len(rest) - 1 or total is plane
             result = self.through(branch, plane, keep=still, extra=total)
+            # The sum so far has been read into the result, and its register is free.
             if total is not None and (total is not plane or not keep):
                 self.used.discard(total.register)
             total = result
@@ -113,6 +115,8 @@ class Walk:
         shape = source.shape if window is None else window.out(source.shape)
         down, right = (1, 1) if window is None else window.strides
         strides = source.strides[0] * down, source.strides[1] * right
+        # A periodic window needs the first rows again at the last ones: they must not be
+        # overwritten.
         in_place = not keep and (not self.cyclic or window == ALONE) and source.register != PIXELS
         register = source.register if in_place else self.free()
         target = Plane(register, shape, strides, trained)
@@ -144,6 +148,7 @@ class Walk:
             if window is None:
                 products = [first[k] * second[k] for k in range(channels)]
                 own = [sum(products[1:], products[0]) / channels]
+            # Passes add up, and the mean over a window is a part of the map.
             nngp, ntk = own[0] / size, own[1] / size if len(own) > 1 else None
             at = channels
             for step, count in zip(steps, counts, strict=True):
@@ -154,6 +159,7 @@ class Walk:
                 nngp = nngp + added[0]
                 ntk = added[1] if ntk is None and len(added) > 1 else ntk
                 ntk = ntk + added[1] if ntk is not None and len(added) > 1 else ntk
+            # Known once the steps are traced.
             trained[:] = [ntk is not None]
             return [nngp] if ntk is None else [nngp, ntk]
 

@@ -97,6 +97,8 @@ def _products(fn, q1, q2, s, kinks, nodes):
     norm2 = jnp.sqrt(q2)
     rho = attainable(s, norm1 * norm2) / (norm1 * norm2)
     tiny = 1e-10 if s.dtype == jnp.float64 else 1e-6
+    # (1 - rho)(1 + rho) keeps the digits that 1 - rho^2 loses near one; cuts are divided by tau,
+    # which would be zero where z' is a multiple of z.
     tau = jnp.maximum(safe_sqrt((1 - rho) * (1 + rho)), tiny)
     both = lambda z: jnp.stack(jax.jvp(fn, (z,), (jnp.ones_like(z),)))  # noqa: E731
 

@@ -115,6 +115,7 @@ class Planes:
             canvas = request.canvas
             size = math.prod(window.size)
             taps = together(window, self.shape, canvas)
+            # Windows that move together have one move against each other, e = 0: `table[0]`.
             row_keys = [request.mask(0, table[0]) for table in taps[0].masks]
             column_keys = [request.mask(1, table[0]) for table in taps[1].masks]
 
@@ -268,10 +269,12 @@ def _product(x1, x2):
             alone = jnp.sum(request.first(pixels[0]) * request.second(pixels[1]), axis=2) / channels
             return lambda at: Covariance(_placed(alone, request.canvas, zeros=True), None)
         if request.zero:
+            # Lanes of the numbers of images are the pairs that meet, to be read off the products.
             lanes = equal()[..., request.first(numbers[0]), request.second(numbers[1])]
             return lambda at: Covariance(_placed(lanes, request.canvas, zeros=True), None)
         first = request.first(pixels[0])
         second = request.second(pixels[1])
+        # One first image may meet all of the second set: its axis of length one is summed away.
         lanes = "n" if first.shape[-1] == second.shape[-1] else "m"
         pairs = jnp.einsum(f"ijc{lanes},klcn->ijkln", first, second, precision="highest") / channels
         return lambda at: Covariance(as_plane(pairs, at.p, at.q, request.canvas), None)
@@ -282,6 +285,7 @@ def _product(x1, x2):
 def sum_over_pairs(planes: Planes, request: Request) -> Covariance:
     """`sum_{p, p'} S[p, p']` of each lane."""
     plane = planes.build(request)
+    # Beyond an image stand numbers that are harmless but not zero: they are not to be added.
     keys = [request.mask(axis, live(planes.shape[axis], planes.canvas[axis])) for axis in (0, 1)]
 
     def inside(p, q, rows):
@@ -294,6 +298,7 @@ def sum_over_pairs(planes: Planes, request: Request) -> Covariance:
     nothing = zeros(lambda: through_layers(start, start, request.at(start, start).rows))
 
     def add(sums, p, q):
+        # Outside of the guarded branch, see `Request.tables`.
         rows = request.at(p, q).rows
         values = guarded(lambda: through_layers(p, q, rows), p, nothing)
         return jax.tree.map(jnp.add, sums, values)

@@ -125,6 +125,8 @@ def planned(
         sink, final = source, tables.pool(pool, before.end)
         displacements = _summed_by(pool, moves)
         if same:
+            # Exact moments of equal positions do not come out of the planes: a stage of its own
+            # pools them.
             equal = ~displacements.any(axis=1)
             rows = [tables.own(pool, before.end), final]
             stages.append(_stage(before, rows, displacements[equal], np.ones(1), None, sink))
@@ -186,6 +188,7 @@ def _store(pool, displacements):
     """Where the sums of a pool at some displacements are."""
     height, width = pool.window.out(pool.shape)
     down, right = displacements.T
+    # Two planes, nngp and ntk, of the positions that both images share.
     sizes = 2 * (height - np.abs(down)) * (width - np.abs(right))
     places = np.full((2 * height - 1, 2 * width - 1), -1, np.int64)
     places[down + height - 1, right + width - 1] = np.cumsum(sizes) - sizes
@@ -233,5 +236,6 @@ def _displacements(shape, cyclic, *, zero, same):
     if cyclic:
         kept = (down != 0) | (right != 0)
         return every[kept], np.ones(int(kept.sum()))
+    # S of an image with itself is symmetric in p and p': one of d and -d, twice.
     kept = (down > 0) | ((down == 0) & (right > 0))
     return every[kept], np.full(int(kept.sum()), 2.0)

@@ -43,6 +43,8 @@ def polynomial_dual(coefficients: Sequence[float | int]) -> Dual:
         return tuple(horner(moment, q) for moment in moments)
 
     def pair(side1, side2, s, opening, acute):
+        # Taylor's series at s = 0, where z and z' are independent: by Price's theorem the derivative
+        # of order l is there m_l(q) m_l(q').
         products = [a * b for a, b in zip(side1, side2, strict=True)]
         value = [product / math.factorial(order) for order, product in enumerate(products)]
         slope = [product / math.factorial(order) for order, product in enumerate(products[1:])]
@@ -121,6 +123,7 @@ def sign_dual() -> Dual:
             value = 1 - 2 / math.pi * theta
             return value, jnp.zeros_like(value), None
         theta = angle_of(opening)
+        # 1 - cos of the new angle, which a correlation of 1 - 2 t / pi would round.
         after = 2 / math.pi * theta
         return 1 - after, jnp.zeros_like(after), Opening(after, 2 - after)
 

@@ -253,6 +253,7 @@ def _along(f, k, direction):
 def _node(i, nodes, dtype, radius=None):
     """Node i of an even grid and its normal weight; beyond lie 1e-15 (double) or 2e-9 (single) of the whole."""
     reach = radius or (8.0 if dtype == jnp.float64 else 6.0)
+    # The trapezoidal rule without its halves at the ends, where the density is rounding.
     step = jnp.asarray(2 * reach, dtype) / jnp.asarray(nodes - 1, dtype)
     x = jnp.asarray(i, dtype) * step - reach
     return x, step * jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)

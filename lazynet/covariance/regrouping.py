@@ -36,6 +36,7 @@ def pulled(below: Plane, fine: Request, window: Window, shape: Size, scale: floa
 
         def part(e, like=None):
             moved = zip(pooled_at, window.strides, e, fine.canvas, strict=True)
+            # s D + e, cyclically; masks count the moves from e = 1 - k on.
             row, column = ((s * d + x + 2 * c) % c for d, s, x, c in moved)
             masks = [
                 tap.at(x + tap.size - 1, d) for tap, x, d in zip(taps, e, pooled_at, strict=True)
@@ -69,6 +70,8 @@ def pushed(
     """
     canvas, taps = _apart(window, shape, fine.canvas)
     kept = (1, 1) if zero else canvas
+    # e = d - s D: one D further is a move less by the stride, and if D = 0 alone is kept, all moves
+    # that lead to it are a canvas of the finer planes apart.
     periods = [
         tap.stride * count // own for tap, count, own in zip(taps, canvas, kept, strict=True)
     ]
@@ -125,6 +128,7 @@ class _Axis(NamedTuple):
     def part(self, d: Any, number: Any) -> tuple[Any, Array]:
         """One pooled displacement of a finer one, and masks `[k, C]` of the positions that its windows share."""
         last = 2 * self.taps.size - 1
+        # Counted from e = 1 - k on, and such that d - e is a multiple of the stride.
         move = (d + self.taps.size - 1) % self.period + number * self.period
         at = (d - move + self.taps.size - 1) // self.taps.stride % self.count
         # the moves beyond the last one share nothing

@@ -126,6 +126,8 @@ def segment(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
         >>> round(float(segment(jnp.array(2.0))), 6)
         3.141593
     """
+    # With t = acos(1 - u) the two terms of sin t - t cos t = O(t^3) agree in all digits but a few
+    # at small t, hence a fit of the difference. At pi - t it is larger by pi cos t = pi (1 - v).
     v = _folded(u, acute)
     small = v * jnp.sqrt(v) * _polynomial(v, SEGMENT_SINGLE, SEGMENT_DOUBLE)
     return small if acute else jnp.where(u > 1, small + math.pi * (1 - v), small)
@@ -133,6 +135,7 @@ def segment(u: Float[Array, "*n"], acute: bool = False) -> Float[Array, "*n"]:
 
 @segment.defjvp
 def _segment_jvp(acute, primals, tangents):
+    # d(sin t - t cos t) = t sin t dt = t du: nothing is divided by the sine, which vanishes at both ends.
     (u,), (du,) = primals, tangents
     return segment(u, acute), angle(u, acute) * du
 
@@ -179,6 +182,7 @@ def angle_of(opening: Opening) -> Array:
     u, rest = opening
     if rest is None:
         return angle(u, True)
+    # Of an obtuse angle 1 + cos t is the small one, and 1 - cos(pi - t).
     obtuse = rest < u
     t = angle(jnp.where(obtuse, rest, u), True)
     return jnp.where(obtuse, math.pi - t, t)
@@ -191,6 +195,8 @@ def safe_sqrt(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
         >>> float(jax.grad(safe_sqrt)(0.0))
         0.0
     """
+    # The inner one too: backwards, the branch that is not taken is multiplied by zero, and the
+    # derivative 1 / (2 sqrt 0) of a root at zero makes NaN of it.
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 

@@ -57,6 +57,8 @@ class Vectors(NamedTuple):
         columns = [column for _, column in spread]
         nngp, ntk, opening = op.pair(rows, columns, self.nngp, self.ntk, self.opening)
         if opening is None and self.opening is not None:
+            # What the rule does not say of its angle follows from the cosine, with the digits it
+            # has.
             norms = [rectifier_side(moments().nngp) for moments in after]
             row, column = self.spread(norms[0][1], norms[1][1])
             opening = opening_of(nngp * (row * column))
@@ -80,6 +82,7 @@ class Vectors(NamedTuple):
         _, inverse2 = rectifier_side(cast("Array", sum(second)))
         parts = []
         for v, q1, q2 in zip(every, first, second, strict=True):
+            # What a branch contributes to the norm of the sum, |z_b| / |z|.
             share1 = safe_sqrt(q1) * inverse1
             share2 = safe_sqrt(q2) * inverse2
             parts.append((*self.spread(share1, share2), v.opening))

@@ -63,6 +63,7 @@ class Tables:
         """The row that writes the last plane before a pool at equal positions, of images that meet themselves."""
         moments = [] if pool.own is None else [a for a in pool.own() if a is not None]
         count = len(moments)
+        # Values are there already, beside the first image: a map that returns its inputs.
         copied = Elementary(2 * count, (), tuple(range(count)), ())
         kind = Kind(None, (1, 1), False, False, 0, 0, count, copied)
         row = _row(**self._begun(kind), **_written(end, end))
@@ -79,6 +80,7 @@ class Tables:
             0 if window is None else 1 + done.source.trained,
             0 if extra is None else 1 + extra.trained,
             done.arrays,
+            # Numbers stand beside: kinds that differ in them alone share their machine code.
             done.map._replace(constants=(0.0,) * len(done.map.constants)),
         )
         before = (0, 0) if window is None else window.before(done.source.shape)
@@ -111,6 +113,7 @@ class Tables:
     def _bring(self, which: int, arrays: Sequence[Array]) -> None:
         """One more array of each image of a set."""
         for a in arrays:
+            # Cyclic shifts of a doubled array are parts of it, without a seam.
             copied = jnp.tile(a, (2, 2, 1)) if self.cyclic and which == 1 else a
             self.arrays[which].append(copied.reshape(-1, a.shape[-1]))
             self.sizes[which] += math.prod(copied.shape[:2])
@@ -120,6 +123,7 @@ def _read(plane: Plane, end: Plane) -> dict[str, int]:
     """A plane that is read, and how far it moves for a displacement at the end."""
     rows, columns = _moves(plane, end)
     height, width = plane.shape
+    # A register holds two planes, nngp and ntk. Pixels have none, and nothing is read.
     source = 2 * max(plane.register, 0)
     return dict(source=source, height=height, width=width, rows=rows, columns=columns)
 

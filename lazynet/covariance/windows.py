@@ -165,6 +165,7 @@ def moving_mean(variances: Array, window: Window) -> Array:
         t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap)
         for t, b in zip(taps, before, strict=True)
     ]
+    # At equal positions nothing is masked: what stands beyond the border is zero, or the other end.
     sums = slide(variances, taps, [t.at(0) for t in taps], window.out(shape))
     return sums / math.prod(window.size)
 

@@ -96,6 +96,7 @@ def with_equal_entries(values: Array | None, exact: Any, batch: int, diagonal: b
 
 def conjugated(values: Array, shape: tuple[int, ...], first: Layer, second: Layer) -> Array:
     """`A S B'` of layers A and B, for covariances `[n1, n2, *shape, *shape]` of all pairs of examples."""
+    # A S B' = (B (A S)')': each layer acts on rows, with all the rest beside as channels.
     n1, n2 = values.shape[:2]
     size = math.prod(shape)
     pairs = jnp.swapaxes(values.reshape(n1, n2, size, size), 1, 2)
