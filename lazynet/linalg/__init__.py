@@ -263,8 +263,10 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
             # np.maximum keeps NaN.
             largest = float(np.maximum(np.abs(block).max(), np.abs(mirrored).max()))
             if not np.isfinite(largest):
+                blocks = row_blocks(*array.shape)
+                count = sum(np.sum(~np.isfinite(array[block])) for block in blocks)
                 raise ValueError(
-                    f"matrix has {_count_not_finite(array)} entries that are not finite, expected none: check the "
+                    f"matrix has {count} entries that are not finite, expected none: check the "
                     "inputs of the kernel for NaN, and deep float32 kernels for overflow."
                 )
             size = max(size, largest)
@@ -275,10 +277,6 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
             f"{ASYMMETRY_LIMIT:g} of its largest entry {size:.3g}: pass the kernel of one set of inputs "
             "with itself, or symmetrize it by (A + A.T) / 2 if you know why it is not."
         )
-
-
-def _count_not_finite(array):
-    return sum(np.sum(~np.isfinite(array[rows])) for rows in row_blocks(*array.shape))
 
 
 def row_blocks(rows: int, columns: int) -> list[slice]:

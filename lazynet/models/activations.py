@@ -255,6 +255,7 @@ def Elu(alpha: Scale = 1.0) -> Model:
     alpha = guards.number("alpha", alpha)
 
     def elu(x):
+        # Without the minimum the branch that is not taken overflows, and is NaN backwards.
         return jnp.where(x > 0, x, alpha * jnp.expm1(jnp.minimum(x, 0)))
 
     return activation("Elu", elu, piecewise_dual(elu, (0.0,)))

@@ -67,6 +67,8 @@ def _with_matrix(x, W, strides, pads, axis):
     M = M.reshape(*M.shape[:-4], positions * x.shape[-1], -1)
     x = jnp.moveaxis(x, 1 + axis, -2)
     x = x.reshape(*x.shape[:-2], -1)
+    # Along the other axes it is a convolution again, whose channels are pairs of position and
+    # channel.
     others = [other for other in range(len(strides)) if other != axis]
     z = convolve(x, M, [strides[other] for other in others], [pads[other] for other in others])
     z = z.reshape(*z.shape[:-1], -1, features)

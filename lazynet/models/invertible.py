@@ -84,6 +84,8 @@ def coupling(f: Model) -> Model:
         return _whole(total - branch(params, b), b)
 
     def pullback(params, y, cotangent):
+        # y = (b, a + f(b)): one evaluation of f gives back a, the gradient of the branch, and the
+        # second part of the cotangent of b.
         b, total = _halves(y)
         change, back = jax.vjp(branch, params, b)
         of_b, of_total = _halves(cotangent)

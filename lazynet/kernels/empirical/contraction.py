@@ -35,10 +35,12 @@ def features(
 @partial(jax.jit, static_argnames="outputs")
 def contract(rows: Features, columns: Features, outputs: Outputs) -> Array:
     """Kernel of two sets of examples: a sum over leaves, so that Jacobians are never concatenated."""
+    # Leaves of two precisions: each product in the wider one, in which they are added up.
     dtype = jnp.result_type(*jax.tree.leaves(rows))
     rows, columns = jax.tree.map(lambda leaf: leaf.astype(dtype), (rows, columns))
     total = reduce(jnp.add, [_product(own, columns[name], outputs) for name, own in rows.items()])
     if outputs == "trace":
+        # Cotangents of a pair are [n, k, ...] as Jacobians are: the last field of either tells k.
         any_leaf = next(iter(rows.values()))
         return total / any_leaf[-1].shape[1]
     if outputs == "sum":
@@ -81,6 +83,7 @@ def _factored(a: Pair, b: Pair, outputs: Outputs) -> Array:
         inner = jnp.einsum("iapf,jaqf->aipjq", a.cotangents, b.cotangents, precision="highest")
         return jnp.sum(inner * gram[None], axis=(2, 4)).transpose(1, 2, 0)
     if outputs == "trace":
+        # The trace adds up outputs inside the product of cotangents, as one more axis of features.
         one = a.cotangents.transpose(0, 2, 1, 3).reshape(-1, k * f)
         two = b.cotangents.transpose(0, 2, 1, 3).reshape(-1, k * f)
         return jnp.sum(_matmul(one, two).reshape(gram.shape) * gram, axis=(1, 3))

@@ -117,6 +117,7 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
     for draw, changed in enumerate(CHANGED):
         kept = ~np.isin(group, changed)
         other = jax.tree.map(lambda leaf, kept=kept, draw=draw: _replaced(leaf, ~kept, draw), x)
+        # A gradient adds up examples: those that are replaced must stay out of it, draw by draw.
         if not forward:
             before = evaluate(function, params, x, kept)
         after = evaluate(function, params, other, kept)
@@ -162,6 +163,7 @@ def _outputs(function: Apply, params: Params, x: Examples) -> Array:
 
 def _direction(leaf: Array, seed: int) -> Array:
     """Numbers in [-1, 1) without a pattern, from a multiplicative hash: a generator would be compiled for each leaf."""
+    # Primes of xxHash; the first one is Knuth's, close to 2^32 over the golden ratio.
     bits = (lax.iota(jnp.uint32, leaf.size) + jnp.uint32(seed * 40503 + 1)) * jnp.uint32(2654435761)
     bits = (bits ^ (bits >> jnp.uint32(15))) * jnp.uint32(2246822519)
     bits = bits ^ (bits >> jnp.uint32(13))
@@ -189,6 +191,7 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
         size = np.abs(one[np.isfinite(one)]).max(initial=0.0)
         rounding = np.abs(one - rounded)
         noise = rounding[np.isfinite(rounding)].max(initial=0.0)
+        # 256 units of half precision are of the order of the values: there it is half of the digits.
         close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 16 * noise)
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
     return not same[rows].all()

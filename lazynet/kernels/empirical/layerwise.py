@@ -50,6 +50,8 @@ def layer_features(
     inside = jax.eval_shape(model.trace, params, x)[1]
     weights = [name for name in names if _split(name)[1] == "W"]
     biases = [name for name in names if _split(name)[1] == "b"]
+    # Probes are added to R W, so that the derivative by them is D; biases are there once for each
+    # example, of which each then has a derivative of its own.
     variable = {name: _probe(name, params, inside) for name in weights}
     variable |= {name: _biases_of_examples(name, params, len(x)) for name in biases}
 

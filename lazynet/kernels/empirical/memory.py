@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,7 @@ def plan(
     of the programs decides (unless the call is traced).
     """
     sizes = _sizes(function, params, x, names, outputs)
+    # For the features of rows and of columns, and for a copy of each.
     share = memory // 4
     n = count_examples(x)
     side = tile or min(n, max(1, share // sum(sizes.values())))
@@ -58,11 +60,16 @@ def plan(
         if needed <= memory:
             return Plan(side, groups)
         if tile is None and side > 1:
+            # In proportion, since most of it grows with the side, and by one at least, so that it
+            # ends.
             side = max(1, min(side - 1, side * memory // needed))
         elif len(groups) == len(sizes):
             raise ValueError(_message(sizes, side, needed, memory, tile))
         else:
-            share = min(share * memory // needed, side * (max(map(_total(sizes), groups)) - 1))
+            # Less than the largest group takes, which is then divided: the same ones would else
+            # come again.
+            largest = max(_total(sizes, group) for group in groups)
+            share = min(share * memory // needed, side * (largest - 1))
 
 
 def peak_bytes(function: Apply, params: Params, x: Examples, names: Names, outputs: Outputs) -> int:
@@ -88,6 +95,7 @@ def peak_bytes(function: Apply, params: Params, x: Examples, names: Names, outpu
         at_once = vmapped_jacobian.lower(function, params, x, rest, outputs).compile()
         made.append(reserved(at_once))
     contracted = reserved(contract.lower(shapes, shapes, outputs).compile())
+    # Beside the features of rows: what makes those of columns, or both while they are contracted.
     return held + max(sum(made), held + contracted)
 
 
@@ -130,15 +138,15 @@ def _groups(sizes: dict[str, int], limit: int) -> tuple[Names, ...]:
     """Consecutive leaves whose sizes add up to at most the limit, or single leaves."""
     groups: list[list[str]] = []
     for name, size in sizes.items():
-        if groups and _total(sizes)(groups[-1]) + size <= limit:
+        if groups and _total(sizes, groups[-1]) + size <= limit:
             groups[-1].append(name)
         else:
             groups.append([name])
     return tuple(tuple(group) for group in groups)
 
 
-def _total(sizes: dict[str, int]):
-    return lambda group: sum(sizes[name] for name in group)
+def _total(sizes: dict[str, int], group: Sequence[str]) -> int:
+    return sum(sizes[name] for name in group)
 
 
 def _bytes(tree: Any) -> int:

@@ -282,6 +282,7 @@ def _scaled_product(function: Apply, params: Params, x: Examples, v: Array) -> t
     (gradient,) = pull_back(v)
     entries = [jnp.max(jnp.abs(leaf), initial=0).astype(v.dtype) for leaf in gradient]
     largest = functools.reduce(jnp.maximum, entries, jnp.zeros((), v.dtype))
+    # A power of two changes no digit, and leaves entries of at most one to be pushed forward.
     exponent = jnp.where((largest > 0) & jnp.isfinite(largest), jnp.frexp(largest)[1], 0)
     size = jnp.ldexp(jnp.ones_like(largest), exponent)
     unit = [leaf / size.astype(leaf.dtype) for leaf in gradient]

@@ -123,6 +123,8 @@ class _Pair(NamedTuple):
 
     @staticmethod
     def _products(first: np.ndarray, second: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        # The change has an estimate of its own: |A|^2 + |B|^2 - 2 <A, B> would cancel where they
+        # agree.
         change = first - second
         return [(first, first), (second, second), (first, second), (change, change)]
 

@@ -240,6 +240,7 @@ def square_term(inner: Float[np.ndarray, "p p"]) -> Term:
     """
     p = len(inner)
     pairs = without_diagonal(inner)
+    # For i != j, means over the p - 2 third draws k, of <a_i, b_k> <a_j, b_k> and the other way.
     form = (pairs @ pairs.T + pairs.T @ pairs) / (p - 2)
     return Term(float(np.sum(pairs**2)) / (p * (p - 1)), form)
 

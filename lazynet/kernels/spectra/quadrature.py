@@ -87,6 +87,7 @@ def spectral_density(
     points = guards.count("points", points)
     width = guards.number("width", width, above=0, fix="it counts decades")
     nodes, weights = _quadratures(operator_of(kernel, shape, loops=True), key, steps, probes)
+    # Ritz values of null directions are rounding, of either sign, and have no logarithm.
     smallest = nodes[nodes > 1e-15 * nodes.max()].min(initial=nodes.max())
     logarithms = np.log10(np.maximum(nodes, smallest))
     grid = np.linspace(logarithms.min() - 3 * width, logarithms.max() + 3 * width, points)
@@ -182,6 +183,7 @@ def _with_node_at_zero(operator, diagonal, beside):
     if len(diagonal) > 1:
         scale = power_of_two(np.abs(diagonal).max())
         inner, vectors = scipy.linalg.eigh_tridiagonal(diagonal[:-1] / scale, beside[:-1] / scale)
+        # Below all Ritz values, which rounding may make negative: the resolvent has no pole then.
         lowest = min(0.0, 2 * inner[0]) - np.finfo(np.float64).eps
         resolvent = np.sum(vectors[-1] ** 2 / (inner - lowest))
         node[-1] = scale * (lowest + (beside[-1] / scale) ** 2 * resolvent)

@@ -86,6 +86,8 @@ class Sketch(NamedTuple):
         """The diagonal of K: exact on Q, a slope for each row outside of it."""
         (image,) = self.on_basis
         (rest,) = self.on_rest
+        # With P = Q Q': K = P K + K P - P K P + (1 - P) K (1 - P), of which Q sees all but the
+        # last.
         inner = self.basis.T @ image
         inside = np.sum(self.basis * (2 * image - self.basis @ inner), axis=1)
         p = self.draws.shape[1]
@@ -178,6 +180,7 @@ def sketch(
     count = 0 if basis.shape[1] == size else probes - (1 + len(operators)) * columns
     draws = gaussians(for_draws, count, size)
     rest = draws - basis @ (basis.T @ draws)
+    # Of one length in the complement: their spread would add to the variance of every trace.
     factors = np.sqrt(size - basis.shape[1]) / np.linalg.norm(rest, axis=0)
     on_basis = [products(operator, basis) for operator in operators]
     on_rest = [products(operator, rest * factors) for operator in operators]
