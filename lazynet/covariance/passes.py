@@ -157,8 +157,8 @@ class Walk:
                 at += count
             if added:
                 nngp = nngp + added[0]
-                ntk = added[1] if ntk is None and len(added) > 1 else ntk
-                ntk = ntk + added[1] if ntk is not None and len(added) > 1 else ntk
+                if len(added) > 1:
+                    ntk = added[1] if ntk is None else ntk + added[1]
             # Known once the steps are traced.
             trained[:] = [ntk is not None]
             return [nngp] if ntk is None else [nngp, ntk]
