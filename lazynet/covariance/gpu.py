@@ -136,7 +136,7 @@ def _plan(steps, shape, canvas):
             number, _ = tables.setdefault(table.tobytes(), (len(tables), table))
             axes.append(number)
         numbers[step] = tuple(axes)
-    stacked = [table for _, table in tables.values()] or [np.zeros((side, side, side), bool)]
+    stacked = [table for _, table in tables.values()] or [np.zeros((side, side, side), np.uint8)]
     inside = np.zeros((2, side, side), bool)
     for axis, (n, count) in enumerate(zip(shape, canvas, strict=True)):
         inside[axis, :count, :count] = live(n, count)
@@ -187,14 +187,15 @@ def _with_sides(steps):
 
 def _banded(taps: Taps, count: int, side: int) -> np.ndarray:
     """Matrices `[displacement, to, from]` of a sum over windows along one axis."""
-    table = np.zeros((side, side, side), bool)
+    table = np.zeros((side, side, side), np.uint8)
     to = np.arange(count)
     for t, masks in enumerate(taps.masks[:, 0]):
         source = to + t - taps.before
         if taps.wrap:
             source = source % count
         inside = (0 <= source) & (source < count)
-        table[:count, to[inside], source[inside]] |= masks[:, inside]
+        # A window wider than a periodic image meets a position several times.
+        table[:count, to[inside], source[inside]] += masks[:, inside]
     return table
 
 
