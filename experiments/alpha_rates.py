@@ -197,7 +197,9 @@ def _flow(config, model, params0, offset, x, x_test, y, alpha):
     largest = jax.tree.map(jnp.max, curves)
     # Theorem 2.2: the length of the path is at most sqrt(T R(start)) / alpha.
     bound = jnp.sqrt(config.time * ln.mse(alpha * offset, y)) / alpha
-    change = _ntk_change(model, params0, ln.weights(lazy, state["lazy"]), x)
+    kernel = partial(ln.empirical.empirical_ntk, model.apply, x1=x, outputs="trace")
+    ntk = kernel(ln.weights(lazy, state["lazy"]))
+    change = ln.diagnostics.kernel_distance(ntk, kernel(params0))
     return {**largest, "ntk_change": change, "drift_over_bound": largest["weight_drift"] / bound}
 
 
@@ -217,11 +219,6 @@ def network(config: Config, *, symmetrized: bool) -> ln.Model:
     hidden = ln.Dense(config.width, W_std=math.sqrt(config.inputs))
     model = ln.serial(hidden, ln.elementwise(jnp.tanh), ln.Dense(1))
     return ln.symmetrize(model) if symmetrized else model
-
-
-def _ntk_change(model, params0, params, x):
-    kernel = partial(ln.empirical.empirical_ntk, model.apply, x1=x, outputs="trace")
-    return ln.diagnostics.kernel_distance(kernel(params), kernel(params0))
 
 
 def _rms(values):

@@ -145,6 +145,7 @@ def fourier(values: np.ndarray) -> np.ndarray:
 def _norms(config, coefficients, eigenvalues):
     """Partial sums of the squared norm at the cutoffs; frequencies that the kernel does not have are left out."""
     k = np.array([1, *range(2, max(config.cutoffs) + 1, 2)])
+    # Twice: k and -k have the same coefficient, as the functions are even.
     terms = 2 * coefficients[k] ** 2 / eigenvalues[k]
     first = coefficients[0] ** 2 / eigenvalues[0]
     return np.array([first + terms[k <= cutoff].sum() for cutoff in config.cutoffs]) / (2 * np.pi)

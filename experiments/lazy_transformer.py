@@ -301,6 +301,7 @@ def first_step(steps: Any, values: Any, level: float) -> float:
     if not len(reached):
         return math.inf
     i = int(reached[0])
+    # Step 0 has no logarithm to interpolate in.
     if i == 0 or steps[i - 1] == 0:
         return float(steps[i])
     share = (level - values[i - 1]) / (values[i] - values[i - 1])
@@ -350,6 +351,7 @@ def _trained(config, model, params0, alpha, train, test, store):
         test=test,
         measure=changed,
     )
+    # The clock of a curve counts rate / (1 - momentum) for every step.
     rate = curve.time[-1] / curve.step[-1] * (1 - config.momentum)
     final = attention(config, function.weights(curve.params))
     return curve_arrays(curve) | {"rate": rate, "attention": final}

@@ -179,6 +179,7 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
     """One trial at several scales, which share data and the initial directions."""
     start, data = draw_trial(config, trial)
     alpha = jnp.asarray(taus) ** 2
+    # A step of size s on the weights tau v is one of s tau^2 on u = alpha (v - v0).
     student = Student(start, alpha, jnp.minimum(10 * alpha, 0.1), jnp.zeros_like(alpha))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), start)
     best = jnp.full(len(taus), jnp.inf)

@@ -153,6 +153,7 @@ def _train_all(config, width, scale, data, x_test, *, seeds):
         ln.Dense(1, W_std=width**-power),
     )
     params0 = jax.vmap(lambda key: model.init(key, data.x))(keys)
+    # The output factor m^-power makes the kernel smaller by m^(-2 power).
     rate = config.learning_rate * width ** (2 * power)
     results = jax.jit(jax.vmap(partial(_train, config, model, rate, data, x_test)))(params0)
     return jax.tree.map(np.asarray, results)

@@ -296,6 +296,7 @@ def _train(config: Config, setting: Setting, folder: Path, console) -> Trajector
             progress.update(task, completed=state.step)
             save_checkpoint(_state_path(folder, state.step), state, curve)
 
+        # Momentum m allows a rate that is 1 + m times as large.
         return ln.train(
             setting.objective,
             None,

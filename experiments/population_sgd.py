@@ -199,6 +199,7 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
         residual, gradient = gradients(
             student, jnp.matmul(student.start.hidden, x, precision="highest"), u, x, y
         )
+        # The batch is a new one: its loss before the step estimates that of the population.
         return step(student, u, gradient), total + jnp.mean(residual**2, axis=1) / 2
 
     return lax.fori_loop(first, stop, body, (u, jnp.zeros_like(student.alpha)))

@@ -139,6 +139,7 @@ def _case(config) -> dict[str, Any]:
 def _train(config, case, tau) -> dict[str, np.ndarray]:
     """Weights at log-spaced steps, in units of the initial scale, and the measurements at the end."""
     alpha = jnp.full((1,), tau**2)
+    # A step of size s on the weights tau v is one of s tau^2 on u = alpha (v - v0).
     student = Student(case["start"], alpha, alpha * config.step_size, jnp.zeros(1))
     x, y, *_ = case["data"]
     saves = np.unique(np.geomspace(1, config.steps, config.iterates).round().astype(int))

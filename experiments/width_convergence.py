@@ -227,18 +227,21 @@ def _movement(config):
 
 def _train(config, model, data, params0):
     """Gradient descent on the network and on its linearization side by side."""
-    functions = model.apply, ln.linearize(model.apply, params0)
+    network = model.apply
+    tangent = ln.linearize(model.apply, params0)
+
+    def stepped(function, w):
+        slope = descent_direction(lambda w: ln.mse(function(w, data.x), data.y), w)
+        return ln.trees.add_scaled(w, config.learning_rate, slope)
 
     def advance(state, _):
-        slopes = (
-            descent_direction(lambda w, f=f: ln.mse(f(w, data.x), data.y), w)
-            for f, w in zip(functions, state, strict=True)
-        )
-        new = tuple(
-            ln.trees.add_scaled(w, config.learning_rate, v)
-            for w, v in zip(state, slopes, strict=True)
-        )
-        return new, _distances_of(functions, new, params0, data.x)
+        w = stepped(network, state[0])
+        v = stepped(tangent, state[1])
+        return (w, v), {
+            "weight_drift": ln.trees.norm(ln.trees.subtract(w, params0)),
+            "weight_gap": ln.trees.norm(ln.trees.subtract(w, v)),
+            "output_gap": jnp.sqrt(jnp.mean((network(w, data.x) - tangent(v, data.x)) ** 2)),
+        }
 
     (params, _), curves = jax.lax.scan(advance, (params0, params0), length=config.steps)
     ntk0 = ln.empirical_ntk(model.apply, params0, data.x, outputs="trace")
@@ -250,16 +253,6 @@ def _train(config, model, data, params0):
         | layers
         | {"ntk_change": ln.diagnostics.kernel_distance(ntk, ntk0)}
     )
-
-
-def _distances_of(functions, state, params0, x):
-    network, tangent = functions
-    w, v = state
-    return {
-        "weight_drift": ln.trees.norm(ln.trees.subtract(w, params0)),
-        "weight_gap": ln.trees.norm(ln.trees.subtract(w, v)),
-        "output_gap": jnp.sqrt(jnp.mean((network(w, x) - tangent(v, x)) ** 2)),
-    }
 
 
 def _law_of_outputs(config):

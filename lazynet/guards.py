@@ -275,6 +275,7 @@ def array(name: str, value: Any, fix: str = "") -> Any:
         TypeError: x got a list, expected an array of numbers: pass np.asarray(x).
     """
     kind = type(value).__name__
+    # A masked array is an ndarray, of which JAX would take what the mask hides.
     is_array = isinstance(value, (np.ndarray, jax.Array, np.generic)) and kind != "MaskedArray"
     if is_array and (
         getattr(value.dtype, "kind", "O") not in "OSUMmV"
@@ -384,6 +385,7 @@ def numbers(name: str, value: Any, fix: str = "") -> np.ndarray:
         >>> numbers("time", [0, 1.5]).tolist()
         [0.0, 1.5]
     """
+    # A named tuple, such as a Gram, is no list of numbers: `array` says what to take of it.
     if isinstance(value, (int, float)) or type(value) in (list, tuple):
         try:
             value = np.asarray(value)

@@ -228,6 +228,7 @@ class LazyFunction:
 
         if self.is_tangent:
             start, derivative = _derivative(h, self.params0, u)
+            # The tangent of whole numbers has the dtype float0, with which nothing can be computed.
             change = _of_floating(lambda h, derivative: derivative, start, derivative)
         else:
             with _full_products():
@@ -510,6 +511,7 @@ def _polynomial(h, *derivatives):
 
 def _full_products():
     """Products of full precision inside, unless the user has set one: alpha multiplies what they round."""
+    # A `with jax.default_matmul_precision(...)` around the call is a choice of the user too.
     chosen = jax.config.values["jax_default_matmul_precision"] is not None
     return contextlib.nullcontext() if chosen else jax.default_matmul_precision("highest")
 
@@ -527,6 +529,8 @@ def _check_displacement(u, params0):
     """Shapes agree and u is not the very arrays of params0; values are looked at by `check_displacement`."""
     trees.check_same_structure(u, params0, name="u", expected="params0")
     pairs = _pairs(u, params0)
+    # By identity first: looking at values at every call would wait for the device. A params0 of
+    # zeros is the right start.
     if pairs and all(a is b for a, b in pairs) and (trees.is_traced(u) or _equal(u, params0)):
         raise ValueError(_mistaken("u"))
 
@@ -540,6 +544,7 @@ def _mistaken(name):
 
 def _equal(u, params0):
     """Whether all values agree and not all are zero; known also where other arrays are traced."""
+    # Inside of jit even known arrays would be traced by an operation, and their values unknown.
     with jax.ensure_compile_time_eval():
         pairs = _pairs(u, params0)
         is_zero = not any(bool(jnp.any(jnp.asarray(leaf) != 0)) for _, leaf in pairs)

@@ -316,6 +316,7 @@ def _digest(params: Params) -> bytes:
     """A digest of the weights, their shapes and types."""
     sha = hashlib.sha256()
     for leaf in map(np.asarray, trees.differentiable(params)[0]):
+        # The bytes alone are those of a reshaped array, too.
         sha.update(f"{leaf.shape} {leaf.dtype}".encode())
         sha.update(leaf.tobytes())
     return sha.digest()

@@ -153,7 +153,8 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
 
     Channel means and deviations, and the whitening, come from training images without their labels.
     """
-    pool, test = _pool(config)
+    n_train, n_test = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
+    pool, test = load_images(config.data, n_train, n_test, seed=config.seed)
     train = datasets.balanced_subset(pool, n, seed=config.seed + draw)
     test = datasets.balanced_subset(test, n_test, seed=config.seed)
     unlabeled = Data(pool.x[: config.data.whitening_images], pool.y[: config.data.whitening_images])
@@ -177,8 +178,3 @@ def patches(images: np.ndarray) -> np.ndarray:
     n, height, width, channels = images.shape
     grid = images.reshape(n, 4, height // 4, 4, width // 4, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(n, 16, -1)
-
-
-def _pool(config) -> tuple[Data, Data]:
-    n_train, n_test = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
-    return load_images(config.data, n_train, n_test, seed=config.seed)

@@ -96,7 +96,7 @@ def _computed(config, row, store) -> dict[str, Any]:
 def _kernels(row, train: Data, test: Data, store):
     """The kernel between training examples and that with the test examples, their CPU seconds and their disk."""
     network = _network(row)
-    kind = _kind(row)
+    kind = "nngp" if row.endswith("(nngp)") else "ntk"
     settings = {"get": kind, "progress": store.console.is_terminal}
     own = partial(analytic_kernel, network, train.x, triangle=True, **settings)
     own, own_seconds = _stored(own, f"{row},train", store)
@@ -175,10 +175,6 @@ def _network(row: str) -> Model:
         depth = int(row.removesuffix(" (ntk)").rpartition("-")[2])
         return zoo.cntk(depth, pooled="GAP" in row)
     return zoo.myrtle(5, 1)
-
-
-def _kind(row: str) -> str:
-    return "nngp" if row.endswith("(nngp)") else "ntk"
 
 
 def _inputs(config, row: str, store) -> Inputs:

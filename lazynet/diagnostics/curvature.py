@@ -255,6 +255,8 @@ def _alternate(
     # D^2h(u, v), the derivative along v of that along u; a power of two scales without rounding.
     second = jax.jvp(derivative(u), (params,), (v,))[1]
     scaled = second / trees.power_of_two(second)
+    # <g, f> = 1/n sum_i g_i f_i: the best g is the direction of D^2h(u, v), and the best u that
+    # of the gradient of <g, Dh(w) v> in w, which is the linear form <g, D^2h(., v)>.
     g = _safe_divide(scaled, _norm(scaled)) / len(second)
     u, _ = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(v)(w), precision="highest"))(params))
     v, value = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(u)(w), precision="highest"))(params))
@@ -286,5 +288,6 @@ def _safe_divide(a: Array, size: Array) -> Array:
 
 def _norm(outputs: Float[Array, "n *k"]) -> Array:
     """Norm of the empirical measure."""
+    # Squares of float32 lose their digits below entries of 1e-19 and are infinite above 2e19.
     scale = trees.power_of_two(outputs)
     return scale * jnp.sqrt(jnp.sum((outputs / scale) ** 2) / len(outputs))

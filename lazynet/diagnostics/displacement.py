@@ -204,6 +204,7 @@ def ntk_change(
     for probe in jax.random.split(key, probes):
         v = jax.random.normal(probe, outputs.shape, outputs.dtype)
         before = product0(v)
+        # The difference acts on v: that of two estimates would lose small changes in their errors.
         changes.append(trees.norm(product(v) - before))
         sizes.append(trees.norm(before))
     return trees.norm(jnp.stack(changes)) / trees.norm(jnp.stack(sizes))

@@ -122,6 +122,7 @@ def richness(features: Num[ArrayLike, "n w"], outputs: Num[ArrayLike, "n k"]) ->
     basis, sizes, _ = np.linalg.svd(outputs, full_matrices=False)
     rounding = np.finfo(np.float32).eps * max(outputs.shape)
     basis = basis[:, sizes > rounding * sizes[0]]
+    # P = U U' and |P|_F^2 is the number of its directions, so that <F F', P> = |U' F|^2.
     inside = np.sum((basis.T @ features) ** 2)
     # |F F'|_F by the smaller of the two Gram matrices.
     wide = features.shape[1] > len(features)

@@ -101,10 +101,13 @@ def _unchanged(
             same = (z > 0) == (z0 > 0)
         elif layer_name(path) == "MaxPool":
             z0 = inside0[path][1]
+            # Windows lie along axis 3. By value and not by place: where entries are equal, as zeros
+            # behind a ReLU, the old winner still gives the output.
             winners = jnp.argmax(z0, axis=3, keepdims=True)
             same = jnp.take_along_axis(z, winners, axis=3) == jnp.max(z, axis=3, keepdims=True)
         else:
             continue
+        # NaN > 0 is false on both sides, a gate that seems not to have changed.
         unknown = jnp.isnan(z).any() | jnp.isnan(z0).any()
         mean = jnp.where(unknown, jnp.nan, jnp.mean(same, dtype=z.dtype))
         stable[path] = mean, jnp.asarray(same.size, z.dtype)

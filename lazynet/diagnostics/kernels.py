@@ -270,11 +270,13 @@ def _unit(
     name: str, values: Array, centered: bool = False, axes: tuple[int, ...] = (0, 1)
 ) -> Array:
     """`A / |A|_F`, of A without its means over the axes if centered; refused where only rounding is left of A."""
+    # A power of two changes no digit, and squares stay in the range of the dtype.
     values = values / trees.power_of_two(values)
     rest = values
     for axis in axes if centered else ():
         rest = rest - jnp.mean(rest, axis=axis, keepdims=True)
     size = trees.norm(rest)
+    # Of a constant, centering leaves the rounding of its mean.
     rounding = 10 * float(jnp.finfo(values.dtype).eps) * trees.norm(values) if centered else 0.0
     if not is_traced(size) and size <= rounding:
         what = "constant over the examples: centered, nothing is left of it" if centered else "zero"

@@ -153,6 +153,7 @@ def conjugate_gradient_regression(
         check_finite_kernel("cross", cross)
     system, one_ridge = _system(kernel, y, diagonal)
     outputs = one_ridge.shape[1]
+    # Columns by (ridge, output): one product with K serves all of them.
     columns = np.tile(one_ridge, len(ridges))
     precondition = _preconditioner(system, min(rank, len(columns)))
     solution, iterations, residuals = _solve(
@@ -199,6 +200,8 @@ def _system(kernel, y, diagonal):
         if array.ndim == 2:
             return array[indices]
         examples, outputs = np.divmod(indices, array.shape[2])
+        # Row (i, a) of the matrix is K[i, :, a, :]. Indices around a slice put their axis first,
+        # so that this is [r, n, k].
         rows = array[examples, :, outputs, :]
         return rows.reshape(len(indices), -1)
 
@@ -246,6 +249,7 @@ def _randomly_pivoted_cholesky(system: _System, rank, seed=0):
     """
     rng = np.random.default_rng(seed)  # the solution does not depend on the draw
     rest = np.maximum(system.diagonal, 0.0)
+    # A pivot below this is rounding, by whose root its column would be divided.
     negligible = np.finfo(np.float64).eps * len(rest) * rest.max(initial=0.0)
     factor = np.zeros((rank, len(rest)))
     size = 0
@@ -267,6 +271,7 @@ def _randomly_pivoted_cholesky(system: _System, rank, seed=0):
         factor[size : size + len(pivots)] = new
         size += len(pivots)
         rest = np.maximum(rest - np.sum(new**2, axis=0), 0.0)
+        # What rounding leaves on a pivot must not draw it again.
         rest[pivots] = 0.0
     return factor[:size], rest
 
@@ -278,12 +283,14 @@ def _accepted(block, entries, negligible, rng):
     columns = []
     for i, entry in enumerate(entries):
         left = remaining[i, i]
+        # Rejection: drawn with a probability like `entry`, it should have been like `left`.
         if left <= negligible or rng.random() * entry >= left:
             continue
         column = remaining[:, i] / np.sqrt(left)
         remaining = remaining - np.outer(column, column)
         accepted.append(i)
         columns.append(column)
+    # The column of a pivot is zero at the pivots before it, up to rounding.
     triangle = np.array([column[accepted] for column in columns]).T
     return accepted, np.tril(triangle)
 
@@ -293,11 +300,13 @@ def _preconditioner(system: _System, rank):
     factor, rest = _randomly_pivoted_cholesky(system, rank)
     if not len(factor):
         return lambda v, ridges: v
+    # L = Q R and R = W s V' give U = Q W: the SVD is one of a small matrix.
     factors = scipy.linalg.qr(factor.T, mode="economic", overwrite_a=True, check_finite=False)
     basis, triangle = (np.asarray(part) for part in factors)
     del factor
     rotation, scales, _ = np.linalg.svd(triangle)
     squares = scales[:, None] ** 2
+    # Without a ridge, and with nothing of K left behind L, the shift is zero and so are squares.
     least = np.finfo(np.float64).eps * squares[0]
 
     def precondition(v, ridges):
@@ -323,6 +332,7 @@ def _solve(system: _System, precondition, y, ridges, rtol, max_iterations):
     residual = y.copy()
     reached = np.full(y.shape[1], np.inf)
     while iterations < max_iterations:
+        # Half of what is allowed: the residual of the recursion is not quite the true one.
         columns = _Columns(residual, ridges, rtol / 2 * size)
         step, used = _iterate(system, precondition, columns, max_iterations - iterations)
         solution = solution + step
@@ -330,6 +340,8 @@ def _solve(system: _System, precondition, y, ridges, rtol, max_iterations):
         residual = y - system.product(solution) - ridges * solution
         before = reached.max()
         reached = np.linalg.norm(residual, axis=0) / size
+        # A start that does not halve the true residual has met the rounding of the products; a
+        # comparison with NaN is false and ends it too.
         if not rtol < reached.max() < before / 2:
             break
     return solution * scale, iterations, reached
@@ -343,6 +355,7 @@ def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
     direction = np.zeros_like(residual)
     inner = np.zeros(len(sizes))
     for iteration in range(max_iterations):
+        # A column that became NaN is dropped as well; the caller sees it in the true residual.
         going = np.linalg.norm(residual, axis=0) > sizes
         if not going.any():
             return solution, iteration
@@ -357,6 +370,7 @@ def _iterate(system: _System, precondition, columns: _Columns, max_iterations):
         conditioned = precondition(residual, ridges)
         before = inner
         inner = _dots(residual, conditioned)
+        # Fletcher-Reeves; at first `before` is zero, and with it the ratio.
         direction = conditioned + _ratio(inner, before) * direction
         image = system.product(direction) + ridges * direction
         length = _ratio(inner, _dots(direction, image))

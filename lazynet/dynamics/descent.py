@@ -93,6 +93,7 @@ def _simulate(ntk, y, f0, loss, learning_rate, momentum, step, key, batch_size):
         for steps in np.diff(step, prepend=0):
             for _ in range(steps):
                 rows = next(batches)
+                # The gradient by a_i is zero outside of the batch; momentum moves all coefficients.
                 velocity *= momentum
                 velocity[rows] += _slope(loss, _outputs(ntk[rows], coefficients, f0[rows]), y[rows])
                 coefficients = coefficients - learning_rate * velocity
@@ -142,6 +143,7 @@ def _descent_weights(values, n, learning_rate, momentum, step):
 
 def _change_per_step(values, n, learning_rate, momentum):
     """`M - I` of the affine map M of (a, v, 1) that one step is, per mode."""
+    # v <- m v + (lambda a - 1) / n, then a <- a - lr v with the v that is new.
     rate = values / n
     zero = np.zeros_like(values)
     velocity = np.stack([rate, zero + momentum, zero - 1 / n], axis=-1)
@@ -158,7 +160,9 @@ def _change_after(change, steps):
     total = np.zeros_like(change)
     while steps:
         if steps % 2:
+            # (I + D)(I + T) = I + T + D + D T.
             total = total + change + change @ total
+        # (I + D)^2 = I + 2 D + D^2.
         change = 2 * change + change @ change
         steps = steps // 2
     return total

@@ -104,7 +104,10 @@ def nngp_posterior(
     """
     if is_traced((nngp, targets(data), cross, prior, ridge, scale)):
         traced.check_tolerance(tolerance)
-        return _traced_posterior(nngp, data, cross, prior, ridge, scale)
+        arrays = nngp, nngp, targets(data), cross, cross, prior
+        law = traced_ensemble(*arrays, ridge=ridge, noise=ridge)
+        size = jnp.asarray(chosen_scale(scale, nngp, data, ridge))
+        return law._replace(covariance=size.astype(law.mean.dtype) * law.covariance)
     y, _ = check_targets(nngp, data.y, None)
     ridge = checked_ridge(ridge)
     _check_blocks(nngp, cross, prior, y, np.ndim(nngp))
@@ -184,12 +187,6 @@ def chosen_scale(scale, kernel, data, ridge):
         _check_rule("scale", scale)
         return prior_scale(kernel, data, ridge=ridge, by=scale)
     return guards.number("scale", scale, above=0, fix='or "evidence" or "leave_one_out"')
-
-
-def _traced_posterior(nngp, data, cross, prior, ridge, scale):
-    law = traced_ensemble(nngp, nngp, targets(data), cross, cross, prior, ridge=ridge, noise=ridge)
-    size = jnp.asarray(chosen_scale(scale, nngp, data, ridge))
-    return law._replace(covariance=size.astype(law.mean.dtype) * law.covariance)
 
 
 def traced_ensemble(ntk, nngp, y, rows, cross, prior, *, ridge, noise) -> Gaussian:
@@ -293,6 +290,8 @@ def ensemble_law(
     rows = np.asarray(kernel_matrix(cross.ntk), np.float64)
     across = np.asarray(kernel_matrix(cross.nngp), np.float64)
     drawn = kernel_matrix(nngp)
+    # In the eigenbasis V of the tangent kernel: filters = B V, shared = B K_xt and, with start =
+    # V' K V, carried = B K_xx B'.
     filters = (rows @ eigen.vectors) * flow_weights(eigen, time / len(y))[:, None]
     shared = filters @ (eigen.vectors.T @ across.T)
     start = eigen.vectors.T @ symmetric(drawn) @ eigen.vectors + ridge * np.eye(len(drawn))
@@ -345,6 +344,7 @@ def _rounding(tolerance, cross, prior):
     """Rounding of the joint kernel of training inputs and inputs wanted."""
     n_joint = sum(np.shape(cross))
 
+    # A tolerance grows like the root of the rows; that of the joint kernel has the rows of both.
     def of_one_row(kernel):
         return rank_tolerance(np.asarray(kernel)) / np.shape(kernel)[0] ** 0.5
 

@@ -63,8 +63,10 @@ def known_flow(eigen: Eigen, ndim: int, y: Array, f0: Array, time: Array) -> tup
     vectors = jnp.asarray(eigen.vectors).astype(y.dtype)
     inverse = jnp.asarray(eigen.inverse_values()).astype(y.dtype)
     is_infinite = jnp.isinf(time)[:, None]
+    # Infinite times get the pseudo-inverse below: in null directions lambda t would be 0 * inf.
     tau = jnp.where(is_infinite, 0.0, time[:, None]) / len(y)
     exponents = -values[None] * tau
+    # The branch that is not taken must not divide by zero, which would make derivatives NaN.
     nonzero = jnp.where(exponents == 0, 1.0, exponents)
     finite = tau * jnp.where(exponents == 0, 1.0, jnp.expm1(nonzero) / nonzero)
     weights = jnp.where(is_infinite, inverse[None], finite)
@@ -141,6 +143,7 @@ def _integrated(slope, state, known, time):
         diffrax.ODETerm(slope),
         diffrax.Dopri8(),
         t0=0.0,
+        # An interval that is not empty, also where the only time is 0.
         t1=jnp.where(time[-1] > 0, time[-1], 1.0),
         dt0=None,
         y0=state,

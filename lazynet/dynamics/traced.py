@@ -211,6 +211,7 @@ def solve_flow(
         ridge = jnp.asarray(ridge).astype(y.dtype)
     matrix = matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype)
     residual = columns_of(y - f0, kernel.ndim)
+    # Infinite times get the limit below: in null directions lambda t would be 0 * inf.
     finite = jnp.asarray(time if is_traced(time) else np.where(is_infinite, 0.0, time))
     tau = finite.astype(y.dtype) * jnp.asarray(rate).astype(y.dtype) / len(y)
     coefficients = flow_coefficients(matrix, tau, residual)
@@ -238,18 +239,22 @@ def _flow_derivative(primals, tangents):
     if not isinstance(residual_dot, SymbolicZero):
         derivative += _expanded(vectors, weights, residual_dot)
     if not isinstance(tau_dot, SymbolicZero):
+        # d/dtau (1 - exp(-lambda tau)) / lambda = exp(-lambda tau).
         derivative += _expanded(vectors, jnp.exp(-exponents) * tau_dot[:, None], residual)
     if not isinstance(matrix_dot, SymbolicZero):
         # In the eigenbasis the derivative of a function of a matrix multiplies that of the matrix,
         # entry by entry, with divided differences of the function (Daleckii and Krein).
         turned = _highest(_highest(vectors.T, (matrix_dot + matrix_dot.T) / 2), vectors)
         modes = _highest(vectors.T, residual)
+        # g(lambda) = tau phi(lambda tau), hence g[a, b] = tau^2 phi[a tau, b tau].
         slopes = _divided_difference(exponents[:, :, None], exponents[:, None, :])
         slopes = tau[:, None, None] ** 2 * slopes
         derivative += _highest(vectors, _highest(slopes * turned[None], modes))
     return _expanded(vectors, weights, residual), derivative
 
 
+# Tangents that are zero are known to be: divided differences, a matrix for each time, are made
+# for derivatives by the kernel alone.
 flow_coefficients.defjvp(_flow_derivative, symbolic_zeros=True)
 
 
@@ -285,6 +290,7 @@ def _highest(a, b):
 
 def _phi(z):
     """`(1 - exp(-z)) / z`, 1 at zero, for z >= 0."""
+    # The branch that is not taken must not divide by zero, which would make derivatives NaN.
     nonzero = jnp.where(z == 0, 1.0, z)
     return jnp.where(z == 0, 1.0, -jnp.expm1(-nonzero) / nonzero)
 
@@ -298,11 +304,13 @@ def _divided_difference(a, b):
     larger = jnp.maximum(a, b)
     smaller = jnp.minimum(a, b)
     gap = larger - smaller
+    # Both branches are computed everywhere: each gets arguments at which it is finite.
     is_small = larger < 1
     fast = (jnp.exp(-smaller) * _phi(gap) - _phi(smaller)) / jnp.where(is_small, 1.0, larger)
     near = jnp.where(is_small, smaller, 0.0)
     apart = jnp.where(is_small, gap, 0.0)
     slow = jnp.zeros_like(fast)
+    # Gauss-Legendre, its nodes moved from [-1, 1] to [0, 1].
     for node, weight in zip((NODES + 1) / 2, WEIGHTS / 2, strict=True):
         slow -= float(weight * node) * jnp.exp(-near * float(node)) * _phi(apart * float(node))
     return jnp.where(is_small, slow, fast)

@@ -250,6 +250,7 @@ def norm_products(
     rows = [row_norms(link, link.params["W"], 2) for link in layers]
     sums = [row_norms(link, link.params["W"], 1).max() for link in layers]
     frobenius = [float(row.sum()) for row in rows]
+    # |A'|_{2,1} / |A|, and the stable rank |A|_F^2 / |A|^2.
     mixed = [np.sqrt(row).sum() / size for row, size in zip(rows, norms, strict=True)]
     stable = [value / size**2 for value, size in zip(frobenius, norms, strict=True)]
     l1_inf = product(float(value) ** 2 for value in sums) * others**2
@@ -307,6 +308,7 @@ def rademacher_ball(
     else:
         draws = jax.random.rademacher(guards.key("key", key), (samples, n))
         signs = np.asarray(draws, np.float64)
+    # s' K s = sum_i lambda_i (v_i . s)^2, which cannot be negative.
     forms = np.square(signs @ eigen.vectors) @ eigen.values
     values = radius / n * np.sqrt(forms)
     error = 0.0 if n <= EXACT else float(values.std(ddof=1) / math.sqrt(samples))
@@ -368,6 +370,7 @@ def kare(
     targets = _checked_targets(y, kernel)
     eigen = ridge_eigh(kernel, ridge)
     inverse = _inverse(eigen, ridge)
+    # The factors n of G cancel in the quotient.
     residual = float(np.square(inverse) @ _energies(eigen, targets))
     return residual / len(targets) / float(inverse.mean() ** 2)
 

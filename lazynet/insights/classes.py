@@ -125,6 +125,7 @@ def local_support_vectors(
 
 
 def _separability(train, y, test, y_test, classes, ridge):
+    # Distances do not depend on the origin, and as differences of norms lose fewer digits near it.
     mean = train.mean(axis=0)
     train = train - mean
     test = test - mean

@@ -111,6 +111,7 @@ def nearest_neighbor_error(
 
 
 def _dimension(path, array, discard):
+    # Copies are neighbors at distance zero, whose ratio is infinite.
     array = np.unique(array, axis=0)
     if len(array) < 3:
         raise ValueError(
@@ -122,7 +123,9 @@ def _dimension(path, array, discard):
     n = len(ratios)
     # log(r2/r1) has an exponential distribution of rate d, hence a line of slope d and a mean of 1/d.
     kept = slice(0, max(2, int((1 - discard) * n)))
+    # F = i / (n + 1) stays below one, where -log(1 - F) is infinite.
     heights = -np.log1p(-np.arange(1, n + 1)[kept] / (n + 1))
     slope = float(ratios[kept] @ heights / (ratios[kept] @ ratios[kept]))
+    # n / sum has the expectation d n / (n - 1): this one has no bias.
     likelihood = (n - 1) / float(ratios.sum())
     return Dimension(slope, likelihood, likelihood / np.sqrt(n))

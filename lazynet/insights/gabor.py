@@ -98,13 +98,14 @@ def gabor_fit(filters: Float[ArrayLike, "n k1 k2"]) -> GaborFit:
     starts = np.stack([_start(target, spread) for target in targets for spread in SPREADS])
     repeated = np.repeat(targets, len(SPREADS), axis=0)
     dtype = jnp.result_type(float)
-    found = np.asarray(
-        _fitted(jnp.asarray(starts, dtype), jnp.asarray(repeated, dtype)), np.float64
-    )
-    errors = np.array(
-        [_error(theta, target) for theta, target in zip(found, repeated, strict=True)]
-    )
-    best = np.nan_to_num(errors, nan=np.inf).reshape(-1, len(SPREADS)).argmin(axis=1)
+    # optimistix mixes dtypes and ranks, whatever the user has forbidden
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        solved = _solved(jnp.asarray(starts, dtype), jnp.asarray(repeated, dtype))
+    found = np.asarray(solved, np.float64)
+    errors = []
+    for theta, target in zip(found, repeated, strict=True):
+        errors.append(np.square(_fit_of(theta, len(target), np) - target).sum())
+    best = np.nan_to_num(np.array(errors), nan=np.inf).reshape(-1, len(SPREADS)).argmin(axis=1)
     chosen = found.reshape(len(images), len(SPREADS), -1)[np.arange(len(images)), best]
     return _record(chosen, targets, norms)
 
@@ -115,6 +116,7 @@ def _start(target, spread):
     u = np.arange(size) - (size - 1) / 2
     energy = np.square(target)
     center = np.array([energy.sum(axis=1) @ u, energy.sum(axis=0) @ u]) / energy.sum()
+    # The spectrum of a real filter is even: half of it has all peaks.
     padded = np.abs(np.fft.fft2(target, (PADDING * size, PADDING * size)))
     half = PADDING * size // 2 + 1
     row, column = np.unravel_index(padded[:, :half].argmax(), (PADDING * size, half))
@@ -125,6 +127,7 @@ def _start(target, spread):
         [*center, np.log(root), 0.0, np.log(root), frequencies[row], abs(frequencies[column]), 0, 0]
     )
     waves = _waves(theta, size, np)
+    # Amplitudes enter linearly: given the rest, least squares has the best ones.
     theta[7:] = np.linalg.lstsq(waves.reshape(2, -1).T, target.ravel(), rcond=None)[0]
     return theta
 
@@ -134,7 +137,7 @@ def _waves(theta, size, numpy: Any):
     u = numpy.arange(size) - (size - 1) / 2
     rows = u[:, None] - theta[0] + 0 * u[None, :]
     columns = u[None, :] - theta[1] + 0 * u[:, None]
-    # D = L L'
+    # D = L L' with the logarithms of L's diagonal: positive definite at every step of a fit.
     first = numpy.exp(theta[2]) * rows + theta[3] * columns
     second = numpy.exp(theta[4]) * columns
     envelope = numpy.exp(-(first**2) - second**2)
@@ -147,19 +150,9 @@ def _fit_of(theta, size, numpy: Any):
     return theta[7] * waves[0] + theta[8] * waves[1]
 
 
-def _error(theta, target):
-    return np.square(_fit_of(theta, len(target), np) - target).sum()
-
-
-def _fitted(starts: Array, targets: Array) -> Array:
-    """Parameters after least squares from each start."""
-    # optimistix mixes dtypes and ranks, whatever the user has forbidden
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return _solved(starts, targets)
-
-
 @jax.jit
 def _solved(starts: Array, targets: Array) -> Array:
+    """Parameters after least squares from each start."""
     import optimistix
 
     size = targets.shape[1]

@@ -128,6 +128,7 @@ def operator_norm(link: Link) -> float:
 def _gram(layer, v):
     """`J' J v` of a layer that is linear but for its biases."""
     outputs, back = jax.vjp(layer, jnp.zeros_like(v))
+    # Of an affine layer, what it does to v beyond what it does to zero.
     image = layer(v) - outputs
     return back(image)[0]
 
@@ -154,6 +155,7 @@ def row_norms(link: Link, weights: Any, power: int) -> np.ndarray:
     if link.name == "Dense":
         return entries.sum(axis=0)
     ones = jnp.ones((1, *link.shape), link.dtype)
+    # The layer multiplies its weights again.
     scaled = jnp.asarray(entries / multiplier(link), link.dtype)
     params = {**link.params, "W": scaled}
     if "b" in params:

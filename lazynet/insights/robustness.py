@@ -134,6 +134,7 @@ def _bound(link):
     if link.name == "coupling":
         half = jax.ShapeDtypeStruct((*example.shape[:-1], example.shape[-1] // 2), link.dtype)
         slope = _branch(link, 0, link.call["f"], half)
+        # The larger eigenvalue of [[0, 1], [1, L]], where x^2 = L x + 1.
         return (slope + math.sqrt(slope**2 + 4)) / 2
     return lipschitz(link)
 
@@ -205,6 +206,7 @@ def _step(function: Apply, params: Params, x: Array, classes: Array) -> Array:
     slopes = flat - jnp.take_along_axis(flat, classes[:, None, None], axis=1)
     gaps = own - outputs
     squares = jnp.sum(slopes**2, axis=2)
+    # The own class has no slope against itself: its boundary is infinitely far.
     reachable = squares > 0
     lengths = jnp.where(reachable, gaps / jnp.sqrt(jnp.where(reachable, squares, 1)), jnp.inf)
     nearest = jnp.argmin(lengths, axis=1)[:, None]

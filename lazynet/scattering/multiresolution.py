@@ -189,6 +189,7 @@ def _check_lowpass(lowpass):
         raise ValueError(
             f"lowpass got {len(h)} coefficients, expected an even number: for instance HAAR."
         )
+    # sum_k h[k] h[k + 2 m] = 1 for m = 0, and 0 for all others.
     shifts = [h[: len(h) - m] @ h[m:] - (m == 0) for m in range(0, len(h), 2)]
     if np.abs(shifts).max() > 1e-3:
         raise ValueError(

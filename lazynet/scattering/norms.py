@@ -44,6 +44,7 @@ def _block(layer: Layer, coarse: int, q0: int, q1: int) -> Shaped[np.ndarray, "a
         height, width = filters.shape[-2:]
         k0 = alias * (height // coarse) + q0
         k1 = alias * (width // coarse) + q1
+        # Decimation by `step` mixes frequencies that differ by multiples of P / step, no others.
         same = alias[:, None] % (coarse // step) == alias[None] % (coarse // step)
         coupled = np.kron(same, same)
         for values in (filters[:, k0][:, :, k1], filters[:, -k0][:, :, -k1].conj()):

@@ -247,6 +247,7 @@ def modulus(z: Array) -> Array:
 @modulus.defjvp
 def _modulus_jvp(primals, tangents):
     (z,), (dz,) = primals, tangents
+    # The scale cancels in u: its derivative would be zero.
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag)))
     nonzero = largest > 0
     scale = jnp.where(nonzero, largest, 1)
@@ -268,6 +269,7 @@ def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
     levels = filters.band[j] - level
     if levels > 0:
         spectrum = _crop(spectrum, levels)
+        # The mean is over 4^levels aliases, all of which but the one that is kept are zero, to 1e-12.
         wave = _crop(wave, levels) / 4**levels
         step = step >> levels
     if jnp.iscomplexobj(wave):
@@ -276,6 +278,7 @@ def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
         return jax.lax.complex(
             *(_alias_by_quarters(part, wave, step) for part in (spectrum.real, spectrum.imag))
         )
+    # The wavelets here are real in Fourier: two real products instead of a complex one.
     return _alias(jax.lax.complex(spectrum.real * wave, spectrum.imag * wave), step)
 
 

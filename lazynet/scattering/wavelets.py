@@ -186,6 +186,7 @@ def _one_lattice_sum(
     sin = math.sin(angle)
     u = _periods(w0, xi * cos, _CUTOFF * math.hypot(cos / along, sin / across))
     v = _periods(w1, xi * sin, _CUTOFF * math.hypot(sin / along, cos / across))
+    # |D R' (u, v)|^2 = along^2 (u cos + v sin)^2 + across^2 (v cos - u sin)^2, term by term.
     exponent = np.multiply.outer((across**2 - along**2) * cos * sin * u, v)
     exponent -= (0.5 * ((along * cos) ** 2 + (across * sin) ** 2) * u**2)[:, :, None, None]
     exponent -= 0.5 * ((along * sin) ** 2 + (across * cos) ** 2) * v**2

@@ -201,6 +201,7 @@ def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2)
                 f"{str(folder)!r} holds step {complete[-1]}, expected earlier steps than {state.step}: go on from "
                 "load_sharded, or choose another folder."
             )
+        # Folders without digests are what killed runs left.
         _delete(manager, set(manager.all_steps()) - set(complete))
         manager.save(
             int(state.step),
@@ -210,6 +211,7 @@ def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2)
         )
         manager.wait_until_finished()
         _finish(Path(folder, str(int(state.step))))
+        # Not before the new one is complete: until then a killed run goes on from these.
         _delete(manager, _complete(manager, folder)[:-keep])
 
 

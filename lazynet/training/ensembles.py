@@ -209,6 +209,7 @@ def _step(
             examples = jax.tree.map(lambda leaf: leaf[rows], data)
 
         def value(params):
+            # Made inside of vmap: each network is linearized at its own start.
             goal = objective(transform(apply, params0), loss)
             return goal.value(with_constants(params, constants), examples)
 

@@ -333,6 +333,7 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
         own = jax.tree.unflatten(structure, leaves)
         if plan.sharding is not None:
             own = first_shards(own)
+        # The next step takes over the memory of these leaves: what is yielded must be a copy.
         weights, copied_state = _copied(own)
         yield TrainState(step, time, with_constants(weights, function), copied_state)
 
@@ -434,7 +435,11 @@ def _resumed(state, curve, steps, parts, measure):
         )
     names = {f"{part}_{name}" for part in parts for name in ("loss", "accuracy")}
     check_names(curve, names | set(_measured(measure, state.params)))
-    return _rows(curve)
+    rows = []
+    for i, (step, time) in enumerate(zip(curve.step, curve.time, strict=True)):
+        metrics = {name: float(values[i]) for name, values in curve.metrics.items()}
+        rows.append({"step": int(step), "time": float(time), **metrics})
+    return rows
 
 
 def _columns(rows):
@@ -446,14 +451,6 @@ def _columns(rows):
         if name not in ("step", "time"):
             metrics[name] = np.array([row[name] for row in rows])
     return step, time, metrics
-
-
-def _rows(curve):
-    rows = []
-    for i, (step, time) in enumerate(zip(curve.step, curve.time, strict=True)):
-        metrics = {name: float(values[i]) for name, values in curve.metrics.items()}
-        rows.append({"step": int(step), "time": float(time), **metrics})
-    return rows
 
 
 @jax.jit

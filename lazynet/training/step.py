@@ -167,6 +167,7 @@ def stepper(plan: Plan, objective: Objective, structure: Any) -> Stepper:
     """
     if plan.microbatches > 1:
         return functools.partial(_in_parts, plan, objective, structure)
+    # params0 and alpha are arguments, their tree is the key of the program: a sweep compiles once.
     constants, form = jax.tree.flatten(objective)
     return functools.partial(_at_once, plan, _compiled_step(plan, form, structure), constants)
 
@@ -186,6 +187,7 @@ def _in_parts(plan, objective, structure, leaves, source, step, rate):
     total = trees.zeros_like(params)
     for i in range(plan.microbatches):
         start = _first_example(plan, source, step) + i * size
+        # Every part is augmented by a draw of its own.
         draw = step * plan.microbatches + i
         total = _accumulate(plan, objective, params, total, source, start, draw)
     return jax.tree.leaves(_update(plan, params, opt_state, total, rate))
@@ -207,6 +209,7 @@ def _compiled_step(plan, form, structure):
         _check_structure(after, structure)
         return jax.tree.leaves(after)
 
+    # Weights and state are written where the old ones were, of which the caller keeps none.
     return jax.jit(_step, donate_argnums=1)
 
 

@@ -170,6 +170,8 @@ def _append(path: Path, curve: Trajectory, form: _Form) -> None:
         )
     if jax.process_index() != 0:
         return
+    # This mode makes a new file but never empties an old one, and writes at the end, which is
+    # where `truncate` puts it: what agrees with the curve is not written again.
     with open(path, "a+b") as file:
         file.seek(0)
         old = file.read()
