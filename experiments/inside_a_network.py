@@ -259,6 +259,7 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
     flatness = insights.flatness(paths, 3)
     few = test.x[: config.examples]
     norms = insights.adversarial_norm(function, params, few)
+    # At alpha = inf the weights stay at w0: u is what filters have learned.
     filters = np.asarray(weights["0_Conv"]["W"], np.float64)
     filters = filters + (0 if tangent is None else np.asarray(tangent["0_Conv"]["W"]))
     fit = insights.gabor_fit(filters[:, :, 0].transpose(2, 0, 1))

@@ -310,6 +310,7 @@ def _bounds(model, weights, x, margins, complexity):
 def _halved_at(arrays, cell):
     """The step at which the training loss falls below its share, between records on logarithmic axes."""
     loss = np.log(arrays[f"{cell}/curve/metrics/train_loss"])
+    # Step 0, which has no logarithm, counts as half a step.
     step = np.log(np.maximum(arrays[f"{cell}/curve/step"], 0.5))
     goal = loss[0] + math.log(LEFT)
     below = np.flatnonzero(loss <= goal)
@@ -332,6 +333,7 @@ def _kernel(config, train, test):
     targets = np.concatenate([y, np.asarray(test.y, np.float64)])
     right = both.argmax(axis=1) == targets.argmax(axis=1)
     margins = bounds.margins(both[:n], y.argmax(axis=1))
+    # In the RKHS |f|^2 = tr y' K^{-1} y: the fitted functions lie in a ball of this radius.
     norm = math.sqrt(max(float(np.sum(y * np.linalg.solve(kernel + ridge * np.eye(n), y))), 0.0))
     ball = bounds.rademacher_ball(kernel, norm, key=jax.random.key(config.seed), samples=SIGNS)
     left_out = dynamics.leave_one_out(kernel, data, ridge=ridge)

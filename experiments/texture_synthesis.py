@@ -193,5 +193,6 @@ def _moments(x, filters, max_order):
 def _correlation(source: np.ndarray, image: np.ndarray) -> float:
     """The largest correlation of the image with any periodic shift of the source."""
     centered = (image - image.mean()) / image.std()
+    # Correlations with all shifts at once are a product in Fourier.
     product = np.fft.fft2(source) * np.conj(np.fft.fft2(centered))
     return float(np.fft.ifft2(product).real.max() / source.size)

@@ -251,6 +251,7 @@ def kernel_spectrum(
     if largest == 0:
         raise ValueError("kernel is zero, expected one with a spectrum.")
     condition = float(values[0] / values[-1]) if values[-1] > tolerance else math.inf
+    # Ratios, because the squares of eigenvalues can leave the range of float64.
     relative = values / largest
     effective_rank = float(relative.sum() ** 2 / (relative**2).sum())
     energy = None if y is None else _label_energy(modes, y, kernel.ndim)

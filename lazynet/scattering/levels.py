@@ -71,6 +71,8 @@ def averaging(
         return inside[None] / inside.sum()
     offset = 0.5 * (step - 1) if sampling == "centered" else 0.0
     impulse = np.fft.ifft(spectrum * np.exp(1j * frequencies(n) * offset)).real
+    # The first sample lies in the margin, where there is one.
     first = 1 if sum(margin) else 0
     wanted = step * (first + np.arange(size >> J))
+    # Rows of the circulant matrix of phi, those of samples inside of the image.
     return impulse[(wanted[:, None] - position) % n]

@@ -171,17 +171,17 @@ def _wavelets(x, filters: Filters) -> tuple[Array, ...]:
 
 def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
     """`transform(plane, filters)` for every [H, W] plane of x, chunk by chunk; trees of arrays keep their shape."""
-    x, filters = jnp.asarray(x), _cast(filters, x.dtype)
+    x = jnp.asarray(x)
+    filters = _cast(filters, x.dtype)
     *batch, height, width = x.shape
     planes = x.reshape(-1, height, width)
     chunk = chunk or _default_chunk(filters, x.dtype.itemsize)
     each = partial(transform, filters=filters)
-    many = (
-        jax.vmap(each)(planes)
-        if len(planes) <= chunk
-        else jax.lax.map(each, planes, batch_size=chunk)
-    )
-    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), many)
+    if len(planes) <= chunk:
+        coefficients = jax.vmap(each)(planes)
+    else:
+        coefficients = jax.lax.map(each, planes, batch_size=chunk)
+    return jax.tree.map(lambda a: a.reshape(*batch, *a.shape[1:]), coefficients)
 
 
 def _plane_wavelets(x: Array, *, filters: Filters) -> tuple[Array, ...]:
@@ -214,11 +214,11 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
         second.append(
             averages[filters.L :].reshape(len(moduli), filters.L, filters.L, *averages.shape[-2:])
         )
+        # For larger scales alone: frequencies decrease along a path.
         if max_order > 1 and j < filters.J - 1:
             moduli.append(jnp.fft.fft2(maps[: filters.L]))
-    return jnp.concatenate(
-        [zeroth, *first, *(_by_first_wavelet(second, j1) for j1 in range(len(moduli)))]
-    )
+    by_first_wavelet = [_by_first_wavelet(second, j1) for j1 in range(len(moduli))]
+    return jnp.concatenate([zeroth, *first, *by_first_wavelet])
 
 
 def _by_first_wavelet(second: list[Array], j1: int) -> Array:
@@ -246,12 +246,15 @@ def modulus(z: Array) -> Array:
 
 @modulus.defjvp
 def _modulus_jvp(primals, tangents):
-    (z,), (dz,) = primals, tangents
+    (z,) = primals
+    (dz,) = tangents
     # The scale cancels in u: its derivative would be zero.
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.abs(z.real), jnp.abs(z.imag)))
     nonzero = largest > 0
     scale = jnp.where(nonzero, largest, 1)
-    real, imag = (jnp.where(nonzero, part, one) / scale for part, one in ((z.real, 1), (z.imag, 0)))
+    # At zero u = 1 stands for a direction that there is not, so that no derivative divides by zero.
+    real = jnp.where(nonzero, z.real, 1) / scale
+    imag = jnp.where(nonzero, z.imag, 0) / scale
     length = jnp.sqrt(real**2 + imag**2)
     change = (real * dz.real + imag * dz.imag) / length
     return modulus(z), jnp.where(nonzero, change, 0)
@@ -274,11 +277,11 @@ def filter_maps(spectrum: Array, filters: Filters, level: int, j: int) -> Array:
         step = step >> levels
     if jnp.iscomplexobj(wave):
         return _alias(spectrum * wave, step)
+    # Wavelets that are real in Fourier take two real products instead of a complex one.
     if 1 < step <= 4 and wave.shape[-1] * wave.shape[-2] <= _SMALL_GRID:
-        return jax.lax.complex(
-            *(_alias_by_quarters(part, wave, step) for part in (spectrum.real, spectrum.imag))
-        )
-    # The wavelets here are real in Fourier: two real products instead of a complex one.
+        real = _alias_by_quarters(spectrum.real, wave, step)
+        imag = _alias_by_quarters(spectrum.imag, wave, step)
+        return jax.lax.complex(real, imag)
     return _alias(jax.lax.complex(spectrum.real * wave, spectrum.imag * wave), step)
 
 
@@ -332,6 +335,7 @@ def _cast(filters: Filters, dtype) -> Filters:
 def _default_chunk(filters: Filters, itemsize: int) -> int:
     if jax.default_backend() == "cpu":
         return 1
+    # Most numerous are the maps of scales (0, 1): L^2 of them on a quarter of the grid.
     largest = filters.L**2 * filters.phi[0].size * filters.phi[1].size // 4
     return max(1, _ACCELERATOR_BYTES // (8 * itemsize * largest))
 

@@ -349,6 +349,7 @@ def _evaluated(objective, params, data, batch_size, sharding):
         # A last chunk that the devices do not divide is evaluated whole on each of them.
         placed = place(chunk, sharding if even else everywhere)
         values = _loss_and_accuracy(objective, params, placed)
+        # In float64, lest a long sum of chunks round what was computed in float32.
         totals += len(chunk.y) / n * np.asarray(values, np.float64)
     return {"loss": float(totals[0]), "accuracy": float(totals[1])}
 

@@ -78,8 +78,10 @@ def _placed(sharding, leaf):
         return leaf
     if sharding.is_fully_addressable:
         return jax.device_put(leaf, sharding)
+    # NumPy has no keys: their data are placed, and made keys again.
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         data = _placed(sharding, jax.random.key_data(leaf))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    # `device_put` is for the devices of this process; here each gives its devices their part.
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])

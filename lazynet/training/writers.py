@@ -205,6 +205,7 @@ def _merged(path: Path, old: bytes, rows: list[Row], names: list[str], form: _Fo
         in_order.append({name: row[name] for name in columns})
     rows = in_order
     last = -math.inf
+    # Rows behind those of the curve are from the run that was killed: their steps do not fall.
     for i, line in enumerate(lines[len(header) :]):
         found = _parsed(line, columns, form)
         if i < len(rows):
