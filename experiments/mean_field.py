@@ -148,6 +148,7 @@ def _train_all(config, width, scale, data, x_test, *, seeds):
     keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(seeds))
     power = SCALES[scale]
     model = ln.serial(
+        # Undoes the 1 / sqrt(inputs) of the NTK parameterization.
         ln.Dense(width, W_std=math.sqrt(config.inputs)),
         ln.elementwise(jnp.tanh),
         ln.Dense(1, W_std=width**-power),

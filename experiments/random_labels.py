@@ -334,7 +334,8 @@ def _kernel(config, train, test):
     right = both.argmax(axis=1) == targets.argmax(axis=1)
     margins = bounds.margins(both[:n], y.argmax(axis=1))
     # In the RKHS |f|^2 = tr y' K^{-1} y: the fitted functions lie in a ball of this radius.
-    norm = math.sqrt(max(float(np.sum(y * np.linalg.solve(kernel + ridge * np.eye(n), y))), 0.0))
+    coefficients = np.linalg.solve(kernel + ridge * np.eye(n), y)
+    norm = math.sqrt(max(float(np.sum(y * coefficients)), 0.0))
     ball = bounds.rademacher_ball(kernel, norm, key=jax.random.key(config.seed), samples=SIGNS)
     left_out = dynamics.leave_one_out(kernel, data, ridge=ridge)
     margin = max(float(np.quantile(margins, QUANTILE)), np.finfo(float).tiny)

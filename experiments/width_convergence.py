@@ -287,6 +287,7 @@ def squares_covariance(outputs: np.ndarray) -> float:
     """`E f_a^2 f_b^2 / (E f^2)^2 - 1` over pairs a != b of outputs, zero if they are independent."""
     squares = outputs**2
     k = outputs.shape[1]
+    # sum_{a != b} f_a^2 f_b^2 = (sum_a f_a^2)^2 - sum_a f_a^4.
     pairs = (squares.sum(1) ** 2 - (squares**2).sum(1)) / (k * (k - 1))
     return float(np.mean(pairs) / np.mean(squares) ** 2 - 1)
 

@@ -59,6 +59,7 @@ def principal_components(config, train: Data, test: Data) -> Problem:
     scale = np.sqrt(values)
     unit = math.sqrt(np.square(scale).sum() / len(rows))
     x = vectors * scale / unit
+    # With rows = V S U' the directions are U = rows' V / S, which are not formed.
     x_test = (others @ rows.T) @ vectors / scale / unit
     centered = map(datasets.center_targets, (Data(x, train.y), Data(x_test, test.y)))
     return Problem(*jax.tree.map(lambda a: np.asarray(a, np.float32), tuple(centered)))

@@ -53,6 +53,7 @@ def _runge_kutta(field, s, step):
         slope = field(trees.add_scaled(s, shift * step, slope))
         return (slope, trees.add_scaled(total, weight * step, slope)), None
 
+    # The first stage is shifted by nothing, whatever the slope before it.
     shifts = jnp.array([0.0, 0.5, 0.5, 1.0])
     weights = jnp.array([1.0, 2.0, 2.0, 1.0]) / 6.0
     (_, new), _ = jax.lax.scan(stage, (trees.zeros_like(s), s), (shifts, weights))

@@ -109,6 +109,7 @@ def outputs(student: Student, u: Weights, x):
 def gradients(student: Student, z0, u: Weights, x, y) -> tuple[Any, Weights]:
     """Residuals `[s, n]` and the gradient of the loss in u; `z0` are the pre-activations at initialization."""
     f, active, now = _forward(student, z0, u, x)
+    # The alpha of f cancels the 1/alpha of its weights: df/du = Dh(w0 + u/alpha).
     residual = f - y
     pull = residual / y.shape[-1]
     out = student.start.out[None] + u.out / student.alpha[:, None]
@@ -179,6 +180,7 @@ def _forward(student, z0, u, x):
     active = jnp.maximum(now, 0)
     # alpha [relu(z0 + moved / alpha) - relu(z0)] without the difference, which loses its digits at large alpha.
     change = jnp.where(z0[None] > 0, jnp.maximum(moved, -scaled), jnp.maximum(moved + scaled, 0))
+    # alpha [(a0 + v/alpha) relu(z) - a0 relu(z0)] = v relu(z) + a0 alpha [relu(z) - relu(z0)].
     f = jnp.einsum("sm,smn->sn", u.out, active, precision="highest")
     f = f + jnp.einsum("m,smn->sn", student.start.out, change, precision="highest")
     start = _dot(student.start.out, jnp.maximum(z0, 0))

@@ -145,8 +145,9 @@ def kernel_outputs(
     check_kernel("cross", kernel, len(np.atleast_1d(guards.numbers("cross", kernel))), n, k)
     matrix = np.asarray(kernel_matrix(kernel), np.float64)
     check_finite_kernel("cross", matrix)
-    outputs = _product(matrix, a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1))
-    outputs = outputs.reshape(*a.shape[:-2], -1, k)
+    # A full kernel is a matrix on pairs (example, output), which then are one column.
+    columns = a if np.ndim(kernel) == 2 else a.reshape(*a.shape[:-2], n * k, 1)
+    outputs = _product(matrix, columns).reshape(*a.shape[:-2], -1, k)
     return outputs if f0 is None else outputs + check_outputs("f0", f0, outputs.shape[-2:])
 
 

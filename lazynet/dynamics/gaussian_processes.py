@@ -121,6 +121,7 @@ def nngp_posterior(
     error = _rounding(eigen.tolerance, kernel_matrix(cross), kernel_matrix(prior))
     covariance = _with_variances(covariance, filters, error, np.max(prior))
     mean = filters @ (eigen.vectors.T @ columns_of(y, np.ndim(nngp)))
+    # s cancels in the mean, as the ridge is in units of it.
     return _gaussian(mean, size * covariance, np.ndim(nngp), y)
 
 
@@ -214,6 +215,7 @@ def _gaussian(mean, covariance, ndim, y):
     k = y.shape[1]
     if ndim == 2:
         return Gaussian(mean, covariance)
+    # Rows and columns are (input, output): [m, k, m, k] becomes [m, m, k, k].
     m = covariance.shape[-1] // k
     blocks = covariance.reshape(*covariance.shape[:-2], m, k, m, k)
     return Gaussian(mean.reshape(*mean.shape[:-2], m, k), blocks.swapaxes(-3, -2))

@@ -129,6 +129,7 @@ def left_out(eigen: Eigen, y, ndim, ridge):
     )
     n, k = y.shape
     rows = eigen.vectors.reshape(n, 1 if ndim == 2 else k, -1)
+    # G = V diag(1 / (lambda + ridge)) V', of which the diagonal blocks alone are formed.
     blocks = np.einsum("iam,m,ibm->iab", rows, inverse, rows, optimize=True)
     solved = expand(eigen, inverse[None], y, ndim).reshape(n, blocks.shape[1], -1)
     return blocks, solved

@@ -115,6 +115,7 @@ def operator_norm(link: Link) -> float:
     layer = jax.tree_util.Partial(link.layer.apply, link.params)
     example = jax.ShapeDtypeStruct((1, *link.shape), link.dtype)
 
+    # Multiplied and not formed: the matrix of a convolution has the squared size of an image.
     def product(v):
         return np.asarray(_gram(layer, jnp.asarray(v.reshape(example.shape), example.dtype)))
 

@@ -133,7 +133,9 @@ def _flatness(name, path, directions):
         raise ValueError(
             f"paths[{name!r}] has steps of length zero, expected features that move: leave out constant layers."
         )
-    cosines = (steps[:, 1:] * steps[:, :-1]).sum(axis=2) / (lengths[:, 1:] * lengths[:, :-1])
+    products = (steps[:, 1:] * steps[:, :-1]).sum(axis=2)
+    cosines = products / (lengths[:, 1:] * lengths[:, :-1])
+    # Rounding takes the cosine of a straight path beyond one.
     angles = np.arccos(np.clip(cosines, -1, 1))
     share = energies[:, :directions].sum(axis=1) / total
     return Flatness(float(share.mean()), float(angles.sum(axis=1).mean()))

@@ -235,4 +235,5 @@ def _normalized(psi: list[dict[int, np.ndarray]], phi: list[np.ndarray], J: int,
     layers = [layer(psi[r], tuple(phi), r, J, sampling) for r in range(J)]
     scale = max(layer_bounds(filters)[1] for filters in layers) ** -0.5
     scaled = [jax.tree.map(lambda wave: scale * wave, level) for level in psi]
+    # phi is the product of its two axes: each has the root of the factor.
     return scaled, [math.sqrt(scale) * axis for axis in phi]

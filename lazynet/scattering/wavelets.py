@@ -138,6 +138,7 @@ def morlet_1d(w: Shaped[np.ndarray, " n"], j: int) -> Float[np.ndarray, " n"]:
     """
     sigma = WIDTH * 2**j
     xi = CENTER_FREQUENCY / 2**j
+    # The frequency zero stands last: there the wavelet has to vanish.
     at = np.append(w, 0.0)
 
     def bumps(center):

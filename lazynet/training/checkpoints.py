@@ -341,6 +341,7 @@ def _finish(place: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, place / DIGESTS)
+    # No process goes on, and deletes the older ones, before the digests stand.
     multihost_utils.sync_global_devices("lazynet: the checkpoint is complete")
 
 
