@@ -123,10 +123,12 @@ from lazynet.signatures import select as select
 from lazynet.tangents import tangent_at as tangent_at
 from lazynet.training import checkpoints as checkpoints
 from lazynet.training import ensembles as ensembles
+from lazynet.training import kept_activations as kept_activations
 from lazynet.training import optimizers as optimizers
 from lazynet.training import sharding as sharding
 from lazynet.training import writers as writers
 from lazynet.training.ensembles import train_ensemble as train_ensemble
+from lazynet.training.kept_activations import keep_activations as keep_activations
 from lazynet.training.loop import TrainState as TrainState
 from lazynet.training.loop import evaluate as evaluate
 from lazynet.training.loop import log_spaced as log_spaced

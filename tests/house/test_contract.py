@@ -621,6 +621,11 @@ ROWS = {
         "",
         "learning_rate: positive, steps_per_epoch: count, decay: positive",
     ),
+    "keep_activations": Row(
+        lambda: dict(function=lazynet.lazy(square, W, np.inf), x=X, chunk=2),
+        "x: longer rank complex",
+        "function: function, chunk: count",
+    ),
     "train_ensemble": Row(
         lambda: dict(
             apply=linear,
@@ -780,6 +785,7 @@ EXEMPT = {
         "diagnostics.Laziness diagnostics.Spectrum diagnostics.Stability diagnostics.Tangent "
         "insights.Dimension insights.Flatness insights.GaborFit insights.Inversion insights.Separability "
         "ensembles.EnsembleCurve dynamics.ConjugateGradient dynamics.Gaussian dynamics.Solution linalg.Eigen "
+        "kept_activations.KeptActivations "
         "LazyFunction model.Evaluation model.Inverse optimizers.SGD optimizers.UnitRate scattering.Filters "
         "scattering.LittlewoodPaley scattering.Path spectra.Estimate spectra.SpectralDensity "
         "spectra.Distances spectra.Eigenpairs spectra.OneSided spectra.Sketch "
