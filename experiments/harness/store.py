@@ -104,6 +104,7 @@ class Store(NamedTuple):
             write_json(path, values)
             return read_json(path)
         save_arrays(path, values)
+        # Not before the result stands: a killed training goes on from here.
         self.checkpoint(name).unlink(missing_ok=True)
         return load_arrays(path)
 
@@ -177,6 +178,7 @@ def open_run(name: str, config: Any, out: Path) -> Path:
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", described)
         if not (folder / DONE).exists():
+            # Of the machine that goes on with a run; a finished one keeps its own.
             write_json(folder / "env.json", environment())
     except OSError as error:
         raise _unwritable(folder, error) from error

@@ -39,6 +39,7 @@ class Lasting(io.FileIO):
         except OSError as error:
             if not isinstance(error, BrokenPipeError):
                 self.failure = error
+            # Under the same number, so that nothing that is written later can fail again.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)

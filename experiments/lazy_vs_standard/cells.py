@@ -146,6 +146,7 @@ def _rates(config, model, params0, train, seed):
     return {
         "learning_rate": config.train.lr_fraction * bound,
         "lr_max": bound,
+        # bound = 2 (1 + m) n / lambda_max.
         "lambda_max_over_n": 2 * (1 + config.train.momentum) / bound,
     }
 

@@ -54,8 +54,8 @@ def of_features(train: Data, test: Data, ridges: tuple[float, ...]) -> dict[str,
 
 
 def _left_out(scores, y, weights):
-    # Of f = H y with leverages H_ii: y_i - (y_i - f_i) / (1 - H_ii) is the prediction without i.
     fitted = scores @ (weights[:, None] * (scores.T @ y))
+    # h_i = x_i' (X'X + ridge)^{-1} x_i in the eigenvectors of X'X.
     leverages = np.square(scores) @ weights
     return y - (y - fitted) / (1 - leverages)[:, None]
 

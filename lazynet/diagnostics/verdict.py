@@ -122,6 +122,7 @@ def is_lazy(
         largest = estimate_max_learning_rate(
             function, weights, data.x, key=keys[0], iterations=iterations
         )
+        # n / lambda_max, at which a linear model fits its leading mode in one step.
         learning_rate = largest / 2
     rate = guards.rate(learning_rate)
     trained = weights

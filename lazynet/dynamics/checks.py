@@ -78,6 +78,7 @@ def modes(kernel, n, time, tolerance) -> tuple[Eigen, int]:
         matrix = kernel_matrix(kernel)
         eigen = psd_eigh(matrix, tolerance=tolerance)
         ndim = np.ndim(kernel)
+        # The limit alone divides by eigenvalues; finite times amplify no rounding.
         if tolerance is None and np.isinf(time[-1]):
             check_digits(matrix, eigen, 0.0)
     if tolerance is None:

@@ -306,7 +306,7 @@ def _preconditioner(system: _System, rank):
     del factor
     rotation, scales, _ = np.linalg.svd(triangle)
     squares = scales[:, None] ** 2
-    # Without a ridge, and with nothing of K left behind L, the shift is zero and so are squares.
+    # With no ridge and nothing of K beside L L' the shift is zero: 0 / 0 where a square is, too.
     least = np.finfo(np.float64).eps * squares[0]
 
     def precondition(v, ridges):

@@ -63,7 +63,7 @@ def known_flow(eigen: Eigen, ndim: int, y: Array, f0: Array, time: Array) -> tup
     vectors = jnp.asarray(eigen.vectors).astype(y.dtype)
     inverse = jnp.asarray(eigen.inverse_values()).astype(y.dtype)
     is_infinite = jnp.isinf(time)[:, None]
-    # Infinite times get the pseudo-inverse below: in null directions lambda t would be 0 * inf.
+    # Infinite times get the pseudo-inverse below: tau phi(lambda tau) would be inf * 0.
     tau = jnp.where(is_infinite, 0.0, time[:, None]) / len(y)
     exponents = -values[None] * tau
     # The branch that is not taken must not divide by zero, which would make derivatives NaN.

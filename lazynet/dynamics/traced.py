@@ -211,7 +211,7 @@ def solve_flow(
         ridge = jnp.asarray(ridge).astype(y.dtype)
     matrix = matrix + ridge * jnp.eye(len(matrix), dtype=matrix.dtype)
     residual = columns_of(y - f0, kernel.ndim)
-    # Infinite times get the limit below: in null directions lambda t would be 0 * inf.
+    # Infinite times get the limit below: tau phi(lambda tau) would be inf * 0.
     finite = jnp.asarray(time if is_traced(time) else np.where(is_infinite, 0.0, time))
     tau = finite.astype(y.dtype) * jnp.asarray(rate).astype(y.dtype) / len(y)
     coefficients = flow_coefficients(matrix, tau, residual)

@@ -56,6 +56,7 @@ class SGD:
 
     @property
     def _transformation(self):
+        # Without momentum optax then keeps no velocity.
         return optax.sgd(1.0, self.momentum or None, self.nesterov)
 
 

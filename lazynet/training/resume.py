@@ -67,10 +67,12 @@ def check_state(
     guards.weights("resume.params", state.params)
     if start is not None:
         trees.check_same_structure(state.params, start, name="resume.params", expected="params")
-        for (path, leaf), other in zip(_leaves(state.params), jax.tree.leaves(start), strict=True):
+        leaves = jax.tree_util.tree_leaves_with_path(state.params)
+        for (path, leaf), other in zip(leaves, jax.tree.leaves(start), strict=True):
             if trees.is_weight(other) and jnp.result_type(leaf) != jnp.result_type(other):
+                place = f"resume.params{jax.tree_util.keystr(path)}"
                 raise ValueError(
-                    f"resume.params{path} has dtype {jnp.result_type(leaf)}, expected {jnp.result_type(other)} as in "
+                    f"{place} has dtype {jnp.result_type(leaf)}, expected {jnp.result_type(other)} as in "
                     "params: resume in the precision of the training."
                 )
     guards.finite("resume.params", state.params, "resume from a record before training diverged")
@@ -131,13 +133,6 @@ def check_names(curve: Trajectory, names: set[str]) -> None:
             f"resume has a curve without the metrics asked for ({lacking}), or with others ({given_up}), expected the "
             "same: pass test= and measure= of the training that is resumed."
         )
-
-
-def _leaves(tree):
-    return [
-        (jax.tree_util.keystr(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
 
 
 def _form(tree):
