@@ -48,7 +48,7 @@ from experiments.shared.sizes import largest_width, parameters
 from experiments.shared.training import batched_outputs, trained_from
 from lazynet import zoo
 
-__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers"]
+__all__ = ["PRESETS", "TITLE", "XLA_EFFORT", "Config", "draw", "facts", "measure", "numbers"]
 
 CLASSES = 10
 SQRT2 = 2**0.5
@@ -102,6 +102,8 @@ class Config:
                 f"{prefix}strides={self.strides}, expected {len(self.widths)}, one for each of {prefix}widths."
             )
 
+
+XLA_EFFORT = 0
 
 PRESETS = {
     "smoke": Config(

@@ -23,6 +23,7 @@ __all__ = [
 
 POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
 PANELS = 6
+_MISSING = object()
 
 
 class Run(NamedTuple):
@@ -74,12 +75,14 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 def differing_fields(runs: Sequence[Run]) -> list[str]:
     """The fields in which the configurations differ."""
-    first, *others = [_flat(run.config) for run in runs]
-    differing = []
-    for field, value in first.items():
-        if any(other.get(field) != value for other in others):
-            differing.append(field)
-    return differing
+    configs = [_flat(run.config) for run in runs]
+    # a field that some runs lack, as those of an earlier version, is a difference
+    fields = dict.fromkeys(field for config in configs for field in config)
+    return [
+        field
+        for field in fields
+        if any(config.get(field, _MISSING) != configs[0].get(field, _MISSING) for config in configs)
+    ]
 
 
 def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:

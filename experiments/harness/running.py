@@ -13,6 +13,7 @@ and, where there is more to say,
     report(summary)              tables and lines that are printed above the facts
     TITLE                        of the table of facts, with entries of the summary in braces
     HOST_DEVICES                 whether every core of a CPU is to be a device of its own
+    XLA_EFFORT                   level of XLA's optimizations in the smoke preset, 1 if it is not said
     PIECES                       fields in which runs may differ that `compare` joins to one table
     gather(config, folders)      arrays of runs that are joined, where they are more than those of each
 """

@@ -57,9 +57,20 @@ from experiments.tangent_fine_tuning.trainings import (
     tuned,
 )
 
-__all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
+__all__ = [
+    "PRESETS",
+    "TITLE",
+    "XLA_EFFORT",
+    "Config",
+    "draw",
+    "facts",
+    "measure",
+    "numbers",
+    "report",
+]
 
 TITLE = "{title}"
+XLA_EFFORT = 0
 STARTS = ("random", "pretrained")
 KERNELS = ("kernel", "kernel, limit")
 GAINING = ("all weights", "last layer")

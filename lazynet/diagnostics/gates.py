@@ -109,8 +109,10 @@ def _unchanged(
             continue
         # NaN > 0 is false on both sides, a gate that seems not to have changed.
         unknown = jnp.isnan(z).any() | jnp.isnan(z0).any()
-        mean = jnp.where(unknown, jnp.nan, jnp.mean(same, dtype=z.dtype))
-        stable[path] = mean, jnp.asarray(same.size, z.dtype)
+        # counts of gates overflow float16, and bfloat16 has three digits of them
+        dtype = z.dtype if jnp.finfo(z.dtype).bits >= 32 else jnp.float32
+        mean = jnp.where(unknown, jnp.nan, jnp.mean(same, dtype=dtype))
+        stable[path] = mean, jnp.asarray(same.size, dtype)
     return stable
 
 

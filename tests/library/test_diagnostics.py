@@ -801,3 +801,11 @@ def test_the_drift_of_complex_weights_is_real_and_that_of_their_real_and_imagina
     drift = diagnostics.param_drift(w, w0)
     assert drift.dtype == np.float64
     np.testing.assert_allclose(drift, np.linalg.norm(w - w0) / np.linalg.norm(w0), rtol=1e-14)
+
+
+def test_half_precision_counts_more_gates_than_it_can_number():
+    model = serial(Dense(64), Relu(), Dense(1))
+    x = jax.random.normal(jax.random.key(0), (1100, 4), jnp.float16)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), model.init(jax.random.key(1), x))
+    stability = activation_stability(model, params, params, x)
+    assert float(stability.total) == float(stability.layers["1_Relu"]) == 1.0
