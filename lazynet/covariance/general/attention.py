@@ -160,7 +160,9 @@ def _embedded(k, embedding):
         return inputs * values + places * jnp.expand_dims(pairs, examples)
 
     seen = k.mapped(joined)
-    if k.ntk is None and k.trained:
+    if not k.trained:
+        seen = seen.replace(ntk=None if k.ntk is None else inputs * k.ntk)
+    elif k.ntk is None:
         seen = seen.replace(ntk=joined(jnp.zeros_like(k.nngp), None))
     return seen.masked(k.masks)
 
@@ -182,13 +184,18 @@ def _squared(k, seen, valued, scale, b2):
     tangent = jnp.zeros_like(seen.nngp) if seen.ntk is None else seen.ntk
     values = jnp.zeros_like(seen.nngp) if valued.ntk is None else valued.ntk
     # By the product rule: scores change with keys and queries, values with their own weights, and
-    # each of the four matrices of weights adds what the layer computes.
+    # each of the four matrices of weights adds what the layer computes, if they are trained.
     moved = inner(seen.nngp, values, 2) + inner(valued.nngp, tangent, 2)
-    ntk = moved * seen.nngp + scores * (tangent + 4 * seen.nngp)
+    if k.trained:
+        ntk = scale * (moved * seen.nngp + scores * (tangent + 4 * seen.nngp)) + b2
+    elif seen.ntk is None and valued.ntk is None:
+        ntk = None
+    else:
+        ntk = scale * (moved * seen.nngp + scores * tangent)
     first = own(0)
     after = k.replace(
         nngp=scale * scores * seen.nngp + b2,
-        ntk=scale * ntk + b2 if k.trained else None,
+        ntk=ntk,
         own=(first, first if k.own[0] is k.own[1] else own(1)),
         gaussian=True,
         fresh=True,
