@@ -91,7 +91,8 @@ def sum_over_pairs(
     lanes = REGISTER // plan.dtype.itemsize
     images = first.shape[1]
     # Pairs (block of second images, first image) that occur.
-    filled = np.stack(np.divmod(np.unique(columns // lanes * images + rows), images))
+    meeting = np.unique(columns // lanes * images + rows)
+    filled = np.stack(np.divmod(meeting, images))
     with ThreadPoolExecutor(_cores()) as threads:
         if lanes * filled.shape[1] > WASTE[plan.zero] * len(rows):
             return _by_pairs(threads, plan, first, second, rows, columns, lanes)
@@ -117,7 +118,9 @@ def _by_pairs(threads, plan, first, second, rows, columns, lanes):
         sums = spread(lambda block: _through_stages(run, plan, items, *sides(block)), blocks)
     else:
         sums = [_shared_out(threads, run, plan, items[0], *sides(block), 1) for block in blocks]
-    return np.moveaxis(np.array([*sums]).reshape(-1, 2, lanes), 1, 0).reshape(2, -1)[:, :count]
+    by_block = np.array([*sums]).reshape(-1, 2, lanes)
+    by_pair = np.moveaxis(by_block, 1, 0).reshape(2, -1)
+    return by_pair[:, :count]
 
 
 def _by_rows(threads, plan, first, second, filled, lanes):
@@ -183,7 +186,8 @@ def _shared_out(threads: Executor, run, plan, items, first, second, outputs):
     def through(part):
         return _through(run, plan, stage, part, first, second, outputs, {})
 
-    if _is_small(plan, len(items.table) // max(len(stage.displacements), 1)):
+    blocks = len(items.table) // max(len(stage.displacements), 1)
+    if _is_small(plan, blocks):
         return through(items)
     parts = [items.part(number) for number in range(PARTS)]
     return np.sum([*threads.map(through, parts)], axis=0)

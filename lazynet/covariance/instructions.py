@@ -214,14 +214,12 @@ class Code:
     def add_weighted(self, value, pointer):
         """Adds a vector times the weight to one of doubles."""
         wide = f"<{self.lanes} x double>"
-        value = (
-            value if self.type == "double" else self.set(f"fpext {self.vector} {value} to {wide}")
-        )
+        if self.type != "double":
+            value = self.set(f"fpext {self.vector} {value} to {wide}")
         value = self.set(f"fmul {wide} {value}, {self.spread('%weight', 'double')}")
         total = self.set(f"load {wide}, ptr {pointer}, align 64")
-        self.do(
-            f"store {wide} {self.set(f'fadd {wide} {total}, {value}')}, ptr {pointer}, align 64"
-        )
+        total = self.set(f"fadd {wide} {total}, {value}")
+        self.do(f"store {wide} {total}, ptr {pointer}, align 64")
 
     def elementary(self, name, operands):
         """The vector of an operation of `Elementary`."""

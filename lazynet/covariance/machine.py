@@ -241,9 +241,8 @@ def _mapped(code, map, inputs, constants):
         # Of a constant and a value the value alone can be NaN, and a comparison that fails keeps
         # it: LLVM's own maximum looks for NaN and signed zeros on both sides.
         quick = name in ("max", "min") and operands[0] < 0
-        values[n] = (code.bounded if quick else code.elementary)(
-            name, [values[k] for k in operands]
-        )
+        write = code.bounded if quick else code.elementary
+        values[n] = write(name, [values[k] for k in operands])
     return [values[n] for n in map.outputs]
 
 

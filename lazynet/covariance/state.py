@@ -295,7 +295,8 @@ def input_kernel(x1: Array, x2: Array, lanes: Lanes | None = None) -> Kernel:
         >>> input_kernel(jnp.eye(2), jnp.eye(2)).nngp.tolist()
         [[0.5, 0.0], [0.0, 0.5]]
     """
-    return (_vectors if x1.ndim == 2 else _images)(x1, x2, lanes or all_pairs(len(x1)))
+    lanes = lanes or all_pairs(len(x1))
+    return _vectors(x1, x2, lanes) if x1.ndim == 2 else _images(x1, x2, lanes)
 
 
 def _vectors(x1, x2, lanes):

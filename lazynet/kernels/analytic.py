@@ -233,7 +233,8 @@ def _kept(get) -> tuple[str, ...]:
 
 
 def _only(kept, matrices) -> Gram:
-    return Gram(**(dict.fromkeys(Gram._fields) | {name: matrices[name] for name in kept}))  # pyright: ignore[reportArgumentType]
+    neither = Gram(None, None)  # pyright: ignore[reportArgumentType]
+    return neither._replace(**{name: matrices[name] for name in kept})
 
 
 def _tile_of(store):
@@ -358,7 +359,8 @@ def _tile_of_images(model, x1):
 
 def _rows(x, rows, side):
     """Rows of x, the last one repeated up to `side`, so that every tile has one shape."""
-    return x[np.minimum(np.arange(rows.start, rows.start + min(side, len(x))), rows.stop - 1)]
+    wanted = np.arange(rows.start, rows.start + min(side, len(x)))
+    return x[np.minimum(wanted, rows.stop - 1)]
 
 
 def _sample(model, key, x1, x2):

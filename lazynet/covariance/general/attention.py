@@ -187,15 +187,15 @@ def _squared(k, seen, valued, scale, b2):
     # each of the four matrices of weights adds what the layer computes, if they are trained.
     moved = inner(seen.nngp, values, 2) + inner(valued.nngp, tangent, 2)
     if k.trained:
-        ntk = scale * (moved * seen.nngp + scores * (tangent + 4 * seen.nngp)) + b2
+        ntk = moved * seen.nngp + scores * (tangent + 4 * seen.nngp)
     elif seen.ntk is None and valued.ntk is None:
         ntk = None
     else:
-        ntk = scale * (moved * seen.nngp + scores * tangent)
+        ntk = moved * seen.nngp + scores * tangent
     first = own(0)
     after = k.replace(
         nngp=scale * scores * seen.nngp + b2,
-        ntk=ntk,
+        ntk=None if ntk is None else scale * ntk + (b2 if k.trained else 0.0),
         own=(first, first if k.own[0] is k.own[1] else own(1)),
         gaussian=True,
         fresh=True,

@@ -78,7 +78,9 @@ def _factored(a: Pair, b: Pair, outputs: Outputs) -> Array:
     """`sum_pq (rows1_p . rows2_q) (cotangents1_p . cotangents2_q)`, p and q positions."""
     n1, k, p, f = a.cotangents.shape
     n2, q, _ = b.rows.shape
-    gram = _matmul(a.rows.reshape(n1 * p, -1), b.rows.reshape(n2 * q, -1)).reshape(n1, p, n2, q)
+    rows1 = a.rows.reshape(n1 * p, -1)
+    rows2 = b.rows.reshape(n2 * q, -1)
+    gram = _matmul(rows1, rows2).reshape(n1, p, n2, q)
     if outputs == "diagonal":
         inner = jnp.einsum("iapf,jaqf->aipjq", a.cotangents, b.cotangents, precision="highest")
         return jnp.sum(inner * gram[None], axis=(2, 4)).transpose(1, 2, 0)

@@ -192,7 +192,8 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
         rounding = np.abs(one - rounded)
         noise = rounding[np.isfinite(rounding)].max(initial=0.0)
         # 256 units of half precision are of the order of the values: there it is half of the digits.
-        close = np.abs(one - two) <= max(min(256 * eps, eps**0.5) * size, 16 * noise)
+        allowed = max(min(256 * eps, eps**0.5) * size, 16 * noise)
+        close = np.abs(one - two) <= allowed
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
     return not same[rows].all()
 
@@ -200,7 +201,9 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
 def _sample(x: Examples) -> Examples:
     """Four examples from the whole range, the missing ones made up."""
     n = count_examples(x)
-    rows = np.linspace(0, n - 1, EXAMPLES).astype(int) if n >= EXAMPLES else np.arange(EXAMPLES) % n
+    rows = np.arange(EXAMPLES) % n
+    if n >= EXAMPLES:
+        rows = np.linspace(0, n - 1, EXAMPLES).astype(int)
     made_up = np.arange(EXAMPLES) >= n
 
     def sampled(leaf: Any) -> np.ndarray:
