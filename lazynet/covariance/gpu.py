@@ -259,7 +259,8 @@ def _kernel(plan, channels, each, same, who1, who2, first, second, tables, insid
 
     def add(step, total):
         at = chunk * each + step
-        p = at // width
+        # the last chunk may go beyond the last displacement, and must not read there
+        p = jnp.minimum(at // width, height - 1)
         q = at % width
 
         def read_first(n):
@@ -271,7 +272,7 @@ def _kernel(plan, channels, each, same, who1, who2, first, second, tables, insid
         rows = [tables[t, p] for t in range(len(plan.tables))]
         columns = [tables[t, q] for t in range(len(plan.tables))]
         planes = _through(plan, channels, read_first, read_second, rows, columns)
-        # The last chunk may go beyond the last displacement, and the displacement zero may have exact values.
+        # What is beyond the last displacement does not count, and the displacement zero may have exact values.
         wanted = (at < height * width) & (at >= int(same))
         mask = jnp.where(wanted, inside[0, p][:, None] * inside[1, q][None, :], 0)
         return tuple(

@@ -51,6 +51,8 @@ BODIES = {
         _block((1, 1), ln.serial(ln.Relu(), _conv(), _block((1, 1), ln.Identity()))),
         ln.Relu(),
     ),
+    "frozen after trained": ln.serial(ln.parallel(_conv(), ln.freeze(_conv())), ln.Relu()),
+    "trained after frozen": ln.serial(ln.parallel(ln.freeze(_conv()), _conv()), ln.Relu()),
     "nothing trained": ln.freeze(_deep(ln.Relu(), depth=2)),
     "pixels alone": ln.serial(),
     "one position at a time": ln.serial(_conv(size=(1, 1)), ln.Relu()),

@@ -32,6 +32,7 @@ NETWORKS = {
     "relu": _deep(ln.Relu()),
     "relu, no padding, even windows": _deep(ln.Relu(), "VALID", (2, 2)),
     "relu, periodic": _deep(ln.Relu(), "CIRCULAR"),
+    "relu, periodic windows wider than the image": _deep(ln.Relu(), "CIRCULAR", (5, 7)),
     "leaky relu, flat windows": _deep(ln.LeakyRelu(0.1), "SAME", (1, 3)),
     "erf": _deep(ln.Erf()),
     "gelu, ending in a convolution": ln.serial(_deep(ln.Gelu(), depth=2), _conv()),

@@ -151,6 +151,21 @@ def test_attention_has_the_kernels_of_finite_attention(name):
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("name", ATTENTION)
+def test_tangent_kernels_of_attention_and_of_the_layer_before_it_add_up(name):
+    dense = spatial.Dense(8)
+    attention = SelfAttention(4, 8, 8, 8, **ATTENTION[name])
+    x = X1[:2, :3, 0]
+
+    def ntk(first, second):
+        return ln.analytic_kernel(ln.serial(first, second, ln.Flatten()), x).ntk
+
+    before = ntk(dense, ln.freeze(attention))
+    assert np.min(np.diagonal(before)) > 0
+    close(before + ntk(ln.freeze(dense), attention), ntk(dense, attention), 1e-9)
+
+
+@pytest.mark.extended
 def test_a_transformer_has_the_kernels_of_wide_ones():
     model = ln.zoo.transformer(256, depth=1, heads=32, W_std=1.2, b_std=0.2)
     x = X1[:2, :3, 0]
