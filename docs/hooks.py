@@ -195,18 +195,22 @@ def benchmark_sections() -> str:
 
 
 def benchmark_tables() -> str:
-    """The newest recorded result of `python -m benchmarks`, with its conditions."""
+    """Of every table of `python -m benchmarks` the newest that is recorded, with its conditions."""
     from benchmarks import history, report
 
-    if not (recorded := history.load()):
-        return ""
-    shown = report.site(recorded[-1])
-    conditions = [f"- {name}: {value}" for name, value in shown["conditions"].items()]
-    tables = [
-        f"### Measured: {each['title']}\n\n{table(each['columns'], each['rows'])}"
-        for each in shown["tables"]
-    ]
-    return "\n\n".join(["## Measured", "\n".join(conditions), *tables])
+    newest: dict[str, tuple[str, str]] = {}
+    for result in history.load():
+        shown = report.site(result)
+        conditions = "\n".join(f"- {name}: {value}" for name, value in shown["conditions"].items())
+        for each in shown["tables"]:
+            # what was measured together stays together
+            newest.pop(each["title"], None)
+            drawn = table(each["columns"], each["rows"])
+            newest[each["title"]] = conditions, f"### Measured: {each['title']}\n\n{drawn}"
+    sections = ["## Measured"] if newest else []
+    for conditions, tables in itertools.groupby(newest.values(), key=lambda item: item[0]):
+        sections += [conditions, *(drawn for _, drawn in tables)]
+    return "\n\n".join(sections)
 
 
 def cpu_times(name: str) -> str:

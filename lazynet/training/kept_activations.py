@@ -54,7 +54,7 @@ def keep_activations(function: LazyFunction, x: Any, *, chunk: int = 256) -> Kep
 
     What one example needs is `jax.linearize`'s: inputs of the layers and derivatives of the
     activations at w0. A training step then costs what one of the network costs (`docs/performance.md`),
-    not 1.4 to 1.7 times as much, for memory: 20 kB an example for an MLP of two layers of 512, 0.2 MB
+    not 1.4 to 1.5 times as much, for memory: 20 kB an example for an MLP of two layers of 512, 0.2 MB
     for VGG-11 with an eighth of its channels. Train on `Data(kept.x, y)` by the rules of any other
     data, without augmentation; `function` evaluates the displacement that was found.
 
