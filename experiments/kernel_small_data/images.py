@@ -153,8 +153,8 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
 
     Channel means and deviations, and the whitening, come from training images without their labels.
     """
-    n_train, n_test = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
-    pool, test = load_images(config.data, n_train, n_test, seed=config.seed)
+    sizes = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
+    pool, test = load_images(config.data, *sizes, seed=config.seed)
     train = datasets.balanced_subset(pool, n, seed=config.seed + draw)
     test = datasets.balanced_subset(test, n_test, seed=config.seed)
     unlabeled = Data(pool.x[: config.data.whitening_images], pool.y[: config.data.whitening_images])
