@@ -1,7 +1,7 @@
 """The same questions asked of one network trained at alpha = 1, lazily and linearized: what happens inside, by depth.
 
     python -m experiments run inside_a_network --preset smoke                # digits, less than a minute
-    python -m experiments run inside_a_network --set data.root=DIR           # 4 CPU minutes
+    python -m experiments run inside_a_network --set data.root=DIR           # 10 CPU minutes
 
 A convolutional network with first filters of 7 x 7 is trained from the same weights at several
 scales. At finite alpha its activations are those at `w0 + u/alpha`; those of the linearized network
