@@ -17,6 +17,7 @@ import numpy as np
 from jax.tree_util import register_dataclass
 
 from lazynet import guards, trees
+from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import LazyFunction
 from lazynet.programs import PerFunction
 from lazynet.typing import Apply
@@ -25,9 +26,6 @@ __all__ = ["KeptActivations", "keep_activations"]
 
 CALLS = ("jit", "pjit", "checkpoint", "custom_jvp_call", "custom_vjp_call")
 """Operations whose arguments and results are those of the program inside."""
-
-COMPARED = 4
-"""Examples on which the kept function is compared with the given one."""
 
 
 class KeptActivations(NamedTuple):
@@ -88,15 +86,14 @@ def keep_activations(function: LazyFunction, x: Any, *, chunk: int = 256) -> Kep
     if trees.length(x) == 0:
         raise ValueError("x got no examples, expected at least one.")
     _check(function, x)
+    check_independent(function.apply, function.params0, x)
     structure, own = _form(function, x)
     leaves = _at_all_examples(function, x, own, chunk)
     shared = [leaf for leaf, is_own in zip(leaves, own, strict=True) if not is_own]
     rows = tuple(leaf for leaf, is_own in zip(leaves, own, strict=True) if is_own)
     if not rows:
         raise ValueError("function gave outputs that do not depend on x: nothing is to be kept.")
-    apply = _Affine(shared, structure, own)
-    _refuse_mixing(function, x, apply, rows)
-    return KeptActivations(apply, rows)
+    return KeptActivations(_Affine(shared, structure, own), rows)
 
 
 @partial(register_dataclass, data_fields=("shared",), meta_fields=("structure", "own"))
@@ -158,10 +155,9 @@ def _depending(jaxpr, of_example: list[bool]) -> list[bool]:
     return [not hasattr(v, "val") and known.get(v, False) for v in jaxpr.outvars]
 
 
-@PerFunction
-def _at_examples(function, x):
+@partial(PerFunction, static_argnums=(2,))
+def _at_examples(function, x, own):
     """The arrays of `_at_start` for some examples: `[n, ...]` those that depend on them."""
-    _, own = _form(function, x)
     axes = [0 if is_own else None for is_own in own]
     return jax.vmap(lambda one: jax.tree.leaves(_at_start(function, one)), out_axes=axes)(x)
 
@@ -175,7 +171,7 @@ def _at_all_examples(function, x, own, chunk):
         # the last chunk is as long as the others, for the same program: it begins earlier
         first = min(start, n - chunk)
         part = jax.tree.map(lambda leaf, first=first: leaf[first : first + chunk], x)
-        leaves = _at_examples(function, part)
+        leaves = _at_examples(function, part, own)
         if not arrays:
             arrays = [
                 np.empty((n, *leaf.shape[1:]), leaf.dtype) if is_own else leaf
@@ -201,26 +197,4 @@ def _check(function, x) -> None:
             raise ValueError(
                 f"function gave outputs of {leaf.dtype}, expected floating-point numbers: choose them by "
                 "`select(apply, output)`."
-            )
-
-
-def _refuse_mixing(function, x, apply, rows) -> None:
-    """Compares on a few examples, for one after the other is not what a batch that mixes them gives."""
-    few = jax.tree.map(lambda leaf: leaf[:COMPARED], x)
-    weights, rebuilt = trees.differentiable(function.start())
-    keys = jax.random.split(jax.random.key(0), max(len(weights), 1))
-    drawn = [
-        jax.random.normal(key, w.shape, w.dtype) for key, w in zip(keys, weights, strict=False)
-    ]
-    u = rebuilt(drawn)
-    expected = jax.tree.leaves(function(u, few))
-    found = jax.tree.leaves(apply(u, tuple(row[:COMPARED] for row in rows)))
-    for ours, theirs in zip(found, expected, strict=True):
-        error = float(jnp.max(jnp.abs(ours - theirs)))
-        size = float(jnp.max(jnp.abs(theirs)))
-        allowed = float(jnp.finfo(theirs.dtype).eps) ** 0.5 * size
-        if not error <= allowed:
-            raise ValueError(
-                f"function gave other outputs for {COMPARED} examples together than one by one (by {error:.1e} of "
-                f"{size:.1e}), expected examples that do not mix: take BatchNorm in evaluation mode."
             )
