@@ -78,10 +78,12 @@ def measure(config: Config, store) -> dict[str, Any]:
     arrays: dict[str, Any] = {"width": config.widths}
     with store.status("training"):
         data, x_test = _problem(config)
-        limit = _train_all(config, config.reference_width, "mean_field", data, x_test, 2, seeds=1)
+        limit = _train_all(
+            config, config.reference_width, "mean_field", data, x_test, stream=2, seeds=1
+        )
         for scale in SCALES:
             trained = [
-                _train_all(config, width, scale, data, x_test, 1, seeds=config.seeds)
+                _train_all(config, width, scale, data, x_test, stream=1, seeds=config.seeds)
                 for width in config.widths
             ]
             for name in ("ntk_change", "train_loss"):
@@ -143,7 +145,7 @@ def _problem(config):
     return ln.Data(x, y), x_test
 
 
-def _train_all(config, width, scale, data, x_test, stream, *, seeds):
+def _train_all(config, width, scale, data, x_test, *, stream, seeds):
     """The trainings of several seeds; the reference has a stream of its own, for it is no larger copy of one."""
     first = jax.random.key(stream)
     keys = jax.vmap(lambda i: jax.random.fold_in(first, i))(jnp.arange(seeds))

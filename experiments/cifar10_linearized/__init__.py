@@ -2,7 +2,7 @@
 
     python -m experiments run cifar10_linearized --preset smoke                      # digits, about a minute
     python -m experiments run cifar10_linearized --set data.root=DIR                 # about 45 CPU minutes
-    python -m experiments run cifar10_linearized --preset full --set data.root=DIR   # 50,000 images, about 5 CPU hours
+    python -m experiments run cifar10_linearized --preset full --set data.root=DIR   # 50,000 images, over an hour a row
     python -m experiments run cifar10_linearized --preset paper --set data.root=DIR  # the same at full width, for a GPU
 
 Rows may be computed by runs of their own, on several machines, and `compare` puts them into one
@@ -23,8 +23,8 @@ weights, which has no pools, for max-pooling has no such kernel and average-pool
 one. It sees a stated subset only.
 
 Expected on CIFAR-10, and checked: at every width the standard network is ten points or more above
-its linearization, and so are both kinds of prior features above the widest one. What the linearized network lacks
-is not a larger space of functions but a better kernel. `cifar10_alpha_sweep` says what training has
+its linearization, and so are both kinds of prior features above the widest one. What the linearized
+network lacks is not a larger space of functions but a better kernel. `cifar10_alpha_sweep` says what training has
 in common with the published experiment.
 """
 

@@ -23,7 +23,7 @@ def whole(stored: dict[str, Any]) -> Any:
     for run in stored["runs"].values():
         values = {key: value for key, value in run["config"].items() if key != "experiment"}
         configs.append(from_dictionary(experiment.Config, values))
-    return pieces.joined(experiment, configs)
+    return pieces.joined_config(experiment, configs)
 
 
 def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.harness import compare, running, store
 
-__all__ = ["are_pieces", "join", "joined", "write_together"]
+__all__ = ["are_pieces", "joined_config", "joined_runs", "write_together"]
 
 PLACES = {"data.root", "data.download"}
 """Where the data are, which says nothing about a run."""
@@ -22,7 +22,7 @@ def are_pieces(experiment: ModuleType, runs: Sequence[compare.Run]) -> bool:
     return bool(differing) and differing <= {*getattr(experiment, "PIECES", ())}
 
 
-def joined(experiment: ModuleType, configs: Sequence[Any]) -> Any:
+def joined_config(experiment: ModuleType, configs: Sequence[Any]) -> Any:
     """The first configuration with the values that any of them has, in the lists among the fields of `PIECES`."""
     together = {}
     for name in experiment.PIECES:
@@ -33,7 +33,7 @@ def joined(experiment: ModuleType, configs: Sequence[Any]) -> Any:
     return dataclasses.replace(configs[0], **together)
 
 
-def join(
+def joined_runs(
     experiment: ModuleType, runs: Sequence[compare.Run], console
 ) -> tuple[Any, dict[str, Any]]:
     """The configuration and the arrays of all runs, with what `gather(config, folders)` of the experiment adds.
@@ -52,7 +52,7 @@ def join(
                 "leave one of them out."
             )
         arrays |= measured
-    config = joined(experiment, configs)
+    config = joined_config(experiment, configs)
     if hasattr(experiment, "gather"):
         arrays |= experiment.gather(config, [run.folder for run in runs])
     return config, arrays
@@ -64,7 +64,7 @@ def write_together(
     """Prints the table of all runs; writes the first figure as `out`, the others and the summary beside it."""
     from lazynet import plots
 
-    config, arrays = join(experiment, runs, console)
+    config, arrays = joined_runs(experiment, runs, console)
     summary = running.summarize(experiment, config, arrays)
     running.show(experiment, summary, console)
     out.parent.mkdir(parents=True, exist_ok=True)

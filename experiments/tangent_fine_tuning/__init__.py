@@ -21,8 +21,8 @@ and in the linearized model. Expected:
 
 Expected, but not found on photographs: that pretrained weights are lazier than random ones. On
 CIFAR-10 (JPEG) kappa is 0.71 at the pretrained weights and 0.63 at random ones, fine-tuning changes
-the kernel by 1.7 and by 0.9 of its size, and the distance of network and linearized model is 0.53 and 0.14 of the
-change of outputs. The stable rate is 5.5 times larger there, and the images are fitted better, 98
+the kernel by 1.7 and by 0.9 of its size, and the distance of network and linearized model is 0.53 and
+0.14 of the change of outputs. The stable rate is 5.5 times larger there, and the images are fitted better, 98
 against 72 %; but trained for the same time (`--set epochs=220`) random weights fit 99.7 %, and change
 their kernel by 0.7. Nevertheless the linearized model is the better one from pretrained weights, 59.2
 against 53.5 % of 1,000 test images; 5 classes, one seed. On digits, with one convolution, pretrained

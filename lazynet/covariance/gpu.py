@@ -5,7 +5,7 @@ its way from the pixels to the last layer. `planes` evaluates it layer by layer,
 reads and writes the memory of the GPU; here one Pallas program keeps the two planes (nngp and ntk)
 in registers through all layers and adds up what a pooled head needs of them.
 
-A window along an axis is a product with a banded matrix of zeros and ones, one matrix for each
+A window along an axis is a product with a banded matrix of small counts, one matrix for each
 displacement, which also leaves out the terms that cross the border of an image. In float32 the
 plane is split into three bfloat16 parts that add up to it exactly, so that the products run on
 tensor cores and only their sums are rounded.
@@ -317,7 +317,7 @@ def _through(plan, channels, read_first, read_second, rows, columns):
 
 
 def _swept(a, step, plan, rows, columns):
-    """`rows a columns^T / size` with matrices of zeros and ones.
+    """`rows a columns^T / size` with matrices of counts: 0, 1, or more where a periodic window goes around the image.
 
     Each product is exact; its half keeps the compiler from adding the three in the tensor cores,
     which truncate.

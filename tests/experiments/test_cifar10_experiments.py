@@ -162,7 +162,7 @@ def test_runs_of_one_alpha_each_are_collected_into_what_one_run_of_all_says(
                 pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
             ), name
     with pytest.raises(ValueError, match="compare got two runs with alpha=100000"):
-        pieces.join(cifar10_alpha_sweep, compare.load(folders) * 2, QUIET)
+        pieces.joined_runs(cifar10_alpha_sweep, compare.load(folders) * 2, QUIET)
 
 
 @pytest.mark.extended
