@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogFormatter
 
 from experiments.harness import panels
 from experiments.tangent_fine_tuning.arithmetic import MODELS, TASKS
@@ -48,7 +48,8 @@ def _draw_laziness(arrays, ax, starts):
         values[start] = [float(arrays[f"{start}/{entry}"]) for entry in known.values()]
     _bars(ax, values, list(known))
     ax.set(yscale="log", ylabel="smaller is lazier")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    # within a decade there is no major tick: minor ones are named then
+    ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _draw_sums(config, arrays, ax):
