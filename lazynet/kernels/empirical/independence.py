@@ -8,12 +8,12 @@ drop NaN, and so do casts to integers.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from lazynet import trees
 from lazynet.kernels.empirical.arguments import (
@@ -23,7 +23,7 @@ from lazynet.kernels.empirical.arguments import (
     count_examples,
 )
 from lazynet.kernels.empirical.layerwise import known_layers
-from lazynet.programs import PerFunction, first_line, refuse_state
+from lazynet.programs import PerFunction, first_line, refuse_state, shape_of
 from lazynet.signatures import flat
 from lazynet.trees import is_traced
 from lazynet.typing import Apply, Array, Params
@@ -107,27 +107,30 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
     """What depends on other examples, `"outputs"`, `"derivatives"` or nothing."""
     group = np.arange(count_examples(x)) % EXAMPLES
     forward = True
+    direction = _direction(trees.differentiable(params)[0])
+    evaluate = functools.partial(_tangents, function, direction=direction)
     try:
-        before = _tangents(function, params, x, group >= 0)
+        before = evaluate(params, x, group >= 0)
     except TypeError as error:  # a function with a backward rule of its own
         if "custom_vjp" not in str(error):
             raise
         forward = False
-    evaluate = _tangents if forward else _gradients
+        direction = _direction([shape_of(function, params, x)])
+        evaluate = functools.partial(_gradients, function, direction=direction)
     for draw, changed in enumerate(CHANGED):
         kept = ~np.isin(group, changed)
         other = jax.tree.map(lambda leaf, kept=kept, draw=draw: _replaced(leaf, ~kept, draw), x)
         # A gradient adds up examples: those that are replaced must stay out of it, draw by draw.
         if not forward:
-            before = evaluate(function, params, x, kept)
-        after = evaluate(function, params, other, kept)
+            before = evaluate(params, x, kept)
+        after = evaluate(params, other, kept)
         for what in ("outputs", "derivatives"):
             rows = kept if forward or what == "outputs" else slice(None)
             pairs = list(zip(before[what], after[what], strict=True))
             if not any(_differ(one, two, one, rows) for one, two in pairs):
                 continue
             # They differ: by more than what rounding alone makes of the same numbers?
-            again = evaluate(function, _shaken(params), x, kept)[what]
+            again = evaluate(_shaken(params), x, kept)[what]
             known = zip(pairs, again, strict=True)
             if any(_differ(one, two, rounded, rows) for (one, two), rounded in known):
                 return what
@@ -135,23 +138,26 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
 
 
 @PerFunction
-def _tangents(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+def _tangents(
+    function: Apply, params: Params, x: Examples, kept: Array, direction: list[Array]
+) -> dict[str, list[Array]]:
     """Outputs, and their derivative along a fixed direction of the parameters."""
     weights, rebuilt = trees.differentiable(params)
-    direction = [_direction(w, i) for i, w in enumerate(weights)]
     h, tangent = jax.jvp(lambda w: _outputs(function, rebuilt(w), x), (weights,), (direction,))
     return {"outputs": [h], "derivatives": [tangent]}
 
 
 @PerFunction
-def _gradients(function: Apply, params: Params, x: Examples, kept: Array) -> dict[str, list[Array]]:
+def _gradients(
+    function: Apply, params: Params, x: Examples, kept: Array, direction: list[Array]
+) -> dict[str, list[Array]]:
     """Outputs, and the gradient of a combination of those of the examples that are kept."""
     weights, rebuilt = trees.differentiable(params)
     h, pull_back = jax.vjp(lambda w: _outputs(function, rebuilt(w), x), weights)
     own = kept.reshape(-1, *[1] * (h.ndim - 1))
     return {
         "outputs": [h],
-        "derivatives": pull_back(jnp.where(own, _direction(h, 0), jnp.zeros_like(h)))[0],
+        "derivatives": pull_back(jnp.where(own, direction[0], jnp.zeros_like(h)))[0],
     }
 
 
@@ -161,13 +167,23 @@ def _outputs(function: Apply, params: Params, x: Examples) -> Array:
     return h
 
 
-def _direction(leaf: Array, seed: int) -> Array:
-    """Numbers in [-1, 1) without a pattern, from a multiplicative hash: a generator would be compiled for each leaf."""
+def _direction(leaves: list[Any]) -> list[Array]:
+    """Numbers in [-1, 1) without a pattern, for every leaf.
+
+    A multiplicative hash on the host: operations of JAX would be compiled one by one for each shape.
+    """
+    return [_hashed(leaf, i) for i, leaf in enumerate(leaves)]
+
+
+def _hashed(leaf: Any, seed: int) -> Array:
     # Primes of xxHash; the first one is Knuth's, close to 2^32 over the golden ratio.
-    bits = (lax.iota(jnp.uint32, leaf.size) + jnp.uint32(seed * 40503 + 1)) * jnp.uint32(2654435761)
-    bits = (bits ^ (bits >> jnp.uint32(15))) * jnp.uint32(2246822519)
-    bits = bits ^ (bits >> jnp.uint32(13))
-    return (bits.astype(jnp.float32) / 2.0**31 - 1).astype(leaf.dtype).reshape(leaf.shape)
+    bits = np.arange(leaf.size, dtype=np.uint32) + np.uint32(seed * 40503 + 1)
+    bits *= np.uint32(2654435761)
+    bits ^= bits >> np.uint32(15)
+    bits *= np.uint32(2246822519)
+    bits ^= bits >> np.uint32(13)
+    numbers = bits.astype(np.float32) / np.float32(2.0**31) - np.float32(1)
+    return jnp.asarray(numbers.astype(leaf.dtype).reshape(leaf.shape))
 
 
 def _shaken(params: Params) -> Params:
