@@ -21,7 +21,7 @@ def test_the_sums_are_all_there_once_with_their_answers():
     parts = experiment.sums(SMOKE)
     tokens = np.concatenate([part.x for part in parts])
     answers = np.concatenate([part.y for part in parts]).argmax(axis=1)
-    assert len(parts[0].x) == int(0.75 * p * p)
+    assert len(parts[0].x) == SMOKE.train_fraction * p * p
     assert len({(a, b) for a, b, _ in tokens.tolist()}) == p * p and set(tokens[:, 2]) == {p}
     np.testing.assert_array_equal(tokens[:, :2].sum(axis=1) % p, answers)
 
