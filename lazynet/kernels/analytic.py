@@ -134,6 +134,7 @@ def analytic_kernel(
             "triangle=True got two sets of inputs, whose kernel is not symmetric: leave out x2, or triangle."
         )
     store = None if store is None else given_path("store", store)
+    # Traced values cannot be checked, tiled on the host or put into files.
     if is_traced((x1, x2)):
         if store is not None or triangle:
             raise ValueError(
@@ -146,9 +147,11 @@ def analytic_kernel(
     side = _fitting_side(model, x1, x2, tile, memory, stored=store is not None)
     if max(sides) <= side and store is None and not triangle:
         with tile_advice(max(sides)):
+            # Waited for inside: the error of a device without memory comes with the result.
             gram = jax.block_until_ready(compute_block(model, x1, x2))
             _check_known(gram._asdict())
             return _only(kept, gram._asdict())
+    # On the host, so that devices hold the rows of one tile only.
     second = None if x2 is None else np.asarray(x2)
     return _tiled(model, np.asarray(x1), second, side, store, kept, triangle, progress)
 
@@ -253,6 +256,7 @@ def _tiled(model, x1, x2, side, store, kept, triangle, progress):
         rows, columns = tile
         one = jax.device_put(_rows(x1, rows, side), device)
         two = jax.device_put(_rows(other, columns, side), device)
+        # A tile on the diagonal is a set with itself, whose k(x, x) have formulas of their own.
         gram = compute_block(model, one, None if symmetric and rows == columns else two)
         return {name: getattr(gram, name) for name in kept}
 
@@ -281,6 +285,8 @@ def _identity(model, x1, x2, side):
     """What a stored kernel depends on; the network is known by its compiled form on one pair of inputs."""
 
     def block(one, two):
+        # By rows, whatever program computes here: a store is that of the network, not of the
+        # program.
         return block_by(row_by_row, model, one, two)
 
     block.__name__ = "_block"  # part of the program's text, as the stores of version 0.1.0 know it
@@ -299,6 +305,7 @@ def _fitting_side(model, x1, x2, tile, memory, *, stored):
     side = tile or _balanced(model, x1, largest, stored)
     needed = _bytes(model, x1, x2, side, alone=not stored and side >= largest)
     while needed > memory and tile is None and side > 1:
+        # In proportion, and by one at least, so that the loop ends.
         side = max(1, min(side - 1, side * memory // needed))
         needed = _bytes(model, x1, x2, side, alone=False)
     if needed > memory:
@@ -315,12 +322,14 @@ def _fitting_side(model, x1, x2, tile, memory, *, stored):
 
 def _bytes(model, x1, x2, side, *, alone):
     """What is reserved for a tile; the computation finds the programs compiled here, not to compile again."""
+    # Tiles are put on a device, and for arguments of another sharding jax would compile again.
     device = None if alone else SingleDeviceSharding(jax.local_devices()[0])
     sizes = [min(side, len(x)) for x in (x1, x2) if x is not None]
     sets = tuple(jax.ShapeDtypeStruct((n, *x1.shape[1:]), x1.dtype, sharding=device) for n in sizes)
     one, two = sets if len(sets) == 2 else (*sets, None)
     questions = questions_of(model, one, two)
     if questions is not None:
+        # Tasks are answered one after the other.
         beside = max(map(cpu.reserved, plans_of(questions)))
         return questions.reserved(*sets) + _bytes_of(sets) + beside
     needed = _reserved(symmetric if x2 is None else block, model, *sets)
@@ -344,6 +353,7 @@ def _balanced(model, x1, n, stored):
     if stored:
         of_images = max(of_images, n // TILES_ALONG_A_SIDE)
     largest, multiple = (TILE_OF_VECTORS, 1) if x1.ndim == 2 else (of_images, LANES[1])
+    # Of equal size, since the last tile is filled up to the side and costs as much as the others.
     tiles_along = -(-n // largest)
     side = -(-n // tiles_along)
     return -(-side // multiple) * multiple
@@ -352,6 +362,7 @@ def _balanced(model, x1, n, stored):
 def _tile_of_images(model, x1):
     one = jax.ShapeDtypeStruct((1, *x1.shape[1:]), x1.dtype)
     questions = questions_of(model, one, one)
+    # A plan is `zero` where a head asks for equal positions alone, as Flatten does.
     if questions is not None and all(plan.zero for plan in plans_of(questions)):
         return TILE_OF_EQUAL_POSITIONS
     return TILE_OF_IMAGES

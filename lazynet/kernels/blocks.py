@@ -37,6 +37,7 @@ FEW = 4
 
 def compute_block(model, x1, x2):
     """The kernels of two sets, or of one with itself: planes by the compiled program where it takes them."""
+    # Three programs: up to what heads ask of planes, the planes themselves, and what comes after.
     questions = questions_of(model, x1, x2)
     if questions is not None:
         tasks = questions(x1, x2)
@@ -53,12 +54,14 @@ def questions_of(model, x1, x2):
     if x1.ndim != 4 or is_traced((x1, x2)) or not cpu.available():
         return None
     found = program(_before, model, x1, x2)
+    # Known from the trace, before anything is computed: no tasks are a list without leaves.
     return found if found.outputs[0].num_leaves else None
 
 
 def plans_of(questions):
     """The plans of the tasks that a program finds."""
     structure = questions.outputs[0]
+    # Plans are in the structure of the tasks, whatever their arrays.
     tasks = jax.tree.unflatten(structure, [jnp.zeros(())] * structure.num_leaves)
     return [task.plan for task in tasks]
 
@@ -105,6 +108,7 @@ def block_by(planes, model, x1, x2):
 
 
 def _block_by_planes(model, x1, x2, elsewhere=None):
+    # Enough second images fill registers themselves; of fewer ones, pairs are the lanes.
     if x1.ndim != 4 or (len(x2) >= LANES[0] and elsewhere is None):
         return row_by_row(model, x1, x2)
     _, pairs = _each_pair(model, x1, x2, _pairs(x1, x2), elsewhere)
@@ -128,18 +132,22 @@ def symmetric(model, x):
 
 def _symmetric_by_planes(model, x, elsewhere=None):
     n = len(x)
+    # Covariances of vectors are one product of matrices, with no pairs to choose.
     if x.ndim != 4 or (n == 1 and elsewhere is None):
         k = _limit(model, x, x)
         full = _gram(k.nngp, k.ntk)
     elif n < LANES[0] or elsewhere is not None:
+        # Too few images for lanes, or a program that takes any pairs: those above the diagonal.
         rows, columns = _pairs(x, None)
         images = _padded(x) if elsewhere is None else x
         k, pairs = _each_pair(model, images, images, (rows, columns), elsewhere)
         full = [jnp.zeros((n, n), x.dtype).at[rows, columns].set(values) for values in pairs]
     else:
+        # Image i meets i + g + 1 modulo n: half of the groups that all pairs would take.
         padded = _padded(x)
         k = _limit(model, padded, padded, ring(len(padded)))
         full = [_unrolled(values)[:n, :n] for values in _gram(k.nngp, k.ntk)]
+    # Variances of images that only fill lanes up come last.
     own = [values[:n] for values in _gram(*k.first.moments())]
     if n == 1:  # nothing else is needed
         return Gram(*(values[:, None] for values in own))
@@ -163,6 +171,7 @@ def _in_lanes(count, few=FEW):
 def _each_pair(model, x1, x2, pairs, elsewhere):
     """The limit of images of which some pairs meet, and the kernels of these, which are lanes."""
     count = len(pairs[0])
+    # The compiled program divides one group of all pairs by itself.
     groups = np.arange(count)[None]
     if elsewhere is None:
         lanes = len(_in_lanes(min(count, LANES[0])))
@@ -179,6 +188,7 @@ def _unrolled(values):
     n = values.shape[1]
     rows = np.broadcast_to(np.arange(n), values.shape)
     columns = (rows + np.arange(len(values))[:, None] + 1) % n
+    # For odd n each pair is known in one of its two orders, and its mirror image has the other.
     known = np.zeros((n, n), bool)
     known[rows, columns] = True
     full = jnp.zeros((n, n), values.dtype).at[rows, columns].set(values)

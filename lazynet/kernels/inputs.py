@@ -34,6 +34,7 @@ def _in_one_dtype(sets: dict[str, Any]) -> list[Any]:
     converted = []
     for name, x in sets.items():
         if x.dtype != dtype:
+            # What leaves float32 is refused below, with the way out, instead of a warning of NumPy.
             with np.errstate(over="ignore"):
                 x = x.astype(dtype)
             guards.finite(

@@ -40,6 +40,7 @@ def analytic_variances(model: Model, x: Num[ArrayLike, "n ..."]) -> Gram:
 def _variances(model, x):
     """The diagonal of a set with itself; what is between inputs is not computed."""
     try:
+        # Planes are recipes, evaluated by the heads that ask for them: here only variances are.
         start = input_kernel(x, x) if x.ndim in (2, 4) else position_kernel(x)
         k = propagate(model, start, model.name)
     except BeyondPlanes:

@@ -63,6 +63,7 @@ def canonical(
         ValueError: There are no examples, values that are not finite, two sets that do not fit each
             other, or parameters that are the initialization of a lazy function.
     """
+    # Without the backward pass of reversible models, which have no forward derivative.
     function = plain(as_partial(apply))
     check_displacement(function, params)
     check_examples(name, x1)
@@ -77,6 +78,7 @@ def canonical(
 
 def check_examples(name: str, x: Any) -> int:
     """Their number; refuses what is no array, or tree of arrays, of numbers with a common first axis >= 1."""
+    # For JAX a list is a tree of its numbers, and a sparse matrix one of its buffers.
     if isinstance(x, list) or hasattr(x, "todense"):
         guards.array(name, x)
     leaves = {

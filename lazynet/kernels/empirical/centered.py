@@ -64,6 +64,7 @@ def center_jacobian(
     for start in range(0, n, CHUNK):
         part = jax.tree.map(lambda leaf, i=start: leaf[i : i + CHUNK], samples)
         own = jnp.asarray(share[start : start + CHUNK], shape.dtype)
+        # The number of the output is an operand, so that all outputs share one compilation.
         rows = [_gradient(function, real, part, own, a) for a in range(outputs)]
         mean = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         total = mean if total is None else trees.add(total, mean)
@@ -97,6 +98,7 @@ def hermitian(kernel: Float[ArrayLike, "n1 n2 k k"]) -> Complex[Array, "n1 n2"]:
         )
     guards.concrete("hermitian", theta)
     guards.finite("kernel", theta)
+    # With `grad v` the rotated `grad u`: `Theta_uu = Theta_vv` and `Theta_uv = -Theta_vu`.
     difference = jnp.maximum(
         jnp.max(jnp.abs(theta[..., 0, 0] - theta[..., 1, 1])),
         jnp.max(jnp.abs(theta[..., 0, 1] + theta[..., 1, 0])),
@@ -137,6 +139,7 @@ def _gradient(function: Apply, params: Params, x: Examples, share: Array, a: Any
 
     def mean(w):
         rows = function(w, x).reshape(len(share), -1)
+        # The gradient of the mean is the mean of gradients, of which none is formed by itself.
         return jnp.vdot(share, jnp.take(rows, a, axis=1), precision="highest")
 
     return jax.grad(mean)(params)

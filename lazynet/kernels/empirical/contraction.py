@@ -70,6 +70,7 @@ def _blocks(a: Array, b: Array, outputs: Outputs) -> Array:
     if outputs == "diagonal":
         return jnp.einsum("iap,jap->ija", a, b, precision="highest")
     if outputs == "trace":
+        # `sum_a <J_a, J'_a>` is one product of the rows of all outputs.
         return _matmul(a.reshape(n1, -1), b.reshape(n2, -1))
     return _matmul(a.reshape(n1 * k, -1), b.reshape(n2 * k, -1)).reshape(n1, k, n2, k)
 
@@ -82,6 +83,7 @@ def _factored(a: Pair, b: Pair, outputs: Outputs) -> Array:
     rows2 = b.rows.reshape(n2 * q, -1)
     gram = _matmul(rows1, rows2).reshape(n1, p, n2, q)
     if outputs == "diagonal":
+        # `[k, n1, p, n2, q]`, summed over positions.
         inner = jnp.einsum("iapf,jaqf->aipjq", a.cotangents, b.cotangents, precision="highest")
         return jnp.sum(inner * gram[None], axis=(2, 4)).transpose(1, 2, 0)
     if outputs == "trace":
@@ -95,4 +97,5 @@ def _factored(a: Pair, b: Pair, outputs: Outputs) -> Array:
 
 
 def _matmul(a: Array, b: Array) -> Array:
+    # The default of accelerators is TF32 or bfloat16, with which kernels get negative eigenvalues.
     return jnp.matmul(a, b.T, precision="highest")

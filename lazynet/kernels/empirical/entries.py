@@ -30,6 +30,7 @@ def chosen_entries(
             f"outputs got {'one set' if pair[1] is None else 'two sets'} of entries, expected as many as there are "
             "sets of examples: (outputs1, outputs2) for x1 and x2."
         )
+    # Only the type of the examples matters here: it says that the function takes several inputs.
     chosen = flat(_Entries(function), Inputs())  # pyright: ignore[reportArgumentType]
     first = Inputs(x1, _entries(pair[0]))
     return chosen, first, None if x2 is None else Inputs(x2, _entries(pair[1]))

@@ -76,6 +76,8 @@ def refuse_mixing(function: Apply, params: Params, x: Examples, alone: bool = Fa
     known = known_layers(function)
     if (known and known.independent) or is_traced((function, params, x)):
         return
+    # Evaluated also inside an outer jit; others in the place of examples may have no finite
+    # outputs.
     with jax.ensure_compile_time_eval(), jax.debug_nans(False), jax.debug_infs(False):
         try:
             mixed = _mixed(function, params, _sample(x))
@@ -105,6 +107,7 @@ def _mixed_as_it_is(function: Apply, params: Params, x: Examples, error: Excepti
 
 def _mixed(function: Apply, params: Params, x: Examples) -> str:
     """What depends on other examples, `"outputs"`, `"derivatives"` or nothing."""
+    # Four groups where all examples are needed.
     group = np.arange(count_examples(x)) % EXAMPLES
     forward = True
     direction = _direction(trees.differentiable(params)[0])
@@ -125,6 +128,7 @@ def _mixed(function: Apply, params: Params, x: Examples) -> str:
             before = evaluate(params, x, kept)
         after = evaluate(params, other, kept)
         for what in ("outputs", "derivatives"):
+            # Gradients have entries of parameters, not rows of examples.
             rows = kept if forward or what == "outputs" else slice(None)
             pairs = list(zip(before[what], after[what], strict=True))
             if not any(_differ(one, two, one, rows) for one, two in pairs):

@@ -78,6 +78,8 @@ def example_jacobian(
     named = dict(zip(parameter_names(params), leaves, strict=True))
 
     def value(variable):
+        # A dictionary keeps the places of keys that are overwritten: the order is that of the
+        # leaves.
         merged = jax.tree.unflatten(treedef, list({**named, **variable}.values()))
         return reduced(function(merged, jax.tree.map(lambda leaf: leaf[None], x)), outputs)[0]
 
@@ -91,6 +93,7 @@ def vmapped_jacobian(
 ) -> dict[str, Jacobian]:
     """Jacobians `[n, k, p]` of all examples at once."""
     every = jax.vmap(lambda example: example_jacobian(function, params, example, names, outputs))(x)
+    # Every example is a batch of one, `[n, 1, k, p]`.
     return {name: Jacobian(own.values[:, 0]) for name, own in every.items()}
 
 

@@ -47,6 +47,7 @@ def layer_features(
     model = known_layers(function)
     if model is None:
         raise TypeError(f"{function!r} is not the apply of a model.")
+    # The input of each layer and its `R W`, as shapes alone.
     inside = jax.eval_shape(model.trace, params, x)[1]
     weights = [name for name in names if _split(name)[1] == "W"]
     biases = [name for name in names if _split(name)[1] == "b"]
@@ -65,6 +66,7 @@ def layer_features(
 
     h, pull_back, inputs = jax.vjp(value, variable, has_aux=True)
     n, k = h.shape
+    # Output a of all examples at once, for each a: no example has a part in another one's probes.
     basis = jnp.broadcast_to(jnp.eye(k, dtype=h.dtype)[:, None], (k, n, k))
     cotangents = jax.vmap(lambda row: pull_back(row)[0])(basis)
     return {name: _feature(model, name, inputs, cotangents[name], outputs) for name in names}
@@ -118,6 +120,7 @@ def _feature(
     cotangents = cotangents.reshape(k, n, -1, f).transpose(1, 0, 2, 3)
     if _stays_factored(rows, cotangents, outputs):
         return Pair(rows, cotangents)
+    # `D' R`, the transposed derivative: both sides of a product have the same order of weights.
     by_weights = jnp.einsum("iapf,ipc->iafc", cotangents, rows, precision="highest")
     return Jacobian(by_weights.reshape(n, k, -1))
 
@@ -132,4 +135,5 @@ def _stays_factored(rows: Array, cotangents: Array, outputs: Outputs) -> bool:
     _, k, _, features = cotangents.shape
     blocks = k * k if outputs == "full" else k
     factored = positions**2 * (fan_in + blocks * features)
+    # With one position, `<r d', s e'> = (r . s) (d . e)` is two numbers for a matrix each.
     return positions == 1 or 2 * factored <= blocks * fan_in * features

@@ -63,6 +63,7 @@ def plan(
             # In proportion, since most of it grows with the side, and by one at least, so that it
             # ends.
             side = max(1, min(side - 1, side * memory // needed))
+        # Every parameter is a group by itself: there is nothing left to divide.
         elif len(groups) == len(sizes):
             raise ValueError(_message(sizes, side, needed, memory, tile))
         else:
@@ -115,6 +116,7 @@ def _needed(
     groups: tuple[Names, ...],
     outputs: Outputs,
 ) -> int:
+    # Nothing can be compiled for values of an outer transformation: the first guess counts.
     if is_traced((function, params, x)):
         return 0
     tile = jax.tree.map(lambda leaf: jnp.asarray(leaf[:side]), x)
@@ -131,6 +133,7 @@ def _sizes(
 ) -> dict[str, int]:
     """Bytes of each leaf's features of one example."""
     shapes = _shapes(function, params, one_example(x), names, outputs)
+    # Leaves without entries have no bytes, and the sum of all sizes is divided by.
     return {name: max(1, _bytes(shapes[name])) for name in names}
 
 

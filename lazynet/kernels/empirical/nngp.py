@@ -46,6 +46,7 @@ def empirical_nngp(
     rows = _outputs(function, params, x1)
     columns = rows if x2 is None else _outputs(function, params, x2)
     nngp = jnp.matmul(rows, columns.T, precision="highest") / rows.shape[1]
+    # A product of a matrix with its own transpose need not be symmetric bit by bit.
     return (nngp + nngp.T) / 2 if x2 is None else nngp
 
 

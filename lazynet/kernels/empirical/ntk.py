@@ -108,6 +108,7 @@ def empirical_ntk(
     Source: Jacot, Gabriel and Hongler (2018), section 4, for the kernel.
     """
     function = flat(apply, x1, output)
+    # Before entries are chosen: x1 holds their numbers afterwards, and the mean is of all outputs.
     if guards.flag("centered", centered):
         function = _centered(function, params, x1, x2, weights)
     elif weights is not None:
@@ -122,6 +123,7 @@ def empirical_ntk(
     tile = None if tile is None else guards.count("tile", tile)
     memory = int(guards.number("memory", memory, at_least=1, fix="it is a number of bytes"))
     check_numbers(params)
+    # By the paths that the caller knows: below, a complex leaf is two.
     chosen_paths = chosen_names(params, where)
     function, params, x1, x2 = canonical(function, params, x1, x2)
     names = tuple(name for name in parameter_names(params) if is_chosen(name, chosen_paths))
@@ -134,6 +136,7 @@ def empirical_ntk(
         raise ValueError(
             "empirical_ntk got a store inside a jax transformation: call it outside of jit and vmap."
         )
+    # Rows of tiles are dealt to devices by the code of stores, also where there is no folder.
     several = len(jax.local_devices()) > 1 and count_examples(x1) > chosen.tile and not traced
     if store is None and not progress and not several:
         return in_memory(function, params, x1, x2, chosen, outputs)

@@ -133,9 +133,11 @@ def largest_ntk_eigenvalue(
         product, size = _scaled_product(
             function, params, x, jnp.asarray(v.reshape(start.shape), start.dtype)
         )
+        # In float64, whose range holds what the dtype of the derivatives does not.
         return np.asarray(product, np.float64).ravel() * float(size)
 
     values, _ = ritz_values(
+        # A Krylov space has no more dimensions than the vectors.
         *lanczos(on_host, np.asarray(start, np.float64).ravel(), min(iterations, start.size))
     )
     return float(values[-1])
@@ -251,6 +253,7 @@ def _push(function: Apply, params: Params, x: Examples, direction: list[Array]) 
     return _forward(function, params, x, direction)
 
 
+# Into the running sum, so that one gradient is held beside it and not two.
 @partial(jax.jit, donate_argnums=0)
 def _sum(a: list[Array], b: list[Array]) -> list[Array]:
     return [x + y for x, y in zip(a, b, strict=True)]
@@ -266,6 +269,7 @@ def _backward(function: Apply, params: Params, x: Examples, v: Any) -> list[Arra
         raise ValueError(
             f"{found}, expected real numbers in the shape of the outputs at x2, {values.shape}."
         )
+    # JAX takes cotangents of exactly the dtype of the values.
     return pull_back(v.astype(values.dtype))[0]
 
 

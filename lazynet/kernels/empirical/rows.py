@@ -37,6 +37,7 @@ def in_memory(
     rows: list[list[Array]] = []
     for i, part in enumerate(own):
         upper = row(function, params, part, own[i:], chosen, outputs, diagonal=True)
+        # What is left of the diagonal are mirror images of the rows above.
         rows.append([above[i].transpose(MIRROR[outputs]) for above in rows] + upper)
     return concatenated(rows)
 
@@ -89,6 +90,7 @@ def in_store(
     block = entry_shape(function, params, one, sum(chosen.groups, ()), outputs)
     shape = (n1, n2, *block.shape[2:])
     entry = block.size * block.dtype.itemsize
+    # As many blocks of a row as fit the memory together: they are there at once.
     blocks = max(1, memory // (chosen.tile**2 * entry))
     every = tiles(n1, n2, chosen.tile, width=blocks * chosen.tile, symmetric=x2 is None)
     identity = {}
@@ -96,6 +98,7 @@ def in_store(
         columns = None if x2 is None else two
         identity = _identity(function, params, one, columns, chosen, outputs)
     target = open_store(store, {"ntk": shape}, block.dtype, len(every), identity)
+    # Weights go to each device once, not with every strip.
     placed = functools.cache(lambda device: jax.device_put((function, params), device))
 
     def compute(device, strip):

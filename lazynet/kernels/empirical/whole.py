@@ -35,8 +35,10 @@ def _whole(functions: tuple[Apply, Apply], params: Params, x1: Any, x2: Any) -> 
             _, tangents = jax.jvp(one, (params,), (direction,))
             return jax.tree.leaves(tangents)[place]
 
+        # One output at x2 after the other: together, they would be a Jacobian.
         units = jnp.eye(leaf.size, dtype=leaf.dtype).reshape(leaf.size, *leaf.shape)
         columns = jax.lax.map(column, units)
+        # `[outputs2, *outputs1]`, flat outputs at x2 first.
         kernel = jnp.moveaxis(columns, 0, -1)
         kernels.append(kernel.reshape(*kernel.shape[:-1], *leaf.shape))
     return tree.unflatten(kernels)

@@ -127,9 +127,11 @@ def top_eigenpairs(
     steps = 3 * count + 20 if steps is None else guards.count("steps", steps)
     operator = operator_of(kernel, shape)
     start = gaussians(key, 1, operator.size)[:, 0]
+    # On the host always: the compiled loop keeps no basis.
     diagonal, beside, basis = lanczos_basis(operator.product, start, min(steps, operator.size))
     values, vectors, residuals = ritz_vectors(diagonal, beside)
     chosen = np.argsort(values)[::-1][:count]
+    # Fewer than the steps where the Krylov space was exhausted before.
     columns = basis[: len(vectors)].T @ vectors[:, chosen]
     return Eigenpairs(values[chosen], columns, residuals[chosen])
 

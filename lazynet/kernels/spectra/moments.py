@@ -226,6 +226,7 @@ def _targets(
             f"y of shape {targets.shape} with a kernel of {size} rows for {examples} examples, expected [n, k] with as "
             "many rows as examples: outputs of the kernel, or any number where it has one."
         )
+    # The alignment does not depend on their scale, and fourth powers may overflow.
     targets = targets / power_of_two(np.abs(targets).max())
     size_before = np.linalg.norm(targets)
     if centered:
@@ -233,4 +234,5 @@ def _targets(
     if np.linalg.norm(targets) <= 1e-14 * size_before:
         raise ValueError("y is zero, or constant over the examples, expected targets that vary.")
     columns = targets.reshape(size, -1)
+    # `|Y Y'|_F = |Y' Y|_F`, of which the second is small.
     return columns, float(np.linalg.norm(columns.T @ columns))

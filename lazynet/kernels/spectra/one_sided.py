@@ -75,6 +75,7 @@ class OneSided(NamedTuple):
         """`<K, Y Y'> / (|K|_F size)`; the numerator is exact with backward derivatives."""
         square = square_term(self.gram)
         if self.features is None:
+            # Exact, with no part in the scatter of the draws.
             inner = Term(sum(map(self.energy, columns.T)), np.zeros_like(self.gram))
         else:
             overlaps = columns.T @ self.features
@@ -87,6 +88,7 @@ class OneSided(NamedTuple):
             raise ValueError(
                 "a sketch of gradients has no diagonal, expected one of features: take forward_sketch."
             )
+        # `E a_i^2 = K_ii`, and squares of Gaussians have the variance `2 K_ii^2`.
         squares = self.features**2
         p = squares.shape[1]
         return Estimate(squares.mean(axis=1), squares.mean(axis=1) * np.sqrt(2 / p))
@@ -149,6 +151,7 @@ def forward_sketch(
     gram = features.T @ features
 
     def energy(v: np.ndarray) -> float:
+        # `E (v' J u)^2 = v' K v`.
         return float(np.mean((v @ features) ** 2))
 
     return OneSided(gram, features, None, energy, len(features), n, centered)
@@ -201,11 +204,13 @@ def backward_sketch(
         return [np.asarray(leaf) for leaf in pulled_back(function, params, x, on_outputs, tile)]
 
     def energy(v: np.ndarray) -> float:
+        # `|J' v|^2 = v' K v`, without an error.
         return float(sum(np.vdot(leaf, leaf) for leaf in pulled(v)))
 
     vectors = gaussians(key, probes, int(np.prod(shape.shape)))
     if centered:
         vectors = without_means(vectors, n)
+    # Filled in place: gradients in a list would be held once more while they are stacked.
     rows = [np.empty((probes, leaf.size), leaf.dtype) for leaf in trees.differentiable(params)[0]]
     for i, v in enumerate(vectors.T):
         for row, leaf in zip(rows, pulled(v), strict=True):

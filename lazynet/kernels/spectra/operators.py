@@ -174,6 +174,7 @@ def _matfree_tridiagonal(product, start, steps):
     start = start / jnp.linalg.norm(start)
     first = jnp.max(jnp.abs(product(start)))
     is_number = jnp.isfinite(first) & (first > 0)
+    # `0.5 = 0.5 * 2^0`: a product that is zero or not finite is left as it is.
     scale = jnp.ldexp(jnp.ones_like(first), jnp.frexp(jnp.where(is_number, first, 0.5))[1])
     iterate = decomp.tridiag_sym(steps, materialize=False)
     diagonal, beside = iterate(lambda v, f: f(v) / scale, start, product).J_small

@@ -156,6 +156,7 @@ def effective_dimension(
         gauss = tridiagonal(operator, start, steps)
         radau = _with_node_at_zero(operator, *gauss)
         bounds.append([_fitted(ritz_values(*rule), ridges) for rule in (gauss, radau)])
+    # `[probes, 2, ridges]`: a vector of signs has the squared length m, and its weights sum to one.
     upper, lower = operator.size * np.swapaxes(bounds, 0, 1)
     value, error = _mean((upper + lower) / 2, ridges.shape)
     gap = np.abs(upper - lower).mean(axis=0).reshape(ridges.shape) / 2

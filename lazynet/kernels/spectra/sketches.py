@@ -171,12 +171,14 @@ def sketch(
     for_basis, for_draws = jax.random.split(key)
     # Half of the products with each kernel find the subspace and see what it does there.
     columns = probes // (2 + 2 * len(operators))
+    # As many products as there are rows tell everything.
     if size <= probes:
         basis = np.eye(size)
     else:
         start = gaussians(for_basis, columns, size)
         images = [products(operator, start) for operator in operators]
         basis = _orthonormal(np.concatenate(images, axis=1))
+    # What is left of the products: `columns` made the basis, and each of its vectors takes one.
     count = 0 if basis.shape[1] == size else probes - (1 + len(operators)) * columns
     draws = gaussians(for_draws, count, size)
     rest = draws - basis @ (basis.T @ draws)
