@@ -45,6 +45,7 @@ __all__ = [
 
 Scale = float | int | Array
 
+# The b of least squares between (1 + erf(b x)) / 2 and the logistic sigmoid on [-5, 5].
 SIGMOID_SCALE = 1 / 2.4020563531719796
 
 
@@ -173,6 +174,7 @@ def Cos(a: Scale = 1.0, b: Scale = 1.0, c: Scale = 0.0) -> Model:
         1.0
     """
     a, b, c = _numbers(a, b, c)
+    # cos(z) = sin(z + pi / 2)
     return activation("Cos", lambda x: a * jnp.cos(b * x + c), sine_dual(a, b, c + math.pi / 2))
 
 
@@ -298,6 +300,7 @@ def elementwise(
     if degree is not None:
         degree = max(2, guards.count("elementwise degree", degree, fix="None finds it"))
     kinks = sorted(guards.number(f"elementwise kinks[{i}]", kink) for i, kink in enumerate(kinks))
+    # Pieces cut the sums at kinks, where an even grid converges slowly.
     rule = activation_rule(
         "elementwise", piecewise_dual(fn, kinks, degree) if kinks else quadrature_dual(fn, degree)
     )
@@ -311,10 +314,13 @@ def elementwise(
 
 def _check_values(fn):
     """Refuses functions that are NaN where a Gaussian goes; unknown values pass."""
+    # Where nearly all of a standard normal variable is.
     points = np.linspace(-4.0, 4.0, 17)
+    # Hyperparameters that are being differentiated have no value to look at.
     _, traced = jax.closure_convert(fn, jnp.asarray(points))
     if traced:
         return
+    # Under jit these constants would be traced too, and have no values.
     with jax.ensure_compile_time_eval():
         missing = np.isnan(np.asarray(fn(jnp.asarray(points))))
     if missing.any():
@@ -330,6 +336,7 @@ def _numbers(a, b, c):
 
 def _rectifier(name, a, b, fn=None):
     """Slopes a and b on the two sides of zero, of x or of a gate (`lazynet.gated`)."""
+    # At zero JAX gives both minimum and maximum the derivative 1/2: together the mean (a + b) / 2.
     fn = fn or (lambda x: a * jnp.minimum(x, 0.0) + b * jnp.maximum(x, 0.0))
 
     def apply(params, x, gate=None):

@@ -81,8 +81,10 @@ def SelfAttention(
     if mechanism not in MECHANISMS:
         raise ValueError(f"mechanism got {mechanism!r}, expected one of {sorted(MECHANISMS)}.")
 
+    # Masked scores are far below all others, which only the softmax takes to no weight.
     if guards.flag("causal", causal) and mechanism != "SOFTMAX":
         raise ValueError(f"mechanism got {mechanism!r}, expected 'SOFTMAX' with causal=True.")
+    # Standard deviations enter the function by these two products alone.
     std = W_query_std * W_key_std, W_out_std * W_value_std
     network = _Heads(
         features,
@@ -104,6 +106,7 @@ def SelfAttention(
         "SelfAttention",
         network.outputs,
         init=network.draw,
+        # The rule sees covariances alone, which do not tell the number of features.
         kernel=lambda k: rule(k).replace(features=features),
     )
 
@@ -125,6 +128,7 @@ class _Heads(NamedTuple):
     def draw(self, key, x):
         """Weights for inputs of the shape of x."""
         embedding = self.embedding
+        # One key a matrix, also for those that options leave out: the others are drawn the same.
         keys = jax.random.split(key, 6)
         channels = x.shape[-1]
         places = channels if embedding.features is None else embedding.features
@@ -148,6 +152,7 @@ class _Heads(NamedTuple):
     def outputs(self, params, x, missing=None):
         """Outputs, with no weight on keys that are missing `[n, *positions]`."""
         embedding = self.embedding
+        # [n, P, c]: all axes of positions are one.
         flat = x.reshape(len(x), -1, x.shape[-1])
         gone = None if missing is None else missing.reshape(len(x), -1)
         seen = _seen(params, flat, gone, x.shape[1:-1], embedding)
@@ -155,15 +160,19 @@ class _Heads(NamedTuple):
         keys = jnp.einsum("npc,hck->nhpk", seen, params["K"])
         queries = keys if self.linear_scaling else jnp.einsum("npc,hck->nhpk", seen, params["Q"])
         values = jnp.einsum("npc,hcv->nhpv", valued, params["V"])
+        # 1/sqrt(c) each for queries and keys, and 1/key_features or its root for their product.
         norm = seen.shape[-1] * self.key_features ** (1 if self.linear_scaling else 0.5)
         scores = jnp.matmul(queries, jnp.swapaxes(keys, -1, -2)) * (self.W_std[0] / norm)
         if self.causal:
             positions = jnp.arange(scores.shape[-1])
             later = positions[None, :] > positions[:, None]
+            # Finite, since a row of which all keys are left out would be NaN with minus infinity.
             scores = jnp.where(later[None, None], -1e20, scores)
         weights = weighted_scores(self.mechanism, scores, None if gone is None else gone[:, None])
+        # [n, h, P, v] to [n, P, h v]: heads side by side, as the rows of O are.
         joined = jnp.swapaxes(jnp.matmul(weights, values), 1, 2)
         joined = joined.reshape(*flat.shape[:2], self.heads * self.value_features)
+        # The fan-in of O times the fan-in of V.
         scale = self.W_std[1] / math.sqrt(joined.shape[-1] * valued.shape[-1])
         outputs = (joined @ params["O"]) * scale
         if self.b_std is not None:
@@ -177,8 +186,10 @@ def _seen(params: Any, flat: Array, missing: Any, shape: Any, embedding: Embeddi
         return flat
     places = params["P"].reshape(-1, params["P"].shape[-1])
     if embedding.decay is not None:
+        # With L L' = C and P of independent entries, L P has the covariances C between positions.
         root = jnp.linalg.cholesky(embedding.covariance(shape)).astype(flat.dtype)
         places = root @ places
+    # The same embeddings for all examples, since weights they are.
     places = jnp.broadcast_to(embedding.W_std * places[None], (len(flat), *places.shape))
     if missing is not None:
         places = jnp.where(missing[..., None], 0, places)

@@ -40,6 +40,7 @@ def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[in
         [3.0, 6.0, 5.0]
     """
     positions = x.shape[1:-1]
+    # Reached from `_with_matrix`, when every axis has become part of the channels.
     if not positions:
         return x @ W
     # the last axis first: it is beside the channels already
@@ -70,26 +71,32 @@ def _convolution(x, W, strides, pads):
 
 def _columns_at_once(x, W, strides, pads):
     """How many outputs beside each other, along the last axis of positions, are cheapest together."""
+    # Windows that are further apart share less of a patch, or nothing.
     if strides[-1] > 1:
         return 1
     products = W.shape[-2] * W.shape[-1]
     # Columns share most of their patch, for which they multiply by zeros what only another one sees.
     columns = 4 if products <= FEW_PRODUCTS else 2 if products <= 4 * FEW_PRODUCTS else 1
     outputs = x.shape[-2] + sum(pads[-1]) - W.shape[-3] + 1
+    # A divisor of the outputs, so that no column is computed and thrown away.
     return math.gcd(columns, outputs)
 
 
 def _with_wide_filters(x, W, strides, pads, columns):
     """The same in steps of several columns, with filters that see and give all of them."""
+    # A patch of columns + taps - 1 holds the windows of all its columns.
     taps = W.shape[-3]
     M = _matrices(W, _seen(columns + taps - 1, taps, 1, (0, 0)), W.ndim - 3)
+    # [..., p, c, q f]: outputs at the columns q are features of one wide filter.
     filters = M.reshape(*M.shape[:-2], -1)
+    # Zeros before and after stay: the first patch begins where the first window does.
     z = _convolution(x, filters, (*strides[:-1], columns), pads)
     return z.reshape(*z.shape[:-2], z.shape[-2] * columns, W.shape[-1])
 
 
 def _matrices(W, seen, axis):
     """The filters as matrices `[..., p, c, q, f]` from position and channel to position and feature, along one axis."""
+    # Entries of W are only moved (the other factor is 0 or 1): TF32 would round them on the way.
     return jnp.einsum(
         "pqt,t...cf->...pcqf",
         jnp.asarray(seen, W.dtype),
@@ -103,6 +110,7 @@ def _with_matrix(x, W, strides, pads, axis):
     positions = x.shape[1 + axis]
     features = W.shape[-1]
     M = _matrices(W, _seen(positions, W.shape[axis], strides[axis], pads[axis]), axis)
+    # [*other taps, p c, q f], the filters of a convolution along the other axes.
     M = M.reshape(*M.shape[:-4], positions * x.shape[-1], -1)
     x = jnp.moveaxis(x, 1 + axis, -2)
     x = x.reshape(*x.shape[:-2], -1)

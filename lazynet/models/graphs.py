@@ -49,12 +49,15 @@ def routed(x: Array, edges: ArrayLike, axes: Sequence[int]) -> Array:
     shape = tuple(x.shape[axis] for axis in axes)
     nodes, restored = _by_nodes(x, axes)
     size = math.prod(shape)
+    # Coordinates become the row-major index of a node: [n, edges, 2], tails and heads.
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     places = jnp.sum(edges * jnp.asarray(strides, edges.dtype)[None, None, :, None], axis=2)
     exists = jnp.all(edges >= 0, axis=(2, 3))
 
     def sums(values, place, exist):
+        # The index of an edge that does not exist may be negative, which JAX counts from the end.
         messages = jnp.where(exist[:, None], values[place[:, 0]], 0)
+        # Such edges end in one more segment, which is cut off.
         heads = jnp.where(exist, place[:, 1], size)
         return jax.ops.segment_sum(messages, heads, num_segments=size + 1)[:size]
 

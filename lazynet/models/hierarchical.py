@@ -74,6 +74,7 @@ def AttributeConv(
     convolution = Conv(features, kernel_size, strides, padding, W_std, b_std)
 
     def init(key, x):
+        # Conv.init takes shapes alone: neighbors are not computed.
         return convolution.init(key, jax.eval_shape(lambda x: _neighbors(x, reach, kept), x))
 
     def apply(params, x):
@@ -93,6 +94,7 @@ def _neighbors(x, reach, kept):
             f"AttributeConv got an input of shape {tuple(x.shape)}, expected [n, h, w, *attributes]: put it after "
             "a Conv."
         )
+    # Axes 3 to 3 + older are the oldest attributes: new features are appended at the end.
     older = x.ndim - 3 - kept
     x = jnp.mean(x, axis=tuple(range(3, 3 + older))) if older > 0 else x
     if min(x.shape[3:]) < reach:
@@ -101,6 +103,7 @@ def _neighbors(x, reach, kept):
             "layers before more features."
         )
     axes = tuple(range(3, x.ndim))
+    # A roll by s is x(v - s): shifts go down, so that e = -s goes up, as in the filters.
     shifts = itertools.product(range(reach // 2, -(reach // 2) - 1, -1), repeat=len(axes))
     # one roll each costs less than a convolution of four axes, for which compilers have no fast path
     near = jnp.stack([jnp.roll(x, shift, axes) for shift in shifts], axis=-1)

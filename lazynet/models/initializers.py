@@ -68,5 +68,6 @@ def _drawn(key, path, shape, gain):
             f"xavier_normal got the parameter {jax.tree_util.keystr(path)}, expected only W and b: "
             "draw the weights of other layers by their own init."
         )
+    # Entries of the filter times (c_in + c_out): n_in + n_out.
     fans = math.prod(shape.shape[:-2]) * sum(shape.shape[-2:])
     return jax.random.normal(key, shape.shape, shape.dtype) * (gain * math.sqrt(2 / fans))

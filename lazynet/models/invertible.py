@@ -123,6 +123,7 @@ def squeeze(factor: int = 2) -> Model:
         _check_blocks(x.shape, factor)
         n, h, w, c = x.shape
         blocks = x.reshape(n, h // factor, factor, w // factor, factor, c)
+        # [n, h / s, w / s, c, s, s], merged with c in front: pixels of a channel are neighbors.
         return blocks.transpose(0, 1, 3, 5, 2, 4).reshape(n, h // factor, w // factor, -1)
 
     def undo(params, y):
@@ -155,6 +156,7 @@ def inject(channels: int) -> Model:
     def apply(params, x):
         return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, channels)])
 
+    # A rule that raises, not None: its message names the layer to put in its place.
     def rule(k):
         raise ValueError(
             f"inject({channels}) has no infinite-width limit: its features are no random functions; put a Dense or "
@@ -230,14 +232,17 @@ def reversible(model: Model) -> Model:
         return y, (params, y)
 
     def backward(kept, cotangent):
+        # Without x, which the pullback finds on its way.
         return undo.pullback(*kept, cotangent)[1:]
 
     def outputs(params, x, given):
+        # Gates and probes are no arguments of the custom backward pass.
         return model.apply(params, x, given) if given else recomputed(params, x)
 
     recomputed.defvjp(forward, backward)
     rows = known.rows if known else {}
     independent = known.independent if known else model.kernel is not None
+    # The trace is the model's own, which keeps activations and has forward derivatives.
     evaluate = Evaluation(outputs, model.trace, rows, independent, forward=False)
     return model._replace(apply=evaluate)
 

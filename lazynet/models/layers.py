@@ -106,6 +106,7 @@ def Dense(
         init=init,
         record=preactivation,
         kernel=kernel,
+        # One position: [n, 1, fan_in].
         rows=lambda x: x[:, None, :],
     )
 
@@ -168,10 +169,12 @@ def Conv(
         _check_fits("Conv", x.shape[1:3], kernel_size, padding)
         check_channels("Conv", x, params["W"].shape[2])
         image, pads = pad_image(x, kernel_size, strides, padding)
+        # The probe comes before the multiplier m, which derivatives by W have too.
         z = probed(convolve(image, params["W"], strides, pads), probe)
         return add_bias(z * multiplier(fan_in(x.shape[-1]), W_std, scheme), params, b_std, scheme)
 
     def rows(x):
+        # [n, h' w', k^2 c] in the order of W as [k^2 c, features]: taps before channels.
         windows = _windows(x, kernel_size, strides, padding, fill=0.0)
         return windows.reshape(x.shape[0], -1, fan_in(x.shape[-1]))
 
@@ -234,6 +237,7 @@ def MaxPool(
 
     def entries(x):
         _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
+        # Zeros would win against negative entries at the edges.
         return _window_entries(x, window, strides, padding, fill=-jnp.inf)
 
     def patches(x):
@@ -241,6 +245,7 @@ def MaxPool(
 
     def apply(params, x, gate=None):
         if gate is None:
+            # Equal entries share the derivative; with a gate the first of them has all of it.
             return functools.reduce(jnp.maximum, entries(x))
         winners = jnp.argmax(gate, axis=3, keepdims=True)  # in the windows that decide
         return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
@@ -301,6 +306,7 @@ def LayerNorm(eps: float | int = 1e-12) -> Model:
     eps = guards.number("LayerNorm eps", eps, at_least=0)
 
     def apply(params, x):
+        # Not E[x^2] - E[x]^2, which loses all digits where the mean is large beside the deviation.
         centered = x - jnp.mean(x, axis=-1, keepdims=True)
         return centered * lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + eps)
 
@@ -330,6 +336,7 @@ def pad_image(
     """
     if padding == "VALID":
         return x, [(0, 0), (0, 0)]
+    # Periodic images get the output size of "SAME", so its pads say how far to wrap.
     pads = [(int(a), int(b)) for a, b in lax.padtype_to_pads(x.shape[1:3], window, strides, "SAME")]
     if padding == "SAME":
         return x, pads
@@ -347,6 +354,7 @@ def preactivation(x, outputs):
 
 def draw(key, shape, fan_in, dtype, W_std, b_std, scheme):
     """Weights and biases of either parameterization; N(0, 1) in the NTK one."""
+    # Split also without biases: weights are the same with them and without.
     key_W, key_b = jax.random.split(key)
     W = jax.random.normal(key_W, shape, dtype)
     params = {"W": W if scheme is None else W * (W_std * math.sqrt(scheme[0] / fan_in))}
@@ -371,6 +379,7 @@ def add_bias(z, params, b_std, scheme):
     if b_std is None:
         return z
     b = params["b"] if scheme is not None else params["b"] * b_std
+    # [1, 1, .., features] or [n, 1, .., features], since rank promotion may be an error.
     return z + b.reshape(*(b.shape[:-1] or (1,)), *(1,) * (z.ndim - 2), b.shape[-1])
 
 
@@ -405,6 +414,7 @@ def _window_entries(x, window, strides, padding, fill):
     """For each place in a window its entries `[n, h', w', c]`: strided slices, which differentiate to any order."""
     _check_fits("a pool", x.shape[1:3], window, padding)
     image, pads = pad_image(x, window, strides, padding)
+    # "SAME" pads with what never changes the result: 0 in a sum, -inf in a maximum.
     image = jnp.pad(image, [(0, 0), *pads, (0, 0)], constant_values=fill)
     h, w = ((image.shape[i + 1] - window[i]) // strides[i] + 1 for i in (0, 1))
     offsets = product(range(window[0]), range(window[1]))

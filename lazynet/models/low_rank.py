@@ -61,6 +61,7 @@ def lora(model: Model, *, rank: int, where: Where | None = None) -> Model:
 @recipe
 def _drawn(init: Any, rank: int, where: Where | None):
     def with_factors(key, *inputs):
+        # A foreign model with weights of its own takes no key, but its factors need one.
         own, low_rank = (None, jax.random.key(0)) if key is None else jax.random.split(key)
         weights = init(own, *inputs)
         return {"factors": factors(low_rank, weights, rank=rank, where=where), "weights": weights}
@@ -98,9 +99,11 @@ def factors(
         if not is_chosen or jnp.ndim(leaf) < 2:
             continue
         rows = math.prod(leaf.shape[:-1])
+        # i counts all leaves: the draw of one weight does not depend on which others are chosen.
         normal = jax.random.normal(jax.random.fold_in(key, i), (rows, rank), leaf.dtype)
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found[name] = {
+            # E[A A'] = I, so that the kernel of B has that of W as its mean.
             "A": normal / math.sqrt(rank),
             "B": jnp.zeros((rank, leaf.shape[-1]), leaf.dtype),
         }
@@ -148,6 +151,7 @@ def merged(params: Params) -> Params:
         own = low_rank.get(jax.tree_util.keystr(path, simple=True, separator="/"))
         if own is None:
             return leaf
+        # TF32 would round the change of the weights to three digits.
         product = jnp.matmul(own["A"], own["B"], precision="highest")
         return leaf + product.reshape(jnp.shape(leaf))
 

@@ -111,6 +111,7 @@ class Evaluation:
     independent: bool
     forward: bool = True
 
+    # For the names of compiled programs, which objects do not have by themselves.
     __name__ = "apply"
 
     def __call__(self, params: Params, x: Any, given: Given | None = None) -> Any:
@@ -133,6 +134,7 @@ def evaluation(apply: Any) -> Evaluation | None:
         >>> evaluation(jnp.sin) is None
         True
     """
+    # `recipe` wraps what it makes, to compare and to pickle it.
     function = apply.function if isinstance(apply, Function) else apply
     return function if isinstance(function, Evaluation) else None
 
@@ -242,6 +244,7 @@ def layer(
             guards.function(part, function, "None leaves it out")
 
     def outputs(params, x, given):
+        # What is given to this very layer has the empty path, all parents being stripped off.
         return apply(params, x, given[""]) if given else apply(params, x)
 
     def trace(params, x, given=None):
@@ -250,8 +253,10 @@ def layer(
 
     def pullback(params, y, cotangent):
         x = back(params, y)
+        # One layer is evaluated once more: a plain inverse says nothing about derivatives.
         return x, *jax.vjp(apply, params, x)[1](cotangent)
 
+    # For type checkers: the pullback is used only if there is an inverse.
     back: Any = inverse
     own_rows = {} if rows is None else {"": rows}
     evaluate = Evaluation(outputs, trace, own_rows, kernel is not None)
@@ -290,6 +295,7 @@ def serial(*layers: Model, name: str = "serial") -> Model:
             own = member.init(jax.random.fold_in(key, i), x)
             if own:
                 params[path] = own
+            # Shapes alone: the first batch is not sent through the network.
             x = jax.eval_shape(member.apply, own, x)
         return params
 
@@ -363,6 +369,7 @@ def parallel(*branches: Model, name: str = "parallel") -> Model:
         return _sum(outputs), inside
 
     def kernel(k):
+        # What came before is common to all: only weights inside a branch make it independent.
         start = k.replace(fresh=False)
         covariances = [propagate(branch, start, path) for path, branch in members.items()]
         return type(covariances[0]).sum_independent(covariances, list(members))
@@ -436,6 +443,7 @@ def symmetrize(model: Model) -> Model:
 
     def init(key, x):
         params = model.init(key, x)
+        # A copy: training donates its state, and no buffer can be donated twice.
         return {"minus": params, "plus": jax.tree.map(jnp.copy, params)}
 
     def outputs(params, x, given):
@@ -450,6 +458,7 @@ def symmetrize(model: Model) -> Model:
         return (plus - minus) / math.sqrt(2.0), inside
 
     def kernel(k):
+        # (Theta + Theta) / 2 by the factor 1/sqrt 2; outputs cancel, and with them Sigma.
         return joined(propagate(model, k, model.name)).without_nngp()
 
     evaluate = evaluation_of({"plus": model, "minus": model}, outputs, trace)
@@ -482,6 +491,7 @@ def freeze(model: Model, where: Where | None = None) -> Model:
     _check_models((model,), "freeze")
 
     def rule(k):
+        # Layers after it are trained again: the flag goes back to that of the surroundings.
         return propagate(model, k.replace(trained=False), model.name).replace(trained=k.trained)
 
     def held(params):
@@ -521,6 +531,7 @@ def propagate(member: Model, k: Any, path: str) -> Any:
             f"layer {path} ({member.name}) has no infinite-width limit: replace it (AvgPool instead of MaxPool) or "
             "use empirical_ntk at finite width, averaged over initializations by monte_carlo_kernel."
         )
+    # Only invertible layers know pairs of halves; all others see the mean of both.
     return member.kernel(k if member.inverse is not None else joined(k))
 
 
@@ -551,6 +562,7 @@ def arguments_of(path: str, params: Params, x: Any, given: Given | None) -> tupl
     for name, value in (given or {}).items():
         if name == path or name.startswith(f"{path}/"):
             below[name[len(path) + 1 :]] = value
+    # A member may be a plain function of two arguments: the third is passed only if it is needed.
     return (own, x, below) if below else (own, x)
 
 
@@ -605,6 +617,7 @@ def _without_gradient(inverse: Any) -> Inverse | None:
 
     def pullback(params, y, cotangent):
         x, gradient, cotangent = inverse.pullback(params, y, cotangent)
+        # Zeros in the tree of the parameters: a custom backward pass has to return all of it.
         return x, jax.tree.map(jnp.zeros_like, gradient), cotangent
 
     return Inverse(inverse.undo, pullback, inverse.missing)

@@ -126,6 +126,7 @@ def Conv(
         (1, 10, 8)
     """
     size, steps = _sizes("Conv", kernel_size, strides)
+    # Images have a fast way, planes of covariances at equal displacement.
     if len(size) == 2:
         return layers.Conv(
             features, size, steps, padding, W_std, b_std, parameterization=parameterization, s=s
@@ -334,6 +335,7 @@ def LayerNorm(axes: Size = (), eps: float | int = 1e-12) -> Model:
     return layer(
         "LayerNorm",
         lambda params, x: normalized(x, (*axes, -1), eps),
+        # Over the batch examples are mixed, so that no covariance of two of them alone is enough.
         kernel=None if 0 in axes else rule,
     )
 
@@ -367,9 +369,11 @@ def normalized(x: Array, axes: Size, eps: float, missing: Array | None = None) -
         [-1.0, 1.0]
     """
     if missing is None:
+        # Differences first: E[x^2] - E[x]^2 loses all digits where the mean is large.
         mean = jnp.mean(x, axes, keepdims=True)
         return (x - mean) / jnp.sqrt(jnp.mean((x - mean) ** 2, axes, keepdims=True) + eps)
     there = jnp.broadcast_to(~missing, x.shape)
+    # At least one, so that an example with nothing in it is 0 and not 0 / 0.
     count = jnp.maximum(jnp.sum(there, axes, keepdims=True), 1).astype(x.dtype)
     mean = jnp.sum(jnp.where(there, x, 0), axes, keepdims=True) / count
     centered = jnp.where(there, x - mean, 0)
@@ -425,6 +429,7 @@ def _weighted(name, features, window, filtered, W_std, b_std, parameterization, 
         if not local:
             shape = (*window.size, x.shape[-1], features)
             return layers.draw(key, shape, fan_in, x.dtype, W_std, b_std, scheme)
+        # A pool with the same window has as many outputs; nothing is computed.
         places = jax.eval_shape(lambda x: _summed(x, window), x).shape[1:-1]
         key_W, key_b = jax.random.split(key)
         W = layers.draw(key_W, (*places, fan_in, features), fan_in, x.dtype, W_std, None, scheme)
@@ -440,6 +445,7 @@ def _weighted(name, features, window, filtered, W_std, b_std, parameterization, 
             return layers.add_bias(z, params, b_std, scheme)
         if b_std is None:
             return z
+        # Biases are [*positions, features], one for each output, as the weights are.
         return z + params["b"][None] * (b_std if scheme is None else 1)
 
     shared = conv_rule(features, window, W_std, b_std, scheme)
@@ -464,6 +470,7 @@ def _summed(x, window):
     image, pads = _padded(x, window)
     size = (1, *window.size, 1)
     strides = (1, *window.strides, 1)
+    # Of NumPy: a traced zero hides from lax that this is a sum, which alone has gradients.
     zero = np.zeros((), x.dtype)
     return lax.reduce_window(image, zero, lax.add, size, strides, [(0, 0), *pads, (0, 0)])
 
@@ -483,6 +490,7 @@ def _padded(x, window):
 def _folded(z, axis, outputs):
     """What leaves a periodic image on one side comes in on the other."""
     length = z.shape[axis]
+    # Half of the entries beyond the image are on each side of it.
     place = (np.arange(length) - (length - outputs) // 2) % outputs
     moved = jnp.moveaxis(z, axis, 0)
     nothing = jnp.zeros((outputs, *moved.shape[1:]), z.dtype)

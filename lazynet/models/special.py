@@ -173,6 +173,7 @@ def RectifiedMonomial(degree: int) -> Model:
     degree = guards.count("degree", degree, at_least=0)
 
     def rectified_power(x):
+        # Not max(x, 0)^d, which at d = 0 would be 1 on both sides.
         return jnp.where(x >= 0, x**degree, jnp.zeros_like(x))
 
     return activation("RectifiedMonomial", rectified_power, rectified_power_dual(degree))

@@ -42,6 +42,7 @@ def Embed(vocabulary: int, features: int, W_std: Scale = 1.0) -> Model:
 
     def apply(params, x):
         _check_tokens(x)
+        # A traced W_std has a dtype of its own, by which the outputs would be promoted.
         return params["W"][x] * jnp.asarray(W_std, params["W"].dtype)
 
     return layer("Embed", apply, init=init)

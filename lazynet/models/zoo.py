@@ -389,12 +389,14 @@ def irevnet(
     blocks = [guards.count("irevnet blocks", count, at_least=0) for count in blocks]
     channels = guards.count("irevnet channels", channels)
     injected = guards.count("irevnet injected", injected, at_least=0)
+    # A coupling multiplies variances by at most 1 + gain^2, and (1 + 1/depth)^depth < e.
     depth = max(1, sum(blocks))
     scale = guards.number("irevnet gain", depth**-0.5 if gain is None else gain, at_least=0)
     features = channels + injected
     layers = [inject(injected)] if injected else []
     layers = [Conv(features, (3, 3), (1, 1), "SAME", 1.0, b_std)] if stem else layers
     for stage, count in enumerate(blocks, 1):
+        # Every squeeze makes 4 channels of 1, and branches see one of the two halves.
         half = features * 4**stage // 2
         branch = serial(
             Conv(width, (3, 3), (1, 1), "SAME", SQRT2, b_std),
@@ -404,6 +406,7 @@ def irevnet(
         layers += [squeeze(), *[coupling(branch)] * count]
     if outputs is None:
         return serial(*layers, name="irevnet")
+    # The part that has an inverse is one member, for `reversible` and `inverse` to take.
     body = serial(*layers, name="body")
     return serial(body, GlobalAvgPool(), Dense(outputs, 1.0, b_std), name="irevnet")
 

@@ -58,6 +58,7 @@ def model_of(
 ) -> Model:
     """The model of `init(key, *inputs)`, and of apply and trace that take the constants before the parameters."""
     init, apply, trace = functions
+    # A Partial is a tree: its constants are arguments of programs, and not built into them.
     return Model(init, Partial(apply, constants), Partial(trace, constants), None, name)
 
 
@@ -69,6 +70,7 @@ def one_example(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def astype(params: Params, inputs: Any) -> Params:
     """Parameters in the dtype of the inputs; as they were drawn where these are whole numbers (tokens)."""
     dtypes = [leaf.dtype for leaf in leaves_of(inputs)]
+    # The first floating input decides; tokens beside it have no say.
     real = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)]
     if not real:
         return params
@@ -89,6 +91,7 @@ def check_no_key(name: str, key: Any, source: str, factory: str) -> None:
 def check_factory(factory: Callable[..., Any], source: str, argument: str, expected: str) -> None:
     """Refuses a function that cannot be called with this one argument by its name."""
     is_class = isinstance(factory, type)
+    # Classes of nnx have the signature of their metaclass, (*args, **kwargs).
     signature = inspect.signature(partial(factory.__init__, None) if is_class else factory)
     try:
         signature.bind(**{argument: None})
@@ -115,6 +118,7 @@ class NamingPickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         """The name of such a function; other objects pickle as they do."""
         name = named(obj)
+        # NotImplemented tells pickle to go on as it would without this method.
         return NotImplemented if name is obj else (found, (name,))
 
 

@@ -29,6 +29,7 @@ from lazynet.recipes import recipe
 
 def from_linen(module: Any, variables: Mapping[str, Any] | None, call: dict[str, Any]) -> Model:
     """The model of a module, with its variables if there are some."""
+    # A bound module: its variables are taken from it, and `apply` takes the bare one.
     if module.scope is not None:
         variables = module.variables if variables is None else variables
         module = module.unbind()[0]
@@ -61,6 +62,7 @@ def _functions(source: _Linen, held: Any, arrays: dict[str, Any], static: dict[s
 
     def init(key, *inputs):
         variables = held
+        # Variables may hold statistics alone: weights are then still to be drawn.
         if held is not None and "params" in held:
             factory = f"lambda rngs: {name}(..., rngs=rngs)"
             check_no_key(name, key, "from_flax", factory)
@@ -80,6 +82,7 @@ def _functions(source: _Linen, held: Any, arrays: dict[str, Any], static: dict[s
         call = {**static, **constants.call, **kwargs}
         with foreign_terms(), linen.intercept_methods(_record):
             outputs, sown = module.apply(variables, *inputs, mutable=["trace"], **call)
+        # Sown under (*path of the layer, "calls"), an entry for each call of it.
         calls: Any = traverse_util.flatten_dict(sown.get("trace", {}))
         records = {}
         for keys, entries in calls.items():
@@ -113,6 +116,7 @@ def _drawn(module: Any, inputs: Any, arrays: dict[str, Any], static: dict[str, A
         return _without_params(variables)
 
     shapes = jax.eval_shape(draw, arrays)
+    # Most modules have parameters only: nothing is compiled for them.
     return jax.jit(draw)(arrays) if jax.tree.leaves(shapes) else shapes
 
 
@@ -163,10 +167,12 @@ class _LinenPickler(NamingPickler):
 
         if not isinstance(obj, linen.Module):
             return super().reducer_override(obj)
+        # Made without a parent: a nested module gets its own when it is bound.
         own = [field for field in dataclasses.fields(obj) if field.init and field.name != "parent"]
         values = {
             field.name: getattr(obj, field.name)
             for field in own
+            # Default initializers are closures, which pickle refuses; the class brings them back.
             if getattr(obj, field.name) is not field.default
         }
         return functools.partial(type(obj), parent=None, **values), ()

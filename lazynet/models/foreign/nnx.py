@@ -28,10 +28,12 @@ def from_nnx(source: Any, call: dict[str, Any]) -> Model:
     from flax import nnx
 
     if isinstance(source, nnx.Module):
+        # A copy: the module may be trained on, or set to another mode.
         source = _Held(nnx.clone(source))
     built = source.module if isinstance(source, _Held) else source(rngs=nnx.Rngs(0))
     _, _, constants = nnx.split(built, nnx.Param, ...)
     name = type(built).__name__
+    # Keyword arguments of the call may switch layers to evaluation: only a call then tells.
     if not call and _is_training(built):
         _check_state(name, constants)
     arrays, static = parted(call)
@@ -66,6 +68,7 @@ def _functions(source: Any, arrays: dict[str, Any], static: dict[str, Any]):
             outputs = module(*inputs, **{**static, **constants.call, **kwargs})
         after = _state(module)
         _check_unchanged(
+            # By identity: values may be traced, and what a call writes is another object.
             name, [path for path, value in after.items() if value is not before.get(path)]
         )
         return outputs
@@ -107,6 +110,7 @@ def _noting(kind: type, name: str, records: dict[str, Any]) -> type:
 
     def call(self, x, *args, **kwargs):
         outputs = kind.__call__(self, x, *args, **kwargs)
+        # Calls of a shared layer are numbered: name, name#1, name#2.
         seen = sum(path.partition("#")[0] == name for path in records)
         records[name + (f"#{seen}" if seen else "")] = (x, outputs)
         return outputs

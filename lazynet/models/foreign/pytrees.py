@@ -97,6 +97,7 @@ def _functions(source: _Source, batched: bool, arrays: dict[str, Any], static: d
         """The outputs, and what the layers to be noted took and gave."""
         buffers, held = constants.state
         own = jax.tree.unflatten(treedef, _filled(leaves, buffers))
+        # None is a leaf here: weights and the rest have it in each other's places.
         network = jax.tree.map(_first, params, own, is_leaf=_is_none)
         call = {**static, **constants.call, **kwargs}
 
@@ -125,6 +126,7 @@ def _functions(source: _Source, batched: bool, arrays: dict[str, Any], static: d
         try:
             return noted(*names)
         except jax.errors.UnexpectedTracerError:  # a layer under a vmap of the module
+            # Values of an inner vmap must not leave it: each layer is tried by itself.
             return noted(*[name for name in names if _is_traceable(noted, name)])
 
     def init(key, *inputs):
@@ -213,6 +215,7 @@ def _is_none(leaf: Any) -> bool:
 def _nodes(module: Any) -> list[Any]:
     """All nodes of a tree."""
     nodes: list[Any] = []
+    # append returns None, so that no node is a leaf, and the walk sees all of them.
     jax.tree.leaves(module, is_leaf=lambda node: bool(nodes.append(node)))
     return nodes
 
@@ -222,6 +225,7 @@ def _check_evaluation(name: str, module: Any) -> None:
     training = [
         type(node).__name__
         for node in _nodes(module)
+        # Dropout of probability 0 draws nothing, in training mode either.
         if getattr(node, "inference", True) is False and getattr(node, "p", 1) != 0
     ]
     if training:
@@ -255,6 +259,7 @@ class _Recorder:
         self._noted[self._name + (f"#{seen}" if seen else "")] = (x, outputs)
         return outputs
 
+    # Modules look into their layers, for instance at out_features.
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 

@@ -53,6 +53,7 @@ def from_neural_tangents(triple: Any) -> Model:
 @recipe
 def _triple_functions(init_fn: Callable[..., Any], apply_fn: Callable[..., Any]):
     def init(key, x):
+        # neural-tangents writes -1 for the size of the batch.
         _, params = init_fn(key, (-1, *x.shape[1:]))
         return astype(params, x)
 
