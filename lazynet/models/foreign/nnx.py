@@ -67,8 +67,8 @@ def _functions(source: Any, arrays: dict[str, Any], static: dict[str, Any]):
         with foreign_terms():
             outputs = module(*inputs, **{**static, **constants.call, **kwargs})
         after = _state(module)
+        # By identity: values may be traced, and what a call writes is another object.
         _check_unchanged(
-            # By identity: values may be traced, and what a call writes is another object.
             name, [path for path, value in after.items() if value is not before.get(path)]
         )
         return outputs
