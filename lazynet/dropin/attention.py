@@ -120,6 +120,7 @@ def _layout(axes):
             shape[channel_axis] = -1
             values[4] = values[4].reshape(shape)
         if values[5] is not None:
+            # Embeddings of neural-tangents have an axis of one example.
             values[5] = outside(values[5][None], batch_axis, channel_axis)
         return tuple(values)
 

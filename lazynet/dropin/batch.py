@@ -72,6 +72,7 @@ def batch(
         pairs = {name: v for name, v in kwargs.items() if _are_of_examples(name, v, n1, n2)}
         kwargs = {name: v for name, v in kwargs.items() if name not in pairs}
         placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
+        # Without a size each device takes one strip of rows.
         side = batch_size or -(-n1 // len(devices))
         width = batch_size or n2
         rows = []
@@ -80,6 +81,7 @@ def batch(
             for j in range(0, n2, width):
                 device = next(turns)
                 parts = _placed((_part(x1, i, side), _part(other, j, width)), device, len(devices))
+                # The function is told that a block on the diagonal has one set.
                 own = (parts[0], None) if x2 is None and i == j and side == width else parts
                 more, named = placed(device)
                 cut = {n: _parts(pair, ((i, side), (j, width))) for n, pair in pairs.items()}
@@ -119,6 +121,7 @@ def _part(x: Examples, start: int, size: int) -> Examples:
 
 def _are_of_examples(name: str, value: Any, n1: int, n2: int) -> bool:
     """Whether a keyword argument is a pair of arrays with a row for each example of either set."""
+    # Two keys of the old kind are arrays `[2]`, which would be taken for rows of two examples.
     if name in ("rng", "keys") or not isinstance(value, tuple) or len(value) != 2:
         return False
     shapes = [np.shape(part) if isinstance(part, ArrayLike) else () for part in value]
@@ -157,6 +160,7 @@ def _checked(
         )
     if not store_on_device:
         return jax.tree.map(np.asarray, block)
+    # Blocks are joined on one device.
     return jax.device_put(block, devices[0]) if len(devices) > 1 else block
 
 
@@ -191,6 +195,7 @@ def joined_kernels(blocks: list[list[Kernel]], one_set: bool) -> Kernel:
 
     scalar = first.ntk is None or not np.ndim(first.ntk)
     nngp = _matrix([[k.nngp for k in row] for row in blocks])
+    # Sets are equal where all blocks on the diagonal have equal ones.
     equal = [row[i].x1_is_x2 for i, row in enumerate(blocks) if i < len(row)]
     square = nngp.shape[0] == nngp.shape[1]
     return first.replace(

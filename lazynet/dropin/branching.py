@@ -47,6 +47,7 @@ def serial(*layers: Any) -> Layer:
     members = layers_of(layers, "serial")
 
     def init(key, shape):
+        # The order of keys is that of neural-tangents, so that both draw the same weights.
         params = []
         for member in members:
             key, own = jax.random.split(key)
@@ -106,6 +107,7 @@ def parallel(*layers: Any) -> Layer:
         axes=[member.axes for member in members],
         spatial=functools.reduce(operator.and_, [member.spatial for member in members]),
         pairs=any(member.pairs for member in members),
+        # Depths add up along a chain, and not side by side.
         twin=_twin(members, _side_by_side) if not any(_depth(m) for m in members) else None,
     )
 
@@ -124,6 +126,7 @@ def FanOut(num: int) -> Layer:
     num = guards.count("FanOut num", num)
 
     def rule(k):
+        # The branches share what comes before: a sum of them needs weights of their own.
         return [k.replace(fresh=False)] * num
 
     def init(key, shape):
@@ -170,6 +173,7 @@ def FanInConcat(axis: int = -1) -> Layer:
             return concat_rule(ks)
         if place == batch:
             return stack_rule(ks)
+        # Rules count positions alone, without the axes of examples and channels.
         return join_rule(ks, place - sum(end < place for end in (batch, channel)))
 
     def joined(shapes):
@@ -248,6 +252,7 @@ def _custom(name, functions):
 
     def apply(params, inputs, told):
         if not getattr(apply_fn, "takes_masks", False):
+            # A layer that knows nothing of masks gets zeros.
             inputs = jax.tree.map(lambda x: parts(x)[0], inputs, is_leaf=is_masked)
         return apply_fn(params, inputs, **told)
 
@@ -329,6 +334,7 @@ def _merged(function, rule, twin, *, sizes, axis=None):
             jnp.broadcast_to(False if mask is None else mask, x.shape)
             for x, mask in zip(values, masks, strict=True)
         ]
+        # A sum is missing where every branch is; of joined branches each keeps its own mask.
         joint = functools.reduce(jnp.logical_and, full) if axis is None else function(full)
         return whole(function(values), joint)
 

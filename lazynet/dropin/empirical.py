@@ -166,9 +166,11 @@ def empirical_ntk_fn(
         )
 
     def ntk_fn(x1: Any, x2: Any, params: Params, **kwargs: Any) -> Any:
+        # A tree of None for the second set stands for the first one, too.
         x2 = None if not jax.tree.leaves(x2) else x2
         first, second = split_keywords(kwargs, x1, x2)
         function, params = _known(f, first, params)
+        # Keyword arguments with a row for each example do not fit a batch of one.
         alone = first is second and not _of_examples(first, x1)
         outputs = _outputs_by_example(function, params, x1, vmap_axes) if alone else None
         if outputs is not None:
@@ -202,6 +204,7 @@ def _by_example(function, params, x1, x2, outputs, trace_axes, diagonal_axes):
     traced, diagonal = _canonical(trace_axes, diagonal_axes, len(shape))
     inner = set(range(1, len(shape)))
     ntk_of = functools.partial(empirical_ntk, function, params, x1, x2)
+    # Where these suffice the full kernel is not formed.
     if traced == inner and not diagonal:
         return ntk_of(outputs="trace")
     if diagonal == inner and not traced:
@@ -210,6 +213,7 @@ def _by_example(function, params, x1, x2, outputs, trace_axes, diagonal_axes):
     full = jnp.asarray(ntk_of(outputs="full"))
     full = full.reshape(*full.shape[:2], *shape[1:], *shape[1:])
     own, other, result = _letters(len(shape), traced, diagonal)
+    # Axes of `empirical_ntk` are `[n1, n2, *outputs1, *outputs2]`.
     paired = own[0] + other[0] + own[1:] + other[1:]
     return jnp.einsum(f"{paired}->{result}", full) / _size(shape, traced)
 
@@ -227,6 +231,7 @@ def _outputs_by_example(function, params, x, vmap_axes):
     known = evaluation(function.func if isinstance(function, Partial) else function)
     if known is not None and known.independent:
         return h
+    # Independence is found out by values, which are not known here.
     if is_traced((function, params, x)):
         return None
     try:
@@ -239,6 +244,7 @@ def _outputs_by_example(function, params, x, vmap_axes):
 def _known(f, kwargs, params):
     """The function with its keyword arguments, a layer of `stax` as the model that it is."""
     twin = getattr(f, "twin", None)
+    # A model knows its layers, and with them a way without Jacobians.
     if twin is not None and not kwargs:
         return as_partial(twin.model.apply, "f"), twin.inward(params)
     return bound(f, kwargs), params
@@ -418,6 +424,7 @@ def monte_carlo_kernel_fn(
             rest, own = jax.random.split(rest)
             of_params, of_outputs = jax.random.split(own)
             _, params = init_fn(of_params, jax.tree.map(jnp.shape, x1))
+            # A model has no noise, and a key would hide from `_known` that it is one.
             if getattr(apply_fn, "twin", None) is None and takes_key(apply_fn):
                 kwargs["rng"] = of_outputs
             found = sample(x1, x2, get, params, **kwargs)
@@ -465,6 +472,7 @@ def _canonical(
 
 def _letters(ndim: int, traced: set[int], diagonal: set[int]) -> tuple[str, str, str]:
     """Subscripts of einsum for the outputs at x1, those at x2, and the kernel."""
+    # A letter of both factors is summed where the result lacks it, and else taken once.
     own = "abcdefghijkl"[:ndim]
     other = "".join(c if i in traced | diagonal else c.upper() for i, c in enumerate(own))
     pairs = [

@@ -75,6 +75,7 @@ def Aggregate(
         axes = nodes(x.ndim)
         if dense:
             return aggregated(x, pattern if to_dense is None else to_dense(pattern), axes)
+        # `[n, edges, 2]` are edges of one axis of nodes, without an axis of coordinates.
         edges = pattern[..., None, :] if pattern.ndim == 3 else pattern
         return routed(x, edges, axes)
 
@@ -122,13 +123,16 @@ def DotGeneral(
         if batch in contracted:
             kernel = kernel_of(k).replace(mask1=None, mask2=None)
             return product.of_kernel(kernel)
+        # Without a sum each entry is one times a constant, whose square its variance takes.
         alone = None if contracted else product.map(batch, channel, lambda other: other**2)
         if k.context.get("asked_diagonal") and k.vectors and alone is not None:
+            # Vectors have no positions to choose among, but their product may get some.
             k = k.replace(diagonal=True)
         nonzero = product.map(batch, channel, lambda other: other != 0)
         layer = product.map(batch, channel, lambda other: other)
 
         def missing(mask):
+            # Missing where nothing that is there enters with a factor other than zero.
             return nonzero((~mask).astype(k.nngp.dtype)) == 0
 
         moved = fixed_rule("DotGeneral", layer, missing=missing, on_equal=alone)(k)
@@ -202,6 +206,7 @@ class _Product(NamedTuple):
             return axis
         if axis in self.batched:
             return self.batched.index(axis)
+        # `dot_general` puts batched axes first, then free ones of the left and the right factor.
         gone = [i for i in (*self.contracted, *self.batched) if i < axis]
         used = len(self.contracted) + len(self.batched)
         before = self.other.ndim - used if self.on_left else 0
@@ -275,6 +280,7 @@ def ImageResize(
         sizes = (shape[batch], *(shape[axis] for axis in places), -1)
 
         def unseen(mask):
+            # Missing where nothing that is there is interpolated.
             return resized((~mask).astype(k.nngp.dtype), sizes) == 0
 
         if all(size == -1 for size in sizes):
@@ -323,6 +329,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
             )
         positions = [index[axis] for axis in range(ndim) if axis not in (batch, channel)]
         moved = pick_rule(index[batch], lambda x: x[(slice(None), *positions)])(k)
+        # An integer takes an axis away, and those behind it move up.
         gone = [axis for axis in range(ndim) if isinstance(index[axis], int)]
         axes = tuple(end - sum(axis < end for axis in gone) for end in (batch, channel))
         return placed(moved, axes)

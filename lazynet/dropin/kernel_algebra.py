@@ -68,6 +68,7 @@ class KernelAlgebra:
             )
         kernel = self.reverse() if self.is_reversed else self
         product = _Product(kernel, other1.ndim, is_lhs, dimension_numbers)
+        # `A1 S A2'` between the sets, and the same constant on both sides within each.
         others = {"nngp": (other1, other2), "ntk": (other1, other2)}
         others |= {"cov1": (other1, other1), "cov2": (other2, other2)}
         changes = {}
@@ -134,6 +135,7 @@ class _Product:
         )
         free = [("x", axis) for axis in range(ndim) if axis not in self.taken]
         others = [("other", axis) for axis in range(other_ndim) if axis not in self.partners]
+        # The order of `dot_general`: batched axes, free ones of the left factor, of the right one.
         self.axes = [("x", axis) for axis in batched[own]]
         self.axes += [*others, *free] if is_lhs else [*free, *others]
         self.other_ndim = other_ndim
@@ -180,4 +182,5 @@ class _Product:
         is_batch = kind == "x" and number == self.kernel.batch_axis % len(self.kernel.shape1)
         alone = lead == 1 if is_batch else self.kernel.diagonal_spatial
         ndim = len(self.kernel.shape1)
+        # Even for the first partner and odd for the second; even for both where they are equal.
         return 2 * (number if kind == "x" else ndim + number) + (0 if alone else side)

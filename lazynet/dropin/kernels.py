@@ -93,6 +93,7 @@ class Kernel(KernelAlgebra):
         within = [(part,) if self.diagonal_batch else (part, part) for part in both]
         known = self.ntk is not None and jnp.ndim(self.ntk) > 0
         mask2 = self.mask1 if self.cov2 is None else self.mask2
+        # Different parts of one set are two sets.
         one = self.cov2 is None and n1_slice == n2_slice
         part = self.replace(
             nngp=self.nngp[both],
@@ -131,6 +132,7 @@ def _rebuilt(known, arrays):
 
 
 def _marked(kernel, exact):
+    # The record is frozen, and this is no field of it.
     object.__setattr__(kernel, "_exact", exact)
     return kernel
 
@@ -170,6 +172,7 @@ def kernel_of(k: Positions | Kernel) -> Kernel:
         return None if missing is None else outside(missing[..., None], batch, channel)
 
     tangent = outward(k.ntk, 2)
+    # Before the first weights the tangent kernel of neural-tangents is a zero without axes.
     if tangent is None and k.trained:
         tangent = jnp.zeros((), k.nngp.dtype)
     n1, n2 = k.nngp.shape[:2]
@@ -232,6 +235,7 @@ def state_of(kernel: Kernel, **context: Any) -> Positions:
         # branches that were computed apart have weights of their own
         fresh=kernel.is_gaussian,
         trained=kernel.ntk is not None,
+        # The kernel says where its axes are, whatever the context did before.
         context={"equal": kernel.x1_is_x2, **context, "axes": axes},
     )
 

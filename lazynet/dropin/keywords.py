@@ -28,6 +28,7 @@ def bound(f: Callable[..., Any], kwargs: dict[str, Any]) -> Apply:
     static = {name: value for name, value in kwargs.items() if name not in arrays}
     if not static:
         return Partial(_call, as_partial(f, "f"), **arrays) if arrays else as_partial(f, "f")
+    # A record compares equal at the next call, where a partial of functools would compile anew.
     fixed = _Fixed(f, tuple(sorted(static.items())))
     return Partial(fixed if _hashable(fixed) else functools.partial(f, **static), **arrays)
 
@@ -52,10 +53,12 @@ def split_keywords(
         return kwargs, kwargs
     first = {**kwargs, **{name: pair[0] for name, pair in pairs.items()}}
     second = {**kwargs, **{name: pair[1] for name, pair in pairs.items()}}
+    # One set has one draw of its noise.
     if x2 is None:
         second["rng"] = first.get("rng")
     elif "rng" in pairs:
         second["rng"] = _same_key(x1, x2, *pairs["rng"])
+    # By identity, since traced values cannot be compared.
     if all(second.get(name) is value for name, value in first.items()):
         return first, first
     return first, {name: value for name, value in second.items() if value is not None}
@@ -66,6 +69,7 @@ def _same_key(x1: Any, x2: Any, key1: Any, key2: Any) -> Any:
     shapes = [jax.tree.map(jnp.shape, x) for x in (x1, x2)]
     if key2 is None or shapes[0] != shapes[1]:
         return key2
+    # The bound of neural-tangents, and inside of the program, where inputs may be traced.
     each = jax.tree.map(lambda a, b: jnp.all(jnp.abs(a - b) < 1e-12), x1, x2)
     same = functools.reduce(jnp.logical_and, jax.tree.leaves(each))
     return jax.lax.cond(same, lambda: key1, lambda: key2)

@@ -113,6 +113,7 @@ class Scattering2D:
     def psi(self) -> list[dict[str, Any]]:
         """The wavelets as kymatio lists them: `{"levels": [array, ...], "j": j, "theta": t}`, arrays in Fourier."""
         return [
+            # As many resolutions as kymatio stores of a wavelet of scale j.
             {"levels": _levels(wave, min(j + 1, max(self.J - 1, 1))), "j": j, "theta": t}
             for j, waves in self.filters.psi[0].items()
             for t, wave in enumerate(np.asarray(waves))
@@ -168,6 +169,7 @@ class Scattering2D:
             raise ValueError(
                 f"set_params got {unknown[0]!r}, expected one of {', '.join(self.get_params())}."
             )
+        # Another one is made first, so that arguments that are refused leave this one as it is.
         vars(self).update(vars(type(self)(**{**self.get_params(), **params})))
         return self
 

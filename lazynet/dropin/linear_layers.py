@@ -111,6 +111,7 @@ def ConvLocal(
         dimension_numbers,
         parameterization,
         s,
+        # Outputs at different positions are independent: equal ones may do for what follows.
         needs=Diagonal(output=Bool.MAYBE),
     )
 
@@ -125,10 +126,12 @@ def _conv(build, window_of, arguments, dimension_numbers, parameterization, s, n
         )
     padding = Padding(padding).value
     numbers = _Numbers.of(dimension_numbers, len(size))
+    # Given in the order of the letters of the filter, needed in that of the inputs.
     size = tuple(size[i] for i in numbers.sizes)
     steps = tuple(steps[i] for i in numbers.sizes)
     standard: Any = parameterization.lower()
     window = window_of(size, steps, padding)
+    # Without an axis of positions it is a dense layer.
     if size:
         core = build(features, size, steps, padding, W_std, b_std, parameterization=standard, s=s)
     else:
@@ -138,6 +141,7 @@ def _conv(build, window_of, arguments, dimension_numbers, parameterization, s, n
         gone = jnp.all(mask, axis=-1)
         return (window_mask(gone, window) if size else gone)[..., None]
 
+    # Planes are for images whose positions share their weights.
     planar = (4,) if build is spatial.Conv and len(size) == 2 else ()
     layout = numbers.layout(local=build is spatial.ConvLocal)
     return primitive(core, layout, missing=missing, spatial=needs, planar=planar)
@@ -204,6 +208,7 @@ class _Numbers(NamedTuple):
 def _axis(spec, letter):
     """The axis of a letter, the last one as -1."""
     axis = spec.index(letter)
+    # So that the usual layout equals LAST, whatever the number of axes.
     return -1 if axis == len(spec) - 1 else axis
 
 

@@ -69,6 +69,7 @@ class Diagonal:
 
     def __rshift__(self, other: Diagonal) -> Diagonal:
         """The needs of `self` and then `other`."""
+        # What follows has no positions any more.
         if self.output == Bool.YES:
             return self
         allowed = self.input & other.input
@@ -157,6 +158,7 @@ def with_constant(x: Any, constant: Any) -> Any:
     if not hasattr(x, "shape"):
         raise TypeError(f"got {type(x).__name__}, expected an array: mask_constant is for arrays.")
     x = jnp.asarray(x)
+    # NaN equals nothing, not even itself.
     mask = jnp.where(jnp.isnan(constant), jnp.isnan(x), x == jnp.asarray(constant, x.dtype))
     return MaskedArray(jnp.where(mask, jnp.zeros((), x.dtype), x), mask)
 

@@ -140,6 +140,7 @@ def shape_after(layer: Layer, shape: Any) -> Any:
 
     def draw(key):
         after, params = layer.init(key, shape)
+        # Shapes are no arrays: they leave the traced function on the side.
         shapes.append(after)
         return params
 
@@ -203,6 +204,7 @@ def _kernel_fn(layer):
         static = tuple(sorted((k, v) for k, v in told.items() if not _is_dynamic(v)))
         dynamic = {k: v for k, v in told.items() if _is_dynamic(v)}
         inputs = jax.tree.map(_checked, (x1, x2), is_leaf=is_kernel)
+        # What has no hash cannot be part of the name of a program: then nothing is compiled.
         run = by_positions if _hashable(static) else functools.partial(_by_positions, layer)
         kernels = run(*inputs, mask_constant, dynamic, static=static, options=options)  # pyright: ignore[reportCallIssue]
         return jax.tree.map(lambda kernel: chosen(kernel, get), kernels, is_leaf=is_kernel)
@@ -239,6 +241,7 @@ def _planar(layer, x):
     twin = layer.twin
     if twin is None or twin.depth or not hasattr(x, "ndim") or x.ndim not in twin.planar:
         return False
+    # Kernels that are images themselves have all pairs of positions.
     return x.ndim == 2 or twin.flattens
 
 
@@ -247,12 +250,14 @@ def _by_planes(layer, x1, x2, names, get):
     gram = analytic_kernel(model, x1, x2)
     if set(names) <= {"nngp", "ntk"}:
         return chosen(gram, get)
+    # The other fields of a kernel: variances, and what the shapes of inputs tell.
     one = analytic_variances(model, x1)
     two = None if x2 is None else analytic_variances(model, x2)
     shapes = [shape_after(layer, tuple(x.shape)) for x in (x1, x1 if x2 is None else x2)]
     tiny = _tiny(layer, x1)
     kernel = tiny.replace(
         nngp=gram.nngp,
+        # Without weights it is a zero without axes.
         ntk=gram.ntk if tiny.ntk.ndim else jnp.zeros((), gram.nngp.dtype),
         cov1=one.nngp,
         cov2=None if two is None else two.nngp,
@@ -330,6 +335,7 @@ def _state(axes, x1, x2, mask_constant, options, kept, context):
     k = position_kernel(
         *_alike(*arrays),  # pyright: ignore[reportArgumentType]
         masks=(masks[0], masks[0] if x2 is None else masks[1]),
+        # Vectors have no positions.
         diagonal=kept[0] and ndim > 2,
         whole=kept[1],
         axes=(batch, channel),
@@ -393,6 +399,7 @@ def kernel_layer_rule(name: str, kernel_fn: Callable[..., Any], init: Any) -> Ca
             kernels = kernels.replace(
                 shape1=shape_after(custom, given.shape1), shape2=shape_after(custom, given.shape2)
             )
+        # These two are said by the kernel that comes back.
         kept = {key: value for key, value in contexts[0].items() if key not in ("axes", "equal")}
         return jax.tree.map(lambda k: state_of(k, **kept), kernels, is_leaf=is_kernel)
 

@@ -119,6 +119,7 @@ def _pool(core, window_shape, strides, padding, axes, uneven):
         _check_same_channels(core.name, mask)
         return window_mask(mask[..., 0], window)[..., None]
 
+    # Means over fewer entries at the edges are no windows of one weight, which planes take.
     planar = (4,) if len(size) == 2 and not uneven else ()
     return primitive(core, Layout(axes, axes), missing=missing, spatial=MIXES, planar=planar)
 

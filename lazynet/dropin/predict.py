@@ -133,8 +133,10 @@ def gradient_descent_mse(
             tolerance=tolerance,
         )
         return predictor_of_axes(axes, inner)
+    # A kernel that is known is decomposed once, for all calls of what is returned.
     known = not is_traced((k_train_train, y_train, learning_rate, diag_reg))
     kernel, y = checked("k_train_train", k_train_train, y_train, trace_axes)
+    # The loss here is that of the dynamics divided by k: time passes k times more slowly.
     unit = guards.rate(learning_rate) / y.shape[1]
     ridge = absolute_ridge(kernel, diag_reg, diag_reg_absolute_scale)
     eigen = regularized(kernel, ridge, tolerance) if known else None
@@ -289,6 +291,7 @@ def gradient_descent_mse_ensemble(
     kinds, own = ("nngp", "ntk"), kernel_fn_train_train_kwargs
     train = kernel_fn(x_train, None, kinds, **own)
     regularize = (diag_reg, diag_reg_absolute_scale, tolerance)
+    # For its checks, so that a wrong ridge is refused here and not at the first prediction.
     absolute_ridge(member("kernel_fn", train, "ntk"), *regularize[:2])
 
     def predict_fn(
@@ -354,6 +357,7 @@ def gp_inference(
     """
     first = member("k_train_train", k_train_train, "nngp", "ntk")
     kernel, y = checked("k_train_train", first, y_train, trace_axes)
+    # For its checks.
     absolute_ridge(kernel, diag_reg, diag_reg_absolute_scale)
     regularize = (diag_reg, diag_reg_absolute_scale, tolerance)
     scaled = (scale, regularize)
@@ -398,6 +402,7 @@ def max_learning_rate(
         size = guards.count(
             "y_train_size", y_train_size, fix="it is y_train.size, examples times outputs"
         )
+    # The dynamics have `1/(2 n)` in their loss, this one `1/(2 size)`.
     return dynamics.max_learning_rate(ntk_train_train, momentum=momentum) * size / n
 
 
@@ -421,6 +426,7 @@ def _ensemble(name, train, cross, prior, y, clock, regularize) -> Any:
     columns = member("k_test_train", cross, drawn)
     prior = member("k_test_test", prior, drawn)
     start = kernel if trained == drawn else member("k_train_train", train, drawn)
+    # `K_tt - K_tx (K + r I)^{-1} K_xt` is the law of starts with noise r; networks start without.
     noise = ridge if trained == drawn else 0.0
     both = Gram(nngp=columns, ntk=rows)
     law = ensemble_law(eigen, kernel.ndim, start, targets, time, both, prior, ridge=noise)

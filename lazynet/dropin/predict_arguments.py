@@ -99,6 +99,7 @@ def absolute_ridge(kernel, diag_reg, absolute) -> Any:
     if absolute:
         return ridge
     if is_traced(ridge) or is_traced(kernel):
+        # Zero times a traced mean would be traced, and not known to be zero any more.
         is_known_zero = not is_traced(ridge) and ridge == 0
         return 0.0 if is_known_zero else ridge * jnp.mean(jnp.diagonal(unfolded(kernel)))
     matrix = kernel_matrix(kernel)
@@ -181,6 +182,7 @@ def check_trace_axes(trace_axes, expected, shape=("n", "n")):
         isinstance(trace_axes, (tuple, list)) and all(isinstance(axis, int) for axis in trace_axes)
     )
     axes = (trace_axes,) if isinstance(trace_axes, int) else tuple(trace_axes) if is_axes else None
+    # Targets have two axes, which may be counted from either end.
     if axes not in (expected, tuple(axis % 2 for axis in expected)):
         raise ValueError(
             f"trace_axes = {trace_axes} with a kernel of shape {shape}, expected targets [n, k] and (-1,) with a "

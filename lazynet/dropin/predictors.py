@@ -50,6 +50,7 @@ def host_predictor(kernel, y, loss, unit, friction):
         guards.concrete("predict_fn", t, fx_train_0, fx_test_0, k_test_train)
         check_cross(fx_test_0, k_test_train)
         time, restore = times(t, unit)
+        # None asks for test outputs alone; training outputs then start at zero.
         start = start_outputs("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape)
         solution = dynamics.solve_flow(kernel, y, time=time, loss=loss, f0=start, friction=friction)
         train = like(restore(solution.outputs), y)
@@ -57,6 +58,7 @@ def host_predictor(kernel, y, loss, unit, friction):
             return train
         cross = guards.numbers("k_test_train", k_test_train)
         start = start_outputs("fx_test_0", fx_test_0, (len(np.atleast_1d(cross)), y.shape[1]))
+        # `f(x) = f0(x) + Theta(x, X) a`: the coefficients of the training set serve any input.
         test = like(restore(dynamics.kernel_outputs(cross, solution.coefficients, start)), y)
         return test if fx_train_0 is None else (train, test)
 
@@ -70,6 +72,7 @@ def traced_predictor(kernel, y_train, unit, ridge, tolerance):
         traced.check_tolerance(tolerance)
         check_cross(fx_test_0, k_test_train)
         y = jnp.asarray(y_train)
+        # Known times stay known, so that an infinite one among them is seen.
         steps = t if is_traced(t) else np.asarray(guards.numbers("t", np.inf if t is None else t))
         shape = jnp.shape(steps)
         start = traced_start("fx_train_0", 0.0 if fx_train_0 is None else fx_train_0, y.shape, y)
@@ -92,6 +95,7 @@ def predictor_of_axes(axes, inner):
     """`predict_fn` for targets of several axes."""
 
     def start(values):
+        # One number for all outputs has no axes to move.
         return values if values is None or not jnp.ndim(values) else axes.targets(values)
 
     def predict_fn(t=None, fx_train_0: Any = 0.0, fx_test_0: Any = None, k_test_train: Any = None):

@@ -84,6 +84,7 @@ def primitive(
     def init(key, shape):
         shape = tuple(shape)
         n, rest = canonical(shape)
+        # -1 is any number of examples.
         x = jax.ShapeDtypeStruct((1 if n == -1 else n, *rest), jnp.zeros(()).dtype)
         params = core.init(key, x)
         after = _output_shape(core, params, x)
@@ -161,6 +162,7 @@ def fixed(
         x = jax.ShapeDtypeStruct(tuple(1 if n == -1 else n for n in shape), jnp.zeros(()).dtype)
         told = {"rng": jax.random.key(0)}
         after = jax.eval_shape(lambda x: function(x, told), x).shape
+        # Axes of any size go through as ones; where a one is left, it is of any size again.
         unknown = [axis for axis, n in enumerate(shape) if n == -1]
         if unknown and len(after) == len(shape):
             after = tuple(-1 if axis in unknown and n == 1 else n for axis, n in enumerate(after))

@@ -102,6 +102,7 @@ def _zeroed(kernel):
             first, second = first[:, None], second[None]
         if kernel.diagonal_spatial:
             return jnp.where(first & second, values, 0)
+        # `[..., h, w, 1, 1]` of the first partner beside `[..., 1, 1, h, w]` of the second.
         wide = first.reshape(*first.shape, *ones) & second.reshape(
             *second.shape[:lead], *ones, *second.shape[lead:]
         )

@@ -289,6 +289,7 @@ def Elementwise(
 
 
 def _given_dual(nngp_fn, d_nngp_fn):
+    # jax.grad takes functions of one value: both are called with numbers, by vmap below.
     slope_fn = jax.grad(nngp_fn) if d_nngp_fn is None else d_nngp_fn
 
     def both(s, q1, q2):

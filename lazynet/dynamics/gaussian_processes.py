@@ -173,6 +173,7 @@ def prior_scale(
 def _fitted(by, blocks, solved, y, solve):
     """Mean over examples and outputs of `y_i' [G y]_i`, or of squared errors by their covariance `[G_ii]^{-1}`."""
     targets_by_example = y.reshape(solved.shape)
+    # e_i = [G_ii]^{-1} [G y]_i has the covariance s [G_ii]^{-1}, and e_i' G_ii e_i = e_i' [G y]_i.
     errors = targets_by_example if by == "evidence" else solve(blocks, solved)
     return (errors * solved).sum() / y.size
 

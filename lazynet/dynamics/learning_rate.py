@@ -36,4 +36,5 @@ def max_learning_rate(ntk: Float[ArrayLike, "n1 n2 ..."], *, momentum: float | i
             f"ntk has lambda_max = {largest:.3g}, expected a positive one: no learning rate is too large "
             "for a kernel that is zero."
         )
+    # n is the number of examples, also of a full kernel, whose matrix has n k rows.
     return 2 * (1 + momentum) * np.shape(ntk)[0] / largest

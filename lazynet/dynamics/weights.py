@@ -72,6 +72,7 @@ def linearized_weights(
 
 @PerFunction
 def _weights(function, weights, x, a):
+    # `J(X)' a` is one backward derivative, for coefficients in the place of cotangents.
     outputs, pull_back = jax.vjp(lambda w: function(w, x), weights)
     if a.shape[0] != outputs.shape[0] or a.size != outputs.size:
         raise ValueError(

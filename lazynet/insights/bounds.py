@@ -340,6 +340,7 @@ def kernel_complexity(kernel: Float[ArrayLike, "n1 n2"], y: Float[ArrayLike, "n 
     targets = _checked_targets(y, kernel)
     eigen = ridge_eigh(kernel, 0.0)
     inverse = _inverse(eigen, 0.0)
+    # `tr Y' K^{-1} Y = sum_i 1/lambda_i sum_k (v_i . y_k)^2`.
     return math.sqrt(2 * float(inverse @ _energies(eigen, targets)) / len(targets))
 
 

@@ -134,8 +134,10 @@ def _separability(train, y, test, y_test, classes, ridge):
     nearest = classes[_distances(test, means).argmin(axis=1)]
     targets = (y[:, None] == classes).astype(float)
     gram = train @ train.T
+    # Features that are all equal have a Gram matrix of zeros, which needs some ridge, too.
     weight = ridge * max(float(np.trace(gram)) / len(gram), np.finfo(float).tiny)
     weights = solve_psd(gram, targets - targets.mean(axis=0), ridge=weight * len(gram))
+    # The dual form of ridge regression, `w = X' (X X' + n r I)^{-1} Y`.
     scores = test @ (train.T @ weights) + targets.mean(axis=0)
     within = np.square(train - means[np.searchsorted(classes, y)]).sum(axis=1).mean()
     between = np.square(means).sum(axis=1).mean()

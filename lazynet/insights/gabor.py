@@ -54,6 +54,7 @@ class GaborFit(NamedTuple):
         angles = np.linspace(0, 2 * np.pi, points)
         circle = np.stack([np.cos(angles), np.sin(angles)])
         values, vectors = np.linalg.eigh(self.precision)
+        # One standard deviation of `exp(-(w - xi)' D^{-1} (w - xi) / 4)` is where the form is 2.
         roots = vectors * np.sqrt(2 * values)[:, None, :]
         return self.frequency[:, None] + np.swapaxes(roots @ circle, 1, 2)
 
@@ -105,6 +106,7 @@ def gabor_fit(filters: Float[ArrayLike, "n k1 k2"]) -> GaborFit:
     errors = []
     for theta, target in zip(found, repeated, strict=True):
         errors.append(np.square(_fit_of(theta, len(target), np) - target).sum())
+    # A fit that has diverged is the worst of its filter.
     best = np.nan_to_num(np.array(errors), nan=np.inf).reshape(-1, len(SPREADS)).argmin(axis=1)
     chosen = found.reshape(len(images), len(SPREADS), -1)[np.arange(len(images)), best]
     return _record(chosen, targets, norms)

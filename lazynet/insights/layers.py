@@ -72,6 +72,7 @@ def chain(model: Model, params: Params, x: Any, path: str = "") -> Iterator[Link
         members = call.get("layers", ())
     elif name == "repeat":
         members = (call["block"],) * call["n"]
+    # They change derivatives and memory, but no values, and add nothing to paths.
     elif name in ("freeze", "reversible", "remat"):
         yield from chain(call["model"], params, x, path)
         return

@@ -114,6 +114,7 @@ def _inverse_map(kind, amount, center):
         matrix = np.array([[cos, -sin], [sin, cos]])
     else:
         matrix = np.eye(2) / guards.number("dilation", amount, above=0)
+    # `M (p - center) + center`.
     return matrix, center - matrix @ center
 
 
@@ -125,6 +126,7 @@ def _flatness(name, path, directions):
         )
     guards.finite(f"paths[{name!r}]", array)
     centered = array - array.mean(axis=1, keepdims=True)
+    # Squared singular values are the variances along principal directions, times t.
     energies = np.square(np.linalg.svd(centered, compute_uv=False))
     total = energies.sum(axis=1)
     steps = np.diff(array, axis=1)

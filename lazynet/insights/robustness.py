@@ -65,6 +65,7 @@ def adversarial_norm(
     crossed = jnp.zeros(len(x), bool)
     for _ in range(steps):
         step = _step(function, params, x + scale * moved, classes)
+        # Those across the boundary stay where they are while others go on.
         moved = moved + jnp.where(crossed.reshape(-1, *(1,) * (x.ndim - 1)), 0, step)
         crossed = crossed | (_classes(function, params, x + scale * moved) != classes)
         if bool(crossed.all()):
@@ -202,6 +203,7 @@ def _step(function: Apply, params: Params, x: Array, classes: Array) -> Array:
         # one output against zero: two classes
         outputs = jnp.concatenate([jnp.zeros_like(outputs), outputs], axis=1)
         flat = jnp.concatenate([jnp.zeros_like(flat), flat], axis=1)
+    # The boundary to class j is at the distance `(h_own - h_j) / |D h_j - D h_own|`.
     own = jnp.take_along_axis(outputs, classes[:, None], axis=1)
     slopes = flat - jnp.take_along_axis(flat, classes[:, None, None], axis=1)
     gaps = own - outputs
