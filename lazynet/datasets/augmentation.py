@@ -44,6 +44,7 @@ def crop_and_flip(
             f"x has shape {x.shape}, expected [n, height, width, channels]: use x[..., None] for grey."
         )
     key_crop, key_flip = jax.random.split(key)
+    # The corner of the crop in the padded image: one at (padding, padding) does not move it.
     corners = jax.random.randint(key_crop, (len(x), 2), 0, 2 * padding + 1)
     flips = jax.random.bernoulli(key_flip, 0.5, (len(x),))
     padded = jnp.pad(jnp.asarray(x), ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -52,4 +53,5 @@ def crop_and_flip(
 
 
 def _crop(image, corner, shape):
+    # All three starts need one dtype.
     return lax.dynamic_slice(image, (corner[0], corner[1], jnp.zeros_like(corner[0])), shape)

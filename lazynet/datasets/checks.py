@@ -86,6 +86,7 @@ def _check_targets(y: ArrayLike, name: str, labels: bool) -> None:
 
 def _check_numbers(x: ArrayLike, place: str) -> None:
     """Floating point, tokens or a mask; bytes and whole numbers in images are a forgotten conversion."""
+    # Whole numbers with four axes are images [n, h, w, c] that nobody has converted.
     is_token = jnp.issubdtype(x.dtype, jnp.integer) and x.dtype != np.uint8 and x.ndim != 4
     if is_token or x.dtype == bool:
         return

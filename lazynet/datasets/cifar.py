@@ -129,6 +129,7 @@ def _download(archive: Archive, folder: Path, progress: Progress | None) -> None
     """Fetches and unpacks; of several processes one does, for which the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, wait=True):
+        # Another process may have finished it while this one waited for the lock.
         if _find(folder) is None:
             unpack(fetch(archive, folder, progress), folder, BINARY)
 
@@ -167,6 +168,7 @@ def _select(batch: Batch, n: int | None, seed: int) -> Data:
 def _images(pixels: UInt8[np.ndarray, "n 3072"]) -> Float[np.ndarray, "n 32 32 3"]:
     """Rows of three color planes as channels-last images in [0, 1]."""
     planes = pixels.reshape(-1, CHANNELS, SIDE, SIDE)
+    # One copy in all: transposed and converted together, then divided in place.
     images = np.ascontiguousarray(planes.transpose(0, 2, 3, 1), dtype=np.float32)
     images /= 255
     return images
@@ -174,6 +176,7 @@ def _images(pixels: UInt8[np.ndarray, "n 3072"]) -> Float[np.ndarray, "n 32 32 3
 
 def _read_binary(path: Path, records: int) -> Batch:
     path = path.with_name(f"{path.name}.bin")
+    # Records of one byte for the label and three planes of 32 x 32 bytes.
     raw = np.frombuffer(_bytes(path), np.uint8)
     if raw.size != records * RECORD:
         raise ValueError(
@@ -217,6 +220,7 @@ def _labels(labels: np.ndarray, path: Path) -> np.ndarray:
 def _load(path: Path) -> Any:
     raw = _bytes(path)
     try:
+        # Written by Python 2, whose text stays bytes: keys are b"data" and b"labels".
         return _InertUnpickler(io.BytesIO(raw), encoding="bytes").load()
     except _Forbidden as error:
         raise ValueError(f"{path} {error}") from None
@@ -237,6 +241,7 @@ class _Stored:
 def _array(stored: _Stored) -> np.ndarray:
     """The array that NumPy would build: its state is (version, shape, dtype, Fortran order, bytes)."""
     _, shape, dtype, fortran, raw = stored.state
+    # Text, or bytes where Python 2 wrote the file.
     if dtype.args[0] not in ("u1", b"u1"):
         raise TypeError(f"array of dtype {dtype.args[0]}")
     return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")

@@ -62,6 +62,7 @@ def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> P
     """
     part = folder / (PurePosixPath(archive.url).name + ".part")
     with _bar(archive) if progress is None else contextlib.nullcontext(progress) as report:
+        # Each attempt goes on where the one before broke off.
         for _ in range(ATTEMPTS):
             if _size(part) < archive.size:
                 with naming(part):
@@ -90,10 +91,13 @@ def unpack(archive_file: Path, folder: Path, name: str) -> None:
     _remove(temporary)
     try:
         with naming(folder / name), gzip.open(archive_file) as stream:
+            # Sizes that members announce may be wrong: what comes out of gzip is counted, too.
             bounded: Any = _Bounded(stream)
+            # "r|" never seeks: every byte of the archive goes through the bound.
             with tarfile.open(fileobj=bounded, mode="r|") as tar:
                 tar.extractall(temporary, members=_checked(tar, name), filter="data")
         os.replace(temporary / name, folder / name)
+    # FileNotFoundError: the archive was read, but has no folder of this name to be moved.
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, FileNotFoundError) as error:
         archive_file.unlink()
         raise ValueError(
@@ -137,6 +141,7 @@ def _receive(archive: Archive, part: Path, report: Progress) -> None:
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             begin = _begin(response, archive)
+            # Bytes between the two would be missing.
             if begin > start:
                 raise http.client.HTTPException(
                     f"the server continues at byte {begin}, {start} are here"
@@ -145,6 +150,7 @@ def _receive(archive: Archive, part: Path, report: Progress) -> None:
     except urllib.error.HTTPError as error:
         if error.code != RANGE_NOT_SATISFIABLE:
             raise ConnectionError(_unreachable(archive, error)) from error
+        # The server's file ends before what is here: the next attempt starts anew.
         part.unlink()
     except urllib.error.URLError as error:
         raise ConnectionError(_unreachable(archive, error.reason)) from error
@@ -170,8 +176,10 @@ def _begin(response: Any, archive: Archive) -> int:
 def _write(response: Any, part: Path, begin: int, archive: Archive, report: Progress) -> None:
     """Writes from byte `begin` on, at most one chunk beyond the published size."""
     with open(part, "ab") as file:
+        # A server that does not continue sends everything from byte 0.
         file.truncate(begin)
         done = begin
+        # One chunk more than announced shows that the file is too long; an endless one is not read.
         while done <= archive.size:
             report(done, archive.size)
             chunk = response.read(CHUNK)
@@ -184,6 +192,7 @@ def _write(response: Any, part: Path, begin: int, archive: Archive, report: Prog
 def _verify(archive: Archive, part: Path) -> None:
     size = _size(part)
     with open(part, "rb") as file:
+        # MD5 is what the authors publish; systems that forbid it allow it outside of security.
         md5 = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if (size, md5) != (archive.size, archive.md5):
         part.unlink()

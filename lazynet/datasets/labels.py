@@ -107,6 +107,7 @@ def check_labels(labels: Shaped[np.ndarray, "..."], classes: int) -> Shaped[np.n
 
 
 def _as_array(labels: Any) -> np.ndarray:
+    # np.asarray would drop a mask, and take a sparse matrix for one object: both are refused.
     if hasattr(labels, "mask") or hasattr(labels, "toarray"):
         guards.array("labels", labels)
     try:

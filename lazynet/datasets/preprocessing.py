@@ -61,8 +61,10 @@ def standardize(
             )
     _check_inputs(train, *others)
     unit = _unit(np.asarray(train.x), center, scale)
+    # Mean and deviation are those of x / unit, whose squares stay in the range of float64.
     x = _divided(np.asarray(train.x), unit)
     mean = np.zeros(math.prod(x.shape[1:])) if center is None else _mean(x, center, x)
+    # Without scaling, division by 1 / unit takes the units away again.
     std = 1 / unit if scale is None else _deviation(_flat(x) - mean.astype(x.dtype), scale, x)
     return tuple(_transform(data, unit, mean, std) for data in (train, *others))
 
@@ -143,8 +145,10 @@ def _unit(
     largest = np.abs(_flat(x)).max(axis=0).astype(np.float64)
     groups = {"feature": len(largest), "channel": x.shape[-1], "global": 1}
     shared = min(groups[statistic] for statistic in (center or "feature", scale or "feature"))
+    # Channels vary fastest in a flat row: as [-1, channels] each is a column.
     largest = np.tile(largest.reshape(-1, shared).max(axis=0), len(largest) // shared)
     is_extreme = (largest > 0) & ((largest < 1 / SQUARABLE) | (largest > SQUARABLE))
+    # frexp writes x = m 2^e with 1/2 <= m < 1: 2^(e - 1) is the power of two at or below x.
     return np.where(is_extreme, np.ldexp(0.5, np.frexp(largest)[1]), 1.0)
 
 
@@ -175,12 +179,14 @@ def _deviation(
     rows: Float[np.ndarray, "n d"], scale: str, x: Float[np.ndarray, "n *inputs"]
 ) -> Float[np.ndarray, " d"]:
     """Standard deviations in float64, by chunks so that no float64 copy of the data is made."""
+    # Rows keep a mean where they are not centered, or by a coarser statistic than that of scale.
     mean = _mean(rows, scale, x)
     step = max(1, CHUNK // rows.shape[1])
     squares = np.zeros_like(mean)
     for i in range(0, len(rows), step):
         squares += np.square(rows[i : i + step] - mean).sum(axis=0)
     std = np.sqrt(_pool(squares / len(rows), scale, x))
+    # Of a constant, rounding of its mean is left, some eps of its largest value.
     constant = std <= CONSTANT * np.finfo(x.dtype).eps * np.abs(_flat(x)).max(axis=0)
     if constant.any():
         fix = "use scale=None" if scale == "global" else "use scale='global'"
@@ -193,6 +199,7 @@ def _deviation(
 
 def _unit_rows(x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, "n d"]:
     rows = x.reshape(len(x), -1).astype(np.float64)
+    # Powers of two round nothing, and squares of what is left stay in the range of float64.
     rows = np.ldexp(rows, -np.frexp(np.abs(rows).max(axis=1, keepdims=True))[1])
     size = np.abs(rows).max(axis=1)
     rows -= rows.mean(axis=1, keepdims=True)
@@ -208,4 +215,5 @@ def _unit_rows(x: Float[np.ndarray, "n *inputs"]) -> Float[np.ndarray, "n d"]:
 def _whitening(rows: Float[np.ndarray, "n d"], bias: float) -> Float[np.ndarray, "d d"]:
     """`V (E + bias)^{-1/2} V'` for the second moments `V E V'` of the rows."""
     eigenvalues, vectors = np.linalg.eigh(rows.T @ rows / len(rows))
+    # Rounding leaves eigenvalues slightly below zero, which a small bias would not lift.
     return (vectors / np.sqrt(np.maximum(eigenvalues, 0) + bias)) @ vectors.T

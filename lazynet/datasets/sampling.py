@@ -67,9 +67,12 @@ def round_robin(labels: Int[np.ndarray, " n"], classes: int, *, seed: int) -> In
     seed = guards.count("seed", seed, at_least=0)
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
+    # The place of each example's class in a random order of classes.
     turn = rng.permutation(classes)[labels[shuffled]]
     by_class = np.argsort(turn, kind="stable")
+    # Sorted by class, the rank of an example within its class is its place less the class's start.
     starts = np.searchsorted(turn[by_class], turn[by_class])
     rounds = np.empty_like(shuffled)
     rounds[by_class] = np.arange(len(labels)) - starts
+    # The last key counts most: by round, and within a round by turn.
     return shuffled[np.lexsort((turn, rounds))]

@@ -49,6 +49,7 @@ def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Da
     if n_train + n_test > total:
         raise ValueError(f"n_train + n_test = {n_train} + {n_test}, expected at most {total}")
     kept = balanced_indices(labels, 10, n_train, seed=seed)
+    # Behind 1,000 examples, however many are trained on: smaller training sets share a test set.
     start = max(n_train, min(DIGITS_TRAIN, total - n_test))
     held_out = round_robin(labels, 10, seed=seed)[start : start + n_test]
     y = one_hot(labels, 10)

@@ -65,6 +65,7 @@ def _draw(
     signs = jax.random.rademacher(sign_key, (width, 1), dtype=weights.dtype)
 
     def teacher(x):
+        # TF32 would leave targets three digits.
         hidden = jax.nn.relu(jnp.matmul(x, weights.T, precision="highest"))
         return jnp.matmul(hidden, signs, precision="highest")
 
@@ -74,5 +75,6 @@ def _draw(
 
 
 def _on_sphere(key: Key[Array, ""], n: int, d: int) -> Float[Array, "n d"]:
+    # A normal vector has no preferred direction.
     normal = jax.random.normal(key, (n, d))
     return normal / jnp.linalg.norm(normal, axis=1, keepdims=True)

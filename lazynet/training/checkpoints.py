@@ -145,6 +145,7 @@ def curve_arrays(curve: Trajectory) -> dict[str, np.ndarray]:
         >>> list(curve_arrays(Trajectory(np.arange(2), np.zeros(2), {"loss": np.ones(2)}, None, None)))
         ['curve/step', 'curve/time', 'curve/diverged_at', 'curve/metrics/loss']
     """
+    # -1 in the place of None, which arrays do not hold.
     diverged_at = -1 if curve.diverged_at is None else curve.diverged_at
     arrays = {
         "curve/step": curve.step,
@@ -194,7 +195,9 @@ def save_sharded(folder: str | os.PathLike, state: TrainState, *, keep: int = 2)
     folder = given_path("folder", folder)
     with _manager(ocp, folder) as manager:
         arrays = {"params": state.params, "opt_state": state.opt_state}
+        # Hexadecimal floats come back bit for bit.
         progress = {"step": int(state.step), "time": float(state.time).hex()}
+        # Orbax does not save a step that is not behind the last one, and raises no error.
         complete = _complete(manager, folder)
         if complete and complete[-1] >= state.step:
             raise ValueError(
@@ -313,6 +316,7 @@ def _orbax() -> Any:
 
 
 def _manager(ocp, folder):
+    # Orbax wants absolute paths. What stays is decided here, not by it.
     return ocp.CheckpointManager(Path(folder).absolute())
 
 
@@ -337,6 +341,7 @@ def _finish(place: Path) -> None:
         ).encode()
         temporary = place / f"{DIGESTS}.partial"
         with naming(place / DIGESTS), open(temporary, "wb") as file:
+            # No other file has the digest of this one, which ends with it.
             file.write(text + b"\n" + _sha256(text))
             file.flush()
             os.fsync(file.fileno())

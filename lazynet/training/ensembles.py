@@ -120,8 +120,10 @@ def train_ensemble(
     one = jax.tree.map(lambda leaf: leaf[0], params)
     goal = objective(transform(function, one), loss)
     check_optimizer(goal, optimizer)
+    # The variable of a lazy function is u = 0, for each network.
     start = params if lazy_part(goal.apply) is None else trees.zeros_like(params)
     data = jax.tree.map(jnp.asarray, data)
+    # Shapes that do not fit raise an error here, for one network, and not inside of vmap.
     jax.eval_shape(goal.value, jax.tree.map(lambda leaf: leaf[0], start), data)
     # What the networks do not learn is constant, each its own.
     chosen = selected(where, jax.tree.map(lambda leaf: leaf[0], start))
@@ -204,6 +206,7 @@ def _step(
     def step_one(member, state, order):
         params0, params, constants = member
         examples = data
+        # Shapes are static: for a full batch there is no gather in the program.
         if order.size:
             rows = lax.dynamic_slice(order, (batch * batch_size,), (batch_size,))
             examples = jax.tree.map(lambda leaf: leaf[rows], data)

@@ -107,6 +107,7 @@ class _Affine:
 
     def __call__(self, u, x):
         shared, rows = iter(self.shared), iter(x)
+        # Back in the order of `linearize`, which its structure needs.
         leaves = [next(rows) if is_own else next(shared) for is_own in self.own]
         weights, _ = trees.differentiable(u)
 
@@ -122,15 +123,18 @@ def _at_start(function, example):
     weights, rebuilt = trees.differentiable(function.start())
 
     def outputs(weights):
+        # A batch of one: examples do not mix, and all that is kept belongs to this one.
         one = function(rebuilt(weights), jax.tree.map(lambda leaf: leaf[None], example))
         return jax.tree.map(lambda leaf: leaf[0], one)
 
+    # The linear map is a tree, whose leaves are what it keeps of the forward pass.
     return jax.linearize(outputs, weights)
 
 
 def _form(function, x):
     """The structure of `_at_start`, and which of its arrays depend on the example, in their order."""
     example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), x)
+    # Shapes alone: nothing is computed.
     program, shapes = jax.make_jaxpr(_at_start, return_shape=True)(function, example)
     of_function = [False] * len(jax.tree.leaves(function))
     of_example = [True] * len(jax.tree.leaves(example))
@@ -145,8 +149,10 @@ def _depending(jaxpr, of_example: list[bool]) -> list[bool]:
     """
     known = dict(zip(jaxpr.invars, of_example, strict=True))
     for equation in jaxpr.eqns:
+        # Numbers written into the program (literals) and its constants depend on nothing.
         marked = [known.get(v, False) for v in equation.invars if not hasattr(v, "val")]
         inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        # Other operations, and calls with literals, are taken to mix all their arguments.
         if equation.primitive.name in CALLS and len(marked) == len(equation.invars):
             results = _depending(getattr(inner, "jaxpr", inner), marked)
         else:
@@ -158,6 +164,7 @@ def _depending(jaxpr, of_example: list[bool]) -> list[bool]:
 @partial(PerFunction, static_argnums=(2,))
 def _at_examples(function, x, own):
     """The arrays of `_at_start` for some examples: `[n, ...]` those that depend on them."""
+    # None is for what is the same for all examples, which vmap checks.
     axes = [0 if is_own else None for is_own in own]
     return jax.vmap(lambda one: jax.tree.leaves(_at_start(function, one)), out_axes=axes)(x)
 

@@ -132,12 +132,14 @@ def train(
     """
     steps = guards.steps(save_at)
     _check_functions(measure=measure, on_save=on_save)
+    # Weights that diverged may not be finite, which the checks below would refuse.
     if resume is not None and _pair(resume)[1].diverged_at is not None:
         return resume[1]._replace(params=resume[0].params)
     plan = Plan(optimizer, batch_size, microbatches, augment, sharding)
     before = None if resume is None else resume[0]
     run = _prepared(plan, objective, params, data, learning_rate, before, where)
     parts = {"train": data} | ({} if test is None else {"test": test})
+    # Before the first step: an error of the test set must not wait for a record.
     for name, part in parts.items():
         _check_part(objective, run.state.params, part, name)
     rows = [] if resume is None else _resumed(run.state, resume[1], steps, parts, measure)
@@ -273,6 +275,7 @@ def _prepared(plan: Plan, objective, params, data, learning_rate, resume, where)
         state = _start(objective, params, plan.optimizer, where)
     else:
         lazy_function = lazy_part(objective.apply)
+        # u has the shapes and types of params0.
         start = params if lazy_function is None else lazy_function.params0
         state = check_state(resume, start, plan.optimizer, where)
     return _Run(plan, objective, state, placed_data(plan, data), rate, where)
@@ -321,6 +324,7 @@ def _run(run: _Run, key: Array, steps: list[int]) -> Iterator[TrainState]:
     source = Source(data, None, draws)
     for last in steps:
         while step < last:
+            # A full batch has one order for all epochs.
             if epoch is None or (plan.batch_size < n and step // per_epoch != epoch):
                 epoch = step // per_epoch
                 source = source._replace(order=placed_order(plan, key, epoch, n))
@@ -344,6 +348,7 @@ def _evaluated(objective, params, data, batch_size, sharding):
     everywhere = None if sharding is None else replicated(sharding)
     objective, params = place((objective, params), everywhere)
     for start in range(0, n, batch_size):
+        # Data may stay on the host: one chunk at a time goes to the device.
         chunk = jax.tree.map(lambda leaf, i=start: leaf[i : i + batch_size], data)
         even = sharding is not None and len(chunk.y) % sharding.mesh.size == 0
         # A last chunk that the devices do not divide is evaluated whole on each of them.

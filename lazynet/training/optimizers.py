@@ -44,6 +44,7 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self):
+        # The record is frozen, and keeps the number that was checked.
         object.__setattr__(self, "momentum", guards.momentum(self.momentum))
 
     def init(self, params: Params) -> Any:
@@ -139,6 +140,7 @@ def step_sizes(optimizer: Any, learning_rate: Schedule | None) -> Callable[[int]
     """
     _check_transformation(optimizer)
     if not isinstance(optimizer, (SGD, UnitRate)):
+        # A rate of 1 multiplies nothing, and passes.
         if learning_rate is not None and (
             callable(learning_rate) or np.ndim(learning_rate) or learning_rate != 1
         ):

@@ -79,6 +79,7 @@ def check_state(
     guards.finite(
         "resume.opt_state", state.opt_state, "resume from a record before training diverged"
     )
+    # Shapes alone: no state is made.
     expected = jax.eval_shape(optimizer.init, real_weights(None, state.params, where)[1])
     if _form(state.opt_state) != _form(expected):
         raise ValueError(

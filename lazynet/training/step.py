@@ -132,6 +132,7 @@ def placed_order(plan: Plan, key: Any, epoch: int, n: int) -> Array | None:
     if plan.batch_size < n:
         order = epoch_order(key, epoch, n)
     elif plan.microbatches > 1:
+        # Parts of a full batch need a place to begin, not another order.
         order = jnp.arange(n)
     else:
         return None
@@ -188,6 +189,7 @@ def _in_parts(plan, objective, structure, leaves, source, step, rate):
     for i in range(plan.microbatches):
         start = _first_example(plan, source, step) + i * size
         # Every part is augmented by a draw of its own.
+        # Parts of different steps never share a draw.
         draw = step * plan.microbatches + i
         total = _accumulate(plan, objective, params, total, source, start, draw)
     return jax.tree.leaves(_update(plan, params, opt_state, total, rate))
@@ -231,6 +233,7 @@ def _accumulate(plan, objective, params, total, source, start, draw):
 
 @functools.partial(PerFunction, static_argnums=(0,), donate_argnums=(1, 2))
 def _update(plan, params, opt_state, total, rate):
+    # Parts have equal sizes: the mean of their means is that of the batch.
     grads = trees.divide(total, float(plan.microbatches))
     return _updated(plan, params, opt_state, grads, rate)
 
@@ -239,6 +242,7 @@ def _gradient(plan, objective, params, source, start, draw):
     data, order, key = source
     if order is not None:
         size = plan.batch_size // plan.microbatches
+        # Each device gathers its own part of the rows.
         rows = _divided(plan, lax.dynamic_slice(order, (start,), (size,)))
         data = _divided(plan, jax.tree.map(lambda leaf: leaf[rows], data))
     if plan.augment is not None:
@@ -249,6 +253,7 @@ def _gradient(plan, objective, params, source, start, draw):
 
 def _updated(plan, params, opt_state, grads, rate):
     updates, opt_state = plan.optimizer.update(grads, opt_state, params)
+    # Whole on each device, for which the compiler adds up the gradients of all parts.
     return _everywhere(plan, (trees.add_scaled(params, rate, updates), opt_state))
 
 

@@ -110,6 +110,7 @@ def tensorboard(folder: str | os.PathLike) -> Callable[[TrainState, Trajectory],
         if jax.process_index() != 0:
             return
         if not writers:
+            # At the first record and not before: a function that is never called makes no files.
             writers.append(tensorboardX.SummaryWriter(folder, purge_step=state.step))
         for name, value in _rows(curve)[-1].items():
             if name not in ("step", "time"):
@@ -175,10 +176,12 @@ def _append(path: Path, curve: Trajectory, form: _Form) -> None:
     with open(path, "a+b") as file:
         file.seek(0)
         old = file.read()
+        # What the file would be, had nothing gone wrong: usually the old file is its beginning.
         new = _text([*form.header(names), *map(form.line, rows)])
         kept = len(old)
         if not new.startswith(old):
             new = _text(_merged(path, old, rows, names, form))
+            # What differs is written again, from the first difference on.
             kept = len(os.path.commonprefix([old, new]))
         file.truncate(kept)
         file.write(new[kept:])
@@ -193,6 +196,7 @@ def _text(lines: list[str]) -> bytes:
 def _merged(path: Path, old: bytes, rows: list[Row], names: list[str], form: _Form) -> list[str]:
     """The lines of the curve, in the columns of the file, and those of the file behind them, once both agree."""
     lines = _complete_lines(path, old)
+    # The order of the file stays, if an earlier run had metrics in another one.
     columns = form.columns(lines[0]) or names
     if sorted(columns) != sorted(names):
         raise ValueError(
@@ -244,6 +248,7 @@ def _parsed(line: str, columns: list[str], form: _Form) -> Row | None:
         row = form.parse(line, columns)
     except (AttributeError, TypeError, ValueError):
         return None
+    # A damaged line may still be read: under other names, or with half a number as step.
     return row if row.keys() == set(columns) and row["step"].is_integer() else None
 
 
