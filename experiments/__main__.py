@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__":  # Ctrl-C while modules are imported, before main() can catch it
+if __name__ == "__main__":
+    # A Ctrl-C while modules are imported comes before `main` can catch it.
     sys.excepthook = lambda kind, *rest: (
         os._exit(130) if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
     )
@@ -75,10 +76,10 @@ def run(
     out = out.expanduser()
     config = configure(module.PRESETS, preset, set)
     if getattr(module, "HOST_DEVICES", False):
-        # every core is a device, for experiments that spread independent work over devices
+        # Every core becomes a device, for experiments that spread independent work over devices.
         _ask_xla("--xla_force_host_platform_device_count", os.cpu_count())
     if preset == "smoke":
-        # these compile far more than they compute: less effort halves their time
+        # Smoke presets compile far more than they compute: less effort halves their time.
         _ask_xla("--xla_backend_optimization_level", getattr(module, "XLA_EFFORT", 1))
     _set_precision(config)
     from experiments.harness import running, store
@@ -93,6 +94,7 @@ def run(
         with store.alone(folder):
             seconds = _clear(folder)
             store.open_run(name, config, out)
+            # What a killed process left has been swept: without it the run may be finished.
             finished = (folder / store.DONE).exists()
             if not finished:
                 start = time.perf_counter()
@@ -104,6 +106,7 @@ def run(
         print(folder)
     else:
         show(folder)
+    # After the table, which shows by how much a fact fails.
     _check_facts(store.read_json(folder / "summary.json"))
 
 
@@ -137,6 +140,7 @@ def draw(folder: tyro.conf.Positional[Path]) -> None:
     """
     from experiments.harness import running, store
 
+    # Damaged figures are what this command is for.
     folder = store.sound(folder, but="figures")
     module = catalog.find(store.read_json(folder / "config.json")["experiment"])
     config = running.configuration(folder)
@@ -150,6 +154,7 @@ def draw(folder: tyro.conf.Positional[Path]) -> None:
                 f"{folder / running.MEASURED} is of another version, it lacks {error}: the same `run` command "
                 "with another --out makes it again."
             ) from error
+        # The new figures have new digests; the time stays that of the run.
         store.finish(folder, store.read_json(folder / "DONE")["seconds"])
     for path in paths:
         console.print(f"figure   {path}", soft_wrap=True, highlight=False)
@@ -215,6 +220,7 @@ def compare(
     folders = [run.expanduser() for run in runs]
     if csv:
         tables = [results.rows(store.sound(folder)) for folder in folders]
+        # One run is enough here: nothing is compared.
         return _print_csv(itertools.chain([results.Row._fields], *tables))
     loaded = comparison.load(folders)
     path = comparison.figure_path(out)
@@ -243,6 +249,7 @@ def _clear(folder: Path) -> float:
         if folder / store.DONE in damages
         else store.read_json(folder / store.DONE).get("seconds", 0.0)
     )
+    # Finished parts that are sound are kept, so that only what is damaged costs time.
     for path, what in damages.items():
         _say(f"{path} is {what}: it is made again now.")
         path.unlink(missing_ok=True)
@@ -265,7 +272,8 @@ def _set_precision(config) -> None:
     """Switches float64 on before the first array exists, if the configuration asks for it; full float32 products."""
     import jax
 
-    if jax.config.jax_default_matmul_precision is None:  # GPUs would keep three digits
+    # GPUs would keep three digits of a float32 product.
+    if jax.config.jax_default_matmul_precision is None:
         jax.config.update("jax_default_matmul_precision", "highest")
     jax.config.update("jax_enable_x64", getattr(config, "precision", "float32") == "float64")
 
@@ -280,12 +288,11 @@ def _check_platform() -> None:
 
     try:
         jax.devices()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # the latter for a platform that is known and not there
+    # The second one for a platform that is known and not there.
+    except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS")
         cause = f"JAX_PLATFORMS={platforms}" if platforms else "jax"
+        # What jax adds in parentheses, "(set JAX_PLATFORMS='' ...", is said in other words below.
         reason = str(error).partition(" (set ")[0].splitlines() or ["it is not there"]
         raise ValueError(
             f"{cause} gives no device ({reason[0].rstrip('.')}): set JAX_PLATFORMS=cpu."
@@ -301,6 +308,7 @@ def _ask_xla(flag: str, value: int | None) -> None:
 
 def main() -> None:
     """Parses the command line; what a user can mend is one line on standard error."""
+    # Figures are files: no display is opened.
     os.environ.setdefault("MPLBACKEND", "Agg")
     commands = {
         "list": list_experiments,
@@ -311,11 +319,13 @@ def main() -> None:
         "compare": compare,
     }
     try:
+        # The parser knows the options of the command, not the fields of an experiment.
         if sys.argv[1:2] in (["run"], ["sweep"]) and {"--help", "-h"} & {*sys.argv[2:]}:
             _show_fields(sys.argv[2:])
         tyro.extras.subcommand_cli_from_dict(
             commands, prog="python -m experiments", description=experiments.__doc__
         )
+    # Before ValueError, of which RunError is one: a failed run is no mistake in the command.
     except (RunError, OSError, MemoryError) as error:
         _fail(error, 1)
     except (ValueError, TypeError) as error:
@@ -348,7 +358,8 @@ def _interrupt_again(unraisable) -> None:
     """Repeats a Ctrl-C that came where exceptions are dropped, as in what jax does at each collection of garbage."""
     if not issubclass(unraisable.exc_type, KeyboardInterrupt):
         return sys.__unraisablehook__(unraisable)
-    again = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT])  # wakes the main thread
+    # An exception would be dropped here as well; a signal a moment later wakes the main thread.
+    again = threading.Timer(0.01, os.kill, [os.getpid(), signal.SIGINT])
     again.daemon = True
     again.start()
 
@@ -401,7 +412,8 @@ if __name__ == "__main__":
                 stream.flush()
             os._exit(130)
         raise
-    finally:  # the interpreter that ends would be killed by a Ctrl-C, whatever the status was
+    finally:
+        # The interpreter that ends would be killed by a Ctrl-C, whatever the status was.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if streams.failed():
         _fail(RunError(f"standard output could not be written ({streams.failed()})."), 1)

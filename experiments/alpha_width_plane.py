@@ -178,10 +178,12 @@ def draw(config: Config, arrays):
     for ax, (name, title) in zip(figure.subplots(1, 3), titles.items(), strict=True):
         values = arrays[name].mean(0)
         if name == "accuracy":
+            # Alpha drops out at infinite width: one number fills the row.
             kernel = np.full(len(config.alphas), float(arrays["kernel_accuracy"]))
             values = 100 * np.vstack([values, kernel])
             image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         else:
+            # The linearized model is at distance zero from itself, which has no logarithm.
             positive = np.where(values > 0, values, np.nan)
             norm = LogNorm(np.nanmin(positive), np.nanmax(positive))
             image = ax.imshow(positive, origin="lower", aspect="auto", norm=norm)
@@ -231,6 +233,7 @@ def train_cell(
     model = build(config, width)
     outputs = []
     optimizer = ln.sgd(config.momentum)
+    # The same keys at every alpha: distances are to the linearized model of the same first weights.
     for key in jax.random.split(jax.random.key(0), config.seeds):
         function = ln.lazy(model.apply, model.init(key, train.x), alpha)
         goal = ln.objective(function, ln.mse)
@@ -240,6 +243,7 @@ def train_cell(
     return np.stack(outputs)
 
 
+# The function is a pytree with alpha and w0 as leaves: all finite alphas are one program.
 @jax.jit
 def _evaluate(function, u, x):
     return function(u, x)

@@ -52,6 +52,7 @@ class Config:
     decay_from: Count = 10
     decay_to: Count = 200
     cutoffs: Annotated[tuple[Count, ...], Values(2, increasing=True)] = (20, 50, 100, 200, 400)
+    # The eigenvalue 4 / k^4 is 1.6e-10 at k = 400, where float32 has rounding only.
     precision: Literal["float32", "float64"] = "float64"
 
     def check(self, prefix: str) -> None:
@@ -68,6 +69,7 @@ class Config:
 PRESETS = {"smoke": Config(points=2**13, decay_to=100), "laptop": Config()}
 
 FIRST = range(7)
+# The trapezoidal rule adds gamma_(N-k) and gamma_(N+k) to gamma_k: below 1e-7 at N = 2^13 points.
 TOLERANCE = 1e-5
 
 
@@ -144,6 +146,7 @@ def fourier(values: np.ndarray) -> np.ndarray:
 
 def _norms(config, coefficients, eigenvalues):
     """Partial sums of the squared norm at the cutoffs; frequencies that the kernel does not have are left out."""
+    # gamma_k = 0 for odd k >= 3: their terms would be 0 / 0.
     k = np.array([1, *range(2, max(config.cutoffs) + 1, 2)])
     # Twice: k and -k have the same coefficient, as the functions are even.
     terms = 2 * coefficients[k] ** 2 / eigenvalues[k]
@@ -157,6 +160,7 @@ def _even(config):
 
 def _draw_coefficients(features, ax):
     k = np.arange(11)
+    # With the sign (-1)^p, and without gamma_1 = pi/2.
     printed = [0.0 if i % 2 else 2.0 * (-1) ** (i // 2) / (i**2 - 1) for i in k]
     ax.axhline(0, color="0.7", linewidth=0.8)
     ax.bar(k, features[k], color="0.75", label="measured (Fourier transform)")

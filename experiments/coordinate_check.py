@@ -64,6 +64,7 @@ class Config:
     examples: Count = 32
     steps: Count = 10
     learning_rate: Positive = 1.0
+    # At r = -1/2 the kernel changes by about m^(-3/2), 3e-5 at the largest width.
     precision: Literal["float32", "float64"] = "float64"
 
 
@@ -111,12 +112,14 @@ def draw(config: Config, arrays):
     titles = LAYERS | {"outputs": "outputs"}
     for layer, title in titles.items():
         curves = {
-            rf"$\alpha=m^{{{0.0 - r:g}}}$": arrays[f"{layer}/r={r:g}"] for r in config.exponents
+            # `0.0 - r` and not `-r`, which is shown as -0 at r = 0.
+            rf"$\alpha=m^{{{0.0 - r:g}}}$": arrays[f"{layer}/r={r:g}"]
+            for r in config.exponents
         }
         drawn.append(panels.Panel(title, config.widths, curves, "width $m$", "rms change"))
     figure = panels.figure(drawn)
     for ax in figure.axes:
-        # room for the legend below the curves and their errors
+        # Room for the legend below the curves and their errors.
         ax.set_ylim(bottom=ax.get_ylim()[0] / 20)
         ax.get_legend().set_loc("lower left")
     return figure
@@ -134,6 +137,7 @@ def measure_one(
         f = ln.lazy(models["ntk"].apply, params0, width**-r)
         u = descended(f, f.start(), data, config.learning_rate, config.steps)
         moved = changes(models["ntk"], ln.weights(f, u), params0, data)
+        # f starts at zero: its size is its change.
         moved["outputs"] = jnp.sqrt(jnp.mean(f(u, data.x) ** 2))
         measured |= {f"{name}/r={r:g}": value for name, value in moved.items()}
     standard = models["standard"]
@@ -142,6 +146,7 @@ def measure_one(
     rate = 1e-3 * config.learning_rate / config.widths[-1]
     params = descended(standard.apply, params0, data, rate, 1)
     moved = ln.diagnostics.coordinate_check(standard, params, params0, data.x)
+    # The last layer, whose entries are the outputs.
     return measured | {"outputs/standard": moved["4_Dense"]}
 
 

@@ -73,6 +73,7 @@ class Config:
     inputs: Count = 16
     examples: Count = 8
     loss: Positive = 1e-2
+    # Since tr >= lambda_max, it is at most a quarter of the bound 2 n / lambda_max.
     learning_rate: Positive = 0.5
     max_steps: Count = 100_000
     precision: Literal["float32", "float64"] = "float64"
@@ -131,6 +132,7 @@ def facts(config: Config, arrays):
             yield within(name, _crossing(scales, of_width), at_least=0.5, at_most=2)
     change = arrays["ntk_change/symmetrized"].mean(1)[:, lazy]
     yield power_law("ntk_change/symmetrized", scales[lazy], change, -2, 0.1)
+    # At the largest scale, `[seeds, widths]`.
     largest = arrays["ntk_change/centered"][:, :, -1].T
     name = f"ntk_change_against_width/s={scales[-1]:g}/centered"
     yield power_law(name, config.widths, largest, -0.5, 0.25)
@@ -165,6 +167,7 @@ def _spread(values):
 
 def _crossing(scales, change):
     """The scale at which the change passes through one, interpolated in the logarithms; nan if it does not."""
+    # Zero where no scale is below one, or the first already is: nothing is crossed then.
     after = int(np.argmax(change < 1))
     if not 0 < after < len(scales):
         return math.nan
@@ -201,6 +204,7 @@ def _train(config, model, params0, data, alpha):
     def advance(state):
         u, step = state
         # Where features are learned the kernel grows manyfold, and a rate of the start diverges.
+        # That of f in u is that of h at w0 + u/alpha: df/du = Dh(w).
         trace = _ntk_trace(model, ln.weights(lazy, u), data.x)
         rate = config.learning_rate * len(data.x) / trace
         # The trace costs as much as several steps and changes little in a few of them.
@@ -209,6 +213,7 @@ def _train(config, model, params0, data, alpha):
         return u, step + INNER
 
     ntk0 = _ntk(model, params0, data.x)
+    # Under `vmap` it runs until the slowest one is done; those that are done keep their state.
     u, steps = jax.lax.while_loop(unfinished, advance, (ln.trees.zeros_like(params0), 0))
     params = ln.weights(lazy, u)
     return {

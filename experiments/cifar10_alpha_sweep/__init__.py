@@ -206,6 +206,7 @@ def checked_facts(config: Config, summary: dict[str, Any]):
     linearized = summary.get("test_accuracy/alpha=inf")
     if linearized is None:
         return
+    # D h(w0) is that of the network with the gates of w0: both tangent models are one function.
     gap = summary["gated_accuracy/alpha=inf"] - linearized
     yield within("gated_minus_tangent", gap, at_least=-ROUNDING, at_most=ROUNDING)
     lazy = [f"alpha={alpha:g}" for alpha in config.alphas if LAZY <= alpha < math.inf]

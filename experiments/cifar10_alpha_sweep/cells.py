@@ -47,13 +47,14 @@ def train_all(config, store) -> dict[float, dict[str, Any]]:
         return cells
     model = vgg.build(config.network.width, config.network.gain)
     images = vgg.load_large_images(config.data)
+    # One draw in the highest precision: weights in float32 are the same ones, rounded.
     drawn = vgg.start(model, config.seed, images, config.precision)
     problem = functools.cache(lambda precision: _rounded(drawn, precision))
     steps = vgg.steps(config.train, len(drawn.train.x))
     done = steps * (len(cells) - len(missing))
     with bar(store.console, "steps") as progress:
         task = progress.add_task("training", total=steps * len(cells), completed=done)
-        # The cheap ones come first.
+        # The names sort float32 before float64: the cheap ones come first.
         for alpha in sorted(missing, key=lambda alpha: precision_of(config, alpha)):
             progress.update(task, description=f"alpha {alpha:g}")
             name = f"alpha={alpha:g}"
@@ -79,6 +80,7 @@ def stored_cells(config, folders: Sequence[Path]) -> dict[float, dict[str, Any]]
 def gathered(config, cells: dict[float, dict[str, Any]]) -> dict[str, Any]:
     """The arrays of all trainings, with how often they predict what the linearized model predicts, if there is one."""
     reference = cells.get(np.inf)
+    # It is -1 where training did not diverge.
     if reference is not None and reference["curve/diverged_at"] >= 0:
         reference = None
     arrays: dict[str, Any] = {}
@@ -98,6 +100,7 @@ def _rounded(problem: vgg.Problem, precision: str) -> vgg.Problem:
 
 def _train(config, problem: vgg.Problem, alpha: float, advance, checkpoint: Path) -> dict[str, Any]:
     function = ln.lazy(problem.model.apply, problem.params0, alpha)
+    # It counts where a program is traced, hence around the whole training.
     with jax.default_matmul_precision(products_of(alpha)):
         finish = partial(_final, problem, alpha, function)
         return vgg.trained(config, problem, function, finish, advance, checkpoint)
@@ -109,6 +112,7 @@ def _final(problem: vgg.Problem, alpha: float, function, u) -> dict[str, float]:
     gated = ln.lazy(ln.gated(problem.model, problem.params0), problem.params0, alpha)
     outputs = batched_outputs(gated, u, problem.test.x)
     return {
+        # |w - w0| = |u| / alpha, which is zero for the linearized network.
         "param_drift": float(trees.norm(u)) / (alpha * float(trees.norm(problem.params0))),
         "gated_accuracy": float(np.mean(outputs.argmax(1) == np.asarray(problem.test.y).argmax(1))),
         **_stability(problem, weights),
@@ -122,6 +126,8 @@ def _stability(problem: vgg.Problem, weights) -> dict[str, float]:
     shares = []
     for x in batches:
         stable = diagnostics.activation_stability(problem.model, weights, problem.params0, x)
+        # Of `Stability(total, relu, max_pool, layers)` those of ReLU gates and of max-pools.
         shares.append([float(share) for share in stable[1:3]])
+    # The last batch may be smaller than the others.
     relu, pools = np.average(shares, axis=0, weights=[len(x) for x in batches]).tolist()
     return {"stability": relu, "pool_stability": pools}

@@ -62,6 +62,7 @@ def _panel(ax, summary, quantities, ylabel):
         keys = {alpha: f"{name}/alpha={alpha:g}" for alpha in sorted(alphas)}
         points = {alpha: summary[key] for alpha, key in keys.items() if key in summary}
         finite = [a for a in points if math.isfinite(a)]
+        # Curves have a marker at every point here, since there are few.
         style = style | {"markevery": None}
         ax.plot([place[a] for a in finite], [100 * points[a] for a in finite], label=label, **style)
         if math.inf in points:
@@ -85,6 +86,7 @@ def _name_scales(ax, place):
     decades = 10.0 ** np.arange(first, last + 1)
     names = [f"$10^{{{round(math.log10(decade))}}}$" for decade in decades]
     if math.inf in place:
+        # In the middle, on a logarithmic axis, of the factor 30 that `_places` leaves.
         gap = place[math.inf] / 30**0.5
         ax.axvline(gap, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
         decades = [*decades, place[math.inf]]

@@ -46,6 +46,7 @@ def _networks(config, parts: Parts, store) -> dict[str, Row]:
     steps = vgg.steps(config.train, len(parts[0].x))
     with bar(store.console, "steps", 26) as progress:
         task = progress.add_task("training", total=steps * len(config.widths) * len(config.kinds))
+        # Without a network to train, nothing is drawn or standardized.
         for width in config.widths if config.kinds else ():
             problem = vgg.start(vgg.build(width, config.gain), config.seed, parts, config.precision)
             for kind in config.kinds:
@@ -110,6 +111,7 @@ def _scattering(config, parts: Parts, store) -> Row:
 def _patches(config, parts: Parts, store) -> Row:
     """Linear classification of the responses of whitened random patches."""
     with store.status("random patches, linear"):
+        # Pixels in [0, 1], not standardized ones: `normalization` is in their units.
         filters = draw_filters(config.patches, parts[0].x, config.seed)
         train, test = (
             part._replace(x=patch_features(config.patches, filters, part.x)) for part in parts
@@ -126,6 +128,7 @@ def _kernel(config, parts: Parts, store) -> Row:
     ntk = analytic_kernel(model, train.x, store=tiles, **settings).ntk
     tiles = store.kernels("test")
     cross = analytic_kernel(model, test.x, train.x, store=tiles, **settings).ntk
+    # The mean of the diagonal is that of the eigenvalues, to which ridges are relative.
     ridges = np.mean(np.diag(ntk)) * np.array(config.ridges)
     best = int(np.argmax(ridge.left_out_accuracies(ntk, train, ridges)))
     fit = partial(dynamics.kernel_regression, ntk, train, ridge=float(ridges[best]))
@@ -142,5 +145,6 @@ def _subset(config, parts: Parts) -> Parts:
     train = datasets.balanced_subset(parts[0], config.kernel.n_train, seed=config.seed)
     test = datasets.balanced_subset(parts[1], config.kernel.n_test, seed=config.seed)
     channels = {"center": "channel", "scale": "channel"}
+    # Statistics are those of all training images, as for the networks beside the kernel.
     _, train, test = datasets.standardize(parts[0], train, test, **channels)
     return datasets.center_targets(train), datasets.center_targets(test)
