@@ -147,6 +147,7 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
         if question == "adversarial" and not np.isfinite(value):
             summary[name] = None
         elif question in QUESTIONS:
+            # The last layer with weights gives the outputs; before it is the last hidden one.
             summary[name] = float(value[-2])
         elif np.ndim(value) == 0:
             summary[name] = float(value)
@@ -158,6 +159,7 @@ def facts(config: Config, arrays):
     last = {name: float(arrays[f"{name}/nearest_mean"][-2]) for name in _regimes(config)}
     start = last[START]
     yield within("nearest_mean/alpha=1_over_start", last["alpha=1"] - start, at_least=0.02)
+    # Activations move like 1/alpha: classes stay as far apart as they were.
     lazy = f"alpha={max(a for a in config.alphas if math.isfinite(a)):g}"
     yield within(
         f"nearest_mean/{lazy}_over_start", last[lazy] - start, at_least=-0.03, at_most=0.03
@@ -239,6 +241,7 @@ def _inside(model, weights, tangent, x):
 
 def _answers(config, model, params0, function, params, alpha, train: Data, test: Data):
     """All questions to one regime."""
+    # Activations at w0 do not move at alpha = inf: their tangents are asked instead.
     tangent = params if alpha == math.inf else None
     weights = params if alpha is None else function.weights(params)
 
@@ -246,12 +249,14 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
     features = inside(train.x)
     labels, test_labels = (np.asarray(part.y).argmax(axis=1) for part in (train, test))
     separability = insights.separability(features, labels, inside(test.x), test_labels)
-    # the mean over pixels of an image has too few dimensions to ask for more
+    # The mean over pixels of an image has too few dimensions to ask for more.
     dimension = insights.intrinsic_dimension({k: v for k, v in features.items() if k != "input"})
     images = np.asarray(test.x[: config.examples])
+    # Nine translations of each image by up to two pixels, `[images, 9, ...]`, which are its orbit.
     moved = insights.transformed(images, "translation", np.linspace(-2, 2, 9))
     orbit = inside(jnp.asarray(moved.reshape(-1, *images.shape[1:]), test.x.dtype))
     paths = {
+        # Back from one batch of all translations to an orbit for each image.
         path: values.reshape(len(images), 9, -1)
         for path, values in orbit.items()
         if path != "input"
@@ -262,6 +267,7 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
     # At alpha = inf the weights stay at w0: u is what filters have learned.
     filters = np.asarray(weights["0_Conv"]["W"], np.float64)
     filters = filters + (0 if tangent is None else np.asarray(tangent["0_Conv"]["W"]))
+    # Filters `[7, 7, c, filters]` of the first channel as `[filters, 7, 7]`.
     fit = insights.gabor_fit(filters[:, :, 0].transpose(2, 0, 1))
     outputs = np.asarray(function(params, test.x))
     return {
@@ -270,6 +276,7 @@ def _answers(config, model, params0, function, params, alpha, train: Data, test:
         "dimension": np.array([np.nan, *_column(dimension, "value")]),
         "share": np.array([np.nan, *_column(flatness, "share")]),
         "turning": np.array([np.nan, *_column(flatness, "turning")]),
+        # Norms are infinite where no perturbation was found, which a median bears up to one half.
         "adversarial": np.median(norms),
         "adversarial_found": np.isfinite(norms).mean(),
         "gradient": insights.largest_gradient(model.apply, weights, few),
@@ -286,6 +293,7 @@ def _column(answers, name):
 def _bars(config, arrays, ax, name, title):
     regimes = _regimes(config)
     values = np.array([float(arrays[f"{regime}/{name}"]) for regime in regimes])
+    # Bars of infinite height would leave the others none.
     values[~np.isfinite(values)] = np.nan
     colors = [f"C{i}" for i in range(len(regimes))]
     ax.bar(np.arange(len(regimes)), values, color=colors)

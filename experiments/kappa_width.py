@@ -140,7 +140,9 @@ def measure_one(config: Config, model: ln.Model, width: int, key: jax.Array) -> 
     """One draw, with `lazynet.diagnostics.kappa` spelled out, as all scales share the norms of the derivatives."""
     data = problem(config, key)
     params0 = model.init(jax.random.fold_in(key, 1), data.x)
+    # Streams of a draw: 0 for the problem, 1 for the weights, 2 for the power iterations.
     settings = {"key": jax.random.fold_in(key, 2), "iterations": config.iterations}
+    # Norms of derivatives scale with the output: measured once, they serve all alpha(m).
     first = ln.diagnostics.jacobian_norm(model.apply, params0, data.x, **settings)
     second = ln.diagnostics.hessian_norm(
         model.apply, params0, data.x, restarts=config.restarts, **settings

@@ -74,6 +74,7 @@ class Integer(NamedTuple):
 
     def check(self, name: str, value: Any) -> None:
         """Refuses what is outside of the bounds."""
+        # Twice, so that a value that is too small is not told the largest one of a device as well.
         guards.count(name, value, at_least=self.at_least)
         guards.count(name, value, at_least=self.at_least, at_most=self.at_most)
         if self.even and value % 2:
@@ -103,6 +104,7 @@ class Values(NamedTuple):
         """Refuses lists that are too short, repeat a value or do not increase."""
         if len(value) < self.at_least:
             raise ValueError(f"{name} got {value}, expected {self}.")
+        # Equal neighbors pass here, and are refused below as values that do not differ.
         if self.increasing and list(value) != sorted(value):
             raise ValueError(f"{name} got {value}, expected {self}.")
         shown = [f"{entry:g}" if isinstance(entry, float) else str(entry) for entry in value]
@@ -138,6 +140,7 @@ def check(config: Any, prefix: str = "") -> None:
         ValueError: A value is outside of its bounds.
         TypeError: A value has another type.
     """
+    # Annotations are texts here, and their bounds, the extras, are dropped unless asked for.
     hints = typing.get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -145,6 +148,7 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{prefix}{field.name}.")
         else:
             _check_value(f"{prefix}{field.name}", value, hints[field.name])
+    # Last: what several fields satisfy together is told of fields that are within their own bounds.
     if hasattr(config, "check"):
         config.check(prefix)
 
@@ -168,6 +172,7 @@ def describe(annotation: Any) -> str:
     arguments = typing.get_args(kind)
     if origin is tuple:
         entries = describe(arguments[0])
+        # A tuple of fixed length says how many entries it has.
         number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         return "; ".join([f"{number}comma-separated {entries}", *map(str, bounds)])
     if bounds:
@@ -195,5 +200,6 @@ def _check_value(name: str, value: Any, annotation: Any) -> None:
         raise ValueError(f"{name} got {value!r}, expected {describe(annotation)}.")
     if kind in (bool, str) and not isinstance(value, kind):
         raise TypeError(f"{name} got {value!r}, expected {describe(annotation)}.")
+    # Those of a list are about its length and order; each entry has been checked by its own.
     for bound in bounds:
         bound.check(name, value)

@@ -31,7 +31,7 @@ def find(name: str) -> ModuleType:
     Raises:
         ValueError: If there is none of this name.
     """
-    # that one alone: all of them together take a second
+    # That one alone: all of them together take a second.
     module = _imported(current(name)) if current(name) in _modules() else None
     if not hasattr(module, "PRESETS"):
         raise ValueError(f"unknown experiment {name!r}, expected one of {', '.join(names())}.")
@@ -44,6 +44,7 @@ def expected_times(name: str, doc: str) -> dict[str, str]:
     for options, comment in re.findall(rf"python -m experiments run {name}\b(.*?)#(.*)", doc):
         found = dict(re.findall(r"(--preset|data\.name)[ =](\S+)", options))
         variant = f"/{found['data.name']}" if "data.name" in found else ""
+        # The first command of a preset is the plain one; the next ones have overrides.
         times.setdefault(f"{found.get('--preset', 'laptop')}{variant}", comment.strip())
     return times
 

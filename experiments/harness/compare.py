@@ -21,6 +21,7 @@ __all__ = [
     "show",
 ]
 
+# Of `loss/width=8/alpha=1` the first axis: the curve `loss/alpha=1 against width` at 8.
 POINT = re.compile(r"^(?P<before>.*?)(?P<name>[A-Za-z_]+)=(?P<value>[-+.0-9einf]+)(?P<after>/.*)?$")
 PANELS = 6
 _MISSING = object()
@@ -69,6 +70,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         config = _flat(run.config)
         values = [f"{field}={config.get(field)}" for field in fields]
+        # Runs may have one configuration, on two machines for instance.
         labels.append(", ".join(values) or run.folder.name)
     return labels
 
@@ -76,7 +78,7 @@ def differences(runs: Sequence[Run]) -> list[str]:
 def differing_fields(runs: Sequence[Run]) -> list[str]:
     """The fields in which the configurations differ."""
     configs = [_flat(run.config) for run in runs]
-    # a field that some runs lack, as those of an earlier version, is a difference
+    # A field that some runs lack, as those of an earlier version, is a difference.
     fields = dict.fromkeys(field for config in configs for field in config)
     return [
         field
@@ -91,6 +93,7 @@ def series(summary: dict[str, Any]) -> dict[str, dict[float, float]]:
     for key, number in summary.items():
         match = POINT.match(key)
         if match and facts.is_measured(key, number):
+            # Words of the letters e, i, n and f look like numbers to `POINT`.
             try:
                 x = float(match["value"])
             except ValueError:
@@ -150,6 +153,7 @@ def draw(runs: Sequence[Run], path: Path) -> bool:
     for name, ax in zip(names, axes, strict=False):
         quantity, _, x = name.partition(" against ")
         for label, own in zip(differences(runs), curves, strict=True):
+            # The linearized network, at infinity, has no place on the axis.
             points = sorted((a, b) for a, b in own[name].items() if a != float("inf"))
             ax.plot(*zip(*points, strict=True), "o-", ms=3, label=label)
         positive = min(a for a, _ in points) > 0

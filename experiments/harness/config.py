@@ -36,9 +36,11 @@ def preset(presets: dict[str, Any], name: str, overrides: Sequence[str] = ()) ->
         for key, config in presets.items()
         if key.split("/")[0] == name
     }
+    # Without a variant for the data set the plain preset, or the first one where there is none.
     config = variants.get(data or "", variants.get("", next(iter(variants.values()))))
     for item in overrides:
         config = override(config, item)
+    # Not before the last override: a field may fit only together with a later one.
     bounds.check(config)
     return config
 
@@ -106,9 +108,11 @@ def _parse(annotation, text, item):
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
     if origin is tuple:
+        # An empty text is an empty list, not a list of one empty word.
         words = text.removesuffix(",").split(",") if text else []
         return tuple(_parse(arguments[0], word.strip(), item) for word in words)
-    if origin in (typing.Union, types.UnionType):  # of a type and None
+    # Of a type and None.
+    if origin in (typing.Union, types.UnionType):
         return None if text.lower() == "none" else _parse(arguments[0], text, item)
     read = {bool: lambda word: BOOLEANS[word.lower()]}.get(kind, kind)
     if origin is typing.Literal:

@@ -33,6 +33,7 @@ class Fact(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether the measurement agrees; a number that is not finite never does."""
+        # Comparisons with nan are false, but inf would pass `at_least`.
         if not math.isfinite(self.measured):
             return False
         if self.expected is not None and self.tolerance is not None:
@@ -71,6 +72,7 @@ def power_law(
     from lazynet.diagnostics import fit_slope
 
     values = np.atleast_2d(np.asarray(values, float))
+    # The slope of the mean and not the mean of slopes: laws are about expectations.
     slope = fit_slope(np.asarray(x, float), values.mean(0))
     if expected is not None and tolerance is not None:
         return close(f"slope/{name}", slope, expected, tolerance)
@@ -88,6 +90,7 @@ def summarize(facts: Sequence[Fact]) -> dict[str, Any]:
         rest = fact.name.removeprefix("slope/")
         if f"passed/{rest}" in summary:
             raise ValueError(f"two facts are named {rest!r}: give each its own name.")
+        # JSON has neither nan nor infinity.
         summary[fact.name] = fact.measured if math.isfinite(fact.measured) else None
         for kind in ("expected", "tolerance", "at_least", "at_most"):
             if getattr(fact, kind) is not None:

@@ -29,6 +29,7 @@ def fields_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any, st
 def meanings(kind: type) -> dict[str, str]:
     """The meaning of each field, from the sections Attributes of the docstrings of the class and its bases."""
     found: dict[str, str] = {}
+    # Bases first: a class may give a field of its base another meaning.
     for each in reversed(kind.__mro__):
         section = (each.__doc__ or "").partition("Attributes:")[2]
         found |= re.findall(r"^ +(\w+): (.+)$", section, flags=re.MULTILINE)
@@ -60,4 +61,5 @@ def written(value: Any) -> str:
         return ",".join(map(written, value))
     if isinstance(value, bool):
         return str(value).lower()
+    # The short form where it reads back as the same number.
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

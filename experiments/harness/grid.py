@@ -56,6 +56,7 @@ def grid(
             *(f"{field}={value}" for field, value in zip(fields, values, strict=True)),
         )
         config = configure(presets, preset, overrides)
+        # A process of its own, since precision and devices are fixed when jax starts.
         command = [
             sys.executable,
             "-m",
@@ -91,6 +92,7 @@ def run_points(points: Sequence[Point], console) -> None:
             )
             continue
         console.print(label, highlight=False, markup=False, soft_wrap=True)
+        # A run whose facts do not hold ends with status 1 too, and is finished.
         if subprocess.run(point.command).returncode and not point.finished:
             failed.append(shlex.join(point.command))
     if failed:

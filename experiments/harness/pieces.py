@@ -26,8 +26,10 @@ def joined_config(experiment: ModuleType, configs: Sequence[Any]) -> Any:
     """The first configuration with the values that any of them has, in the lists among the fields of `PIECES`."""
     together = {}
     for name in experiment.PIECES:
+        # A nested field such as `train.epochs` is one number: that of the first run stands.
         if "." not in name:
             values = {value for config in configs for value in getattr(config, name)}
+            # The default lists all words, in the order of the rows.
             order = getattr(experiment.Config(), name)
             together[name] = tuple(sorted(values, key=_place_in(order)))
     return dataclasses.replace(configs[0], **together)
@@ -53,6 +55,7 @@ def joined_runs(
             )
         arrays |= measured
     config = joined_config(experiment, configs)
+    # After the runs' own arrays: what compares one run with another is known only together.
     if hasattr(experiment, "gather"):
         arrays |= experiment.gather(config, [run.folder for run in runs])
     return config, arrays

@@ -51,6 +51,7 @@ def rows(folder: Path) -> Iterator[Row]:
 
 def curves(folder: Path) -> dict[str, dict[str, Sequence[Any]]]:
     """The curves of a finished run by name, such as "seed=0/alpha=10", each with step, time and metrics."""
+    # The present name first: of both files it is the one that is read.
     paths = [folder / name for name in (MEASURED, FORMERLY) if (folder / name).exists()]
     found: dict[str, dict[str, Sequence[Any]]] = {}
     for key, values in load_arrays(paths[0]).items() if paths else ():

@@ -40,6 +40,7 @@ def compute(module: ModuleType, config: Any, folder: Path, console) -> dict[str,
     """Measures, writes arrays, figures and the summary into the folder, and returns the summary."""
     bounds.check(config)
     save_arrays(folder / MEASURED, module.measure(config, Store(folder, console)))
+    # As they are read again, so that `draw` of a finished run sees the same arrays and types.
     arrays = load_arrays(folder / MEASURED)
     draw(module, config, arrays, folder)
     summary = summarize(module, config, arrays)
@@ -79,6 +80,7 @@ def show(module: ModuleType, summary: dict[str, Any], console) -> None:
 def configuration(folder: Path) -> Any:
     """The configuration of a run folder, as its experiment wants it."""
     described = read_json(folder / "config.json")
+    # All presets of an experiment are of one class.
     (kind,) = {
         type(preset) for preset in catalog.find(described.pop("experiment")).PRESETS.values()
     }

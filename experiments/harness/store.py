@@ -150,6 +150,7 @@ def alone(folder: Path) -> Iterator[None]:
         RunError: If another process is computing there.
         ValueError: If the folder cannot be written.
     """
+    # A stack, so that the block runs outside of the `try`: its own OSErrors are not the folder's.
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,7 @@ def open_run(name: str, config: Any, out: Path) -> Path:
     folder = run_folder(name, config, out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # The lock is held: unfinished files are those of processes that are dead.
         files.sweep(folder)
         if not (folder / "config.json").exists():
             write_json(folder / "config.json", described)
@@ -201,6 +203,7 @@ def check_config(name: str, config: Any, folder: Path) -> None:
 
 def run_folder(name: str, config: Any, out: Path) -> Path:
     """Where a run of this configuration stands or will stand."""
+    # Sorted keys: fields may change places in the source without making it another configuration.
     digest = hashlib.sha256(
         json.dumps(_described(name, config), sort_keys=True).encode()
     ).hexdigest()[:10]
@@ -221,6 +224,7 @@ def damages(folder: Path) -> dict[Path, str]:
     """
     try:
         digests = read_json(folder / DONE).get("files")
+    # Without DONE nothing is known of the other files.
     except Damaged:
         return {folder / DONE: "damaged"}
     if digests is None:
@@ -315,6 +319,7 @@ def read_json(path: Path) -> Any:
         raise _damaged(path, error) from error
     if not isinstance(value, dict) or not value:
         return value
+    # The checksum is of the entries in their order, which JSON keeps.
     *entries, (name, checksum) = value.items()
     if checksum == _checksum(dict(entries)):
         return dict(entries)
@@ -329,6 +334,7 @@ def part(path: Path) -> Path:
     "alpha=10,seed=0.npz" becomes "alpha-10_seed-0.npz"; where an earlier version wrote the first,
     it stays.
     """
+    # "=" and "," have substitutes, as they stand between names and values; the rest is dropped.
     name = re.sub("[^A-Za-z0-9._-]", "", path.name.replace("=", "-").replace(",", "_"))
     return path if path.exists() else path.with_name(name)
 
@@ -363,6 +369,7 @@ def _written(folder: Path) -> list[Path]:
 def _is_sound(path: Path) -> bool:
     loaders = {".npz": load_arrays, ".json": read_json}
     try:
+        # Of figures and other files nothing can be told but that they can be read.
         loaders.get(path.suffix, Path.read_bytes)(path)
     except Damaged:
         return False

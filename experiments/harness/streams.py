@@ -43,6 +43,7 @@ class Lasting(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
+            # As if all were written: a buffer repeats what it could not write.
             return len(data)
 
 
@@ -52,7 +53,9 @@ def outlive_readers() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None:
+            # What the old buffer holds would come after what the new one writes.
             stream.flush()
+            # The descriptor outlives the object: the interpreter's own stream has it too.
             raw = Lasting(stream.fileno(), "w", closefd=False)
             lasting = io.TextIOWrapper(
                 io.BufferedWriter(raw), stream.encoding, "nearest", line_buffering=True
@@ -64,6 +67,7 @@ def failed() -> OSError | None:
     """Why standard output could not be written, for instance a full disk; a closed pipe is no failure."""
     if sys.stdout is None:
         return None
+    # A full disk may be noticed only when the buffer is emptied.
     sys.stdout.flush()
     return sys.stdout.buffer.raw.failure
 

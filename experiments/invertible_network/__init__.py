@@ -162,6 +162,7 @@ def facts(config: Config, arrays):
         yield within(f"line/{name}/pixels", arrays[f"{name}/line_pixels"], at_least=0.01)
     tangent = "invertible/alpha=inf"
     if f"{tangent}/reconstruction" in arrays:
+        # The inverse at w0 is exact for B(w0), and off by the tangent DB(w0) u that is added.
         error = arrays[f"{tangent}/reconstruction"][-1]
         yield within(f"reconstruction/{tangent}", error, at_least=1e-3)
         yield within(f"volume/{tangent}", _volume(arrays, tangent), at_least=0.01)
@@ -197,4 +198,5 @@ def draw(config: Config, arrays):
 
 def _volume(arrays, cell):
     """Mean over images of `|log |det J||`."""
+    # log |det J| is the sum of the logarithms of the singular values.
     return np.abs(np.log(arrays[f"{cell}/singular_values"]).sum(axis=1)).mean()

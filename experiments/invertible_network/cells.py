@@ -42,6 +42,7 @@ def invertible(config: Config, channels: int, depth: int | None = None) -> ln.Mo
         left -= blocks[-1]
         if not left:
             break
+    # Of the whole network at every depth: the blocks that are asked for have its weights.
     gain = sum(config.blocks) ** -0.5
     return zoo.irevnet(blocks, None, width=config.width, channels=channels, gain=gain)
 
@@ -52,6 +53,7 @@ def residual(config: Config, features: int, depth: int | None = None) -> ln.Mode
     The first stage has `features` channels, the next ones twice as many each.
     """
     left = sum(config.blocks) if depth is None else depth
+    # As in `invertible`: the branches are the same ones.
     gain = sum(config.blocks) ** -0.5
     layers = []
     for stage, count in enumerate(config.blocks):
@@ -64,6 +66,7 @@ def residual(config: Config, features: int, depth: int | None = None) -> ln.Mode
         )
         layers += [block] * min(count, left)
         left -= min(count, left)
+        # With depth 0 the first convolution stands alone.
         if not left:
             break
     return ln.serial(*layers, name="residual")
@@ -95,7 +98,7 @@ def answers(config: Config, network: str, alpha: float | None, checkpoint: Path)
         arrays |= _inverses(config, body, _first(weights), tangent, few)
         chosen = test.x[: config.jacobians]
         arrays["singular_values"] = _singular_values(body(None), _first(weights), tangent, chosen)
-    # the activations of the linearized network are those at initialization, which has been asked
+    # The activations of the linearized network are those at initialization, which has been asked.
     if tangent is not None:
         return arrays
     if network == "residual":
@@ -125,6 +128,7 @@ def _inverses(config, body, weights, tangent, x):
     """
     found = []
     for depth in range(sum(config.blocks) + 1):
+        # Shallower bodies read the first of the same weights.
         model = body(depth)
         found.append(np.asarray(_round_trip(model, weights, tangent, x)))
     return _errors(found, x) | {"depth": np.arange(len(found))}
@@ -132,6 +136,7 @@ def _inverses(config, body, weights, tangent, x):
 
 def _descents(config, body, weights, x):
     """Images with the features of each stage by gradient descent from zero, and their relative errors."""
+    # After the first convolution, and after the blocks of each stage.
     depths = [0, *np.cumsum(config.blocks)]
     found = []
     for depth in depths:
@@ -147,6 +152,7 @@ def _errors(found, x):
     distances = [np.linalg.norm(images - back) for back in found]
     return {
         "reconstruction": np.array(distances) / np.linalg.norm(images),
+        # Four images are drawn; errors are those of all.
         "reconstructed": np.stack(found)[:, :4],
     }
 
@@ -185,6 +191,7 @@ def _lines(model, body, weights, x):
     size = np.linalg.norm(images[0] - images[-1])
     return {
         "line": np.swapaxes(images, 0, 1),
+        # The claim by its worst pair, the control by the mean of all.
         "line_features": bent(images).max(),
         "line_pixels": bent(straight).mean(),
         "bend": np.linalg.norm(images[middle] - straight[middle]) / size,
@@ -216,6 +223,7 @@ def _singular_values(body, weights, tangent, images):
     for image in images:
         chunks = [basis[i : i + CHUNK] for i in range(0, size, CHUNK)]
         columns = [_pushed(body, weights, tangent, image, chunk) for chunk in chunks]
+        # One direction a row: the transpose of the Jacobian, which has the same singular values.
         jacobian = np.concatenate(columns).reshape(size, -1).astype(np.float64)
         found.append(np.linalg.svd(jacobian, compute_uv=False))
     return np.stack(found)
@@ -224,5 +232,6 @@ def _singular_values(body, weights, tangent, images):
 @partial(jax.jit, static_argnums=0)
 def _pushed(body, weights, tangent, image, directions):
     """What the derivative of the features in one image makes of directions."""
+    # The same image beside every direction: a batch pushes them all forward at once.
     images = jnp.broadcast_to(image, directions.shape)
     return jax.jvp(lambda x: _features(body, weights, tangent, x), (images,), (directions,))[1]

@@ -26,11 +26,12 @@ def _curves(config, arrays):
             cell = f"{network}/{name}"
             look = {"ls": STYLES[network], "color": f"C{i}", "label": f"{network}, {name}"}
             if name != START:
+                # Step 0 stands a little left of step 1 on the logarithmic axis.
                 steps = np.maximum(arrays[f"{cell}/curve/step"], 0.7)
                 accuracy.plot(steps, arrays[f"{cell}/curve/metrics/test_accuracy"], **look)
             if f"{cell}/reconstruction" in arrays:
                 depth = arrays[f"{cell}/depth"]
-                # an error of zero, that of a squeeze alone, has no place on a logarithmic axis
+                # An error of zero, that of a squeeze alone, has no place on a logarithmic axis.
                 errors = np.maximum(arrays[f"{cell}/reconstruction"], 1e-9)
                 reconstruction.plot(depth, errors, "o", ms=3, **look)
             if f"{cell}/singular_values" in arrays:

@@ -118,9 +118,11 @@ def _draw(config, case: Case, draw: int, label: str, store) -> dict[str, Any]:
     sizes = _sizes(config, name)
     n_test = config.images.pooled_test if name in POOLED else config.images.n_test
     train, test = _load(config, case, max(sizes), n_test, draw)
+    # CPU time adds up all cores and is hardly changed by what else the machine does.
     start = time.process_time()
     settings = {"progress": store.console.is_terminal}
     tiles = store.kernels(f"{label},train")
+    # The limit gives both kernels at once; each is regressed with by itself.
     gram = analytic_kernel(case.network, train.x, store=tiles, **settings)
     tiles = store.kernels(f"{label},test")
     cross = analytic_kernel(case.network, test.x, train.x, store=tiles, **settings)
@@ -129,6 +131,7 @@ def _draw(config, case: Case, draw: int, label: str, store) -> dict[str, Any]:
     for kind, of_kind in chosen.items():
         kernels = (getattr(gram, kind), getattr(cross, kind))
         for n in sizes:
+            # Names of JSON are texts.
             of_kind[str(n)] = _regression(*kernels, train, test, n)
     return {"chosen": chosen, "seconds": seconds}
 
@@ -139,6 +142,7 @@ def _regression(kernel, cross, train: Data, test: Data, n: int) -> dict[str, flo
     The ridge of the most leave-one-out hits, the smallest one if several are equal: with one image
     of each class, none of which the others can classify, it is the smallest of all.
     """
+    # The first n of the largest draw, which is nested: no kernel is computed for a smaller one.
     kernel = np.asarray(kernel[:n, :n], np.float64)
     cross = np.asarray(cross[:, :n], np.float64)
     own = Data(train.x[:n], train.y[:n])
@@ -155,6 +159,7 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
     """
     sizes = {"digits": (1340, 450), "cifar10": (None, None)}[config.data.name]
     pool, test = load_images(config.data, *sizes, seed=config.seed)
+    # Draws differ in their training images, and share the test images.
     train = datasets.balanced_subset(pool, n, seed=config.seed + draw)
     test = datasets.balanced_subset(test, n_test, seed=config.seed)
     unlabeled = Data(pool.x[: config.data.whitening_images], pool.y[: config.data.whitening_images])
@@ -176,5 +181,6 @@ def _load(config, case: Case, n: int, n_test: int, draw: int) -> tuple[Data, Dat
 def patches(images: np.ndarray) -> np.ndarray:
     """Images `[n, h, w, c]` as sequences `[n, 16, features]` of the patches of a 4 x 4 grid, row by row."""
     n, height, width, channels = images.shape
+    # `[n, row, pixel, column, pixel, c]`: the transpose puts the pixels of a patch together.
     grid = images.reshape(n, 4, height // 4, 4, width // 4, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(n, 16, -1)

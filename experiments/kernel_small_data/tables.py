@@ -33,10 +33,12 @@ class Candidate(NamedTuple):
 @cache
 def relu_network(depth: int, frozen: int = 0) -> Model:
     """`depth` hidden ReLU layers without biases and a linear head, the first `frozen` of the layers not trained."""
+    # A limit knows nothing of widths; W_std^2 = 2 keeps variances through any depth of ReLU.
     dense = Dense(1, 2**0.5, None)
     layers = [dense, Relu()] * depth + [dense]
     if not frozen:
         return serial(*layers)
+    # A hidden layer is a pair of Dense and Relu.
     return serial(freeze(serial(*layers[: 2 * frozen])), *layers[2 * frozen :])
 
 
@@ -79,6 +81,7 @@ def _nested(config, name, method) -> dict[str, Any]:
     chosen = []
     count = 0
     for train, test in outer.split(data.x, labels):
+        # Columns are standardized by the outer training rows alone.
         candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
         inner = list(_inner_folds(config, train, labels))
         scores = [_mean_score(candidate, inner) for candidate in candidates]
@@ -102,6 +105,7 @@ def _mean_score(candidate, folds) -> float:
 def _inner_folds(config, train, labels) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedKFold
 
+    # Another shuffle than that of the outer folds.
     inner = StratifiedKFold(config.tables.inner, shuffle=True, random_state=config.seed + 1)
     for fit, held_out in inner.split(train, labels[train]):
         yield train[fit], train[held_out]
@@ -126,6 +130,7 @@ def _candidates(config, method, x, labels) -> Iterator[Candidate]:
         yield from _forests(config, x, labels)
         return
     for name, kernel in _kernels(config.tables, method, x):
+        # The kernel is computed once for all C.
         for C in config.tables.C:
             yield _machine(f"{name}, C={C:g}", kernel, C, labels)
 
@@ -139,14 +144,17 @@ def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
         else:
             distances = _squared_distances(x)
         scale = np.median(distances)
+        # exp(-gamma |x - x'|^2) at gammas from 2^-7 to 2^7 over the median distance.
         for exponent in np.linspace(-7, 7, tables.gammas):
             yield f"gamma={2**exponent / scale:.3g}", np.exp(-(2**exponent) / scale * distances)
         return
     for depth in range(1, tables.depth + 1):
+        # With all hidden layers frozen the head alone is trained: the NTK is then the NNGP kernel.
         for frozen in (depth,) if method == "nngp" else range(depth):
             gram = analytic_kernel(relu_network(depth, frozen), x.astype(np.float32))
             kernel = np.asarray(gram.ntk, np.float64)
             name = f"depth={depth}" + (f", frozen={frozen}" if method == "ntk" else "")
+            # C counts in units of the kernel, which grows with the depth: one grid then serves all.
             yield name, kernel / np.mean(np.diag(kernel))
 
 

@@ -60,6 +60,7 @@ def _computed(config, row, store) -> dict[str, Any]:
         accuracies = _held_out_accuracies if config.solver.held_out else _left_out_accuracies
         left_out = accuracies(config, kernel, train, scale * grid)
         best = int(np.argmax(left_out))
+        # The neighbors cost no further reading of the kernel: one iteration serves all ridges.
         path = slice(max(best - 1, 0), best + 2)
         difference = _difference_from_dense(config, kernel, train, scale * grid[path])
     choice_seconds = time.process_time() - start
@@ -154,6 +155,7 @@ def _solved(config, kernel, train: Data, cross, ridges):
         rank=min(solver.rank, len(train.x)),
         rtol=solver.rtol,
         max_iterations=solver.max_iterations,
+        # A row that has not converged is kept, and its residual tells so among the facts.
         unconverged="return",
     )
 
@@ -170,6 +172,7 @@ def _difference_from_dense(config, kernel, train: Data, ridges) -> float:
 
 def _network(row: str) -> Model:
     if row.startswith(("pixels", "scattering")):
+        # A limit knows nothing of widths.
         return zoo.mlp((1, 1, 1), 1, b_std=None)
     if row.startswith("CNTK"):
         depth = int(row.removesuffix(" (ntk)").rpartition("-")[2])
@@ -216,6 +219,7 @@ def _scattered(config, train: Data, test: Data, store) -> tuple[Data, ...]:
         advance = partial(progress.advance, task)
         parts = []
         for name, part in (("train", train), ("test", test)):
+            # In half precision on disk, which holds 60,000 images in 2 GB.
             x = scattering_features(config.features, part.x, name, store.folder, advance)
             parts.append(Data(x.reshape(len(x), -1).astype(np.float32), part.y))
     return datasets.standardize(*parts)
@@ -231,5 +235,6 @@ def _size(folder: Path) -> int:
 
 def _peak_memory() -> int:
     """Largest resident memory of this process so far, mapped files in the page cache included, in bytes."""
+    # macOS counts in bytes, Linux in KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
