@@ -77,8 +77,10 @@ class Chain(NamedTuple):
     def join(self, others: Sequence[Chain | None]) -> Chain | None:
         """The sum with other chains from the same images, which share their first steps; None if one is None."""
         every = [self, *(other for other in others if other is not None)]
+        # Chains that are None were left out above; moments in steps belong to these images.
         if len(every) <= len(others) or any(chain.images is not self.images for chain in every):
             return None
+        # Steps that were taken before the branches divided are the same objects in all of them.
         shared = 0
         for step, *same in zip(*(chain.steps for chain in every), strict=False):
             if any(other is not step for other in same):

@@ -190,6 +190,7 @@ def _shared_out(threads: Executor, run, plan, items, first, second, outputs):
     if _is_small(plan, blocks):
         return through(items)
     parts = [items.part(number) for number in range(PARTS)]
+    # As many parts on any machine, so that sums are rounded alike.
     return np.sum([*threads.map(through, parts)], axis=0)
 
 
@@ -329,6 +330,7 @@ def _compiled(kinds: tuple[Kind, ...], dtype: np.dtype, lanes: int, *, shared: b
         + [integer] * 3
         + [pointer] * 5
     )
+    # While it runs ctypes lets go of the interpreter's lock, and threads run side by side.
     run = ctypes.CFUNCTYPE(None, *arguments)(address)
     run.engine = engine  # pyright: ignore[reportAttributeAccessIssue]  # which owns the code
     return run

@@ -65,6 +65,7 @@ def through(rules: Sequence[Rule], k: Any) -> Any:
 def _through_vectors(rules, k):
     for block, times in _blocks(_steps(rules, k)):
         last = block[-1].after
+        # `_facts` are in the keys: what k knows beside its arrays is the same at every turn.
         run = functools.partial(_run, [step.rule for step in block], k)
         if times > 1:
             arrays = lax.fori_loop(0, times, lambda _, arrays, run=run: run(arrays), _arrays(k))

@@ -120,6 +120,7 @@ class _Record:
             raise Unsupported(f"{name} of arrays")
         if name in EXPANSIONS:
             return self.traced(EXPANSIONS[name], operands)
+        # Kept whole: inside it works on the bits of a number.
         if name in CALLS and params.get("name") == "power_of_two":
             return [self.operation("power_of_two", *operands)]
         if name in CALLS:
@@ -135,6 +136,7 @@ class _Record:
             return [self.power(operands[0], params.get("y", 2))]
         if name not in OPERATIONS:
             raise Unsupported(name)
+        # By a constant: products are several times cheaper than quotients.
         if name == "div" and operands[1] < 0:
             return [self.operation("mul", operands[0], self.inverse(operands[1]))]
         if name in ("max", "min"):  # a constant first: what is not a number then passes
@@ -175,6 +177,7 @@ class _Record:
 
 def _needed(jaxpr):
     """The equations of a program that its outputs depend on."""
+    # A trace also holds what was computed and not returned, perhaps by primitives not known here.
     needed = {atom for atom in jaxpr.outvars if not hasattr(atom, "val")}
     equations = []
     for equation in reversed(jaxpr.eqns):

@@ -42,6 +42,7 @@ def joined(k: Any) -> Any:
         >>> joined(None) is None
         True
     """
+    # Two states of equally many features are branches side by side.
     return concat_rule(k) if isinstance(k, Halves) else k
 
 

@@ -118,6 +118,7 @@ def affine(
         return new, own, known_where(weight1 * weight2 != 0, after, cosine)
 
     known = isinstance(k, Kernel) and k.opening is not None
+    # Without openings to follow, variances need not be computed (`Pointwise.beside`).
     side = shares if known and b_std is not None else nothing
     return k.pointwise(Pointwise(side, pair, diagonal), gaussian=True, fresh=True)
 
@@ -130,6 +131,7 @@ def layer_norm_rule(eps: float) -> Rule:
 
     def pair(side1, side2, nngp, ntk, opening):
         scale = side1[0] * side2[0]
+        # Lengths change, the angle does not.
         return nngp * scale, _times(ntk, scale), opening
 
     def diagonal(nngp, ntk):

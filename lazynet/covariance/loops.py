@@ -44,6 +44,7 @@ def guarded(compute: Callable[[], Any], index: Any, like: Any = None) -> Any:
         index: Of the loop.
         like: Zeros like the result; with them the layers behind `compute` are traced once less.
     """
+    # Backward derivatives evaluate layers again, and do not keep the planes of all displacements.
     compute = jax.checkpoint(compute)
     return lax.cond(index >= 0, compute, lambda: zeros(compute) if like is None else like)
 
@@ -88,4 +89,5 @@ def written(a: Array, part: Array, start: Any) -> Array:
 
 
 def _starts(start):
+    # Starts of one dtype, some of which are numbers and others traced.
     return [jnp.asarray(i, jnp.int32) for i in start]

@@ -71,6 +71,7 @@ def pairs_in_lanes(rows: np.ndarray, columns: np.ndarray) -> Lanes:
 
     def chosen(table):
         numbers = jnp.asarray(table, jnp.int32)
+        # Numbers are in range, and the default mode would compare each of them.
         return lambda a, g: jnp.take(a, numbers[g], axis=-1, mode="clip")
 
     return Lanes(len(rows), chosen(rows), chosen(columns))

@@ -30,6 +30,7 @@ def as_pairs(planes: Array, shape: Size) -> Array:
     """
     h, w = shape
     height, width = planes.shape[:2]
+    # The pair (i, j), (k, m) is at position (i, j) of the plane of displacement (k - i, m - j).
     i, j, k, m = np.ix_(*map(np.arange, (h, w, h, w)))
     return planes[(k - i) % height, (m - j) % width, i, j]
 
@@ -37,6 +38,7 @@ def as_pairs(planes: Array, shape: Size) -> Array:
 def as_plane(pairs: Array, p: Any, q: Any, canvas: Size) -> Array:
     """The plane of a displacement on a canvas; pairs of positions outside the images repeat the border."""
     height, width = pairs.shape[:2]
+    # The dtype of displacements in loops, to which they are added under strict promotion, too.
     i = np.arange(canvas[0], dtype=np.int32)
     j = np.arange(canvas[1], dtype=np.int32)
     rows = np.minimum(i, height - 1)
@@ -56,6 +58,7 @@ def together_everywhere(pairs: Array, window: Window) -> Array:
 def apart_everywhere(pairs: Array, window: Window, scale: float) -> Array:
     """`scale^2 sum_{d, d'} S[s p + d, s p' + d']` for periodic images."""
     positions = _positions((pairs.shape[0], pairs.shape[1]), window)
+    # Rows and columns of the first partner, then of the second.
     for axis in range(4):
         taps = positions[axis % 2]
         pairs = functools.reduce(jnp.add, [jnp.take(pairs, tap, axis) for tap in taps])

@@ -70,6 +70,7 @@ def summed_on_chip(
         sums = gpu.sum_over_pairs(
             steps, every.shape, every.canvas, lanes, same=same, interpret=interpret
         )
+        # The program leaves out equal positions of images with themselves, which have exact values.
         return total([sums, _at_zero(every)]) if same else sums
 
     @jax.custom_jvp
@@ -85,6 +86,7 @@ def summed_on_chip(
 def _elsewhere(planes, lanes, *, zero=False, same=False):
     """`sum S[p, p']` over equal or all positions of each pair of images, by what evaluates it elsewhere."""
     if planes.covered is not None:
+        # One position is left, whose covariance is a sum over all pairs of those before it.
         every, scale = planes.covered
         return _elsewhere(every, lanes, same=same).map(lambda a: scale**2 * a)
     evaluate = cast(Callable[..., Covariance], lanes.elsewhere)
@@ -123,6 +125,7 @@ def _restored(chain, images, moments):
     planes = source(*images)
     moments = iter(moments)
     for step in chain.steps:
+        # A chain that fits the program has windows and pointwise steps alone.
         if isinstance(step, Swept):
             planes = planes.window(step.window)
         else:
@@ -146,6 +149,7 @@ def _request(planes, lanes, g, *, single=False, same=False):
 
 
 def _map_groups(group, planes, groups):
+    # Values are cached: first computed inside of the loop, they would be tracers of it.
     for compute in planes.needs:
         compute()
     return lax.map(group, jnp.arange(groups))

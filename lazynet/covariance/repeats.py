@@ -25,6 +25,7 @@ def repetitions(keys: Sequence[Hashable]) -> Iterator[tuple[int, int]]:
     while at < len(keys):
         blocks = [(length, _times(keys, at, length)) for length in range(1, LONGEST + 1)]
         repeated = [block for block in blocks if block[1] > 1]
+        # The most steps; of blocks with equally many the shortest one, which comes first.
         length, times = max(repeated, key=math.prod, default=(1, 1))
         yield length, times
         at += length * times

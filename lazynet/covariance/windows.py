@@ -160,6 +160,7 @@ def moving_mean(variances: Array, window: Window) -> Array:
     shape = variances.shape[0], variances.shape[1]
     wrap = window.padding == "CIRCULAR"
     before = window.before(shape)
+    # For sizes and strides alone: padding and masks are those of the next lines.
     taps = together(window._replace(padding="VALID"), shape, (1, 1))
     taps = [
         t._replace(masks=np.ones((t.size, 1), bool), before=b, wrap=wrap)

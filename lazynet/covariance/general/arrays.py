@@ -90,6 +90,7 @@ def with_equal_entries(values: Array | None, exact: Any, batch: int, diagonal: b
     size = math.prod(exact.shape[1:])
     place = jnp.arange(size)[None, :]
     square = values.reshape(*values.shape[:batch], size, size)
+    # Entries (i, i, p, p), or (i, p, p) where examples have one axis.
     written = square.at[(*examples, place, place)].set(exact.reshape(n, size))
     return written.reshape(values.shape)
 
@@ -99,6 +100,7 @@ def conjugated(values: Array, shape: tuple[int, ...], first: Layer, second: Laye
     # A S B' = (B (A S)')': each layer acts on rows, with all the rest beside as channels.
     n1, n2 = values.shape[:2]
     size = math.prod(shape)
+    # `[n1, P, n2, P]`.
     pairs = jnp.swapaxes(values.reshape(n1, n2, size, size), 1, 2)
     rows = first(pairs.reshape(n1, *shape, n2 * size))
     m1, *shape1, _ = rows.shape

@@ -81,6 +81,7 @@ def weighted_scores(mechanism: str, scores: Array, missing: Array | None) -> Arr
         [[1.0, 0.0]]
     """
     if missing is not None:
+        # Finite: with -inf a query all of whose keys are missing would get NaN.
         nothing = -1e20 if mechanism == "SOFTMAX" else 0.0
         scores = jnp.where(missing[..., None, :], nothing, scores)
     return MECHANISMS[mechanism](scores)
@@ -159,6 +160,7 @@ def _embedded(k, embedding):
         examples = tuple(range(values.ndim - pairs.ndim))
         return inputs * values + places * jnp.expand_dims(pairs, examples)
 
+    # Embeddings are trained: what they add to the tangent kernel is their covariance, too.
     seen = k.mapped(joined)
     if not k.trained:
         seen = seen.replace(ntk=None if k.ntk is None else inputs * k.ntk)

@@ -69,6 +69,7 @@ def moved_together(values: Array, maps: list[Family], axes: list[tuple[int, ...]
 def moved_apart(values: Array, maps: list[Family], axes: list[tuple[int, ...]]) -> Array:
     """`A S A'` with `A = sum_k A_k` along each axis: any tap at either position."""
     for family, own in zip(maps, axes, strict=True):
+        # All taps are entries of one map.
         taps, outputs, entries = family.index.shape
         index = np.moveaxis(family.index, 0, 1).reshape(outputs, taps * entries)
         weight = np.moveaxis(family.weight, 0, 1).reshape(outputs, taps * entries)
@@ -112,6 +113,7 @@ def _slid(n, size, stride, padding):
     if padding != "VALID":
         ((before, _),) = lax.padtype_to_pads((n,), (size,), (stride,), "SAME")
         count = -(-n // stride)
+    # The position that tap k of output q reads; beyond the edges it is any, of weight zero.
     source = stride * np.arange(count)[None, :] + np.arange(size)[:, None] - before
     inside = (source >= 0) & (source < n) | (padding == "CIRCULAR")
     return Family((source % n)[..., None], inside.astype(float)[..., None])
@@ -120,6 +122,7 @@ def _slid(n, size, stride, padding):
 def _spread(n, size, stride, padding):
     """A window over n positions that are `stride` apart with nothing between: a transposed convolution."""
     length, before = _transposed_length(n, size, stride, padding)
+    # In the image that is spread, of which only each `stride`-th position holds an input.
     source = np.arange(length)[None, :] + np.arange(size)[:, None] - before
     inside = (source >= 0) & (source % stride == 0) & (source // stride < n)
     index = np.where(inside, source // stride, 0)
@@ -137,6 +140,7 @@ def _spread(n, size, stride, padding):
 
 def _transposed_length(n, size, stride, padding):
     """Number of outputs, before a periodic one is folded, and of zeros before the first input."""
+    # As `lax.conv_transpose` pads.
     if padding == "SAME":
         before = size - 1 if stride > size - 1 else -(-(size + stride - 2) // 2)
         return n * stride, before

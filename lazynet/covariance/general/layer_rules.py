@@ -63,6 +63,7 @@ def fixed_rule(
         def unseen(mask, _):
             if missing is not None:
                 return missing(mask[..., None])[..., 0]
+            # Missing where nothing that is there has a part in the output.
             return layer((~mask)[..., None].astype(k.nngp.dtype))[..., 0] == 0
 
         if k.diagonal and on_equal is not None:
@@ -115,6 +116,7 @@ def axes_norm_rule(axes: Sequence[int], eps: float, *, across: bool = False) -> 
             weights = jnp.broadcast_to(present[i], k.variances[i].shape)
             total = jnp.sum((k.variances[i] + eps) * weights, axis=over, keepdims=True)
             count = jnp.sum(weights, axis=over, keepdims=True)
+            # One where nothing is there: the root of zero would make derivatives NaN.
             some = jnp.where(count > 0, total / jnp.maximum(count, 1), 1)
             return jnp.broadcast_to(jnp.where(count > 0, lax.rsqrt(some), 0), weights.shape)
 
@@ -129,6 +131,7 @@ def dropout_rule(keep: float) -> Rule:
 
     def rule(k: Any) -> Positions:
         positions_only("Dropout", k)
+        # `E (m / keep)^2 = 1 / keep` for a mask m; those of different entries are independent.
         return k.with_equal_scaled(1 / keep).replace(gaussian=False, fresh=False)
 
     return rule
@@ -175,6 +178,7 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
         put = functools.partial(jnp.pad, pad_width=widths)
         unseen = functools.partial(put, constant_values=True)
         if some_missing:
+            # None stands for all there, and has no place for what lies beyond a branch.
             none = [jnp.zeros(variance.shape, bool) for variance in k.variances]
             k = k.replace(masks=tuple(none[j] if m is None else m for j, m in enumerate(k.masks)))
         moved = fixed_rule("FanInConcat", put, missing=unseen)(k)
@@ -206,6 +210,7 @@ def stack_rule(kernels: Sequence[Any]) -> Positions:
         return jnp.concatenate(rows)
 
     head = kernels[0]
+    # Branches without trained weights beside others with them.
     zeros = [jnp.zeros_like(k.nngp) if k.ntk is None else k.ntk for k in kernels]
 
     def own(i):
@@ -237,6 +242,7 @@ def permute_rule(order: Sequence[int]) -> Rule:
         positions_only("Conv", k)
 
         def moved(values, axes):
+            # All axes of the first partner, and then all of the second.
             groups = list(zip(*axes, strict=True))
             lead = range(groups[0][0])
             return jnp.transpose(values, (*lead, *(group[i] for group in groups for i in order)))

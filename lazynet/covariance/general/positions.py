@@ -104,6 +104,7 @@ class Positions:
         variances = self.variances
         sides = self._each_set(lambda i: op.side(variances[i]))
         nngp, ntk = self._paired(op, sides, self.nngp, self.ntk, batch=2)
+        # With itself an entry has correlation one, which rounded products miss.
         if self.same:
             exact = op.diagonal(
                 *(equal_entries(a, 2, self.diagonal) for a in (self.nngp, self.ntk))
@@ -126,6 +127,7 @@ class Positions:
         """Means over windows that move together at both positions, `1/k sum_k A_k S A_k'`."""
         maps = families(window, self.shape)
         scale = 1 / math.prod(window.size)
+        # Maps that add several positions need covariances between them.
         if any(family.index.shape[-1] > 1 for family in maps):
             self.check_pairs("a periodic transposed convolution")
         moved = self.mapped(lambda a, axes: scale * moved_together(a, maps, axes))
@@ -142,6 +144,7 @@ class Positions:
         """Vectors of all positions: the mean over equal positions."""
 
         def mean(values, axes):
+            # The first axis of positions comes after all those of examples.
             lead = axes[0][0]
             equal = values if self.diagonal else equal_positions(values, lead)
             return jnp.mean(equal, axis=tuple(range(lead, equal.ndim)))
@@ -152,6 +155,7 @@ class Positions:
     def average(self, scale: float) -> Positions:
         """Vectors of the mean over the positions that are there, times `scale`."""
         size = math.prod(self.shape)
+        # At least one, for examples of which nothing is there.
         counts = self.each_mask(lambda mask, _: jnp.maximum(jnp.sum(~mask, _inner(mask)), 1))
 
         def mean(x, i):
@@ -273,6 +277,7 @@ class Positions:
 
         batch = 2 if self.whole else 1
         k = self.replace(own=self._each_set(lambda i: scaled(self.own[i], batch, factor)))
+        # Perhaps known in the program only: then equal pairs are scaled, by one if sets differ.
         alike = self.same or self.context.get("equal", False)
         if alike is False or self.nngp.shape[0] != self.nngp.shape[1]:
             return k
@@ -307,6 +312,7 @@ class Positions:
     def _each_set(self, function) -> tuple[Any, Any]:
         """A function of the number of each set, once if both are one."""
         first = function(0)
+        # By identity: one set is one array twice, and stays so.
         return first, first if self.own[0] is self.own[1] else function(1)
 
     def _alone(self, values):
@@ -357,6 +363,7 @@ def position_kernel(
     """
     other = x1 if x2 is None else x2
     positions = x1.shape[1:-1] if diagonal else (*x1.shape[1:-1], *other.shape[1:-1])
+    # Before anything is computed.
     check_memory((len(x1), len(other), *positions), x1.dtype.itemsize, context)
     first = covariance(x1, x1, whole, diagonal)
     return Positions(
