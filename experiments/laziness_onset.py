@@ -128,6 +128,7 @@ def measure(config: Config, store) -> dict[str, Any]:
                 train=config.train,
                 alphas=config.alphas,
                 seed=seed,
+                # Enough, since `check` refuses finite alphas that lose their digits in it.
                 precision="float32",
             )
             arrays |= named(network, gathered(sweep, train_all(sweep, trainings)))
@@ -149,6 +150,7 @@ def kappa_at_start(config: Config, width: float, seed: int) -> float:
     images = vgg.load_large_images(config.data)
     problem = vgg.start(model, seed, images, "float32")
     examples = ln.Data(*(part[: config.examples] for part in problem.train))
+    # The trained function starts at zero: kappa of alpha (h - h(w0)) is this one over alpha.
     centered = ln.center(model.apply, problem.params0)
     return ln.diagnostics.kappa(
         centered,
@@ -175,7 +177,9 @@ def halfway_alpha(alphas: Any, accuracies: Any) -> float:
     falls = (above[:-1] > 0) & (above[1:] <= 0)
     if not falls.any():
         return math.nan
+    # The first of several: behind it noise may cross the middle again.
     before = int(np.argmax(falls))
+    # Linear in log alpha between the two, as the abscissa of the figure is.
     share = above[before] / (above[before] - above[before + 1])
     return float(np.exp(logs[before] + share * (logs[before + 1] - logs[before])))
 
@@ -221,6 +225,7 @@ def facts(config: Config, arrays):
             half = halfway_alpha(config.alphas, accuracy[i])
             yield within(f"halfway/width={width:g}", half, at_least=2, at_most=30)
     if config.data.teaches_features:
+        # Shares, not accuracies: networks of all widths fall from one to zero.
         kept = kept_share(accuracy)
         correlation = spearmanr((1 - stability).ravel(), kept.ravel()).statistic
         yield within("correlation_of_gates_and_accuracy", float(correlation), at_least=0.9)

@@ -126,7 +126,7 @@ class Config:
 
 PRESETS = {
     "smoke": Config(
-        # as many sums for training as for the test: one program serves both
+        # As many sums for training as for the test: one program serves both.
         modulus=6,
         train_fraction=0.5,
         width=32,
@@ -152,6 +152,7 @@ def measure(config: Config, store) -> dict[str, Any]:
             store.console.print(f"training: {name}", highlight=False)
             cell = store.write(name, _trained(config, model, params0, alpha, train, test, store))
         arrays |= named(name, cell)
+    # The steps and the rate of the training: its kernel is to predict it step for step.
     rate = float(arrays["alpha=inf/rate"])
     kernel = store.read("kernel")
     if kernel is None:
@@ -183,6 +184,7 @@ def facts(config: Config, arrays):
     solved = curve_of(arrays, "kernel")
     gap = np.abs(curve.metrics["test_loss"] / solved.metrics["test_loss"] - 1).max()
     yield within("test_loss/linearized_over_kernel", gap, at_most=0.01)
+    # What learns features is no descent with the first kernel.
     other = curve_of(arrays, f"alpha={config.alphas[0]:g}").metrics["test_loss"]
     control = np.abs(other / solved.metrics["test_loss"] - 1).max()
     yield within("test_loss/control_of_the_smallest_alpha", control, at_least=0.1)
@@ -198,6 +200,7 @@ def facts(config: Config, arrays):
         yield within(f"fitted/alpha={alpha:g}", fit, at_least=FITTED)
     for name in finite[:2]:
         yield within(f"understood/{name}", summary[f"test_accuracy/{name}"], at_least=UNDERSTOOD)
+    # From the fourth scale on the delay outlasts the training.
     delays = [_delay(config, arrays, f"alpha={alpha:g}") for alpha in config.alphas[:3]]
     for i, (before, after) in enumerate(zip(delays, delays[1:], strict=False)):
         pair = f"{config.alphas[i + 1]:g}_over_{config.alphas[i]:g}"
@@ -237,6 +240,7 @@ def draw(config: Config, arrays):
     styles = plots.curve_styles(len(config.alphas))
     for alpha, style in zip(config.alphas, styles, strict=True):
         curve = curve_of(arrays, f"alpha={alpha:g}")
+        # Step 0 stands a little left of step 1 on the logarithmic axis.
         steps = np.maximum(curve.step, 0.7)
         look = {"color": style["color"], "lw": 1.5}
         accuracies.plot(steps, curve.metrics["train_accuracy"], ls="--", **look)
@@ -261,6 +265,7 @@ def sums(config: Config) -> tuple[Data, Data]:
     p = config.modulus
     tokens, answers = _all_sums(p)
     order = np.random.default_rng(config.seed).permutation(p * p)
+    # One-hot minus 1/p: the function that is zero at the start has the mean of the targets.
     y = (np.eye(p) - 1 / p)[answers]
     everything = Data(jnp.asarray(tokens[order]), jnp.asarray(y[order]))
     n = _n_train(config)
@@ -280,6 +285,7 @@ def transformer(config: Config) -> ln.Model:
         positions=True,
         causal=True,
     )
+    # At `=`: under the causal mask every position has outputs of its own.
     return model._replace(apply=ln.select(model.apply, _at_the_end))
 
 
@@ -289,9 +295,12 @@ def attention(config: Config, params: Any) -> np.ndarray:
     before = ln.serial(
         ln.tokens.Embed(config.modulus + 1, config.width), ln.tokens.Positions(), ln.LayerNorm()
     )
+    # What the attention sees: the norm begins the residual branch, and has no weights.
     seen = before.apply({name: params.get(name, {}) for name in ("0_Embed", "1_Positions")}, tokens)
     weights = params["2_residual"]["1_serial"]["1_SelfAttention"]["K"]
+    # Queries are keys: with the scaling 1 / (c d) the layer has one matrix for both.
     keys = jnp.einsum("npc,hck->nhpk", seen, weights)
+    # From the last position, which sees all three: the causal mask takes nothing away.
     scores = jnp.einsum("nhk,nhpk->hnp", keys[:, :, -1], keys) / math.prod(weights.shape[1:])
     shape = (config.heads, config.modulus, config.modulus, 3)
     return np.asarray(jax.nn.softmax(scores)).reshape(shape)
@@ -336,6 +345,7 @@ def _trained(config, model, params0, alpha, train, test, store):
     function = ln.lazy(model.apply, params0, alpha)
 
     def changed(u):
+        # Its kernel is the first one at all times.
         if function.is_tangent:
             return {"ntk_change": 0.0}
         settings = dict(key=key, probes=config.probes)
@@ -366,6 +376,7 @@ def _trained(config, model, params0, alpha, train, test, store):
 
 def _solved(config, model, params0, rate, steps, train, test):
     """The linearized transformer by its kernel: at the steps of the training, and at the end of all times."""
+    # At infinite time the smallest eigenvalues are inverted too, which float32 does not resolve.
     with jax.enable_x64(True):
         params, train, test = _in_float64((params0, train, test))
         kernel = empirical.empirical_ntk(model.apply, params, train.x)
@@ -375,6 +386,7 @@ def _solved(config, model, params0, rate, steps, train, test):
         curve = ln.gradient_descent(kernel, train, save_at=steps, **momentum, **problem)
         limit = ln.gradient_flow(kernel, train, time=[math.inf], **problem)
     ends = {f"limit_{name}": limit.metrics[name][-1] for name in limit.metrics}
+    # Steps, times and metrics alone: a kernel has no weights to store.
     return curve_arrays(Trajectory(*curve[:3], None, None)) | ends
 
 

@@ -54,6 +54,7 @@ __all__ = [
 HOST_DEVICES = True
 """Every core of a CPU is a device of its own, and trains trials by itself."""
 
+# Four digits: names of cells keep six, so that each scale is found again.
 SCALES = tuple(float(f"{10.0**exponent:.4g}") for exponent in np.arange(-22, 11) / 10)
 
 
@@ -132,6 +133,7 @@ def facts(config: Config, arrays):
         spread = np.abs(plateau / plateau.mean() - 1).max()
         yield within("plateau/spread", spread, at_most=0.05)
     drift = arrays["drift"]
+    # Below, training is not lazy; above, few gates are left to count.
     middle = (taus >= 1) & (taus <= 4.1)
     wide = taus >= 1
     if middle.sum() > 2:
@@ -179,7 +181,8 @@ def train(config: Config, trial: int, taus: tuple[float, ...]) -> dict[str, np.n
     """One trial at several scales, which share data and the initial directions."""
     start, data = draw_trial(config, trial)
     alpha = jnp.asarray(taus) ** 2
-    # A step of size s on the weights tau v is one of s tau^2 on u = alpha (v - v0).
+    # A step of size s on the weights tau v is one of s tau^2 on u = alpha (v - v0), which makes
+    # min(10, 0.1 / tau^2) the smaller of 10 alpha and 0.1. The doubled student has no offset.
     student = Student(start, alpha, jnp.minimum(10 * alpha, 0.1), jnp.zeros_like(alpha))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), start)
     best = jnp.full(len(taus), jnp.inf)

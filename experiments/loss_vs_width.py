@@ -118,12 +118,14 @@ def measure(config: Config, store) -> dict[str, Any]:
         name = f"trial={trial},m={width}"
         return store.read(name) or store.write(name, train(config, trial, width))
 
+    # The longest ones first: devices that are done take what is left.
     widest_first = list(itertools.product(reversed(config.widths), range(config.trials)))
     cells = store.spread(cell, widest_first)
     arrays: dict[str, Any] = {"width": config.widths}
     for name in MEASURES:
         arrays[name] = np.zeros((config.trials, len(config.widths), len(SCALINGS)))
         for (width, trial), of_cell in cells.items():
+            # Cells come widest first; each has both scalings, `[2]`.
             arrays[name][trial, config.widths.index(width)] = of_cell[name]
     return arrays
 

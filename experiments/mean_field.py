@@ -91,6 +91,7 @@ def measure(config: Config, store) -> dict[str, Any]:
                 arrays[f"{name}/{scale}"] = np.stack(columns, axis=1)
             if scale == "mean_field":
                 outputs = np.stack([of_width["outputs"] for of_width in trained])
+                # `[widths, seeds, steps, m]` less the reference `[1, steps, m]`, m test points.
                 distance = np.sqrt(np.mean((outputs - limit["outputs"]) ** 2, axis=3))
                 for i, step in enumerate(config.steps):
                     arrays[f"fluctuation/step={step}"] = distance[:, :, i].T
@@ -173,6 +174,7 @@ def _train(config, model, rate, data, x_test, params0):
     params = params0
     done = 0
     outputs = []
+    # A scan for each stretch, since outputs are taken in between.
     for step in config.steps:
         params, _ = jax.lax.scan(advance, params, length=step - done)
         outputs.append(model.apply(params, x_test)[:, 0])

@@ -90,6 +90,7 @@ class Config:
     )
     fractions: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (1e-3, 1e-2, 1e-1)
     seed: Seed = 0
+    # Velocities are differences of outputs over steps of 1e-3 of the stable one.
     precision: Literal["float32", "float64"] = "float64"
 
     def check(self, prefix: str) -> None:
@@ -141,6 +142,7 @@ def measure(config: Config, store) -> dict[str, Any]:
         arrays |= named(f"loss={loss}", curve_arrays(curve))
         checkpoints = _measure_all(config, setting, curve, states, store)
         for name in checkpoints[0]:
+            # Kept in the cells alone: `[n, n]` at every checkpoint is large.
             if name != "kernel":
                 values = [checkpoint[name] for checkpoint in checkpoints]
                 arrays[f"loss={loss}/{name}"] = np.stack(values)
@@ -168,7 +170,8 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
         }
         for i, step in enumerate(curve.step.tolist()):
             for name, values in columns.items():
-                known = i < len(values)  # no velocity leads away from the last kernel
+                # No velocity leads away from the last kernel.
+                known = i < len(values)
                 summary[f"{name}/loss={loss}/step={step}"] = float(values[i]) if known else None
     title = f"{config.data.title}, {config.data.n_train} training examples, {config.network.name}"
     return summary | {"title": title}
@@ -246,6 +249,7 @@ def predicted_velocity(
     """`dF/dt = -Theta(x, X) grad l(F(X))` under gradient flow from `params`; the kernel at `at`, by default there."""
     slope = _output_gradient(objective, params, data)
     weights = params if at is None else at
+    # The loss is a mean over n examples: its gradient in the outputs holds the 1/n of the flow.
     return -empirical.ntk_vector_product(objective.apply, weights, x, data.x)(slope)
 
 
@@ -275,6 +279,7 @@ def _setting(config: Config, loss: str, model: ln.Model) -> Setting:
     train, test = cells.load_data(problem)
     keys = [jax.random.fold_in(jax.random.key(config.seed), i) for i in range(2)]
     params0 = jax.jit(model.init)(keys[0], train.x)
+    # Without momentum, as the steps that measure velocities have none.
     rate = empirical.estimate_max_learning_rate(model.apply, params0, train.x[:250], key=keys[1])
     objective = ln.objective(ln.lazy(model.apply, params0, 1.0), LOSSES[loss])
     return Setting(loss, model, params0, objective, train, test, rate)
@@ -285,6 +290,7 @@ def _train(config: Config, setting: Setting, folder: Path, console) -> Trajector
     plan = config.train
     optimizer = ln.sgd(plan.momentum)
     save_at = ln.log_spaced(plan.epochs * (len(setting.train.x) // plan.batch_size), plan.records)
+    # States are kept at every checkpoint, since the kernels are computed from them.
     done = [step for step in save_at if _state_path(folder, step).exists()]
     resume = _load_state(setting, _state_path(folder, done[-1]), optimizer) if done else None
     if resume is not None and done[-1] == save_at[-1]:
@@ -356,6 +362,7 @@ def _errors(config: Config, setting: Setting, u, x) -> np.ndarray:
     """Relative errors of the predicted velocity at x, of the smallest step first, and last that of the control."""
     goal = setting.objective
     predicted = predicted_velocity(goal, u, setting.train, x)
+    # The displacement is zero at w0: this is the control, with the first kernel.
     initial = predicted_velocity(goal, u, setting.train, x, at=trees.zeros_like(u))
     rates = [fraction * setting.rate for fraction in config.fractions]
     actual = [stepped_velocity(goal, u, setting.train, x, rate) for rate in rates]
@@ -369,6 +376,7 @@ def _relative(predicted, actual) -> float:
 
 def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
     """Which test examples regression on centered one-hot targets classifies, for every ridge, `[r, m]`."""
+    # Targets of cross-entropy are not centered; regression is the same for both losses.
     labels = datasets.one_hot_centered(np.asarray(train.y).argmax(axis=1), train.y.shape[1])
     ridges = RIDGES * float(np.mean(np.diag(kernel)))
     outputs = dynamics.kernel_regression(kernel, Data(train.x, labels), cross=cross, ridge=ridges)
@@ -377,6 +385,7 @@ def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
 
 def _tuned(hits: np.ndarray) -> float:
     """Accuracy on each half of the test examples with the ridge that is best on the other half."""
+    # Each half chooses for the other: later kernels have seen the training labels.
     even = hits[:, ::2]
     odd = hits[:, 1::2]
     on_even = even[odd.mean(axis=1).argmax()].mean()

@@ -67,6 +67,7 @@ SCALES = (
     4.0,
     8.0,
 )
+# Two scales, each with the digits of both presets.
 BOUNDS = {0.2: (0.2, 0.35), 0.1995: (0.2, 0.35), 0.316: (0.7, 0.85), 0.3162: (0.7, 0.85)}
 
 
@@ -183,6 +184,7 @@ def train(config: Config, trial: int) -> np.ndarray:
     student = Student(start, alpha, rate, jnp.zeros_like(tau), float(config.d))
     u = jax.tree.map(lambda leaf: jnp.zeros((len(config.taus), *leaf.shape)), start)
     averaged_from = config.steps - config.last
+    # The bounds of the loop are traced: both stretches are one program, and one sum is dropped.
     u, _ = _descend(student, u, teacher, key, 0, averaged_from, config.batch_size)
     _, total = _descend(student, u, teacher, key, averaged_from, config.steps, config.batch_size)
     return np.asarray(total) / config.last
@@ -195,6 +197,7 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
     def body(i, carry):
         u, total = carry
         x = on_sphere(jax.random.fold_in(key, i), batch_size, student.start.hidden.shape[1])
+        # One target for all scales, `[1, n]`, as they share the batch.
         y = relu_net(teacher, x)[None]
         residual, gradient = gradients(
             student, jnp.matmul(student.start.hidden, x, precision="highest"), u, x, y

@@ -189,6 +189,7 @@ def measure(config: Config, store) -> dict[str, Any]:
 
     train, test = cells.load_data(config)
     arrays = cells.train_all(config, train, test, store)
+    # The longest training: one that diverges ends earlier.
     clock = max(times[-1] for name, times in arrays.items() if name.endswith("curve/time"))
     return arrays | cells.kernel_curve(config, train, test, float(clock), store)
 
@@ -316,5 +317,6 @@ def _slope(config, summary, name):
 
 def fitted_alphas(config: Config) -> list[float]:
     """The scales of the slopes: lazy, and small enough for the precision."""
+    # Below 10 training is not lazy yet; above 100 float32 keeps too few digits of the changes.
     largest = 1000 if config.precision == "float64" else 100
     return [alpha for alpha in config.alphas if 10 <= alpha <= largest]

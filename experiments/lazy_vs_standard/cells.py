@@ -66,6 +66,7 @@ def build(config) -> ln.Model:
 def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
     """Every training, compared with the linearized one of its seed, and each seed's learning rates."""
     model = build(config)
+    # A file that was changed is another network, whose cells must not be found again.
     own = f",model={digest(config.model)}" if config.model else ""
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
     done = 0
@@ -128,6 +129,7 @@ class Start(NamedTuple):
 
 
 def _start(config, seed, model, train, test) -> Start:
+    # Streams 0, 1 and 2 of a seed: weights, batches, and the estimate of the largest rate.
     params0 = jax.jit(model.init)(jax.random.fold_in(jax.random.key(0), seed), train.x)
     inputs = test.x[: config.ntk_examples]
     ntk0 = empirical.empirical_ntk(model.apply, params0, inputs, outputs="trace")
@@ -178,6 +180,7 @@ def _train(start, alpha, advance, checkpoint):
 def _final(start, alpha, curve) -> dict[str, float]:
     """Numbers of the end of training: how far weights, kernel and gates are from initialization."""
     end = {name: float(values[-1]) for name, values in curve.metrics.items()}
+    # w = w0 + u / alpha, centered or not: a function that is not has no `weights` of its own.
     weights = jax.jit(ln.weights)(ln.lazy(start.model.apply, start.params0, alpha), curve.params)
     if np.isfinite(alpha) and curve.diverged_at is None:
         inputs = start.test.x[: start.config.ntk_examples]
@@ -212,6 +215,7 @@ def _function(config, apply, params0, alpha):
 
 
 def _uncentered(centered, u, x):
+    # At alpha = inf the tangent of h itself, h(w0) + Dh(w0) u.
     factor = 1.0 if centered.is_tangent else centered.alpha
     return centered(u, x) + factor * centered.apply(centered.params0, x)
 
