@@ -105,6 +105,7 @@ def GlobalSelfAttention(
         missing=lambda mask: of_channels(mask, -1),
         given_mask=given_mask,
         spatial=MIXES,
+        # Scores are covariances of all pairs of positions.
         planar=(),
     )
 

@@ -335,6 +335,7 @@ def Index(idx: Any, batch_axis: int = 0, channel_axis: int = -1) -> Layer:
         return placed(moved, axes)
 
     def masked(values, mask, shape, told):
+        # A mask may have one entry where the index counts on all.
         return jnp.broadcast_to(mask, values.shape)[idx]
 
     return fixed(

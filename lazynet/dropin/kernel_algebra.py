@@ -170,6 +170,7 @@ class _Product:
         for axis in (*examples, *places):
             for side in (0, 1):
                 subscript = self._of_axis(axis, side, lead)
+                # Where both partners have one subscript, the covariances have one axis.
                 if subscript not in subscripts:
                     subscripts.append(subscript)
         return subscripts

@@ -102,6 +102,7 @@ def Flatten(batch_axis: int = 0, batch_axis_out: int = 0) -> Layer:
     if batch_axis == 0 and first:
         twin = Twin(layers.Flatten(), lambda params: {}, flattens=True)
     needs = Diagonal(output=Bool.YES)
+    # Any other axis stands for channels: all of them go into the vector.
     axes = (batch_axis, -1 if batch_axis != -1 else 0)
 
     def init(key, shape):

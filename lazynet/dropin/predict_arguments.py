@@ -45,6 +45,7 @@ class TargetAxes(NamedTuple):
                 f"a kernel of shape {kernel.shape} for targets of shape {self.shape} and trace_axes = {self.traced}, "
                 f"expected {2 * pairs} axes: each axis of the targets that is not traced twice."
             )
+        # Axes come in pairs `[n1, n2, k1, k2, ...]`, of which the first ones are rows.
         firsts = range(0, kernel.ndim, 2)
         square = jnp.transpose(kernel, (*firsts, *range(1, kernel.ndim, 2)))
         return square.reshape(math.prod(square.shape[:pairs]), -1)

@@ -74,6 +74,7 @@ def supports_masking(remask_kernel: bool) -> Callable[[Callable[..., Any]], Call
                 after = after.replace(mask1=masks[0], mask2=masks[1])
                 return _zeroed(after) if remask_kernel else after
 
+            # Says that missing entries need not be filled with zeros before.
             masked_apply.takes_masks = True  # pyright: ignore[reportFunctionMemberAccess]
             masked_kernel.required = getattr(kernel_fn, "required", {})  # pyright: ignore[reportFunctionMemberAccess]
             return init_fn, masked_apply, masked_kernel

@@ -276,6 +276,7 @@ def Elementwise(
     """
 
     def apply(params, x):
+        # Refused where it is evaluated: a kernel may do without a finite network.
         if fn is None:
             raise NotImplementedError(
                 "Elementwise got no fn, so the finite network cannot be evaluated: pass fn."

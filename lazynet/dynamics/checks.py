@@ -89,6 +89,7 @@ def modes(kernel, n, time, tolerance) -> tuple[Eigen, int]:
 def _given(eigen: Eigen, n, tolerance):
     if tolerance is not None:
         eigen = eigen._replace(tolerance=checked_tolerance(tolerance, eigen.vectors))
+    # Of n k eigenvalues the kernel was a full one.
     return eigen, 2 if len(eigen.values) == n else 4
 
 

@@ -78,6 +78,7 @@ def gradient_flow(
         [0.5, 0.067668, 0.0]
     """
     if is_traced((ntk, targets(data), time, f0, cross, test, f0_test)):
+        # Values that are traced cannot be checked, but for which of them are there.
         times = traced.times(time)
         _check_pairs(f0, cross, test, f0_test)
     else:
