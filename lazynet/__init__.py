@@ -141,9 +141,8 @@ from lazynet.training.sharding import data_parallel as data_parallel
 
 __version__ = "0.1.0"
 
-if (
-    TYPE_CHECKING
-):  # names that other libraries gave, and figures, are loaded when they are first used
+# Names that other libraries gave, and figures, are loaded when they are first used.
+if TYPE_CHECKING:
     from lazynet import dropin as dropin
     from lazynet import plots as plots
     from lazynet.dropin import predict as predict

@@ -91,6 +91,7 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
             file.flush()
             yield
         finally:
+            # While it is still locked: who waits for it finds its file gone, and opens a new one.
             path.unlink(missing_ok=True)
 
 
@@ -195,6 +196,7 @@ def atomically(path: str | os.PathLike[str], write: Callable[[IO[bytes]], object
         with naming(path), open(unfinished, "xb") as file:
             write(file)
             file.flush()
+            # The content before the name: after a crash a renamed file could be empty otherwise.
             os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
@@ -256,12 +258,14 @@ def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _check_count(stored: zipfile.ZipFile, raw: bytes) -> None:
     """Compares the members found with their number at the end of the file: a wrong length hides those that follow."""
+    # The zip format ends in a record of 22 bytes, with the number of members at 10 and 11.
     announced = int.from_bytes(raw[-12:-10], "little")
     if len(stored.namelist()) != announced:
         raise zipfile.BadZipFile(f"{len(stored.namelist())} of {announced} arrays found")
 
 
 def _array(raw: bytes) -> np.ndarray:
+    # A pickle in a file could run code.
     return np.lib.format.read_array(io.BytesIO(raw), allow_pickle=False)
 
 
@@ -294,6 +298,7 @@ def _folder_lock(folder: Path) -> Iterator[bool]:
     if fcntl is None:
         yield False
         return
+    # The folder itself is locked: no lock file stays in what will be published.
     number = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -301,6 +306,7 @@ def _folder_lock(folder: Path) -> Iterator[bool]:
             held = True
         except OSError:
             held = False
+        # Not if the folder was renamed, or made again, between opening and locking.
         yield held and os.path.samestat(os.fstat(number), folder.stat())
     finally:
         os.close(number)
@@ -310,6 +316,7 @@ def _folder_lock(folder: Path) -> Iterator[bool]:
 def _acquired(path: Path, wait: bool) -> Iterator[IO[str]]:
     """The open lock file, once it is locked and still the one that the path names: its last owner removes it."""
     while True:
+        # Without truncation: until it is locked, it holds the number of the owner.
         with open(path, "a+") as file:
             _flock(file, path, wait)
             if _same(file, path):

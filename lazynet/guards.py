@@ -133,6 +133,7 @@ def count(
         if at_most is None
         else f"an integer from {at_least} to {at_most}"
     )
+    # True has an index too, and a float has none.
     if isinstance(value, (bool, np.bool_)) or not hasattr(type(value), "__index__"):
         raise TypeError(_message(name, _shown(value), expected, fix))
     try:
@@ -278,6 +279,7 @@ def array(name: str, value: Any, fix: str = "") -> Any:
     # A masked array is an ndarray, of which JAX would take what the mask hides.
     is_array = isinstance(value, (np.ndarray, jax.Array, np.generic)) and kind != "MaskedArray"
     if is_array and (
+        # bfloat16 and its relatives have the kind V of raw bytes, but are inexact numbers.
         getattr(value.dtype, "kind", "O") not in "OSUMmV"
         or jnp.issubdtype(value.dtype, jnp.inexact)
     ):
@@ -441,6 +443,7 @@ def key(name: str, value: Any) -> Any:
         return value
     if isinstance(value, (jax.Array, np.ndarray)) and value.dtype == np.uint32 and value.ndim == 1:
         return value
+    # Most often the seed was passed: the message makes a key of it.
     seed = value if isinstance(value, (int, np.integer)) else 0
     raise TypeError(
         f"{name} got {_shown(value)}, expected one random key: pass jax.random.key({seed})."
@@ -460,6 +463,7 @@ def floating(name: str, values: Any, fix: str | None = None) -> None:
         TypeError: x has dtype uint8, expected floating point: use x.astype(float) / 255
     """
     if not jnp.issubdtype(values.dtype, jnp.floating):
+        # Bytes, and whatever has four axes, are taken for images in 0 to 255.
         is_image = values.ndim == 4 or values.dtype == np.uint8
         forgotten = "x.astype(float) / 255" if is_image else "x.astype(float)"
         raise TypeError(
@@ -559,6 +563,7 @@ def weights(name: str, params: Any) -> None:
         ...
         TypeError: params['steps'] has dtype int32, expected floating-point weights: whole numbers are constants.
     """
+    # flax's variables {"params": ..., "batch_stats": ...} look like a tree of weights.
     beside = (
         sorted(COLLECTIONS & set(params))
         if isinstance(params, Mapping) and "params" in params
@@ -574,6 +579,7 @@ def weights(name: str, params: Any) -> None:
         raise ValueError(
             f"{name} got no arrays with entries, expected weights: of a Model pass model.init(key, x)."
         )
+    # By dtype, not by value: parameters may be traced.
     dtypes = {jax.tree_util.keystr(path): _dtype_of(leaf) for path, leaf in leaves}
     for path, dtype in dtypes.items():
         if dtype == np.dtype(object):
@@ -595,6 +601,7 @@ def _dtype_of(leaf: Any) -> Any:
 def _is_real_scalar(value: Any) -> bool:
     if isinstance(value, (bool, np.bool_, str, bytes, list, tuple, Mapping)) or np.ndim(value) != 0:
         return False
+    # By dtype: every array has __float__, also one of text or of complex numbers.
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         return jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
     return hasattr(value, "__float__") and not isinstance(value, complex)
@@ -626,6 +633,7 @@ def _all_finite(values: Any) -> bool:
         values = np.asarray(values)
     if not values.ndim:
         return bool(np.isfinite(values))
+    # So many rows have BLOCK values.
     rows = max(1, BLOCK * len(values) // max(1, values.size))
     return all(np.isfinite(values[i : i + rows]).all() for i in range(0, len(values), rows))
 

@@ -193,6 +193,7 @@ def lazy(
     alpha = guards.number("alpha", alpha, above=0, or_inf=True, fix=SCALES)
     centered = guards.flag("centered", centered)
     if _is_infinite(alpha):
+        # Only the tangent needs forward derivatives, which `reversible` models have not.
         return LazyFunction(plain(apply), params0, alpha, centered)
     return LazyFunction(apply, params0, carried_scale(alpha, apply, params0), centered)
 
@@ -261,6 +262,7 @@ class LazyFunction:
         self,
     ) -> tuple[tuple[tuple[Any, Any], ...], tuple[float | None, bool]]:
         """Leaves by name; centering, and the scale where it is structure."""
+        # An infinite alpha is structure: a program cannot branch on the value of a leaf.
         known = (GetAttrKey("apply"), self.apply), (GetAttrKey("params0"), self.params0)
         if self.is_tangent:
             return known, (math.inf, self.centered)
@@ -466,9 +468,11 @@ class _Gated:
 
     def __call__(self, params, x):
         known = evaluation(self.model.apply)
+        # A trace has pre-activations of Dense and Conv too, which are no gates.
         affine = known.rows if known else {}
         inside = self.model.trace(self.params0, x)[1]
         gates = {path: z for path, (_, z) in inside.items() if path not in affine}
+        # A single layer has the empty path in its own trace.
         names = {path: layer_name(path or self.model.name) for path in gates}
         smooth = [path for path, name in names.items() if name not in (*GATES, "MaxPool")]
         if smooth or not gates:
@@ -522,6 +526,7 @@ def _is_infinite(alpha):
 
 
 def _as(alpha, array):
+    # A traced alpha has a dtype, which would promote what it multiplies.
     return jnp.asarray(alpha, array.dtype)
 
 

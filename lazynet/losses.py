@@ -126,6 +126,7 @@ def masked_cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """
     outputs, targets, mask = _tokens("masked_cross_entropy", outputs, targets)
     logits = jax.nn.log_softmax(outputs)
+    # Masked labels are negative and would count from the end; what they choose is masked below.
     chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[..., None], axis=-1)[..., 0]
     return -_mean_of_tokens(chosen, mask)
 
@@ -242,6 +243,7 @@ def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
         ...
         ValueError: y[1] is [0.0], expected -1 or 1 for logistic: use 2 y - 1 for targets 0 and 1.
     """
+    # `as_partial` wraps losses.
     function = getattr(loss, "func", loss)
     if function not in (cross_entropy, logistic) or trees.is_traced(targets):
         return
@@ -289,6 +291,7 @@ def _mean_of_tokens(values, mask):
     """Mean over examples of the mean over the tokens of each."""
     values = jnp.where(mask, values, 0).reshape(len(mask), -1)
     counts = jnp.sum(mask.reshape(len(mask), -1), axis=1, dtype=values.dtype)
+    # An example without tokens is 0, not 0 / 0.
     return jnp.mean(jnp.sum(values, axis=1) / jnp.maximum(counts, 1))
 
 

@@ -143,6 +143,7 @@ def plot_power_law(
     _check_named(quantities, "quantities", "array")
     alpha = guards.vector("alpha", alpha)
     finite, low, high = _fit_range(alpha, fit_range)
+    # A decade behind the last finite scale, with a gap between.
     infinity = 10.0 * alpha[finite].max()
     ax = _axes(ax)
     for style, (label, values) in zip(
@@ -155,6 +156,7 @@ def plot_power_law(
         at = np.where(finite, alpha, infinity)
         bars = None if spread is None else spread[shown]
         name = f"{label}: slope " + f"{slope:.2f}".replace("-", "−")
+        # Points without a line, a law without points, and both in one entry of the legend.
         points: dict[str, Any] = {**style, "linestyle": "", "markevery": None}
         law: dict[str, Any] = {**style, "marker": ""}
         ax.errorbar(at[shown], mean[shown], bars, capsize=2, elinewidth=0.8, **points)
@@ -199,6 +201,7 @@ def plot_kernel(
     counts = None
     if labels is not None:
         labels = _checked_labels(labels, matrix)
+        # Stable, so that examples of a class keep the order of the data.
         order = np.argsort(labels, kind="stable")
         classes, counts = np.unique(labels, return_counts=True)
         matrix = matrix[np.ix_(order, order)]
@@ -294,6 +297,7 @@ def curve_styles(n: int) -> list[dict[str, Any]]:
         ['o', 's', '^']
     """
     n = guards.count("n", n, at_least=0)
+    # Not up to 1, where viridis is yellow and too light on white; few curves stay far from it.
     colors = matplotlib.colormaps["viridis"](np.linspace(0.0, min(0.8, 0.35 + 0.1 * n), n))
     styles = []
     for i, color in enumerate(colors):
@@ -406,6 +410,7 @@ def _fit(label, alpha, values, fit_range):
             "least 2 for a slope: widen fit_range."
         )
     slope = fit_slope(alpha, values)
+    # The intercept of least squares: the mean of log y - slope log x.
     return slope, float(np.exp(np.mean(np.log(values) - slope * np.log(alpha))))
 
 

@@ -69,6 +69,7 @@ def remat(model: Model) -> Model:
         (1, 3)
     """
     if isinstance(model.apply, Partial):
+        # The arrays that a Partial carries stay arguments, outside of what is computed again.
         function = _checkpointed(model.apply.func)
         return model._replace(apply=Partial(function, *model.apply.args, **model.apply.keywords))
     checkpointed = jax.checkpoint(model.apply)
@@ -121,7 +122,9 @@ def carried_scale(alpha, apply, params0):
     """
     largest = largest_alpha(apply, params0)
     if trees.is_traced(alpha):
+        # A traced whole number cannot hold the scale that may replace it.
         scale = alpha if jnp.issubdtype(alpha.dtype, jnp.floating) else alpha.astype(float)
+        # largest = 1 / (32 eps), hence sqrt(32 largest) = 1 / sqrt(eps).
         return jnp.where(scale > largest, jnp.asarray(math.sqrt(32 * largest), scale.dtype), scale)
     smallest = max(float(jnp.finfo(dtype).tiny) for dtype in _dtypes(apply, params0))
     if alpha > largest:
@@ -153,6 +156,7 @@ class ComputeIn:
 
     def __call__(self, params: Params, *inputs: Any, **kwargs: Any) -> Any:
         """Outputs of the function on rounded weights and inputs, in the type of the weights."""
+        # Tokens, masks and keys keep their types.
         rounded = _cast((params, inputs), self.dtype)
         outputs = self.apply(rounded[0], *rounded[1], **kwargs)
         return _cast(outputs, _dtype_of(params, outputs))
@@ -175,6 +179,7 @@ def _dtypes(apply, params0):
     """Floating-point types of the weights, and those in which the transforms behind a function compute."""
     leaves = filter(trees.is_weight, jax.tree.leaves(params0))
     dtypes = [jnp.result_type(leaf) for leaf in leaves]
+    # Transforms are records that hold the function below as `apply`.
     while apply is not None:
         if isinstance(apply, ComputeIn):
             dtypes.append(apply.dtype)

@@ -85,6 +85,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         """The function's value."""
+        # By leaves, since equal programs may come from trees that hold different functions.
         leaves = self.compiled.jitted(*jax.tree.leaves(args))
         return jax.tree.unflatten(self.outputs[0], leaves)
 
@@ -333,6 +334,7 @@ def _new(function, static, args, donate):
 
     def flat(*leaves):
         result = function(static, *jax.tree.unflatten(structure, leaves))
+        # Known when the function is traced, which the first call does.
         outputs[:] = [jax.tree.structure(result)]
         return jax.tree.leaves(result)
 

@@ -108,6 +108,7 @@ class Function:
 
     def __getattr__(self, name: str) -> Any:
         """Attributes of the function, such as its structure."""
+        # Missing before `__init__` has run: to look them up in `self.function` would never end.
         if name in ("function", "made", "place"):
             raise AttributeError(name)
         return getattr(self.function, name)
@@ -153,6 +154,7 @@ def recipe(maker: Maker) -> Maker:
         result = maker(*args, **kwargs)
         made = _Made(maker.__module__, maker.__qualname__, args, kwargs)
         bound = signature.bind(*args, **kwargs)
+        # Dense(4) and Dense(features=4, W_std=1.0) are one call.
         bound.apply_defaults()
         key = maker.__module__, maker.__qualname__, _key(bound.args), _key(bound.kwargs)
         if not isinstance(result, tuple):
@@ -187,6 +189,7 @@ def _unique(value, made, place, key):
         return value
     function = value.function if isinstance(value, Function) else value
     with _LOCK:
+        # The first one stays: programs know it by its identity.
         return _FUNCTIONS.setdefault((key, place), Function(function, made, place))
 
 
@@ -198,10 +201,12 @@ def _remake(made, place):
 def _key(value):
     """Equal for arguments that make equal functions; what is known by identity lives as long as the function does."""
     if value is None or isinstance(value, (bool, int, str, bytes)):
+        # With the type, since True == 1 == 1.0.
         return type(value), value
     if isinstance(value, np.generic):  # before float, which np.float64 is too
         return type(value), value.tobytes()
     if isinstance(value, float):
+        # By digits: 0.0 == -0.0 may make different functions, and NaN is not equal to itself.
         return float, value.hex()
     if isinstance(value, (tuple, list)):
         return type(value), *map(_key, value)

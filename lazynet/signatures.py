@@ -250,6 +250,7 @@ def _joined(weights: Params, constants: Params) -> Params:
             return jax.lax.complex(weight.real, weight.imag)
         return constant if weight is None else weight
 
+    # None holds a place in either tree, and would be an empty tree otherwise.
     return jax.tree.map(
         joined, weights, constants, is_leaf=lambda node: node is None or isinstance(node, Complex)
     )

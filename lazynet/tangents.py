@@ -69,6 +69,7 @@ class Tangent:
     @property
     def apply(self) -> Apply:
         """The linearized model as a function of the weights, `h(w_t) + Dh(w_t) (w - w_t)`."""
+        # The same function of w = w_t + u.
         return linearize(self.function.apply, self.params)
 
     @property
@@ -207,6 +208,7 @@ def disentanglement_error(
             )
     a = a * guards.number("scales[0]", scales[0])
     b = b * guards.number("scales[1]", scales[1])
+    # Refuses tangents at different weights.
     both = a + b
     function = lazy(a.function.apply, a.params, alpha, centered=False)
     error = 0.0
@@ -240,6 +242,7 @@ def save(path: str | os.PathLike[str], tangent: Tangent) -> None:
     """
     leaves = [np.asarray(leaf) for leaf in trees.differentiable(tangent.displacement)[0]]
     moved = {f"{PLACE}{i}": leaf for i, leaf in enumerate(leaves) if leaf.any()}
+    # A tangent at other weights means nothing: the file knows at which ones.
     digest = np.frombuffer(_digest(tangent.params), np.uint8)
     files.save_arrays(files.given_path("path", path), {"weights": digest} | moved)
 
@@ -285,6 +288,7 @@ def _check_same_weights(a: Tangent, b: Tangent) -> None:
     trees.check_same_structure(b.params, a.params, name="the weights of b", expected="those of a")
     weights, _ = trees.differentiable(a.params)
     others, _ = trees.differentiable(b.params)
+    # Tangents of one `start` share their arrays: nothing is compared then.
     pairs = [(x, y) for x, y in zip(weights, others, strict=True) if x is not y]
     if not trees.is_traced(pairs) and not all(np.array_equal(x, y) for x, y in pairs):
         raise ValueError(

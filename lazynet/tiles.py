@@ -220,6 +220,7 @@ def _dealt(compute, indices, devices) -> Iterator[tuple[int, Mapping[str, Any]]]
 
         for turn, index in enumerate(indices):
             queue.append((index, start(turn % len(devices), index)))
+            # One tile more than devices: each has its next one under way while a result is written.
             if len(queue) > len(devices):
                 index, result = queue.popleft()
                 yield index, result()
@@ -338,6 +339,7 @@ def _create(folder, files, manifest):
                 made.rename(folder)
         except OSError as error:
             taken_for_dead = isinstance(error, FileNotFoundError) and attempt + 1 < ATTEMPTS
+            # Renaming fails if another process was first, whose folder is then used.
             if not (folder.exists() or taken_for_dead):
                 raise
         if folder.exists():
@@ -441,7 +443,9 @@ def _checksum(store, every, index, mirror):
     for rows, columns in parts:
         for matrix in store.matrices.values():
             block = matrix[rows.start : rows.stop, columns.start : columns.stop]
+            # Goes on from the checksum of the parts before.
             value = zlib.crc32(_bytes(block), value)
+    # 0 stands for a missing tile.
     return value or 1
 
 
@@ -461,6 +465,7 @@ def _flush(array, rows):
     """Brings the rows of a mapped file to the disk, and the pages of the file that they begin and end in."""
     if not isinstance(array, np.memmap):
         return
+    # NumPy maps a file from a multiple of the granularity on, and flushing begins at a page.
     start = array.offset % mmap.ALLOCATIONGRANULARITY + rows.start * array.strides[0]
     stop = start + len(rows) * array.strides[0]
     start -= start % mmap.PAGESIZE

@@ -68,6 +68,7 @@ def add_scaled(a: Params, scale: Array | float, b: Params) -> Params:
         >>> add_scaled({"w": jnp.ones(2)}, 3.0, {"w": jnp.ones(2)})["w"].tolist()
         [4.0, 4.0]
     """
+    # A scale of another dtype would promote the weights.
     return jax.tree.map(lambda x, y: x + jnp.asarray(scale).astype(x.dtype) * y, a, b)
 
 
@@ -113,10 +114,13 @@ def power_of_two(a: Params) -> Array:
         >>> float(power_of_two({"w": jnp.array([3.0, -5.0])}))
         4.0
     """
+    # `initial` is for leaves without entries.
     largest = jax.tree.reduce(
         jnp.maximum, jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0), a)
     )
+    # The factor 1.0 makes floating point of whole numbers; the scale cancels in all derivatives.
     largest = jax.lax.stop_gradient(largest * 1.0)
+    # frexp writes x = m 2^e with 1/2 <= m < 1: 2^(e - 1) is the power of two at or below x.
     exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
     return jnp.ldexp(jnp.asarray(0.5, largest.dtype), exponent)
 
@@ -299,6 +303,7 @@ def is_traced(tree: Any) -> bool:
     try:
         for leaf in jax.tree.leaves(tree):
             if isinstance(leaf, jax.Array):
+                # A traced array has no devices, and says so by this error.
                 leaf.devices()
     except jax.errors.ConcretizationTypeError:
         return True

@@ -113,6 +113,7 @@ class Triangle:
             values = self._read(index, rows, across)
             block = converted[: values.shape[0], : values.shape[1]]
             np.copyto(block, values)
+            # (K V)' = V' K, and the blocks below the diagonal are K[J, I] = K[I, J]'.
             product[:, across] += across_rows[:, rows] @ block
             if rows != across:
                 product[:, rows] += across_rows[:, across] @ block.T
@@ -128,6 +129,7 @@ class Triangle:
         part = np.empty((len(rows), len(columns)), self.dtype)
         for index, upper, right in self._places():
             inside = _within(rows, upper), _within(columns, right)
+            # Rows and columns below the diagonal are in the transposed block.
             mirrored = _within(rows, right), _within(columns, upper)
             if inside[0].size and inside[1].size:
                 block = self._read(index, upper, right)
@@ -148,6 +150,7 @@ class Triangle:
         matrix = np.empty(self.shape, dtype or self.dtype)
         for index, rows, across in self._places():
             block = self._read(index, rows, across)
+            # The block after its mirror image, which it replaces on the diagonal.
             matrix[across, rows] = block.T
             matrix[rows, across] = block
         return matrix
@@ -164,6 +167,7 @@ class Triangle:
         """Number, rows and columns of each block that has a part in the matrix."""
         side = self.blocks.shape[1]
         parts = -(-(self.covered or self.n) // side)
+        # Numbers are those of the file, which has blocks outside of the matrix, too.
         pairs = [(i, j) for i in range(parts) for j in range(i, parts)]
         places = []
 

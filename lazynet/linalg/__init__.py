@@ -103,6 +103,7 @@ class Eigen(NamedTuple):
     def inverse_values(self, ridge: float | int = 0.0) -> Float[np.ndarray, " m"]:
         """`1 / (lambda + ridge)`, and 0 in null directions: the eigenvalues of the pseudo-inverse."""
         values, _, tolerance = self.shifted(ridge)
+        # With a tolerance of 0 an eigenvalue may still be 0.
         null = (values < tolerance) | (values == 0)
         return np.where(null, 0.0, 1.0 / np.where(null, 1.0, values))
 
@@ -195,6 +196,7 @@ def unfolded(kernel: Any) -> Any:
     if kernel.ndim == 2:
         return kernel
     n1, n2, k, _ = kernel.shape
+    # [n1, k, n2, k]: example before output in rows and in columns.
     return kernel.transpose(0, 2, 1, 3).reshape(n1 * k, n2 * k)
 
 
@@ -494,6 +496,7 @@ def solve_psd(
     rounding = checked_tolerance(tolerance, matrix)
     # A factor of the matrix with less than the ridge says that no eigenvalue with it is in doubt.
     less = ridge / 2 if ridge >= rounding else ridge - rounding
+    # Cholesky's algorithm ends for definite matrices only: a test of all eigenvalues.
     if _factor(array, less) is not None:
         return scipy.linalg.cho_solve((_factor(array, ridge), True), columns)
     eigen = ridge_eigh(matrix, ridge, tolerance=tolerance)

@@ -64,6 +64,7 @@ def lanczos_basis(
     for i in range(steps):
         basis[i] = q
         q = product(q)
+        # One scale for all products: the recursion is that of A / scale.
         scale = power_of_two(np.abs(q).max()) if i == 0 else scale
         q = q / scale
         diagonal[i] = basis[i] @ q
@@ -71,6 +72,7 @@ def lanczos_basis(
         for _ in range(2):
             q = q - basis[: i + 1].T @ (basis[: i + 1] @ q)
         beside[i] = np.linalg.norm(q)
+        # The Krylov space is exhausted: what follows stays zero.
         if beside[i] == 0:
             break
         q = q / beside[i]
@@ -136,4 +138,5 @@ def ritz_vectors(
     length = len(inner) if going_on.all() else int(going_on.argmin())
     matrix = diagonal[: length + 1] / scale, inner[:length] / scale
     values, vectors = scipy.linalg.eigh_tridiagonal(*matrix)
+    # A Q = Q T + b q e_last': for T s = lambda s, Q s misses by b times the last entry of s.
     return values * scale, vectors, np.abs(beside[length] * vectors[-1])
