@@ -64,6 +64,7 @@ def jacobian_norm(
     check_independent(function, weights, x)
     iterations = guards.count("iterations", iterations)
     top = largest_ntk_eigenvalue(function, weights, x, key=key, iterations=iterations)
+    # |J|^2 = lambda_max(J J'), and the norm of outputs has 1/n in it.
     return math.sqrt(max(top, 0.0) / n)
 
 
@@ -109,12 +110,14 @@ def hessian_norm(
     function, weights, _ = _checked(flat(apply, x, output), params, x, where)
     iterations = guards.count("iterations", iterations)
     restarts = guards.count("restarts", restarts)
+    # Derivatives are taken forward, which `reversible` models do not have.
     function = plain(function)
     values = []
     for start in jax.random.split(key, restarts):
         key_u, key_v = jax.random.split(start)
         u = _direction(key_u, weights)
         v = _direction(key_v, weights)
+        # On the host: one compiled round serves any number of iterations.
         for _ in range(iterations):
             u, v, value = _alternate(function, weights, x, u, v)
         values.append(float(value))
@@ -180,6 +183,7 @@ def kappa(
             "kappa got params where the derivative of apply is zero, expected weights that can learn."
         )
     if loss is None:
+        # |h - y/alpha| / |Dh|: kappa is this times |D^2h| / |Dh|.
         distance = float(_distance(function, weights, data, alpha)) / first
     else:
         distance = float(_relative_value(function, as_partial(loss, "loss"), weights, data, alpha))
@@ -250,6 +254,7 @@ def _alternate(
     """One round: the best g for (u, v), the best u for (g, v), the best v for (g, u), and the value that it reaches."""
 
     def derivative(direction):
+        # Dh(w) direction, as a function of w.
         return lambda w: jax.jvp(lambda w: function(w, x), (w,), (direction,))[1]
 
     # D^2h(u, v), the derivative along v of that along u; a power of two scales without rounding.

@@ -252,6 +252,7 @@ def _by_layer(params: Params) -> dict[str, list[Array]]:
     """Leaves grouped by the path of the node that holds them."""
     layers: dict[str, list[Array]] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        # Without the last key, the name of the weight in its layer.
         name = jax.tree_util.keystr(path[:-1], simple=True, separator="/")
         layers.setdefault(name, []).append(leaf)
     return layers

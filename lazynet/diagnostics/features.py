@@ -120,6 +120,7 @@ def richness(features: Num[ArrayLike, "n w"], outputs: Num[ArrayLike, "n k"]) ->
     outputs = _centered("outputs", outputs)
     guards.same_length(features=features, outputs=outputs)
     basis, sizes, _ = np.linalg.svd(outputs, full_matrices=False)
+    # Outputs mostly come from float32, whose rounding would count as directions.
     rounding = np.finfo(np.float32).eps * max(outputs.shape)
     basis = basis[:, sizes > rounding * sizes[0]]
     # P = U U' and |P|_F^2 is the number of its directions, so that <F F', P> = |U' F|^2.
@@ -140,6 +141,7 @@ def _centered(name: str, values: ArrayLike) -> np.ndarray:
         )
     largest = np.abs(array).max()
     centered = (array - array.mean(axis=0)) / (largest or 1.0)
+    # Of a constant, the rounding of its mean is left.
     if np.linalg.norm(centered) <= 1e-12:
         raise ValueError(f"{name} is constant over the examples, expected one that varies.")
     return centered

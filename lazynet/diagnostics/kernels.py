@@ -177,6 +177,7 @@ def target_alignment(
     kernel = jnp.asarray(guards.real("kernel", kernel))
     y = jnp.asarray(guards.real("y", y))
     _check_targets(kernel.shape, y.shape)
+    # y y' of centered y is H y y' H: centering y does the same to it as H on both sides.
     kernel = _unit("kernel", kernel, centered)
     y = _unit("y", y, centered, axes=(0,))
     if kernel.ndim == 4:
@@ -259,6 +260,7 @@ def kernel_spectrum(
 
 
 def _label_energy(vectors: np.ndarray, y: ArrayLike, ndim: int) -> np.ndarray:
+    # Modes of a full kernel have an entry for each (example, output): y is one column.
     targets = np.asarray(y, np.float64).reshape(-1, 1) if ndim == 4 else np.asarray(y, np.float64)
     largest = np.abs(targets).max()
     if largest == 0:

@@ -130,6 +130,7 @@ def is_lazy(
         trained = _step(function, trained, data, rate)
     _check_moved(function, trained, weights)
     measured["ntk_change"] = float(ntk_change(function, trained, weights, data.x, key=keys[2]))
+    # Centered: relative to how far outputs have moved, and not to their size.
     gap = linearization_gap(center(function, weights), trained, weights, data.x)
     measured["linearization_gap"] = float(gap)
     verdict = all(measured[name] <= limit for name, limit in thresholds.items())

@@ -140,6 +140,7 @@ def filter_bank(
     margins = _margin(height, J, padding), _margin(width, J, padding)
     padded = height + sum(margins[0]), width + sum(margins[1])
     gain = math.pi / KYMATIO_PI if pi == "kymatio" else 1.0
+    # The low-pass is a product of two, each with the root of the gain.
     phi = [math.sqrt(gain) * lowpass(frequencies(size), J) for size in padded]
     waves = [gain * wave for wave in _waves(wavelet, padded, J, L)]
     psi = []
@@ -198,6 +199,7 @@ def _margin(size: int, J: int, padding: str) -> tuple[int, int]:
     """One sample of the output grid on each side, more or less, so that borders meet reflected pixels."""
     if padding == "periodic":
         return 0, 0
+    # Padded sides are multiples of 2^J, for which every level has whole numbers of samples.
     extra = ((size + 2**J) // 2**J + 1) * 2**J - size
     return extra // 2, (extra + 1) // 2
 
@@ -224,6 +226,7 @@ def _band(wave: np.ndarray, j: int) -> int:
     """The last level up to j whose DFT grid misses nothing above 1e-12 of the wavelets of scale j."""
     size = np.abs(wave).max(0)
     for level in range(j, 0, -1):
+        # In the DFT's order the bins that a crop removes are those in the middle.
         rows, columns = (slice((n >> level) // 2, n - (n >> level) // 2) for n in size.shape)
         if max(size[rows].max(), size[:, columns].max()) <= 1e-12 * size.max():
             return level

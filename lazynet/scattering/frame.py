@@ -47,6 +47,7 @@ def littlewood_paley(filters: Filters) -> LittlewoodPaley:
     for wave in filters.psi[0].values():
         # A real image has at -w the conjugate of its spectrum at w.
         energy = np.square(np.abs(np.asarray(wave))).sum(0)
+        # Reversed and moved by one, bin k becomes bin -k.
         mirrored = np.roll(energy[::-1, ::-1], 1, axis=(0, 1))
         total = total + 0.5 * (energy + mirrored)
     w0, w1 = (2 * math.pi * np.fft.fftfreq(n) for n in total.shape)

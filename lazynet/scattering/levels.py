@@ -66,6 +66,7 @@ def averaging(
     step = 2 ** (J - level)
     position = np.arange(spectrum.size)
     if pool == "mean":
+        # Where in the padded image the samples of the level are.
         pixel = 2**level * position + (0.5 * (2**level - 1) if sampling == "centered" else 0)
         inside = (pixel >= margin[0]) & (pixel < margin[0] + size)
         return inside[None] / inside.sum()

@@ -100,6 +100,7 @@ def fast_wavelet_inverse(
     *batch, height, width = approximation.shape
     scale = 2 ** len(details)
     image = jax.ShapeDtypeStruct((*batch, height * scale, width * scale), approximation.dtype)
+    # Shapes are enough: nothing is computed to find the transpose of a linear function.
     transpose = jax.linear_transpose(
         lambda x: fast_wavelet_transform(x, len(details), lowpass), image
     )
@@ -171,6 +172,7 @@ def dual_frame_inverse(
     """
     phi, psi = _spectra(filters, waves.dtype)
     energy = jnp.square(jnp.abs(psi)).sum((0, 1))
+    # Reversed and moved by one, bin k becomes bin -k.
     mirrored = jnp.roll(jnp.flip(energy), (1, 1), (0, 1))
     total = jnp.square(jnp.abs(phi)) + 0.5 * (energy + mirrored)
     of_average = _times(jnp.fft.fft2(low), jnp.conj(phi))

@@ -47,6 +47,7 @@ def _block(layer: Layer, coarse: int, q0: int, q1: int) -> Shaped[np.ndarray, "a
         # Decimation by `step` mixes frequencies that differ by multiples of P / step, no others.
         same = alias[:, None] % (coarse // step) == alias[None] % (coarse // step)
         coupled = np.kron(same, same)
+        # The conjugate wavelet is conj(psi(-k)) at k; negative indices count from the end.
         for values in (filters[:, k0][:, :, k1], filters[:, -k0][:, :, -k1].conj()):
             flat = values.reshape(len(filters), -1)
             gram = gram + 0.5 * coupled * (flat.conj().T @ flat)

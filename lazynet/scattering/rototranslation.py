@@ -38,6 +38,7 @@ def angular_filters(L: int, scales: int = 2) -> Complex[np.ndarray, "k n n"]:
     w = frequencies(2 * L)
     spectra = np.stack([*(morlet_1d(w, k) for k in range(scales)), lowpass(w, scales)])
     impulse = np.fft.ifft(spectra)
+    # Negative lags count from the end, as on the circle.
     lag = np.arange(2 * L)[:, None] - np.arange(2 * L)
     return impulse[:, lag]
 
@@ -105,10 +106,12 @@ def _plane(x: Array, *, filters: Filters, angular_scales: int) -> Array:
     first = []
     second = []
     for j1 in range(filters.J):
+        # [L, P, Q] on half of the circle; the other half is the same, for real images.
         y1 = modulus(jnp.fft.ifft2(filter_maps(spectrum, filters, 0, j1)))
         first.append(average_maps(y1.mean(0), filters.average[j1])[None])
         moduli = jnp.fft.fft2(y1)[:, None]
         for j2 in range(j1 + 1, filters.J):
+            # [t1, t2, P, Q]: each first angle with each second one.
             z = jnp.fft.ifft2(filter_maps(moduli, filters, j1, j2))
             y2 = _along_angles(z, circulants.astype(z.dtype))
             second.append(average_maps(y2, filters.average[j2]).reshape(-1, *first[0].shape[-2:]))

@@ -174,6 +174,7 @@ def map_planes(transform: Callable, x, filters: Filters, chunk: int | None):
     x = jnp.asarray(x)
     filters = _cast(filters, x.dtype)
     *batch, height, width = x.shape
+    # Batch axes as one: planes do not mix.
     planes = x.reshape(-1, height, width)
     chunk = chunk or _default_chunk(filters, x.dtype.itemsize)
     each = partial(transform, filters=filters)
@@ -204,8 +205,10 @@ def _plane(x: Array, *, filters: Filters, max_order: int) -> Array:
     spectrum = jnp.fft.fft2(x)[None]
     moduli = []
     for j in range(filters.J):
+        # The first L maps of the batch are of first order, then come L^2 for each smaller j1.
         filtered = [filter_maps(spectrum, filters, 0, j)]
         for j1, spectra in enumerate(moduli):
+            # [theta1, theta2, P, Q]
             both = filter_maps(spectra[:, None], filters, j1, j)
             filtered.append(both.reshape(-1, *both.shape[-2:]))
         maps = modulus(jnp.fft.ifft2(jnp.concatenate(filtered)))
@@ -299,10 +302,12 @@ def _crop(spectrum: Array, levels: int) -> Array:
 
 def _alias(product: Array, step: int) -> Array:
     *batch, height, width = product.shape
+    # Bins r + i height/step alias to bin r: [step, height/step, step, width/step].
     return product.reshape(*batch, step, height // step, step, width // step).mean((-4, -2))
 
 
 def _alias_by_quarters(spectrum: Array, wave: Array, step: int) -> Array:
+    # Keeping every second sample adds the four quarters of the bins; step 4 does it twice.
     total = _add([a * b for a, b in zip(_quarters(spectrum), _quarters(wave), strict=True)])
     return (total if step == 2 else _add(_quarters(total))) / step**2
 
@@ -326,6 +331,7 @@ def average_maps(u: Array, matrices: tuple[Array, Array]) -> Array:
 
 
 def _cast(filters: Filters, dtype) -> Filters:
+    # Single precision has complex64 and double precision complex128.
     complex_dtype = np.result_type(dtype, np.complex64)
     return jax.tree.map(
         lambda a: jnp.asarray(a, complex_dtype if jnp.iscomplexobj(a) else dtype), filters

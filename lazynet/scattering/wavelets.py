@@ -120,6 +120,7 @@ def morlet(w0: np.ndarray, w1: np.ndarray, j: int, theta: np.ndarray) -> Float[n
     # As much of the envelope as makes the mean of the wavelet, its value at the frequency zero, vanish.
     if w0.flat[0] == 0 and w1.flat[0] == 0:  # a DFT grid has the origin
         return wave - wave[:, :1, :1] / envelope[:, :1, :1] * envelope
+    # Off the DFT grid, the value at frequency zero is computed apart.
     zero = np.zeros((1, 1))
     return (
         wave
@@ -185,6 +186,7 @@ def _one_lattice_sum(
 ):
     cos = math.cos(angle)
     sin = math.sin(angle)
+    # The hypotenuses are the standard deviations of the turned bump along each frequency axis.
     u = _periods(w0, xi * cos, _CUTOFF * math.hypot(cos / along, sin / across))
     v = _periods(w1, xi * sin, _CUTOFF * math.hypot(sin / along, cos / across))
     # |D R' (u, v)|^2 = along^2 (u cos + v sin)^2 + across^2 (v cos - u sin)^2, term by term.
@@ -198,6 +200,7 @@ def _one_lattice_sum(
 def _periods(w: np.ndarray, center: float, extent: float) -> np.ndarray:
     """`[m, n]`: the frequencies `w + 2 pi m - center` of every period that comes within extent of the center."""
     period = 2 * math.pi
+    # w lies in [-pi, pi], which adds pi on both sides.
     first = math.ceil((center - extent - math.pi) / period)
     last = math.floor((center + extent + math.pi) / period)
     return w + period * np.arange(first, last + 1)[:, None] - center
