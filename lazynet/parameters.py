@@ -43,6 +43,7 @@ def selected(where: Where | None, params: Params, name: str = "where") -> PyTree
     if where is None:
         return jax.tree.map(trees.is_weight, params)
     wanted = _called(where, params) if callable(where) else _spread(where, params, name)
+    # Constants have no derivative, also where they are asked for.
     chosen = jax.tree.map(
         lambda leaf, is_wanted: trees.is_weight(leaf) and is_wanted, params, wanted
     )

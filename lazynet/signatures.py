@@ -118,6 +118,7 @@ def flat(apply: Apply, x: Any, output: Output = None) -> OneArray:
         True
     """
     several = isinstance(x, Inputs)
+    # Wrapped once more it would be another function, with programs of its own.
     if isinstance(apply, OneArray) and output is None:
         return dataclasses.replace(apply, several=several or apply.several)
     return OneArray(as_partial(apply), output, several)
@@ -144,6 +145,7 @@ class OneArray:
 
     def __call__(self, params: Params, *inputs: Any, **kwargs: Any) -> Array:
         """The chosen outputs as one array."""
+        # What differentiates knows one argument x, which may hold several inputs.
         first = inputs[0] if len(inputs) == 1 else None
         args = first.args if isinstance(first, Inputs) else inputs
         outputs = self.apply(params, *args, **kwargs)

@@ -151,6 +151,7 @@ def assemble(
         return compute(device, every[index])
 
     def fill(indices):
+        # A finished store may be one that this process must not write.
         target = _for_writing(store) if indices else store
         with tile_advice(side):
             for index, blocks in _dealt(compute_tile, indices, devices):

@@ -172,6 +172,7 @@ def ConvTranspose(
     """
     size, steps = _sizes("ConvTranspose", kernel_size, strides)
     window = Transposed(size, steps, padding)
+    # All outputs first, of which those beyond the image are added on its other side.
     pads = "VALID" if padding == "CIRCULAR" else padding
 
     def filtered(x, W):
@@ -255,6 +256,7 @@ def AvgPool(
         slid = Window(size, steps, padding)
 
         def mean(x):
+            # Divided by the number of entries inside the image, a sum of ones.
             return _summed(x, slid) / _summed(jnp.ones_like(x[:1, ..., :1]), slid)
 
         middle = lambda mask: window_mask(mask[..., 0], slid)[..., None]  # noqa: E731
