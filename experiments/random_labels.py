@@ -194,6 +194,7 @@ def draw(config: Config, arrays):
             cell = f"{kind}/alpha={alpha:g}"
             look = {"color": color, "ls": style, "label": f"{kind}, alpha = {alpha:g}"}
             curves.plot(
+                # Step 0 stands a little left of step 1 on the logarithmic axis.
                 np.maximum(arrays[f"{cell}/curve/step"], 0.7),
                 arrays[f"{cell}/curve/metrics/train_accuracy"],
                 **look,
@@ -228,9 +229,11 @@ def load_sets(config: Config, kind: str) -> tuple[Data, Data]:
         x = np.asarray(part.x, np.float64).reshape(len(part.x), -1)
         y = np.asarray(part.y, np.float64)
         if kind == "shuffled":
+            # Every row in an order of its own; `permutation` would shuffle all rows alike.
             x = rng.permuted(x, axis=1)
         if kind == "random":
             y = np.eye(CLASSES)[rng.integers(0, CLASSES, len(y))]
+        # Of mean square one, as the NTK parameterization expects its inputs.
         changed.append(Data(x / np.linalg.norm(x, axis=1, keepdims=True) * x.shape[1] ** 0.5, y))
     dtype = jnp.dtype(config.precision)
     centered = [datasets.center_targets(part) for part in changed]
@@ -267,12 +270,14 @@ def _described(config, model, params0, alpha, curve, train):
     """The curve of a training, its margins, its complexity and the bounds that its weights have."""
     u: Any = curve.params
     accuracy = curve.metrics["train_accuracy"]
+    # The first record of the best accuracy, from which on nothing more is fitted.
     everything = np.flatnonzero(accuracy >= accuracy.max())
     outputs = batched_outputs(ln.lazy(model.apply, params0, alpha), u, train.x)
     labels = np.asarray(train.y).argmax(axis=1)
     gap = float(accuracy[-1] - curve.metrics["test_accuracy"][-1])
     margins = bounds.margins(outputs, labels)
     complexity = bounds.spectral_complexity(model, params0, u, train.x, alpha=alpha)
+    # At alpha = inf the weights stay at w0.
     weights = jax.tree.map(lambda w, v: w + (0 if math.isinf(alpha) else v / alpha), params0, u)
     cell = {
         "curve/step": curve.step,
@@ -299,6 +304,7 @@ def _bounds(model, weights, x, margins, complexity):
     found = {"vc": math.sqrt(bounds.vc_bound(depth, count) / n)}
     if margin > 0:
         size = float(np.linalg.norm(np.asarray(x).ravel()))
+        # R |X| / (n margin), without constants and logarithms, as all bounds here.
         found["spectral"] = complexity * size / (n * margin)
         products = bounds.norm_products(model, weights, x, margin)
         radius = float(np.linalg.norm(np.asarray(x), axis=1).max())
@@ -317,6 +323,7 @@ def _halved_at(arrays, cell):
     if not below.size:
         return math.nan
     last = slice(below[0] - 1, below[0] + 1)
+    # `np.interp` wants increasing abscissas, and the loss falls.
     return float(np.exp(np.interp(-goal, -loss[last], step[last])))
 
 
@@ -327,8 +334,11 @@ def _kernel(config, train, test):
     gram = np.asarray(ln.analytic_kernel(_model(config), x).ntk, np.float64)
     kernel = gram[:n, :n]
     y = np.asarray(train.y, np.float64)
+    # As good as none, in units of the mean of the diagonal.
     ridge = 1e-9 * float(np.trace(kernel)) / n
+    # Regression with a kernel reads the targets alone.
     data = Data(np.zeros((n, 1)), y)
+    # Training and test examples at once: the first n rows are the kernel itself.
     both = dynamics.kernel_regression(kernel, data, cross=gram[:, :n], ridge=ridge)
     targets = np.concatenate([y, np.asarray(test.y, np.float64)])
     right = both.argmax(axis=1) == targets.argmax(axis=1)
@@ -338,6 +348,7 @@ def _kernel(config, train, test):
     norm = math.sqrt(max(float(np.sum(y * coefficients)), 0.0))
     ball = bounds.rademacher_ball(kernel, norm, key=jax.random.key(config.seed), samples=SIGNS)
     left_out = dynamics.leave_one_out(kernel, data, ridge=ridge)
+    # Where it is not positive there is no bound: the number becomes huge, and not negative.
     margin = max(float(np.quantile(margins, QUANTILE)), np.finfo(float).tiny)
     complexity = bounds.kernel_complexity(kernel, y)
     return {

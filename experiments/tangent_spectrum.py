@@ -80,6 +80,7 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses more images than there are."""
+        # Of 1,797 digits ten are drawn as test images, which are not used.
         guards.count(f"{prefix}n", self.n, at_most=1787 if self.data.name == "digits" else 50_000)
 
 
@@ -182,6 +183,7 @@ def load_sets(config: Config) -> dict[str, Data]:
     """
     photographs = _photographs(config)
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    # Bytes, as the pixels of photographs are.
     pixels = jax.random.bits(key, photographs.x.shape, jnp.uint8)
     random = Data(np.asarray(pixels, photographs.x.dtype) / 255, photographs.y)
     both = datasets.standardize(photographs, random, center="channel", scale="channel")
@@ -199,17 +201,20 @@ def decompose(kernel: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.n
     """Eigenvalues in descending order, `[m]`, and the share of each target's energy in the modes up to i, `[m, c]`."""
     # Not `psd_eigh`, which moves negative eigenvalues to zero: a kernel that has any is to show it.
     eigen = linalg.eigh(np.asarray(linalg.kernel_matrix(kernel), np.float64))
+    # Eigenvalues ascend: the last vector is the first mode.
     energy = (eigen.vectors[:, ::-1].T @ targets) ** 2
     return eigen.values[::-1], np.cumsum(energy, axis=0) / np.sum(targets**2, axis=0)
 
 
 def effective_rank(kernel: np.ndarray) -> float:
     """Participation ratio `(sum lambda)^2 / sum lambda^2 = (tr K)^2 / |K|^2` of a kernel `[n, n, k, k]`."""
+    # From the entries alone, without eigenvalues.
     return float(np.einsum("iiaa->", kernel) ** 2 / np.sum(kernel**2))
 
 
 def centered(kernel: np.ndarray) -> np.ndarray:
     """The kernel `[n, n, k, k]` on outputs whose mean over images is zero."""
+    # P K P with P = I - 11'/n, for every pair of outputs.
     rows = kernel - kernel.mean(axis=0, keepdims=True)
     return rows - rows.mean(axis=1, keepdims=True)
 
@@ -220,6 +225,7 @@ def label_columns(config: Config, y: np.ndarray) -> np.ndarray:
     columns = [y.ravel()]
     for i in range(config.shuffles):
         order = jax.random.permutation(jax.random.fold_in(key, i), len(y))
+        # Whole rows change places, so that each image has one class, and each class as many images.
         columns.append(y[np.asarray(order)].ravel())
     return np.stack(columns, axis=1)
 

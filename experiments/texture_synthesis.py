@@ -137,6 +137,7 @@ def _strokes(size: int) -> np.ndarray:
     angle = np.where(rng.random(len(u)) < 0.5, 0.4, 0.4 + np.pi / 2)[:, None, None]
     along = u * np.cos(angle) + v * np.sin(angle)
     across = v * np.cos(angle) - u * np.sin(angle)
+    # The largest of all strokes at a pixel: they cover each other, and do not add up.
     return np.exp(-((along / 5) ** 4) - (across / 1.1) ** 2).max(0)
 
 
@@ -166,10 +167,12 @@ def synthesize(config: Config, source: np.ndarray, max_order: int) -> tuple[np.n
         difference = _moments(x.reshape(source.shape), filters, max_order) - wanted
         return (difference @ difference) / (wanted @ wanted)
 
+    # Filters and wanted moments are constants of the program, which serves one synthesis.
     value_and_slope = jax.jit(jax.value_and_grad(objective))
 
     def host(x):
         value, slope = value_and_slope(jnp.asarray(x, dtype))
+        # SciPy's L-BFGS works in float64, whatever the moments are computed in.
         return float(value), np.asarray(slope, np.float64)
 
     def record(intermediate_result):
@@ -180,6 +183,7 @@ def synthesize(config: Config, source: np.ndarray, max_order: int) -> tuple[np.n
     # Far below what the steps can reach: their number alone ends the search.
     settings = {"maxiter": config.steps, "maxcor": 20, "ftol": 1e-12, "gtol": 1e-12}
     end = minimize(host, start, jac=True, method="L-BFGS-B", callback=record, options=settings)
+    # The objective is the square of the relative error.
     return end.x.reshape(source.shape), np.sqrt(errors)
 
 

@@ -103,6 +103,7 @@ def draw(config: Config, arrays):
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     for tau, ax in zip(config.taus, figure.subplots(1, 2), strict=True):
         out = arrays[f"out/tau={tau:g}"]
+        # Since a max(0, <w, x>) = sign(a) max(0, <|a| w, x>), a w and the sign are all of a neuron.
         moved = out[:, :, None] * arrays[f"hidden/tau={tau:g}"]
         for j, sign in enumerate(np.sign(out[-1])):
             color = "C3" if sign > 0 else "C0"
@@ -164,6 +165,7 @@ def _aligned(arrays, student: str, i: int) -> float:
     a = arrays[f"out/{student}"][i]
     norms = np.linalg.norm(w, axis=1)
     mass = np.abs(a) * norms
+    # The teacher's neurons have unit norm.
     cosine = w @ arrays["teacher"].T / norms[:, None]
     same = np.sign(a)[:, None] == arrays["teacher_signs"][None]
     near = np.any(same & (cosine > np.cos(np.deg2rad(DEGREES))), axis=1)

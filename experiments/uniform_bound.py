@@ -90,11 +90,13 @@ class Config:
     many_alphas: Annotated[tuple[Positive, ...], Values(2, increasing=True)] = (10.0, 100.0, 1000.0)
     many_horizon: Positive = 25.0
     many_steps: Count = 1000
+    # Distances to the limit are followed down to 1e-7 of the first, and gradients to 1e-8.
     precision: Literal["float32", "float64"] = "float64"
 
 
 PRESETS = {"smoke": Config(widths=(100, 1000), seeds=4), "laptop": Config()}
 
+# tanh'' = -2 tanh (1 - tanh^2) is largest where tanh^2 = 1/3.
 LIP_OF_SLOPE = 4 / 3**1.5
 """The largest |tanh''|."""
 
@@ -135,6 +137,7 @@ def measure(config: Config, store) -> dict[str, Any]:
         arrays |= _named(f"width={width}", constants._asdict())
         alphas = constants.alpha0[:, None] * np.array(config.multiples)
         arrays |= _flow_all(config, problem, constants, alphas, f"width={width}")
+        # Slopes and the control need one network only.
         if width == config.widths[0]:
             alphas = np.tile(config.alphas, (config.seeds, 1))
             arrays |= _flow_all(config, problem, constants, alphas, "sweep")
@@ -266,6 +269,7 @@ def _flow_all(config, problem, constants, alphas, variant):
 
 def _until(horizon, steps, problem, constants, alphas):
     """All that is seen of the flows until `horizon / sigma^2`, with the times `[seeds, time]`."""
+    # Every seed has a time of its own, and as many steps as the others.
     ends = horizon / constants.smallest**2
     seen = _flows(steps, problem, jnp.asarray(ends / steps), jnp.asarray(alphas))
     time = ends[:, None] * np.linspace(0, 1, steps + 1)
@@ -282,6 +286,7 @@ def _flow(steps, problem, step, alpha):
     """The lazy and the linearized flow side by side: outputs, error, distances, and the last gradient and weights."""
     x = problem.x
     y = problem.y
+    # Signs are traced under `vmap`: in a Partial they are a leaf of the function.
     apply = Partial(_outputs, problem.signs)
     lazy = ln.lazy(apply, problem.params0, alpha)
     tangent = ln.lazy(apply, problem.params0, math.inf)
@@ -317,6 +322,7 @@ def _curvatures(problem, u, alphas):
 def _curvature(problem, u, alpha):
     """Smallest eigenvalue of the Hessian of the loss, in the variable u of the lazy function."""
     lazy = ln.lazy(Partial(_outputs, problem.signs), problem.params0, alpha)
+    # A Hessian of few weights, as one matrix.
     flat, unravel = ravel_pytree(u)
     hessian = jax.hessian(lambda flat: ln.mse(lazy(unravel(flat), problem.x), problem.y))(flat)
     return jnp.linalg.eigvalsh(hessian)[0]
@@ -331,6 +337,7 @@ def _bounds(config, arrays, variant):
     constants = _constants(arrays, variant)
     sigma2 = constants.smallest**2
     alphas = constants.alpha0[:, None] * np.array(config.multiples)
+    # Ratios of |w - w0| to 8 |Dh| |y| / (sigma^2 alpha) and to sigma / (2 Lip(Dh)).
     drift = arrays[f"{variant}/weight_drift"].max(2)
     distance = drift * alphas * (sigma2 / (8 * constants.largest * constants.target))[:, None]
     radius = drift * (2 * constants.lip / constants.smallest)[:, None]
@@ -389,6 +396,7 @@ def _limits(config, arrays):
     fits = []
     for time, distances in zip(arrays["many/time"], arrays["many/distance"], strict=True):
         fits.append([_window_fit(time, distance) for distance in distances])
+    # `[seeds, alphas, 2]` to two of `[seeds, alphas]`.
     rate, deviation = np.moveaxis(np.array(fits), -1, 0)
     worst = _worst(rate / arrays["many/curvature"])
     for alpha, ratio in zip(config.many_alphas, worst, strict=True):

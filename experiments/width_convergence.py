@@ -154,6 +154,7 @@ def facts(config: Config, arrays):
         yield power_law(name, config.training_widths, arrays[name], **bounds)
     for name, exact in (("excess_kurtosis", 15.0), ("squares_covariance", 5.0)):
         yield power_law(name, config.output_widths, arrays[name], -1, 0.15)
+        # Exact at every width: the mean over widths has less noise.
         constant = np.mean(arrays[name] * config.output_widths)
         yield close(f"{name}_times_width", constant, exact, 0.1 * exact)
 
@@ -183,6 +184,7 @@ def kernel_errors(config: Config) -> dict[str, np.ndarray]:
     x = _inputs(config, config.examples)
     columns: dict[str, list] = {}
     for depth in config.depths:
+        # The limit does not depend on the width of the model that it is computed from.
         limit = ln.kernels.analytic_kernel(_relu_network(1, depth), x).ntk
         wrong = ln.kernels.analytic_kernel(_relu_network(1, 2), x).ntk
         for width in config.widths:
@@ -228,6 +230,7 @@ def _movement(config):
 def _train(config, model, data, params0):
     """Gradient descent on the network and on its linearization side by side."""
     network = model.apply
+    # In w itself, and not in a displacement, as both start at params0.
     tangent = ln.linearize(model.apply, params0)
 
     def stepped(function, w):
@@ -268,12 +271,14 @@ def _law_of_outputs(config):
 
 def _draw_outputs(config, width, x):
     """Outputs of many independent networks at one input, `[networks, outputs]`."""
+    # All outputs of a network have one law, and all pairs one covariance: each is a sample.
     model = ln.serial(ln.Dense(width), ln.Relu(), ln.Dense(config.outputs))
 
     def draw(key):
         return model.apply(model.init(key, x), x)[0]
 
     keys = jax.random.split(jax.random.key(4), (config.networks // CHUNK, CHUNK))
+    # `map` over chunks of a `vmap`: all networks at once would take their weights' memory.
     outputs = jax.jit(lambda keys: jax.lax.map(jax.vmap(draw), keys))(keys)
     return np.asarray(outputs).reshape(-1, config.outputs)
 

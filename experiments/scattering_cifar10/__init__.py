@@ -129,6 +129,7 @@ class Config:
         guards.count(
             f"{prefix}features.J",
             self.features.J,
+            # Of a power of two: log2 of the side.
             at_most=side.bit_length() - 1,
             fix="2^J is at most the side",
         )

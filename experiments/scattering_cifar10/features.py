@@ -41,6 +41,7 @@ def scattering_features(config, images: np.ndarray, name: str, folder: Path, adv
         else:
             advance(len(part))
         stored = store.load_arrays(path)["features"]
+        # One array for all, whose shape is known with the first part: no list and its copy.
         if features is None:
             features = np.empty((len(images), *stored.shape[1:]), np.float16)
         features[start : start + PART] = stored
@@ -64,5 +65,6 @@ def _transformed(config, filters, images, advance) -> Iterator[np.ndarray]:
 def _transform(x, *, filters, max_order: int, offset: float):
     coefficients = scattering2d_nhwc(x, filters, max_order=max_order)
     if offset:
+        # Coefficients of different scales and orders differ by orders of magnitude.
         coefficients = jnp.log(jnp.abs(coefficients) + offset)
     return coefficients.astype(jnp.float16)

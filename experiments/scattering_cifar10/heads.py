@@ -74,6 +74,7 @@ def _leading(gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         return values, vectors
     eigen = linalg.psd_eigh(gram)
     count = min(count, int((eigen.values > eigen.tolerance).sum()))
+    # Eigenvalues ascend: the last ones, the largest first.
     return eigen.values[: -1 - count : -1], eigen.vectors[:, : -1 - count : -1]
 
 
@@ -88,6 +89,7 @@ def _rbf(config, problem: Problem):
     """`exp(-|x - x'|^2 / (2 median))`, median of the squared distances of training examples."""
     squares = _squared_distances(problem.train.x, problem.train.x)
     across = _squared_distances(problem.test.x, problem.train.x)
+    # Each pair once, without the zeros of the diagonal.
     scale = 2 * np.median(squares[np.triu_indices(len(squares), 1)])
     return np.exp(-squares / scale), np.exp(-across / scale)
 
@@ -139,6 +141,7 @@ def _logistic(config, problem: Problem) -> dict[str, Any]:
             return LogisticRegression(C=1 / penalty, max_iter=100, tol=1e-3).fit(x, y)
 
     grid = _coarse(config.ridges)
+    # Balanced draws are nested: the first fifth is balanced too.
     best = _best([fitted(each, x[held:], y[held:]).score(x[:held], y[:held]) for each in grid])
     return ridge.chosen(grid, best) | {"accuracy": fitted(grid[best], x, y).score(x_test, y_test)}
 
@@ -200,6 +203,7 @@ def all_images(config, train: Data, test: Data, advance) -> dict[str, Any]:
     # The sums of both parts are those of all examples: features are read once.
     first = _normal_equations(rows[:split], y[:split], center, advance)
     last = _normal_equations(rows[split:], y[split:], center, advance)
+    # tr X'X = tr XX': ridges are relative to the mean of the kernel's diagonal, as for other heads.
     mean = float(np.trace(first[0]) + np.trace(last[0])) / len(rows)
     held = Data(rows[split:], y[split:])
     grid = _coarse(config.ridges)
@@ -223,6 +227,8 @@ def _normal_equations(rows, y, center, advance):
     moment = np.zeros((rows.shape[1], y.shape[1]), np.float32)
     for i in range(0, len(rows), 1000):
         block = rows[i : i + 1000].astype(np.float32) - center
+        # Half of the multiplications: one triangle of a symmetric matrix. A transposed block is
+        # in the order of BLAS, so that nothing is copied.
         gram = ssyrk(1.0, block.T, beta=1.0, c=gram, overwrite_c=True, lower=True)
         moment += block.T @ y[i : i + 1000]
         advance(len(block))
@@ -236,8 +242,10 @@ def _primal_accuracies(gram, moment, shift, center, *parts: Data) -> list[float]
     shifted = gram.copy(order="F")
     shifted[np.diag_indices_from(shifted)] += np.float32(shift)
     try:
+        # The lower triangle is the only one that `ssyrk` has filled.
         factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True, check_finite=False)
-    except np.linalg.LinAlgError:  # the shift is below the rounding of the matrix
+    except np.linalg.LinAlgError:
+        # The shift is below the rounding of the matrix.
         return [0.0] * len(parts)
     weights = scipy.linalg.cho_solve(factor, moment, check_finite=False)
     return [ridge.accuracy(_primal_outputs(part.x, weights, center), part.y) for part in parts]

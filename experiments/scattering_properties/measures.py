@@ -93,6 +93,7 @@ def _changes(x, J, moved):
 def displacement(size: int, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     """The displacement `A (sin v, sin u)`, with one period on the grid and largest gradient epsilon."""
     u = 2 * np.pi * np.arange(size) / size
+    # The slope of A sin(2 pi u / size) is at most 2 pi A / size, which is to be epsilon.
     wave = epsilon * size / (2 * np.pi) * np.sin(u)
     return np.broadcast_to(wave, (size, size)), np.broadcast_to(wave[:, None], (size, size))
 
@@ -114,6 +115,7 @@ def deformation_matrix(tau: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     grid = np.arange(size)
     rows = _dirichlet((grid[:, None] - tau[0])[..., None] - grid)
     columns = _dirichlet((grid - tau[1])[..., None] - grid)
+    # The polynomial of two variables is a product of two: a row for each place (u, v).
     return np.einsum("uvp,uvq->uvpq", rows, columns).reshape(size**2, size**2)
 
 
@@ -139,11 +141,13 @@ def commutator_norm(J: int, size: int, epsilon: float, shift: float = 0.0) -> fl
 
 def averaging_norm(J: int, size: int, amplitude: float) -> float:
     """Operator norm of `L_tau A_J - A_J` for a displacement of at most `amplitude` pixels along each axis."""
+    # The largest gradient of the displacement whose amplitude this is.
     deform = deformation_matrix(displacement(size, 2 * np.pi * amplitude / size))
     return _operator_norm(_averaging_change, deform, _spectra(size, J)[:1])
 
 
 def _commutator(deform, spectra, x):
+    # One map a row: the transpose deforms each of them.
     return _filtered(spectra, deform @ x) - _filtered(spectra, x) @ deform.T
 
 
@@ -163,6 +167,7 @@ def _filtered(spectra, x):
     size = spectra.shape[-1]
     spectrum = jnp.fft.fft2(x.reshape(1, size, size))
     maps = jnp.fft.ifft2(spectrum * spectra.astype(spectrum.dtype)).reshape(len(spectra), -1)
+    # As one real map, which has a transpose, and the norm of the complex one.
     return jnp.concatenate([maps.real, maps.imag])
 
 
@@ -178,7 +183,9 @@ def _operator_norm(operator: Callable, deform: np.ndarray, spectra: np.ndarray) 
 
     # The wavelets of all scales and the deformation have n^2 J L entries together: never formed.
     matrix = LinearOperator((n, n), matvec=product, dtype=np.float64)
+    # A start that is drawn anew would give other digits at every run.
     start = np.random.default_rng(0).standard_normal(n)
+    # |A|^2 is the largest eigenvalue of A'A.
     largest = eigsh(matrix, 1, tol=1e-4, v0=start, return_eigenvectors=False)[0]
     return math.sqrt(largest)
 

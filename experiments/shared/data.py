@@ -78,6 +78,7 @@ class DataConfig(Photographs):
     @property
     def teaches_features(self) -> bool:
         """Whether these are photographs, and enough to learn features from that are better than the first ones."""
+        # Facts about learned features hold for these alone, and are left out elsewhere.
         return self.name == "cifar10" and self.n_train >= ENOUGH
 
     def check(self, prefix: str) -> None:

@@ -33,6 +33,7 @@ def integrate(
         new = _runge_kutta(field, s, step)
         return new, observe(new)
 
+    # Of matmuls only: a convolution inside of `scan` is 11 to 100 times slower on a CPU.
     end, later = jax.lax.scan(advance, state, length=steps)
     return end, jax.tree.map(
         lambda first, rest: jnp.concatenate([first[None], rest]), observe(state), later

@@ -64,11 +64,13 @@ def _as_model(made: Any, place: str) -> ln.Model:
 
     if isinstance(made, ln.Model):
         return made
+    # Unbound: it holds no weights, and draws some for every seed.
     if isinstance(made, linen.Module) and made.scope is None:
         return ln.from_flax(made)
     if isinstance(made, (linen.Module, nnx.Module)):
         return _held(ln.from_flax(made))
     if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
+        # Two functions are (init, apply); a module beside its state can be called as well.
         is_pair = inspect.isroutine(made[0]) and inspect.isroutine(made[1])
         if is_pair:
             return ln.layer("own", made[1], init=made[0])

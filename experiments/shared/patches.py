@@ -47,6 +47,7 @@ class PatchConfig:
     size: Annotated[int, Integer(1, 32)] = 6
     filters: Count = 512
     patches: Count = 50_000
+    # The published 10 is for bytes as pixels.
     normalization: Positive = 10 / 255**2
     whitening: Positive = 0.1
     threshold: NonNegative = 0.25
@@ -70,7 +71,9 @@ def draw_filters(config: PatchConfig, images: np.ndarray, seed: int = 0) -> Filt
     mean = patches.mean(0)
     values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
     scales = np.sqrt(np.maximum(values, 0) + config.whitening)
+    # The symmetric root, which changes patches least.
     whiten = (vectors / scales) @ vectors.T
+    # Places are random: the first patches are a draw.
     chosen = (patches[: config.filters] - mean) @ whiten
     units = chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
     # A filter is applied to patches that are not white yet: it whitens them itself.
@@ -94,6 +97,7 @@ def _drawn_patches(config: PatchConfig, images, seed) -> np.ndarray:
     shares = jax.random.uniform(jax.random.key(seed), (count, 3), jnp.float32)
     # A share rounded up to one would be a place behind the last.
     places = np.minimum((np.asarray(shares) * bounds).astype(int), bounds - 1)
+    # Each `[patches, 1, 1]`, which indexes `[patches, size, size, c]` with the offsets below.
     image, top, left = places.T[:, :, None, None]
     square = np.arange(config.size)
     patches = images[image, top + square[:, None], left + square]

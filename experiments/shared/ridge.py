@@ -20,6 +20,7 @@ def accuracy(outputs: Any, y: Any) -> float:
 
 def left_out_accuracies(kernel: Any, data: Data, ridges: Sequence[float]) -> list[float]:
     """Accuracy of the predictions of every example from all others, for each ridge."""
+    # All ridges at once, `[ridges, n, k]`, from one eigendecomposition.
     left_out = dynamics.leave_one_out(kernel, data, ridge=np.asarray(ridges))
     return [accuracy(outputs, data.y) for outputs in left_out]
 
@@ -42,6 +43,7 @@ def of_features(train: Data, test: Data, ridges: tuple[float, ...]) -> dict[str,
     values, vectors = np.linalg.eigh(x.T @ x)
     values = np.maximum(values, 0)
     scores = x @ vectors
+    # In the eigenvectors of X'X a ridge is a weight for each: one decomposition serves all of them.
     shrunk = [1 / (values + ridge * values.mean()) for ridge in ridges]
     hits = [accuracy(_left_out(scores, y, weights), y) for weights in shrunk]
     best = int(np.argmax(hits))

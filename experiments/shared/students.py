@@ -114,6 +114,7 @@ def gradients(student: Student, z0, u: Weights, x, y) -> tuple[Any, Weights]:
     pull = residual / y.shape[-1]
     out = student.start.out[None] + u.out / student.alpha[:, None]
     back = jnp.where(now > 0, out[:, :, None] * pull[:, None, :], 0)
+    # `[s, m, n]` by `[d, n]` over the samples: `[s, m, d]`.
     hidden = lax.dot_general(back, x, (((2,), (1,)), ((), ())), precision="highest")
     return residual, Weights(hidden, jnp.einsum("smn,sn->sm", active, pull, precision="highest"))
 
@@ -126,13 +127,16 @@ def descend(student: Student, u: Weights, x, y, steps) -> Weights:
     """
     weights = []
     for i in range(len(student.alpha)):
+        # A slice keeps the axis of scales, over which everything is written.
         own = jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], u)
         weights.append(_descend(_scale(student, i), own, x, y, steps))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *weights)
 
 
+# The number of steps is traced: any of them is the same program.
 @jax.jit
 def _descend(student, u, x, y, steps):
+    # Once for all steps, since samples and initial weights stay.
     z0 = _dot(student.start.hidden, x)
 
     def advance(_, u):
@@ -166,6 +170,7 @@ def measurements(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str
     return {
         "train_loss": _loss(f, y),
         "test_loss": _loss(outputs(student, u, x_test), y_test),
+        # The mean of booleans would be float32 whatever the precision.
         "stability": jnp.mean((now > 0) == (z0 > 0)[None], axis=(1, 2), dtype=f.dtype),
         "drift": moved / norm0,
     }
@@ -174,6 +179,7 @@ def measurements(student: Student, u: Weights, x, y, x_test, y_test) -> dict[str
 def _forward(student, z0, u, x):
     """Outputs, activations now, and pre-activations now."""
     alpha = student.alpha[:, None, None]
+    # `[s, m, d]` by `[d, n]`: `[s, m, n]`, one product for the units of all scales.
     moved = lax.dot_general(u.hidden, x, (((2,), (0,)), ((), ())), precision="highest")
     scaled = alpha * z0[None]
     now = z0[None] + moved / alpha
@@ -191,4 +197,5 @@ def _loss(f, y):
     return jnp.mean((f - y) ** 2, axis=-1) / 2
 
 
+# GPUs would keep three digits of a float32 product.
 _dot = functools.partial(jnp.matmul, precision="highest")

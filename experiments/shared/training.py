@@ -67,6 +67,7 @@ def checkpointed(
 
     resume = None
     if checkpoint.exists():
+        # Zeros and the start give the structure of the leaves; their values are replaced.
         resume = store.load_checkpoint(
             checkpoint, ln.TrainState(0, 0.0, start, optimizer.init(start))
         )
@@ -91,6 +92,7 @@ def trained_lazily(
 
     That rate is estimated on the first `lr_examples` training examples; the same for every alpha.
     """
+    # At u = 0 the kernel of f in u is that of h at w0, whatever alpha is.
     largest = ln.estimate_max_learning_rate(
         model.apply, params0, train.x[:lr_examples], momentum=momentum, key=key
     )
@@ -144,6 +146,7 @@ def _check_metrics(
     if settings.get("test") is not None:
         expected |= {"test_loss", "test_accuracy"}
     if settings.get("measure") is not None:
+        # Called for its names alone.
         expected |= settings["measure"](params).keys()
     recorded = curve.metrics.keys()
     for differing, fix in ((recorded - expected, "no more"), (expected - recorded, "now")):
@@ -190,6 +193,7 @@ def curve_of(arrays: Mapping[str, Any], cell: str) -> Trajectory:
 
 def batched_outputs(function: Any, params: Any, x: Any) -> np.ndarray:
     """Outputs `function(params, x)` on the host, a thousand inputs at a time."""
+    # A pytree, as an argument of `_call`: functions of another alpha or seed share its program.
     function = as_partial(function)
     batches = [x[i : i + BATCH] for i in range(0, len(x), BATCH)]
     return np.concatenate([np.asarray(_call(function, params, batch)) for batch in batches])

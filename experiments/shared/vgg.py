@@ -131,6 +131,7 @@ def trained(
     settings = config.train
     n = len(problem.train.x)
     last = steps(settings, n)
+    # Short trainings have fewer steps than records.
     save_at = np.unique(np.linspace(0, last, settings.records + 1).round().astype(int))
     rate = learning_rate(settings.loss, settings.eta0)
     curve = checkpointed(
@@ -140,6 +141,7 @@ def trained(
         problem.train,
         ln.sgd(settings.momentum),
         advance,
+        # Another stream than that of the weights, `key(seed)`.
         key=jax.random.fold_in(jax.random.key(1), config.seed),
         save_at=save_at.tolist(),
         learning_rate=ln.inverse_epoch_decay(rate, n // settings.batch_size, decay=settings.decay),

@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 TITLE = "{title}"
+# The smoke preset does little but compile.
 XLA_EFFORT = 0
 STARTS = ("random", "pretrained")
 KERNELS = ("kernel", "kernel, limit")
@@ -158,6 +159,7 @@ def measure(config: Config, store) -> dict[str, Any]:
     if cell is None:
         store.console.print("arithmetic of tasks", highlight=False)
         cell = store.write("arithmetic", combined(config, model, trained, problem, arrays))
+    # Displacements, each as large as a network, stay in the cells.
     return {name: value for name, value in (arrays | cell).items() if "/u/" not in name}
 
 
@@ -172,6 +174,7 @@ def _measured_from(config: Config, model, params, start: str, problem: Problem, 
     cell = store.read(f"{start},kernel")
     if cell is None:
         store.console.print(f"tangent kernel of {start} weights", highlight=False)
+        # The flow ends when the linearized training does.
         time = float(arrays[f"{start}/linearized/time"])
         cell = store.write(f"{start},kernel", kernel_solved(model, params, problem, time))
     arrays |= {f"{start}/{entry}": value for entry, value in cell.items()}
@@ -209,6 +212,7 @@ def facts(config: Config, arrays):
     for name in MODELS:
         losses = [value[f"{name}/alone/{task}"] - value[f"{name}/sum/{task}"] for task in TASKS]
         lost[name] = sum(losses) / len(losses)
+        # The first task is the one that is removed.
         forgotten, kept = (
             value[f"{name}/both/{task}"] - value[f"{name}/removed/{task}"] for task in TASKS
         )

@@ -37,7 +37,9 @@ def combined(config, model, params, problem: Problem, arrays) -> dict[str, Any]:
     for name, method_name in MODELS.items():
         method = methods(config, model, params, problem)[method_name]
         alpha = np.inf if method.linearized else 1.0
+        # Not centered: what the pretrained network answers counts as well.
         function = ln.lazy(model.apply, params, alpha, centered=False)
+        # Tasks are learned here; the tangent of both is the fine-tuning on all new classes.
         both = start.at(displacement(arrays, f"pretrained/{method_name}", params))
         tasks = {}
         for task in TASKS:
@@ -72,6 +74,7 @@ def _accuracies(name, function, tangent, parts) -> dict[str, float]:
     found = {}
     for task, part in parts.items():
         own = np.asarray(TASKS[task])
+        # Among its own classes, so that a task is not charged for answers of the other one.
         outputs = batched_outputs(function, tangent.displacement, part.x)[:, own]
         found[f"{name}/{task}"] = float(ln.accuracy(outputs, np.asarray(part.y)[:, own]))
     return found

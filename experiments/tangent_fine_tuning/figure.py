@@ -48,7 +48,7 @@ def _draw_laziness(arrays, ax, starts):
         values[start] = [float(arrays[f"{start}/{entry}"]) for entry in known.values()]
     _bars(ax, values, list(known))
     ax.set(yscale="log", ylabel="smaller is lazier")
-    # within a decade there is no major tick: minor ones are named then
+    # Within a decade there is no major tick: minor ones are named then.
     ax.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
@@ -79,4 +79,5 @@ def _bars(ax, values, labels):
         ax.bar(places + (i - 0.5) * WIDTH, heights, WIDTH, label=name)
     ax.set_xticks(places, labels, rotation=35, ha="right")
     ax.set_axisbelow(True)
-    ax.margins(y=0.25)  # room for the legend
+    # Room for the legend.
+    ax.margins(y=0.25)

@@ -94,11 +94,13 @@ def pretrained(config, model, params, problem: Problem, store) -> Any:
             ln.sgd(config.momentum),
             lambda step: None,
             key=jax.random.key(config.seed),
+            # Checkpoints are written at records: one halfway lets a killed pretraining go on.
             save_at=[steps // 2, steps],
             learning_rate=_rate(config, model.apply, params, problem.old.x, None),
             batch_size=config.batch_size,
             test=problem.old_test,
         )
+        # Arrays are stored by name: leaves by their number, in the order of the structure.
         found = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(curve.params))}
         found["test_accuracy"] = curve.metrics["test_accuracy"][-1]
         cell = store.write("pretrained", found)
@@ -107,6 +109,7 @@ def pretrained(config, model, params, problem: Problem, store) -> Any:
 
 def methods(config, model: ln.Model, params: Any, problem: Problem) -> dict[str, Method]:
     """The ways to fine-tune from these weights that the configuration asks for, by name."""
+    # By number, since as text 10 comes before 9.
     last = sorted(params, key=lambda name: int(name.split("_")[0]))[-1]
     found = {
         "all weights": Method(model.apply, params, None, False),
@@ -116,6 +119,7 @@ def methods(config, model: ln.Model, params: Any, problem: Problem) -> dict[str,
     if {"LoRA", "linearized LoRA"} & set(config.methods):
         adapted = ln.lora(model, rank=config.rank)
         drawn = adapted.init(jax.random.key(config.seed + 1), problem.few.x)
+        # The factor B is zero at the start: the function is that of the given weights.
         low_rank = {**drawn, "weights": params}
         of_factors = _Below("factors")
         found["LoRA"] = Method(adapted.apply, low_rank, of_factors, False)
@@ -131,6 +135,7 @@ def tuned(config, method: Method, data: Data, test: Data) -> dict[str, Any]:
     steps = config.epochs * (len(data.y) // config.batch_size)
     curve = ln.train(
         ln.objective(start.function if method.linearized else method.apply, ln.mse),
+        # The displacement starts at zero, the weights where they are.
         None if method.linearized else method.params,
         data,
         ln.sgd(config.momentum),
@@ -167,6 +172,7 @@ def kernel_solved(model, params, problem: Problem, moment: float) -> dict[str, A
     found = {"seconds": time.process_time() - began}
     arrays = {}
     for i, name in enumerate(("kernel", "kernel, limit")):
+        # Weights of both times, `[2, ...]`, as displacements of the linearized model.
         moved = jax.tree.map(lambda leaf, w0, i=i: leaf[i] - w0, weights, params)
         outputs = batched_outputs(start.function, moved, new.x)
         accuracy = ln.accuracy(outputs, np.asarray(new.y))
@@ -182,6 +188,7 @@ def describe(config, model, params, problem: Problem, arrays, start: str) -> dic
     found: dict[str, Any] = {}
     for name, method in methods(config, model, params, problem).items():
         if method.linearized or name == "last layer":
+            # Linear in what is trained: no second derivative, and a kernel that stays.
             found |= {f"{name}/kappa": 0.0, f"{name}/ntk_change": 0.0}
             continue
         where = {"where": method.where, "key": key}
@@ -193,6 +200,7 @@ def describe(config, model, params, problem: Problem, arrays, start: str) -> dic
         found[f"{name}/ntk_change"] = diagnostics.ntk_change(
             method.apply, weights, method.params, few.x, probes=PROBES, **where
         )
+    # Gaps are relative to the change of outputs, not to outputs that the start already has.
     before = batched_outputs(model.apply, params, problem.new.x)
     outputs = {
         name: arrays[f"{start}/{name}/outputs"] - before
