@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(history.plot(history.load(), options.out / "history.png"))
         return 0
     measured = [row for name in options.only for row in run_group(name, options.quick, options.out)]
+    # After the groups: `describe` takes the device that they measured on.
     result = {
         "quick": options.quick,
         "machine": machine.describe(),
@@ -57,6 +58,7 @@ def run_group(name: str, quick: bool, folder: Path) -> list[Row]:
     """The rows of one group, measured in a process of its own; one row of error if that dies."""
     file = folder / "rows" / f"{name}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
+    # Rows are appended: those of an earlier run would be read as this one's.
     file.unlink(missing_ok=True)
     command = [
         sys.executable,
@@ -66,6 +68,7 @@ def run_group(name: str, quick: bool, folder: Path) -> list[Row]:
         str(file.resolve()),
         *(["--quick"] if quick else []),
     ]
+    # In the environment of the process, since jax and BLAS read them when they are loaded.
     variables = getattr(importlib.import_module(f"benchmarks.{name}"), "ENVIRONMENT", {})
     status = subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode
     died = (
@@ -73,6 +76,7 @@ def run_group(name: str, quick: bool, folder: Path) -> list[Row]:
         if status
         else []
     )
+    # Rows that were measured before a process died are kept.
     return group.read(file) + died
 
 

@@ -44,8 +44,10 @@ def _programs(name) -> dict[str, Program]:
     data = Data(x, jnp.eye(10)[jnp.arange(len(x)) % 10] - 0.1)
     params0 = jax.jit(model.init)(jax.random.key(1), x[:1])
     part = Data(data.x[:EXAMPLES], data.y[:EXAMPLES])
+    # At weights that have moved, since most diagnostics compare them with the first ones.
     calls = _calls(model, params0, _trained(model, params0, data, 5), data, part)
     return {
+        # The first program, per step: ratios of the others are in steps.
         "a step of training": Program(lambda: _trained(model, params0, data, EPOCH), EPOCH),
         **{diagnostic: Program(call) for diagnostic, call in calls.items()},
     }
@@ -60,6 +62,7 @@ def _calls(model, params0, params, data, part):
     """{name: a call of each diagnostic}."""
     x = part.x
     key = jax.random.key(2)
+    # Computed beforehand: what compares kernels is timed without them.
     kernel0, kernel = (empirical_ntk(model.apply, w, x, outputs="trace") for w in (params0, params))
     product = ntk_vector_product(model.apply, params, x)
     shape = part.y.shape

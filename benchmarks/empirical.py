@@ -56,6 +56,7 @@ def _case(
         x = jnp.asarray(np.random.default_rng(0).normal(size=(n, *shape)), jnp.float32)
         params = jax.jit(model.init)(jax.random.key(0), x)
         k = model.apply(params, x[:1]).shape[1]
+        # A lambda hides the layers: it is differentiated as a function that is not known.
         ours = model.apply if peers else lambda w, examples: model.apply(w, examples)
         found = {
             "lazynet": lazynet(ours, params, x),
@@ -77,6 +78,7 @@ def lazynet(apply: Callable[..., Any], params: Any, x: jax.Array) -> Program:
         function = as_partial(apply)
         names = chosen_names(params, None)
         tile, groups = plan(function, params, x, names, "full", MEMORY, None)
+        # Groups of parameters come one after another: the largest one is the peak.
         return max(peak_bytes(function, params, x[:tile], group, "full") for group in groups)
 
     return Program(lambda: empirical_ntk(apply, params, x), reserved=reserved)
@@ -95,6 +97,7 @@ def by_gradients(apply: Callable[..., Any], k: int) -> Callable[..., Any]:
     def ntk(params, x):
         flat = [leaf.reshape(len(x) * k, -1) for leaf in jax.tree.leaves(gradients(params, x))]
         total = sum(leaf @ leaf.T for leaf in flat)
+        # From rows (example, output) to `[n, n, k, k]`.
         return total.reshape(len(x), k, len(x), k).transpose(0, 2, 1, 3)
 
     return ntk

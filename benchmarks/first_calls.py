@@ -71,6 +71,7 @@ def _case(name: str, build: Callable[[Any], Any], x: jax.Array) -> Case:
         }
 
     size = "vectors" if x.ndim == 2 else f"images of {x.shape[1]} x {x.shape[2]}"
+    # Zero rounds: the first call is what is measured.
     return Case(f"{name}, {size}", programs, "first call", 0, lambda gram: np.asarray(gram.ntk))
 
 

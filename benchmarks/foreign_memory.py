@@ -106,6 +106,7 @@ def _torch_kernel(images: int, width: int) -> Callable[[], Any]:
     x = torch.randn(images, 3, 32, 32)
 
     def total(params, one):
+        # `outputs="sum"` is the kernel of 1/sqrt(k) sum_a h_a.
         return functional_call(network, {**params, **buffers}, (one[None],)).sum() / 10**0.5
 
     def kernel():
@@ -126,10 +127,12 @@ def _jax_kernel(case: str, images: int, width: int, memory: int) -> Callable[[],
     model = ln.from_flax(resnet18(width), train=False)
     params = jax.jit(model.init)(jax.random.key(1), x)
     forward = jax.jit(model.apply)
+    # Part of every case of JAX, so that the memory of a forward pass can be subtracted.
     jax.block_until_ready(forward(params, x))
 
     @jax.jit
     def plain(params, x):
+        # The same function as in torch: k = 10 outputs, summed over sqrt(k).
         gradient = jax.grad(lambda w, one: jnp.sum(model.apply(w, one[None])) / 10**0.5)
         rows = [
             g.reshape(images, -1) for g in jax.tree.leaves(jax.vmap(gradient, (None, 0))(params, x))
@@ -149,6 +152,7 @@ def _measured(case: str, images: int, width: int, memory: int) -> dict[str, floa
         kernel = _torch_kernel(images, width)
     else:
         kernel = _jax_kernel(case, images, width, memory)
+    # Cases that are measured for their memory alone are called once.
     for _ in range(2 if case in TIMED else 1):
         start = time.process_time()
         kernel()
@@ -180,6 +184,7 @@ def main() -> None:
             print(f"{case:12s} {done.stderr.splitlines()[-1]}")
             continue
         found = json.loads(done.stdout.splitlines()[-1])
+        # The first of the cases, with which the others are compared.
         forward = found["peak"] if case == "forward" else forward
         above = (found["peak"] - forward) / 2**30
         print(

@@ -43,6 +43,7 @@ def curves(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], Curv
         machine = result["machine"]
         where = f"{machine['cpu']}, {machine['cores']} cores, jax {machine['packages']['jax']}"
         for row, (cpu, _) in report.ratios(report.rows(result)):
+            # The first program of a case is the unit: its ratio is one at all dates.
             if cpu is not None and cpu != 1.0:
                 curve = found.setdefault((row.group, f"{row.case}: {row.program}", where), [])
                 curve.append((date.fromisoformat(machine["date"]), cpu))

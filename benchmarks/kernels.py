@@ -29,6 +29,7 @@ SQRT2 = math.sqrt(2.0)
 OPERATIONS = 58
 """Multiply-adds for a pair of positions in a layer, convolution and ReLU."""
 
+# Pooling needs all pairs of the 1,024 positions, Flatten those of equal ones.
 PAIRS = {"gap21": 21 * 1024**2, "flat21": 21 * 1024}
 """Pairs of positions times layers of an entry."""
 
@@ -112,6 +113,7 @@ def fc4(library: Any) -> Any:
 
 
 def _case(name, build: Callable[[Any], Any], ours, theirs, rounds) -> Case:
+    # The peer has fewer entries: answers are compared on the corner that both have.
     shared = tuple(min(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None)
     corner = (slice(shared[0]), slice(shared[-1]))
 
@@ -152,6 +154,7 @@ def _peer(name, network, sizes) -> Program:
 
 
 def _arithmetic(name, size=1024) -> Program:
+    # The size^3 multiply-adds of a product of matrices, in entries of the kernel.
     entries = size**3 / (OPERATIONS * PAIRS[name])
     return jitted(
         lambda a: jnp.matmul(a, a, precision="highest"),
@@ -184,8 +187,10 @@ def _by_shape(name: str, build: Callable[[Any], Any], shapes: tuple[tuple[int, i
 
 def _switched(network, inputs, switch: str, *, wide: bool) -> Program:
     def run():
+        # Set around each call, since programs of a case take turns in one process.
         os.environ[SWITCH] = switch
         before = jax.config.jax_enable_x64
+        # jax would round float64 inputs to float32 otherwise.
         jax.config.update("jax_enable_x64", wide or before)
         try:
             return analytic_kernel(
@@ -217,6 +222,7 @@ def images(n: int, seed: int) -> jax.Array:
 
 def _inputs(name, sizes):
     whole = [None if n is None else images(n, seed) for seed, n in enumerate(sizes)]
+    # A line of one channel of the image is a vector of 32 entries.
     return [x[:, 0, :, 0] if name == "fc4" and x is not None else x for x in whole]
 
 

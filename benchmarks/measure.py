@@ -124,6 +124,7 @@ def jitted(
     function: Callable[..., Any], *arguments: Any, entries: float = 1.0, **more: Any
 ) -> Program:
     """A program of one compiled function; its first call compiles, and the compiler tells the memory."""
+    # Compiled at the first call and not before, as its time is reported.
     compiled = functools.cache(lambda: jax.jit(function).lower(*arguments).compile())
     return Program(
         lambda: compiled()(*arguments), entries, lambda: reserved(compiled()) or None, **more
@@ -137,6 +138,7 @@ def first_call(run: Callable[[], Any]) -> First | Failure:
         wall = time.perf_counter()
         result = jax.block_until_ready(run())
         return First(Times(time.process_time() - cpu, time.perf_counter() - wall), result)
+    # Whatever a program raises is its row: the others of the case go on.
     except Exception as error:
         return Failure(_described(error))
 
@@ -145,11 +147,13 @@ def in_turns(
     runs: Mapping[str, Callable[[], Any]], rounds: int, least_s: float = LEAST_S
 ) -> dict[str, Times]:
     """`{name: least times of a call}` of `rounds` turns; every program has been called before."""
+    # The first turn tells how often a short program is called in the next ones.
     calls = dict.fromkeys(runs, 1)
     best = dict.fromkeys(runs, Times(math.inf, math.inf))
     for turn in range(rounds):
         for name, run in runs.items():
             spent = _timed(run, calls[name])
+            # The least CPU and the least wall time, each by itself: disturbances only add.
             best[name] = Times(*map(min, best[name], spent))
             if turn == 0:
                 calls[name] = max(1, min(1000, int(least_s / max(spent.wall_s, 1e-9))))
@@ -171,6 +175,7 @@ def measure(group: str, case: Case) -> list[Row]:
             if case.rounds
             else {}
         )
+        # Without rounds the first call, compilation included, is the measurement.
         times = times or {name: first.times for name, first in fine.items()}
         differences = dict(_differences(case, fine))
         return [
@@ -195,6 +200,7 @@ def _differences(case: Case, firsts: Mapping[str, First]) -> Iterator[tuple[str,
     if case.answer is None or len(firsts) < 2:
         return
     reference, *others = firsts
+    # Every program is compared with the first one of its case.
     expected = np.asarray(case.answer(firsts[reference].result), np.float64)
     for name in others:
         if (found := case.answer(firsts[name].result)) is not None:
@@ -217,7 +223,7 @@ def _row(group, case, name, program, first, times, differs) -> Row:
         if isinstance(program.note, str)
         else program.note(first.result, times.cpu_s / program.entries)
     )
-    # not (<=), so that a NaN does not agree with anything
+    # `not <=`, so that a NaN does not agree with anything.
     error = (
         f"differs by {differs:.1e}" if differs is not None and not differs <= case.tolerance else ""
     )

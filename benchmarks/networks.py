@@ -42,6 +42,7 @@ def vgg11(outputs: int, width: float) -> linen.Sequential:
     layers = []
     for channels in (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool"):
         if channels == "pool":
+            # No module: a `Sequential` calls functions as they are.
             layers.append(partial(linen.max_pool, window_shape=(2, 2), strides=(2, 2)))
         else:
             layers += [convolution(round(width * channels)), linen.relu]
@@ -61,6 +62,7 @@ def flax_weights(params: Params, W_std: float, b_std: float) -> Params:
     weights = {}
     for path, layer in params.items():
         fan_in = math.prod(layer["W"].shape[:-1])
+        # The factor W_std / sqrt(fan_in) of the NTK parameterization goes into the weights.
         kernel = W_std / math.sqrt(fan_in) * layer["W"]
         bias = {"bias": b_std * layer["b"]} if "b" in layer else {}
         weights[f"layers_{path.split('_')[0]}"] = {"kernel": kernel} | bias

@@ -26,6 +26,7 @@ def beside(load: Callable[[], Any], build: Callable[[Any], Program]) -> Program:
 
 def neural_tangents() -> Any:
     """neural-tangents; its implementation 3 reads two names that jax 0.5.3 has no more."""
+    # It imports TensorFlow through this module alone, which nothing here needs.
     sys.modules.setdefault(
         "neural_tangents.experimental", types.ModuleType("neural_tangents.experimental")
     )

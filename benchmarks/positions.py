@@ -105,6 +105,7 @@ def _program(network: Any, shape, masks, graphs) -> Program:
     inputs = [rng.normal(size=shape) for _ in range(2)]
     if masks:
         for x in inputs:
+            # Whole positions, with all their channels.
             x[rng.random(shape[:2]) < 0.2] = MISSING
     patterns = [rng.random((*shape[:2], shape[1])) < 0.1 for _ in range(2)] if graphs else []
     known = {"mask_constant": MISSING} if masks else {}

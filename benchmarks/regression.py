@@ -34,7 +34,8 @@ RIDGE = 1e-2
 
 
 def cases(quick: bool) -> Iterator[Case]:
-    if not quick:  # first, while the largest resident memory of the process is its own
+    # First, while the largest resident memory of the process is its own.
+    if not quick:
         yield Case("conjugate gradient, N = 20,000, rank 300", _conjugate, "fit", rounds=0)
     n, rounds = (1000, 2) if quick else (5000, 1)
     yield Case(f"20 ridges, N = {n:,}", partial(_ridges, n), "fit", rounds, np.asarray)
@@ -64,8 +65,11 @@ def relu_ntk(x1, x2, depth=4, rows=50):
         nngp = x1[start : start + rows] @ x2.T
         ntk = nngp.copy()
         for _ in range(depth):
+            # Inputs of norm one, and W_std^2 = 2: variances stay one, entries are cosines c.
             cosine = np.clip(nngp, -1, 1)
             angle = np.pi - np.arccos(cosine)
+            # Sigma' = (sqrt(1 - c^2) + (pi - arccos c) c) / pi,
+            # Theta' = Theta (pi - arccos c) / pi + Sigma'.
             nngp = (np.sqrt(1 - cosine**2) + angle * cosine) / np.pi
             ntk = ntk * angle / np.pi + nngp
         kernel[start : start + rows] = ntk
@@ -85,6 +89,7 @@ def _ridges(n) -> dict[str, Program]:
 
     def by_numpy():
         values, vectors = np.linalg.eigh(kernel)
+        # All ridges from one decomposition, as in the first program.
         weights = 1 / (values[:, None] + RIDGES)
         inside = vectors.T @ data.y
         outside = cross @ vectors
@@ -137,14 +142,17 @@ def _times(n) -> dict[str, Program]:
         values, vectors = np.linalg.eigh(kernel)
         inside = vectors.T @ data.y
         outside = cross @ vectors
+        # (1 - exp(-lambda t / n)) / lambda, by expm1 for small lambda t.
         weights = -np.expm1(-np.maximum(values, 0) * TIMES[:, None] / n) / values
         return test_loss(outside @ (weight[:, None] * inside) for weight in weights)
 
     def theirs(library):
-        def run():  # the decomposition is done where the predictor is made
+        def run():
+            # The decomposition is done where the predictor is made.
             predict_fn = library.predict.gradient_descent_mse(
                 jnp.asarray(kernel), jnp.asarray(data.y)
             )
+            # Its loss is a mean over the k outputs too: k times the time does the same.
             return test_loss(predict_fn(data.y.shape[1] * TIMES, 0.0, 0.0, jnp.asarray(cross))[1])
 
         return Program(run)
@@ -177,9 +185,11 @@ def _values(decomposition):
 
 def _conjugate(n=20_000, rank=300) -> dict[str, Program]:
     kernel, cross, data, test = problem(n, dtype=np.float32)
+    # Loads and compiles what the solver needs, which is no growth by the kernel.
     dynamics.conjugate_gradient_regression(
         np.eye(2), Data(data.x[:2], data.y[:2]), cross=np.eye(2), ridge=1.0
     )
+    # With kernel and data in memory: only what the solver adds is counted.
     before = _resident()
 
     def note(fit, _):

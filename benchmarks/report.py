@@ -48,6 +48,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
 
 def ratios(measured: Iterable[Row]) -> Iterator[tuple[Row, Ratio]]:
     """Every row with its ratios; None where either side has no time."""
+    # Rows of a case follow each other, as they were measured.
     for _, group in itertools.groupby(measured, key=lambda row: (row.group, row.case)):
         case = list(group)
         for row in case:
@@ -121,6 +122,7 @@ def amount(count: int | None) -> str:
 def _ratio(row: Row, first: Row, name: str) -> float | None:
     mine = getattr(row, name)
     theirs = getattr(first, name)
+    # No ratio to a program that did not run, nor to a time of zero.
     if mine is None or not theirs:
         return None
     return (mine / row.entries) / (theirs / first.entries)

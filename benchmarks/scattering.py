@@ -60,6 +60,7 @@ def _images(size, J, n) -> dict[str, Program]:
 
 
 def _construction(size, J) -> dict[str, Program]:
+    # The size to which kymatio pads images.
     padded = ((size + 2**J) // 2**J + 1) * 2**J
 
     def theirs(library):
@@ -70,11 +71,13 @@ def _construction(size, J) -> dict[str, Program]:
 
 
 def _compilation(J, gradient) -> dict[str, Program]:
+    # Values do not matter to a compiler.
     x = jnp.zeros((1, 32, 32), jnp.float32)
     filters = filter_bank((32, 32), J)
 
     def program(transform):
         function = jax.grad(lambda u: (transform(u) ** 2).sum()) if gradient else transform
+        # Compiled at every call, and never run.
         return Program(lambda: jax.jit(function).lower(x).compile(), note=_fft_operations)
 
     def theirs(library):

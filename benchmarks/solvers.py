@@ -74,6 +74,7 @@ def _scipy(kernel, cross, data) -> dynamics.ConjugateGradient:
     predictions = []
     for ridge in RIDGES:
         shifted = kernel.astype(np.float64)
+        # Every n + 1 entries of a flat matrix is the diagonal.
         shifted.flat[:: len(shifted) + 1] += ridge
         factor = scipy.linalg.cho_factor(shifted, lower=True, overwrite_a=True)
         predictions.append(cross @ scipy.linalg.cho_solve(factor, data.y))
@@ -87,6 +88,7 @@ def _scikit(kernel, cross, data) -> dynamics.ConjugateGradient:
 
 
 def _directly(predictions) -> dynamics.ConjugateGradient:
+    # In the record of the first program, so that one function reads all answers.
     return dynamics.ConjugateGradient(predictions, np.zeros(0), 0, 0.0)
 
 

@@ -44,6 +44,7 @@ def full_batch(config: loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
     weights0, (x, y, *_) = loss_vs_scale.draw_trial(config, 0)
     alpha = np.square(taus)
     tau = np.reshape(taus, (-1, 1, 1))
+    # Of the weights w; the engine's rate of u is alpha = tau^2 times that.
     rates = np.minimum(10.0, 0.1 / alpha)
     starts = [jax.tree.map(lambda leaf, t=t: t * leaf, tuple(weights0)) for t in taus]
     batch = ln.Data(x.T, y.T)
@@ -55,6 +56,7 @@ def full_batch(config: loss_vs_scale.Config, taus, steps) -> dict[str, Program]:
         u = jax.tree.map(lambda leaf: jnp.zeros((len(taus), *leaf.shape)), weights0)
         moved = descend(student, u, x, y, steps)
         hidden, out = (np.asarray(leaf)[None] for leaf in weights0)
+        # Weights over tau: w = tau v, and v = v0 + u / alpha.
         return _stacked(
             hidden + moved.hidden / alpha[:, None, None], out + moved.out / alpha[:, None]
         )
@@ -86,10 +88,12 @@ def fresh_batches(config: population_sgd.Config) -> dict[str, Program]:
     batches = [_host_batch(teacher, key, i, config.batch_size) for i in range(config.steps)]
 
     def engine_one_at_a_time():
+        # The same trial with one scale, which draws the same batches from the same key.
         alone = [config.__class__(**vars(config) | {"taus": (tau,)}) for tau in config.taus]
         return np.concatenate([population_sgd.train(each, 0) for each in alone])
 
     def by_autodiff():
+        # Losses count from the step at which the average begins.
         first = config.steps - config.last
         settings = (teacher, key, first, config.steps, config.batch_size)
         return (
@@ -166,7 +170,9 @@ def _by_numpy(weights, batches, hidden_rate, out_rate, divisor=1.0):
         active = np.maximum(x @ hidden.T, 0)
         residual = active @ out / divisor - y[:, 0]
         losses.append(np.mean(residual**2) / 2)
+        # The gradient in the outputs, through the output factor 1/m.
         pull = residual / (divisor * len(x))
+        # Of the hidden units, with the output weights from before their step.
         slope = (active > 0) * pull[:, None] * out
         out -= x.dtype.type(out_rate) * (active.T @ pull)
         hidden -= x.dtype.type(hidden_rate) * (slope.T @ x)

@@ -74,6 +74,7 @@ def _case(
         ):
             function = ln.lazy(model.apply, params, alpha)
             found[label] = trained(function, trees.zeros_like(params), data, steps)
+        # Activations at w0 are computed once, and are inputs of every step.
         kept = ln.keep_activations(ln.lazy(model.apply, params, math.inf), data.x)
         inputs = data._replace(x=kept.x)
         zero = trees.zeros_like(params)
@@ -101,6 +102,7 @@ def trained(apply, params, data, steps: int, sharding=None) -> Program:
 
 
 def _by_hand(apply, params, data, steps):
+    # Copies, since the step takes over the memory of its arguments.
     params, velocity = jax.tree.map(jnp.copy, params), trees.zeros_like(params)
     for _ in range(steps):
         params, velocity = _step(apply, params, velocity, data.x, data.y)
@@ -109,12 +111,14 @@ def _by_hand(apply, params, data, steps):
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(apply, params, velocity, x, y):
+    # The loss is `ln.mse`: a sum over outputs, half of a mean over examples.
     gradient = jax.grad(lambda w: jnp.sum((apply(w, x) - y) ** 2) / (2 * len(x)))(params)
     velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradient)
     return jax.tree.map(lambda w, v: w - RATE * v, params, velocity), velocity
 
 
 def _by_flax(module, params, data, steps):
+    # With the outputs of the other programs at the start.
     weights = networks.flax_weights(params, W_std=2**0.5, b_std=0.1)
     state = TrainState.create(apply_fn=module.apply, params=weights["params"], tx=OPTIMIZER)
     for _ in range(steps):

@@ -139,6 +139,7 @@ PRESETS = {
     "smoke": _SMOKE,
     "laptop": Config(
         data=DataConfig("cifar10", n_train=10_000, n_test=2000),
+        # At eta0 = 1 the standard network of width 1/4 learns next to nothing.
         train=TrainConfig(eta0=0.5, epochs=8, records=2),
     ),
     "full": Config(
@@ -206,6 +207,7 @@ def facts(config: Config, arrays):
     linearized = {width: accuracy.get(f"linearized/width={width:g}") for width in config.widths}
     widest = linearized[max(config.widths)]
     for prior in ("scattering", "patches"):
+        # Runs may lack rows, which other runs then have: `compare` checks what they have together.
         if accuracy.get(prior) is not None and widest is not None:
             yield within(f"{prior}_minus_linearized", accuracy[prior] - widest, at_least=0.1)
     for width in config.widths if config.data.teaches_features else ():

@@ -31,6 +31,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for run in stored["runs"].values():
         for cell, columns in run["curves"].items():
+            # Stored curves say nothing of divergence: -1 is none.
             arrays[f"{cell}/curve/diverged_at"] = np.asarray(-1)
             for column, values in columns.items():
                 place = column if column in ("step", "time") else f"metrics/{column}"
@@ -40,6 +41,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
             if cell in run["curves"]:
                 place = quantity if quantity == "precision" else f"final/{quantity}"
                 arrays[f"{cell}/{place}"] = np.asarray(value)
+            # Where a summary has rows, numbers stand under them, without curves.
             elif cell in run["summary"].get("rows", ()):
                 arrays[f"{cell}/{quantity}"] = np.asarray(value)
     return arrays | _agreements(stored)
@@ -48,6 +50,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
 def _agreements(stored: dict[str, Any]) -> dict[str, Any]:
     """How often each run predicts the class that the linearized model predicts, where both are stored."""
     classes = {
+        # A text with one digit for each test image.
         cell: np.array(list(digits))
         for run in stored["runs"].values()
         for cell, digits in run.get("classes", {}).items()

@@ -84,6 +84,7 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses images that cannot be squeezed so often, and more images than there are."""
+        # Digits are not enlarged here: 8 pixels can be squeezed three times.
         side = {"digits": 8, "cifar10": 32}[self.data.name]
         if side % 2 ** len(self.blocks):
             raise ValueError(

@@ -59,6 +59,7 @@ class NetworkConfig:
     widths: Annotated[tuple[Count, ...], Values(different=False)] = (32, 32)
     strides: Annotated[tuple[Count, ...], Values(0, different=False)] = ()
     activation: Literal["relu", "erf", "gelu"] = "relu"
+    # ReLU halves second moments, which the factor 2 makes up for.
     W_std: Positive = math.sqrt(2.0)
     b_std: NonNegative = 0.1
 
@@ -207,6 +208,7 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
         for alpha in config.alphas:
             cells = [f"seed={seed}/alpha={alpha:g}" for seed in seeds]
             values = [final(arrays, cell, name) for cell in cells]
+            # No gap without a linearized run, no kernel at infinity or after divergence.
             if None not in values:
                 summary[f"{name}/alpha={alpha:g}"] = float(np.mean(values))
                 if config.seeds > 1:
@@ -225,6 +227,7 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
     for name in ("learning_rate", "lr_max", "lambda_max_over_n"):
         for seed in seeds:
             summary[f"{name}/seed={seed}"] = float(arrays[f"seed={seed}/{name}"])
+    # The estimate of the bound differs by seed, its share does not.
     ratios = [summary[f"learning_rate/seed={i}"] / summary[f"lr_max/seed={i}"] for i in seeds]
     summary["lr_over_lr_max"] = float(np.mean(ratios))
     return summary

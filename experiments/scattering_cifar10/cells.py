@@ -36,6 +36,7 @@ def compute(config, store) -> dict[tuple[int, int, str], dict[str, Any]]:
                 # Principal components take longer than some heads: the first one that needs them computes them.
                 inputs = {True: pixels, False: features}
                 components = functools.cache(partial(_components, config, inputs, n, draw))
+                # The same first weights and batches for every alpha of a draw.
                 key = jax.random.fold_in(jax.random.key(n), draw)
                 for name in head_names(config):
                     progress.update(task, description=f"{name}, n = {n}, draw {draw}")

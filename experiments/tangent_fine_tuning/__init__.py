@@ -200,6 +200,7 @@ def facts(config: Config, arrays):
     for start in STARTS:
         gap = value[f"{start}/gap_to_flow"]
         yield within(f"gap_to_flow/linearized/{start}", gap, at_most=0.1)
+        # The network is the control: it is no flow of its first kernel.
         control = value[f"{start}/gap_to_flow_of_network"] / gap
         yield within(f"gap_to_flow/network_over_linearized/{start}", control, at_least=2.0)
     accuracy = {name: value[f"pretrained/{name}/accuracy"] for name in config.methods}
