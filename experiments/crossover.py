@@ -204,7 +204,7 @@ def _train(config, model, params0, data, alpha):
     def advance(state):
         u, step = state
         # Where features are learned the kernel grows manyfold, and a rate of the start diverges.
-        # That of f in u is that of h at w0 + u/alpha: df/du = Dh(w).
+        # The kernel of f in u is that of h at the moved weights: df/du = Dh(w0 + u/alpha).
         trace = _ntk_trace(model, ln.weights(lazy, u), data.x)
         rate = config.learning_rate * len(data.x) / trace
         # The trace costs as much as several steps and changes little in a few of them.
