@@ -55,7 +55,7 @@ def activation_rule(name: str, dual: Dual) -> Rule:
 
         _check_gaussian(name, k)
         op = Pointwise(dual.side, pair, diagonal)
-        return k.pointwise(op, gaussian=False, fresh=False, positive=dual.positive)
+        return k.pointwise(op, gaussian=False, positive=dual.positive)
 
     return rule
 
@@ -189,7 +189,8 @@ def concat_rule(kernels: Sequence[Any]) -> State:
         k.pointwise(_scaling(k.features / features), gaussian=True, fresh=True) for k in kernels
     ]
     total = type(weighted[0]).sum_independent(weighted, [""] * len(kernels))
-    return total.replace(features=features, gaussian=False, fresh=False)
+    fresh = all(k.fresh for k in kernels)
+    return total.replace(features=features, gaussian=False, fresh=fresh)
 
 
 def _scaling(factor):

@@ -122,8 +122,8 @@ class Kernel:
             depends on).
         gaussian: Whether the activations are Gaussian in the limit (after Dense or Conv, before a
             nonlinearity).
-        fresh: Whether the last weights are this branch's own, so that sums with other branches are
-            independent.
+        fresh: Whether there are weights since the last fork, which are this branch's own: what it
+            computes is independent of other branches.
         positive: Whether no covariance can be negative.
         trained: Whether new weights add to the tangent kernel.
     """
@@ -214,7 +214,7 @@ class Kernel:
         """Vectors of all positions: the mean over equal positions."""
         before = self.own.moments
         own = Side(once(lambda: before().map(lambda a: jnp.mean(a, axis=(0, 1)))))
-        return self.replace(cross=self._flat(), own=own, gaussian=False, fresh=False)
+        return self.replace(cross=self._flat(), own=own, gaussian=False)
 
     def _flat(self):
         chain = self.planes.chain

@@ -232,8 +232,8 @@ def state_of(kernel: Kernel, **context: Any) -> Positions:
         whole=not kernel.diagonal_batch,
         same=kernel._exact,
         gaussian=kernel.is_gaussian,
-        # branches that were computed apart have weights of their own
-        fresh=kernel.is_gaussian,
+        # Branches that were computed apart have weights of their own.
+        fresh=True,
         trained=kernel.ntk is not None,
         # The kernel says where its axes are, whatever the context did before.
         context={"equal": kernel.x1_is_x2, **context, "axes": axes},

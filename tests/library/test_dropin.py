@@ -175,6 +175,26 @@ def test_several_inputs_and_outputs_have_kernels_in_their_order():
     close(second, branches[0] + branches[1])
 
 
+@pytest.mark.parametrize(
+    "join", [stax.FanInProd(), stax.FanInConcat(0), stax.FanInConcat(1)], ids=["prod", "0", "1"]
+)
+def test_branches_that_share_their_weights_are_refused_where_they_must_be_independent(join):
+    images = np.random.default_rng(0).normal(size=(2, 3, 2))
+    forked = (stax.Dense(4), stax.FanOut(2))
+    shared = stax.serial(*forked, stax.parallel(stax.Identity(), stax.Identity()), join)
+    with pytest.raises(ValueError, match="without weights of their own"):
+        shared[2](images, None, "nngp", diagonal_spatial=False)
+    one_of_its_own = stax.parallel(stax.Identity(), stax.Dense(4))
+    stax.serial(*forked, one_of_its_own, join)[2](images, None, "nngp", diagonal_spatial=False)
+
+
+def test_a_product_is_that_of_branches_whose_own_weights_lie_before_a_nonlinearity():
+    branches = [stax.serial(stax.Dense(4, std), stax.Relu()) for std in (1.3, 0.7)]
+    product = stax.serial(stax.FanOut(2), stax.parallel(*branches), stax.FanInProd())
+    alone = [branch[2](X1, X2, "nngp") for branch in branches]
+    close(product[2](X1, X2, "nngp"), alone[0] * alone[1])
+
+
 def test_finite_networks_have_the_shapes_that_they_say():
     network = stax.serial(
         stax.FanOut(2),

@@ -132,7 +132,7 @@ def dropout_rule(keep: float) -> Rule:
     def rule(k: Any) -> Positions:
         positions_only("Dropout", k)
         # `E (m / keep)^2 = 1 / keep` for a mask m; those of different entries are independent.
-        return k.with_equal_scaled(1 / keep).replace(gaussian=False, fresh=False)
+        return k.with_equal_scaled(1 / keep).replace(gaussian=False)
 
     return rule
 
@@ -140,6 +140,7 @@ def dropout_rule(keep: float) -> Rule:
 def product_rule(kernels: Sequence[Any]) -> Positions:
     """`Sigma' = prod_b Sigma_b`, `Theta' = sum_b Theta_b prod_{c != b} Sigma_c` for independent branches."""
     positions_only("FanInProd", kernels[0])
+    _check_own("FanInProd", kernels)
     head = kernels[0]
     tangents = []
     for i, k in enumerate(kernels):
@@ -156,7 +157,7 @@ def product_rule(kernels: Sequence[Any]) -> Positions:
         ntk=functools.reduce(jnp.add, tangents) if tangents else None,
         own=(first, first if head.own[0] is head.own[1] else own(1)),
         gaussian=len(kernels) == 1 and head.gaussian,
-        fresh=False,
+        fresh=all(k.fresh for k in kernels),
         positive=all(k.positive for k in kernels),
     )
     return product.masked(joint_masks(kernels))
@@ -169,6 +170,7 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
     """
     positions_only("FanInConcat", kernels[0])
     _check_gaussian(kernels, "an axis of positions")
+    _check_own("FanInConcat", kernels)
     sizes = [k.shape[axis] for k in kernels]
     some_missing = any(mask is not None for k in kernels for mask in k.masks)
     placed = []
@@ -197,10 +199,22 @@ def _check_gaussian(kernels, along):
         )
 
 
+def _check_own(name, kernels):
+    """Refuses branches that depend on each other by what they share."""
+    shared = [i for i, k in enumerate(kernels) if not k.fresh]
+    if len(shared) > 1:
+        raise ValueError(
+            f"{name} got branches {shared} without weights of their own, expected at most one such branch: what "
+            "they share makes them depend on each other, and the rule is for independent ones. Begin each branch with "
+            "a Dense or Conv, and end it with one where it forks again."
+        )
+
+
 def stack_rule(kernels: Sequence[Any]) -> Positions:
     """Covariances of the examples of independent branches one behind the other: blocks on the diagonal."""
     positions_only("FanInConcat", kernels[0])
     _check_gaussian(kernels, "the examples")
+    _check_own("FanInConcat", kernels)
 
     def blocks(values):
         rows = []

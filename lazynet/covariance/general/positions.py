@@ -150,7 +150,7 @@ class Positions:
             return jnp.mean(equal, axis=tuple(range(lead, equal.ndim)))
 
         flat = self.mapped(mean).replace(masks=self.each_mask(_all_missing))
-        return flat.replace(diagonal=False, gaussian=False, fresh=False)
+        return flat.replace(diagonal=False, gaussian=False)
 
     def average(self, scale: float) -> Positions:
         """Vectors of the mean over the positions that are there, times `scale`."""
