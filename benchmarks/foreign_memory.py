@@ -157,7 +157,9 @@ def _measured(case: str, images: int, width: int, memory: int) -> dict[str, floa
         start = time.process_time()
         kernel()
         seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # macOS counts in bytes, Linux in KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {"seconds": seconds, "peak": peak}
 
 

@@ -188,6 +188,7 @@ def _by_shape(name: str, build: Callable[[Any], Any], shapes: tuple[tuple[int, i
 def _switched(network, inputs, switch: str, *, wide: bool) -> Program:
     def run():
         # Set around each call, since programs of a case take turns in one process.
+        chosen = os.environ.get(SWITCH)
         os.environ[SWITCH] = switch
         before = jax.config.jax_enable_x64
         # jax would round float64 inputs to float32 otherwise.
@@ -198,7 +199,10 @@ def _switched(network, inputs, switch: str, *, wide: bool) -> Program:
             )
         finally:
             jax.config.update("jax_enable_x64", before)
-            del os.environ[SWITCH]
+            if chosen is None:
+                del os.environ[SWITCH]
+            else:
+                os.environ[SWITCH] = chosen
 
     return Program(run, len(inputs[0]) * len(inputs[1]))
 

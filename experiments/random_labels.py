@@ -220,7 +220,7 @@ def draw(config: Config, arrays):
 
 
 def load_sets(config: Config, kind: str) -> tuple[Data, Data]:
-    """Training and test images as vectors of norm one, with centered one-hot targets."""
+    """Training and test images as vectors whose mean square is one, with centered one-hot targets."""
     parts = load_images(config.data, config.data.n_train, config.data.n_test)
     parts = datasets.standardize(*parts, center="feature", scale="global")
     rng = np.random.default_rng(config.seed)

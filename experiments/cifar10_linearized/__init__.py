@@ -152,7 +152,7 @@ PRESETS = {
     "paper": Config(
         data=DataConfig("cifar10", n_train=50_000, n_test=10_000),
         widths=(0.25, 0.5, 1.0, 2.0),
-        train=PAPER_TRAIN,
+        train=dataclasses.replace(PAPER_TRAIN, eta0=0.5),
         patches=PatchConfig(filters=2048),
         kernel=KernelConfig(2000, 2000),
     ),

@@ -159,7 +159,7 @@ def check_batch(batch_size: int, n_train: int, name: str = "train.batch_size") -
 
 
 def unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type and the bounds of an annotation; of `T | None`, T."""
+    """The type and the bounds of an annotation."""
     if typing.get_origin(annotation) is Annotated:
         return annotation.__origin__, annotation.__metadata__
     return annotation, ()

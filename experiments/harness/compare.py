@@ -152,11 +152,12 @@ def draw(runs: Sequence[Run], path: Path) -> bool:
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for name, ax in zip(names, axes, strict=False):
         quantity, _, x = name.partition(" against ")
+        positive = True
         for label, own in zip(differences(runs), curves, strict=True):
             # The linearized network, at infinity, has no place on the axis.
             points = sorted((a, b) for a, b in own[name].items() if a != float("inf"))
             ax.plot(*zip(*points, strict=True), "o-", ms=3, label=label)
-        positive = min(a for a, _ in points) > 0
+            positive = positive and min(a for a, _ in points) > 0
         ax.set(xlabel=x, ylabel=quantity, xscale="log" if positive else "linear")
     for ax in axes[len(names) :]:
         ax.set_axis_off()

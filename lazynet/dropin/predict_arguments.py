@@ -118,13 +118,13 @@ def member(name, kernels, *kinds):
     """The first of the kernels that is there; an array stands for the one asked for."""
     if hasattr(kernels, "shape") and not hasattr(kernels, "nngp"):
         return numbers(name, kernels)
-    found = [getattr(kernels, kind) for kind in kinds if getattr(kernels, kind, None) is not None]
+    found = [kind for kind in kinds if getattr(kernels, kind, None) is not None]
     if not found:
         raise ValueError(
             f"{name} of type {type(kernels).__name__} have no {' or '.join(kinds)}, expected an object "
             f"with this attribute: compute them with get={('nngp', 'ntk')}, or pass Gram(nngp=..., ntk=...)."
         )
-    return numbers(f"{name}.{kinds[0]}", found[0])
+    return numbers(f"{name}.{found[0]}", getattr(kernels, found[0]))
 
 
 def numbers(name, values):

@@ -454,7 +454,7 @@ def _checked_targets(y: Any, kernel: Any) -> np.ndarray:
 def checked_labels(
     labels: Any, n: int, classes: int | None = None, name: str = "labels"
 ) -> np.ndarray:
-    """Labels as integers, after checking that there are n of them, of at least two classes."""
+    """Labels as integers, after checking that there are n of them, within the classes where these are known."""
     values = guards.numbers(name, labels)
     if values.shape != (n,):
         raise ValueError(
