@@ -276,14 +276,9 @@ def sums(config: Config) -> tuple[Data, Data]:
 
 def transformer(config: Config) -> ln.Model:
     """A causal transformer of one block, whose output is that at the last position."""
+    p = config.modulus
     model = zoo.transformer(
-        config.width,
-        config.modulus,
-        depth=1,
-        heads=config.heads,
-        vocabulary=config.modulus + 1,
-        positions=True,
-        causal=True,
+        config.width, p, depth=1, heads=config.heads, vocabulary=p + 1, positions=True, causal=True
     )
     # At `=`: under the causal mask every position has outputs of its own.
     return model._replace(apply=ln.select(model.apply, _at_the_end))
