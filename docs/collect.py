@@ -66,10 +66,11 @@ def runs_of(known: dict[str, Any], folders: list[Path]) -> dict[str, Any]:
 
 
 def preset_of(experiment: str, folder: Path) -> str | None:
-    """The preset that a run has, apart from what names its data and its scales; None where there is none."""
+    """The preset of a run, apart from its data and from what one of several pieces leaves out; None without one."""
     config = running.configuration(folder)
-    for name, preset in catalog.find(experiment).PRESETS.items():
-        fields = {"data", "alphas"} & vars(config).keys()
+    module = catalog.find(experiment)
+    for name, preset in module.PRESETS.items():
+        fields = {"data", *getattr(module, "PIECES", ())} & vars(config).keys()
         if {**vars(preset), **{field: getattr(config, field) for field in fields}} == vars(config):
             return name
     return None
