@@ -30,10 +30,17 @@ def pytest_configure(config):
     They lie with pytest's own cache, which `pytest --cache-clear` empties.
     """
     cache = getattr(config, "cache", None)
-    if cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(cache.mkdir("programs")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if cache is None:
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(cache.mkdir("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        # Processes that tests start compile the same programs.
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="module")
