@@ -126,7 +126,8 @@ def _label(config: dict[str, Any], fields: list[str]) -> str:
     for field in fields:
         value = config
         for part in field.split("."):
-            value = value[part]
+            # Runs of a network of one's own have a digest that the others lack.
+            value = value.get(part)
         values += value if isinstance(value, list) else [value]
     plain = [f"{value:g}" if isinstance(value, float) else str(value) for value in values]
     return ", ".join(plain) or "run"

@@ -266,7 +266,8 @@ def draw(config: Config, arrays):
 
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     against_alpha, against_kappa, against_gates = figure.subplots(1, 3)
-    styles = plots.curve_styles(len(config.widths))
+    # A marker at every point, since there are few; spaced markers fail on a curve of nan.
+    styles = [style | {"markevery": None} for style in plots.curve_styles(len(config.widths))]
     draw_accuracy(against_alpha, config, arrays, styles)
     draw_kept(against_kappa, against_gates, config, arrays, styles)
     panels.finish(against_alpha, "accuracy")
@@ -285,6 +286,8 @@ def draw_accuracy(ax, config: Config, arrays, styles) -> None:
     finite = np.isfinite(config.alphas)
     alphas = np.asarray(config.alphas)[finite]
     accuracy = 100 * _table(config, arrays, "test_accuracy")
+    # First: without a finite point behind it, matplotlib takes no logarithmic axis.
+    ax.set_xscale("log")
     for width, values, style in zip(config.widths, accuracy, styles, strict=True):
         mean = values.mean(0)
         spread = values.std(0)[finite]
@@ -293,7 +296,6 @@ def draw_accuracy(ax, config: Config, arrays, styles) -> None:
         half = halfway_alpha(config.alphas, mean)
         ax.axvline(half, color=style["color"], linewidth=0.8, linestyle="--")
     ax.set(
-        xscale="log",
         xlabel=r"scale $\alpha$ (dotted: $\alpha=\infty$, dashed: half-way)",
         ylabel="test accuracy (%)",
     )
@@ -331,9 +333,11 @@ def _cells(config: Config):
 
 def _table(config: Config, arrays, name: str) -> np.ndarray:
     """A number of the end of every training `[widths, seeds, alphas]`; nan where it diverged."""
+    cells = [f"{_name(width, seed)}/alpha={alpha:g}" for width, seed, alpha in _cells(config)]
+    # Outputs that are not finite have an accuracy too, that of misses.
     values = [
-        final(arrays, f"{_name(width, seed)}/alpha={alpha:g}", name)
-        for width, seed, alpha in _cells(config)
+        final(arrays, cell, name) if diverged_at(arrays, cell) is None else math.nan
+        for cell in cells
     ]
     shape = (len(config.widths), config.seeds, len(config.alphas))
-    return np.array([math.nan if v is None else v for v in values], float).reshape(shape)
+    return np.array(values, float).reshape(shape)

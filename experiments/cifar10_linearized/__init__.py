@@ -205,7 +205,9 @@ def facts(config: Config, arrays):
     """How far the others are above the linearized networks; features are only learned from enough photographs."""
     accuracy = {row: arrays.get(f"{row}/test_accuracy") for row in rows_of(config, arrays)}
     linearized = {width: accuracy.get(f"linearized/width={width:g}") for width in config.widths}
-    widest = linearized[max(config.widths)]
+    # Runs that train no network keep the widths of their preset: together they list more than were trained.
+    trained = [width for width in config.widths if linearized[width] is not None]
+    widest = linearized[max(trained)] if trained else None
     for prior in ("scattering", "patches"):
         # Runs may lack rows, which other runs then have: `compare` checks what they have together.
         if accuracy.get(prior) is not None and widest is not None:

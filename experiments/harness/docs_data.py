@@ -21,7 +21,9 @@ def whole(stored: dict[str, Any]) -> Any:
     experiment = catalog.find(stored["experiment"])
     configs = []
     for run in stored["runs"].values():
-        values = {key: value for key, value in run["config"].items() if key != "experiment"}
+        # What a description has beside the fields.
+        extra = ("experiment", "model_digest")
+        values = {key: value for key, value in run["config"].items() if key not in extra}
         configs.append(from_dictionary(experiment.Config, values))
     return pieces.joined_config(experiment, configs)
 

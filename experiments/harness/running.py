@@ -80,6 +80,8 @@ def show(module: ModuleType, summary: dict[str, Any], console) -> None:
 def configuration(folder: Path) -> Any:
     """The configuration of a run folder, as its experiment wants it."""
     described = read_json(folder / "config.json")
+    # It tells runs apart and is no field.
+    described.pop("model_digest", None)
     # All presets of an experiment are of one class.
     (kind,) = {
         type(preset) for preset in catalog.find(described.pop("experiment")).PRESETS.values()

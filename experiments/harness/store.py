@@ -1,7 +1,7 @@
 """Run folders: one per configuration, written atomically, so that a killed run resumes and a changed one starts anew.
 
 runs/NAME-DIGEST/
-    config.json      the configuration, whose digest names the folder
+    config.json      the configuration, with the digest of a model's file; its own digest names the folder
     env.json         versions, device, precision, git commit
     cells/*.npz      arrays of finished parts
     measured.npz     all that was measured, from which facts and figures are made
@@ -37,6 +37,7 @@ from rich.progress import track
 from experiments.harness.config import as_dictionary
 from experiments.harness.errors import RunError
 from experiments.harness.progress import over_devices
+from experiments.shared import own
 from lazynet import files
 from lazynet.records import Trajectory
 from lazynet.training import checkpoints
@@ -362,8 +363,10 @@ def _written(folder: Path) -> list[Path]:
     """The files of a finished run; large ones that are only needed to compute cells have checksums of their own."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = {path: path.relative_to(folder).parts for path in paths}
-    own = ("config.json", DONE, "kernels", "features")
-    return [path for path in paths if names[path][0] not in own and not path.name.startswith(".")]
+    exempt = ("config.json", DONE, "kernels", "features")
+    return [
+        path for path in paths if names[path][0] not in exempt and not path.name.startswith(".")
+    ]
 
 
 def _is_sound(path: Path) -> bool:
@@ -405,7 +408,11 @@ def _checksum(value: dict[str, Any]) -> str:
 
 
 def _described(name: str, config: Any) -> dict[str, Any]:
-    return {"experiment": name, **as_dictionary(config)}
+    described = {"experiment": name, **as_dictionary(config)}
+    # The path of a network of one's own stays when the file is changed into another network.
+    if getattr(config, "model", ""):
+        described["model_digest"] = own.digest(config.model)
+    return described
 
 
 def _version(package: str) -> str | None:

@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 import lazynet as ln
 from experiments.harness.progress import advancing, bar
 from experiments.shared.data import load_images
-from experiments.shared.own import digest, own_model
+from experiments.shared.own import own_model
 from experiments.shared.training import (
     LOSSES,
     batched_outputs,
@@ -66,8 +66,6 @@ def build(config) -> ln.Model:
 def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
     """Every training, compared with the linearized one of its seed, and each seed's learning rates."""
     model = build(config)
-    # A file that was changed is another network, whose cells must not be found again.
-    own = f",model={digest(config.model)}" if config.model else ""
     steps = config.train.epochs * (len(train.x) // config.train.batch_size)
     done = 0
     arrays: dict[str, Any] = {}
@@ -78,7 +76,7 @@ def train_all(config, train: Data, test: Data, store) -> dict[str, Any]:
             cells = {}
             for alpha in config.alphas:
                 progress.update(task, description=f"seed {seed}, alpha {alpha:g}")
-                name = f"seed={seed},alpha={alpha:g}{own}"
+                name = f"seed={seed},alpha={alpha:g}"
                 cells[alpha] = store.read(name)
                 if cells[alpha] is None:
                     advance = advancing(progress, task, done)
@@ -194,13 +192,17 @@ def _final(start, alpha, curve) -> dict[str, float]:
 
 
 def _compared_with_linearized(cells: dict[float, dict]) -> dict[float, dict]:
-    """The trainings of a seed with the gap to the linearized one, each with its own weights, for every finite alpha."""
+    """The trainings of a seed with the gap to the linearized one, each with its own weights, for every finite alpha.
+
+    What diverged is not compared, and nothing is with a linearized model that diverged.
+    """
     reference = cells.get(np.inf)
-    if reference is None:
+    # It is -1 where training did not diverge.
+    if reference is None or reference["curve/diverged_at"] >= 0:
         return cells
     compared = {}
     for alpha, cell in cells.items():
-        if np.isfinite(alpha):
+        if np.isfinite(alpha) and cell["curve/diverged_at"] < 0:
             same = cell["outputs"].argmax(1) == reference["outputs"].argmax(1)
             gap = diagnostics.output_gap(cell["outputs"], reference["outputs"])
             cell = cell | {"final/linearization_gap": gap, "final/agreement": np.mean(same)}

@@ -178,6 +178,20 @@ def test_the_half_way_alpha_of_accuracies_linear_in_log_alpha_is_their_geometric
     assert math.isnan(laziness_onset.halfway_alpha(alphas, (0.8, 0.7, 0.7, 0.4)))
 
 
+@pytest.mark.parametrize("finite", [True, False])
+def test_the_accuracy_of_a_diverged_training_is_none_of_the_onset(finite):
+    config = laziness_onset.PRESETS["smoke"]
+    network = "width=0.0625/seed=0"
+    arrays = {f"{network}/kappa": 5.0}
+    for alpha, diverged_at in (("1", 30), ("100", -1 if finite else 30), ("inf", 30)):
+        cell = f"{network}/alpha={alpha}"
+        arrays |= {f"{cell}/final/test_accuracy": 0.1, f"{cell}/final/stability": 0.9}
+        arrays[f"{cell}/curve/diverged_at"] = diverged_at
+    table = laziness_onset._table(config, arrays, "test_accuracy")
+    np.testing.assert_array_equal(table, [[[math.nan, 0.1 if finite else math.nan, math.nan]]])
+    laziness_onset.draw(config, arrays).draw_without_rendering()
+
+
 def test_the_onset_of_laziness_needs_both_ends_of_the_scales():
     for alphas in ("10,100,inf", "1,10,100", "1,1e6,inf"):
         with pytest.raises(ValueError, match="alphas"):
@@ -394,6 +408,16 @@ def test_the_facts_about_features_are_claimed_of_enough_photographs_only():
     }
     claims = {"linearized_train_accuracy", "standard_minus_linearized"}
     assert claims <= named["laptop"] and claims <= named["paper"] and not claims & named["smoke"]
+
+
+def test_prior_features_are_compared_with_the_widest_network_that_was_trained():
+    """Runs without networks keep the widths of their preset, of which nothing is there."""
+    rows = {"linearized/width=0.0625": 0.3, "linearized/width=0.125": 0.4, "scattering": 0.7}
+    arrays = {f"{row}/n": 50_000 for row in rows}
+    arrays |= {f"{row}/test_accuracy": accuracy for row, accuracy in rows.items()}
+    (fact,) = cifar10_linearized.facts(cifar10_linearized.PRESETS["full"], arrays)
+    assert fact.name == "scattering_minus_linearized"
+    assert fact.measured == pytest.approx(0.3)
 
 
 @pytest.mark.slow

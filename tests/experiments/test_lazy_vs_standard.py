@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 from marks import extended
 from rich.console import Console
 
 from experiments import lazy_vs_standard as experiment
 from experiments.harness import running
+from experiments.lazy_vs_standard import cells
 
 RATES = ("param_drift", "linearization_gap", "ntk_change")
 
@@ -46,6 +48,18 @@ def test_the_doubling_trick_makes_gap_and_kernel_change_fall_like_one_over_alpha
 ):
     drift, gap, ntk = _slopes(tmp_path, activation, doubled=True)
     assert abs(drift + 1) < 0.05 and abs(gap + 2) < 0.1 and abs(ntk + 2) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("diverged", "compared"), [(None, {1.0, 10.0}), (10.0, {1.0}), (math.inf, set())]
+)
+def test_what_diverged_is_not_compared_with_the_linearized_training(diverged, compared):
+    trainings = {
+        alpha: {"outputs": np.eye(3), "curve/diverged_at": 5 if alpha == diverged else -1}
+        for alpha in (1.0, 10.0, math.inf)
+    }
+    found = cells._compared_with_linearized(trainings)
+    assert {alpha for alpha, cell in found.items() if "final/agreement" in cell} == compared
 
 
 @pytest.mark.slow

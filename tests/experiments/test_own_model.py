@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import lazy_vs_standard as experiment
-from experiments.harness import running
+from experiments.harness import running, store
 from experiments.shared.own import digest, own_model
 
 X = jnp.ones((2, 3))
@@ -58,6 +58,16 @@ def test_what_is_no_network_is_refused(place, error, message, tmp_path):
     file.write_text("def nothing():\n    return 3")
     with pytest.raises(error, match=message):
         own_model(place.format(file=file))
+
+
+def test_a_network_whose_file_was_changed_has_a_run_folder_of_its_own(tmp_path):
+    file = tmp_path / "my_net.py"
+    file.write_text(FILES["lazynet"])
+    config = dataclasses.replace(experiment.PRESETS["smoke"], model=f"{file}:build")
+    folder = store.open_run("lazy_vs_standard", config, tmp_path)
+    assert running.configuration(folder) == config
+    file.write_text(FILES["lazynet"] + "\n# changed")
+    assert store.run_folder("lazy_vs_standard", config, tmp_path) != folder
 
 
 @pytest.mark.extended
