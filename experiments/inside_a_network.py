@@ -52,7 +52,7 @@ from experiments.harness.bounds import Count, Integer, Positive, Scale, Seed, Va
 from experiments.harness.facts import within
 from experiments.shared.data import DataConfig, standardized_images
 from experiments.shared.training import trained_from
-from lazynet import insights
+from lazynet import guards, insights
 from lazynet.records import Data
 
 __all__ = ["PRESETS", "TITLE", "Config", "draw", "facts", "measure", "numbers", "report"]
@@ -105,6 +105,13 @@ class Config:
     examples: Count = 50
     seed: Seed = 0
     precision: Literal["float32", "float64"] = "float32"
+
+    def check(self, prefix: str) -> None:
+        """Refuses questions to more images than are tested."""
+        name = f"{prefix}examples"
+        guards.count(
+            name, self.examples, at_most=self.data.n_test, fix="the number of test examples"
+        )
 
 
 PRESETS = {

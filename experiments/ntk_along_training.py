@@ -271,7 +271,8 @@ def _output_gradient(objective, params, data):
 
 def _problem(config: Config, loss: str) -> lazy_vs_standard.Config:
     parts = {name: getattr(config, name) for name in ("data", "network", "train", "precision")}
-    return lazy_vs_standard.Config(loss=loss, **parts)
+    # Kernels here are those of all test examples.
+    return lazy_vs_standard.Config(loss=loss, ntk_examples=config.data.n_test, **parts)
 
 
 def _setting(config: Config, loss: str, model: ln.Model) -> Setting:
@@ -385,12 +386,14 @@ def _hits(kernel, cross, train: Data, test: Data) -> np.ndarray:
 
 def _tuned(hits: np.ndarray) -> float:
     """Accuracy on each half of the test examples with the ridge that is best on the other half."""
+    # Test examples come class by class in turn: every other one would be half of the classes.
+    order = np.random.default_rng(0).permutation(hits.shape[1])
     # Each half chooses for the other: later kernels have seen the training labels.
-    even = hits[:, ::2]
-    odd = hits[:, 1::2]
-    on_even = even[odd.mean(axis=1).argmax()].mean()
-    on_odd = odd[even.mean(axis=1).argmax()].mean()
-    return float(np.mean([on_even, on_odd]))
+    first = hits[:, order[::2]]
+    second = hits[:, order[1::2]]
+    on_first = first[second.mean(axis=1).argmax()].mean()
+    on_second = second[first.mean(axis=1).argmax()].mean()
+    return float(np.mean([on_first, on_second]))
 
 
 def _kernel_path(curve: Trajectory, kernels) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,9 @@ answered.
 Bounds are without their constants and logarithms: the Rademacher complexity is that of the ball of
 the interpolating function, over the margin, those of norms are for the margin that nine of ten
 training examples have, the VC dimension is under a root over n. Margins of the lazy models are
-those of `alpha (h(w) - h(w0))`. References: Zhang et al. (2017); Bartlett, Foster and Telgarsky
-(2017), figure 1; Arora et al. (2019).
+those of `alpha (h(w) - h(w0))`, and their bounds those of `alpha h`; products of norms have no
+limit at alpha = inf, where only the spectral complexity says how far was trained. References: Zhang
+et al. (2017); Bartlett, Foster and Telgarsky (2017), figure 1; Arora et al. (2019).
 """
 
 from __future__ import annotations
@@ -292,11 +293,11 @@ def _described(config, model, params0, alpha, curve, train):
         "complexity": complexity,
         "gap": gap,
     }
-    return cell | _bounds(model, weights, train.x, margins, complexity)
+    return cell | _bounds(model, weights, alpha, train.x, margins, complexity)
 
 
-def _bounds(model, weights, x, margins, complexity):
-    """Bounds for the margin that nine of ten examples have; none where that is not positive."""
+def _bounds(model, weights, alpha, x, margins, complexity):
+    """Bounds for the margin of `alpha h` that nine of ten examples have; none where that is not positive."""
     margin = float(np.quantile(margins, QUANTILE))
     depth = len(weights)
     count = sum(leaf.size for leaf in jax.tree.leaves(weights))
@@ -306,10 +307,12 @@ def _bounds(model, weights, x, margins, complexity):
         size = float(np.linalg.norm(np.asarray(x).ravel()))
         # R |X| / (n margin), without constants and logarithms, as all bounds here.
         found["spectral"] = complexity * size / (n * margin)
+    # At alpha = inf the norms are those of w0, of which nothing was trained.
+    if margin > 0 and math.isfinite(alpha):
         products = bounds.norm_products(model, weights, x, margin)
         radius = float(np.linalg.norm(np.asarray(x), axis=1).max())
         for name in ("l1_inf", "frobenius", "spectral_frobenius"):
-            found[name] = radius * math.sqrt(getattr(products, name) / n)
+            found[name] = alpha * radius * math.sqrt(getattr(products, name) / n)
     return {f"bound/{name}": value for name, value in found.items()}
 
 

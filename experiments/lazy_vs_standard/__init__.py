@@ -38,6 +38,7 @@ from experiments.harness.bounds import (
 )
 from experiments.shared.data import DataConfig
 from experiments.shared.training import diverged_at, final
+from lazynet import guards
 
 __all__ = ["PRESETS", "Config", "draw", "facts", "measure", "numbers", "report"]
 
@@ -120,9 +121,13 @@ class Config:
     kernel_images: Count = 1000
 
     def check(self, prefix: str) -> None:
-        """Refuses networks that do not fit the data, and batches of more examples than there are."""
+        """Refuses networks that do not fit the data, and more examples of a batch or kernel than there are."""
         network = self.network
         check_batch(self.train.batch_size, self.data.n_train, f"{prefix}train.batch_size")
+        name = f"{prefix}ntk_examples"
+        guards.count(
+            name, self.ntk_examples, at_most=self.data.n_test, fix="the number of test examples"
+        )
         if self.train.augment and self.data.name == "digits":
             raise ValueError(
                 f"{prefix}train.augment=true needs images, which digits are not here: use --set data.name=cifar10."

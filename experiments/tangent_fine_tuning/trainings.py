@@ -12,7 +12,7 @@ import numpy as np
 import lazynet as ln
 from experiments.shared.data import load_images
 from experiments.shared.training import batched_outputs, checkpointed
-from lazynet import datasets, diagnostics, dynamics, trees, zoo
+from lazynet import datasets, diagnostics, dynamics, guards, trees, zoo
 from lazynet.records import Data
 
 __all__ = [
@@ -67,6 +67,9 @@ def load(config) -> Problem:
         centered = datasets.center_targets(part)
         parts += [jax.tree.map(lambda leaf, at=at: leaf[at], centered) for at in (is_old, ~is_old)]
     old, new, old_test, new_test = parts
+    # A slice would take fewer without a word.
+    fix = "the training images of the new classes, half of data.n_train"
+    guards.count("few", config.few, at_most=len(new.y), fix=fix)
     few = jax.tree.map(lambda leaf: leaf[: config.few], new)
     in_float32 = jax.tree.map(
         lambda leaf: jnp.asarray(leaf, jnp.float32), (old, old_test, few, new_test)

@@ -89,6 +89,7 @@ def test_impossible_values_of_every_field_are_refused_by_its_name(name):
             ["train.batch_size=1000", "data.n_train=100"],
             "train.batch_size got 1000, expected an integer from 1 to 100",
         ),
+        (["data.n_test=60"], "ntk_examples got 100, expected an integer from 1 to 60: .* test"),
         (["alphas=1,1"], "alphas got .1.0, 1.0., expected at least 1, all different"),
         (["alphas=1,1.0000001"], "differ in their first six digits"),
         (["data.n_train=1700", "data.n_test=98"], "together at most the 1797 digits"),

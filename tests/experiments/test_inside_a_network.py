@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -11,6 +12,11 @@ import experiments.inside_a_network as experiment
 
 CONSOLE = Console(file=io.StringIO())
 SMOKE = experiment.PRESETS["smoke"]
+
+
+def test_questions_to_more_images_than_are_tested_are_refused():
+    with pytest.raises(ValueError, match="examples got 301, expected an integer from 1 to 300"):
+        dataclasses.replace(SMOKE, examples=301).check("")
 
 
 @pytest.mark.slow

@@ -133,10 +133,17 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(finished, tmp_p
 
 
 def test_a_ridge_is_chosen_on_one_half_of_the_test_examples_for_the_other():
-    """Ridge 0 is right on all even examples and ridge 1 on half of the odd ones: each is judged on the other half."""
-    hits = np.array([[1, 0, 1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0, 0, 0]], bool)
-    assert experiment._tuned(hits) == 0.0
-    assert experiment._tuned(np.array([[1, 1, 1, 0], [0, 0, 0, 0]], bool)) == 0.75
+    """Ridge 0 is right on one half and ridge 1 on half of the other: each is judged on the other half."""
+    halves = np.array([[1, 0, 1, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 0, 0, 0]], bool)
+    places = np.random.default_rng(0).permutation(8).argsort()
+    assert experiment._tuned(halves[:, places]) == 0.0
+
+
+def test_both_halves_of_the_test_examples_have_every_class():
+    """Classes alternate. Ridge 0 knows one of them and ridge 1 a fifth of the other: both halves choose ridge 0."""
+    classes = np.arange(200) % 2
+    hits = np.stack([classes == 0, np.arange(200) % 10 == 1])
+    assert experiment._tuned(hits) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,13 @@ def test_old_and_new_classes_share_no_image_and_few_are_the_first_new_ones():
     assert abs(float(problem.old.x.mean())) < 0.1
 
 
+def test_more_images_of_the_new_classes_than_there_are_are_refused():
+    with pytest.raises(
+        ValueError, match=r"few got 5000, expected an integer from 1 to 400: .*n_train"
+    ):
+        trainings.load(dataclasses.replace(SMOKE, few=5000))
+
+
 def test_every_method_starts_at_the_function_of_the_weights_and_moves_what_it_selects():
     problem = trainings.load(SMOKE)
     model = trainings.network(SMOKE)
