@@ -97,11 +97,13 @@ def _smoke(folder: Path) -> dict[str, Any]:
 
 def _classes(folder: Path) -> dict[str, dict[str, str]]:
     """The class that each training of a run predicts for each test image, a digit an image, where it stores outputs."""
+    # Names of files lack letters that names of curves have, such as the "+" of 1e+07.
+    curves = {store.Store(folder).path(name).stem: name for name in results.curves(folder)}
     classes = {}
     for path in sorted((folder / "cells").glob("*.npz")):
         outputs = store.load_arrays(path).get("outputs")
         if outputs is not None and outputs.shape[1:] == (10,):
-            cell = path.stem.replace("-", "=", 1)
+            cell = curves.get(path.stem, path.stem.replace("-", "=", 1))
             classes[cell] = "".join(str(digit) for digit in outputs.argmax(1))
     return {"classes": classes} if classes else {}
 

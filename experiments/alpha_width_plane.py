@@ -184,8 +184,10 @@ def draw(config: Config, arrays):
             image = ax.imshow(values, origin="lower", aspect="auto", cmap="viridis")
         else:
             # The linearized model is at distance zero from itself, which has no logarithm.
-            positive = np.where(values > 0, values, np.nan)
-            norm = LogNorm(np.nanmin(positive), np.nanmax(positive))
+            positive = np.where((values > 0) & np.isfinite(values), values, np.nan)
+            # Where all networks diverged there is no range of colors either.
+            diverged = np.isnan(positive).all()
+            norm = None if diverged else LogNorm(np.nanmin(positive), np.nanmax(positive))
             image = ax.imshow(positive, origin="lower", aspect="auto", norm=norm)
         _label(ax, config, values, name, image.norm)
         ax.set_title(title, fontsize=11)

@@ -15,6 +15,9 @@ from experiments.harness.config import from_dictionary
 
 __all__ = ["arrays_of", "whole"]
 
+PLACES = {"precision": "precision", "diverged_at": "curve/diverged_at"}
+"""Where in a run stands what a summary says of a training; all else under `final/`."""
+
 
 def whole(stored: dict[str, Any]) -> Any:
     """One configuration with the alphas, or rows, of all stored runs."""
@@ -33,7 +36,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for run in stored["runs"].values():
         for cell, columns in run["curves"].items():
-            # Stored curves say nothing of divergence: -1 is none.
+            # Of divergence the summary tells, below: -1 is none.
             arrays[f"{cell}/curve/diverged_at"] = np.asarray(-1)
             for column, values in columns.items():
                 place = column if column in ("step", "time") else f"metrics/{column}"
@@ -41,7 +44,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
         for key, value in run["summary"].items():
             quantity, _, cell = key.partition("/")
             if cell in run["curves"]:
-                place = quantity if quantity == "precision" else f"final/{quantity}"
+                place = PLACES.get(quantity, f"final/{quantity}")
                 arrays[f"{cell}/{place}"] = np.asarray(value)
             # Where a summary has rows, numbers stand under them, without curves.
             elif cell in run["summary"].get("rows", ()):
@@ -50,12 +53,13 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agreements(stored: dict[str, Any]) -> dict[str, Any]:
-    """How often each run predicts the class that the linearized model predicts, where both are stored."""
+    """How often each run predicts the class that the linearized model predicts, of those stored that did not diverge."""
     classes = {
         # A text with one digit for each test image.
         cell: np.array(list(digits))
         for run in stored["runs"].values()
         for cell, digits in run.get("classes", {}).items()
+        if f"diverged_at/{cell}" not in run["summary"]
     }
     reference = classes.get("alpha=inf")
     if reference is None:

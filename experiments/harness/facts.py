@@ -68,12 +68,17 @@ def power_law(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> Fact:
-    """The fact that `values ~ x^slope`, named `slope/name`; of values `[seeds, x]`, the mean over seeds."""
+    """The fact that `values ~ x^slope`, named `slope/name`; of values `[seeds, x]`, the mean over seeds.
+
+    The slope is nan, with which no fact holds, where a mean is not positive and finite.
+    """
     from lazynet.diagnostics import fit_slope
 
     values = np.atleast_2d(np.asarray(values, float))
     # The slope of the mean and not the mean of slopes: laws are about expectations.
-    slope = fit_slope(np.asarray(x, float), values.mean(0))
+    means = values.mean(0)
+    lawful = np.all((means > 0) & np.isfinite(means))
+    slope = fit_slope(np.asarray(x, float), means) if lawful else math.nan
     if expected is not None and tolerance is not None:
         return close(f"slope/{name}", slope, expected, tolerance)
     return within(f"slope/{name}", slope, at_least=at_least, at_most=at_most)

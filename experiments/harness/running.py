@@ -37,14 +37,15 @@ MEASURED = "measured.npz"
 
 
 def compute(module: ModuleType, config: Any, folder: Path, console) -> dict[str, Any]:
-    """Measures, writes arrays, figures and the summary into the folder, and returns the summary."""
+    """Measures, writes arrays, the summary and figures into the folder, and returns the summary."""
     bounds.check(config)
     save_arrays(folder / MEASURED, module.measure(config, Store(folder, console)))
     # As they are read again, so that `draw` of a finished run sees the same arrays and types.
     arrays = load_arrays(folder / MEASURED)
-    draw(module, config, arrays, folder)
     summary = summarize(module, config, arrays)
+    # Before the figures: it tells why numbers cannot be drawn.
     write_json(folder / "summary.json", summary)
+    draw(module, config, arrays, folder)
     return summary
 
 

@@ -53,6 +53,14 @@ def test_the_distance_to_the_linearized_model_vanishes_there_and_falls_like_one_
     np.testing.assert_allclose(slopes, -1, atol=0.15)
 
 
+def test_networks_that_all_diverged_are_drawn_and_their_facts_fail():
+    shape = (CONFIG.seeds, len(CONFIG.widths), len(CONFIG.alphas))
+    arrays = {name: np.full(shape, math.nan) for name in ("to_linearized", "to_kernel")}
+    arrays |= {"accuracy": np.full(shape, 0.1), "kernel_accuracy": 0.1}
+    plane.draw(CONFIG, arrays).draw_without_rendering()
+    assert not any(fact.passed for fact in plane.facts(CONFIG, arrays))
+
+
 def test_a_run_computes_a_cell_once(tmp_path, monkeypatch):
     from rich.console import Console
 

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from experiments import __main__ as cli
 from experiments import trajectories_2d as experiment
-from experiments.harness import store
+from experiments.harness import config as configuration
+from experiments.harness import docs_data, store
 
 COLUMNS = ["alpha", "seed", "step", "time", "metric", "value", "run"]
 CURVES = {
@@ -121,6 +122,17 @@ def test_arrays_of_an_earlier_version_are_refused_in_one_sentence(folder, monkey
     assert said.count("\n") == 1 and "measured.npz is of another version" in said
 
 
+def test_the_summary_is_written_where_the_numbers_cannot_be_drawn(calls, tmp_path, monkeypatch):
+    def draw(config, arrays):
+        raise ValueError("Invalid vmin or vmax")
+
+    monkeypatch.setattr(experiment, "draw", draw)
+    with pytest.raises(ValueError, match="Invalid vmin"):
+        cli.run("trajectories_2d", "smoke", out=tmp_path, quiet=True)
+    (folder,) = tmp_path.iterdir()
+    assert store.read_json(folder / "summary.json") == SUMMARY
+
+
 def test_a_run_that_is_not_finished_is_not_drawn(tmp_path, monkeypatch, capsys):
     assert _main(monkeypatch, "draw", tmp_path) == 2
     assert "not the folder of a finished run" in capsys.readouterr().err
@@ -192,12 +204,44 @@ def test_a_stored_run_knows_its_preset(folder):
     assert _collect().runs_of({}, [folder])["preset"] == "smoke"
 
 
+def test_classes_are_stored_under_the_name_of_their_curve(tmp_path):
+    store.save_arrays(tmp_path / "measured.npz", {"alpha=1e+07/curve/step": [0]})
+    store.Store(tmp_path).write("alpha=1e+07", {"outputs": np.eye(10)})
+    assert _collect()._classes(tmp_path) == {"classes": {"alpha=1e+07": "0123456789"}}
+
+
+def test_a_stored_training_that_diverged_has_no_final_numbers_and_no_facts():
+    from experiments import cifar10_alpha_sweep as sweep
+
+    ends = {
+        "1e+07": {"diverged_at": 30},
+        "inf": dict.fromkeys(("test_accuracy", "gated_accuracy", "train_accuracy"), 0.5),
+    }
+    runs = {}
+    for alpha, end in ends.items():
+        cell = f"alpha={alpha}"
+        numbers = {**end, "seconds": 1.0, "precision": "float64"}
+        config = configuration.preset(sweep.PRESETS, "laptop", [f"alphas={alpha}"])
+        runs[alpha] = {
+            "config": configuration.as_dictionary(config),
+            "summary": {f"{name}/{cell}": number for name, number in numbers.items()},
+            "curves": {cell: {"step": [0], "time": [0.0]}},
+            "classes": {cell: "01"},
+        }
+    stored = {"experiment": "cifar10_alpha_sweep", "runs": runs}
+    config, arrays = docs_data.whole(stored), docs_data.arrays_of(stored)
+    summary = sweep.numbers(config, arrays)
+    assert summary["diverged"] == ["1e+07"] and summary["diverged_at/alpha=1e+07"] == 30
+    assert summary["agreement/alpha=inf"] == 1 and "agreement/alpha=1e+07" not in arrays
+    names = [fact.name for fact in sweep.facts(config, arrays)]
+    assert names == ["gated_minus_tangent", "linearized_train_accuracy"]
+
+
 @pytest.mark.extended
 def test_stored_runs_of_single_scales_are_together_what_their_cells_are(tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "_set_precision", lambda config: None)  # which would outlast the test
     from experiments import cifar10_alpha_sweep as sweep
     from experiments.cifar10_alpha_sweep.cells import gathered, stored_cells
-    from experiments.harness import docs_data
 
     folders = []
     for alpha in ("1", "inf"):

@@ -127,6 +127,12 @@ def test_the_slope_of_a_power_law_is_that_of_the_mean_over_seeds():
     assert not facts.power_law("gap/centered", alphas, values, -1, 0.1).passed
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 0.0])
+def test_a_power_law_of_what_is_not_positive_and_finite_is_a_fact_that_fails(bad):
+    fact = facts.power_law("gap", [1.0, 10.0], [1.0, bad], at_most=1)
+    assert math.isnan(fact.measured) and not fact.passed
+
+
 def test_a_summary_is_flat_and_names_each_fact_once():
     rate, bound = (
         facts.close("slope/drift/centered", -1.0, -1, 0.1),
