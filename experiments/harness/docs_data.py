@@ -53,7 +53,7 @@ def arrays_of(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _agreements(stored: dict[str, Any]) -> dict[str, Any]:
-    """How often each run predicts the class that the linearized model predicts, of those stored that did not diverge."""
+    """How often each run predicts the class of the linearized model, where both are stored and did not diverge."""
     classes = {
         # A text with one digit for each test image.
         cell: np.array(list(digits))
