@@ -72,9 +72,10 @@ def batch(
         pairs = {name: v for name, v in kwargs.items() if _are_of_examples(name, v, n1, n2)}
         kwargs = {name: v for name, v in kwargs.items() if name not in pairs}
         placed = functools.cache(lambda device: _placed((args, kwargs), device, len(devices)))
-        # Without a size each device takes one strip of rows.
+        # Without a size each device takes one strip of rows; columns are cut as rows where both sets
+        # may be one, so that blocks on the diagonal are of one set.
         side = batch_size or -(-n1 // len(devices))
-        width = batch_size or n2
+        width = batch_size or (side if n1 == n2 else n2)
         rows = []
         for i in range(0, n1, side):
             row = []
@@ -180,6 +181,8 @@ def _joined(rows: list[list[Any]], one_set: bool) -> Any:
 def joined_kernels(blocks: list[list[Kernel]], one_set: bool) -> Kernel:
     """The kernel of blocks of its rows and columns."""
     first = blocks[0][0]
+    # A layer may have made two sets of one.
+    one_set = one_set and first.cov2 is None
     column = [row[0] for row in blocks]
     top = blocks[0]
     seconds = [k.cov1 if k.cov2 is None else k.cov2 for k in top]

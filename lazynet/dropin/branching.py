@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
@@ -244,6 +245,8 @@ def _is_custom(triple):
 
 
 def _custom(name, functions):
+    if isinstance(functions, Triple):
+        return dataclasses.replace(functions.layer, name=name)
     init_fn, apply_fn, kernel_fn = functions
     required = getattr(kernel_fn, "required", {})
     known = "batch_axis" in required or "channel_axis" in required
@@ -260,7 +263,7 @@ def _custom(name, functions):
         name,
         init_fn,
         apply,
-        kernel_layer_rule(name, kernel_fn, init_fn),
+        kernel_layer_rule(kernel_fn, init_fn),
         axes=axes,
         spatial=spatial if isinstance(spatial, Diagonal) else Diagonal(),
         pairs=required.get("diagonal_batch") is False,

@@ -136,16 +136,21 @@ def _again(module, name, args, kwargs):
 
 def shape_after(layer: Layer, shape: Any) -> Any:
     """Shape of the outputs of inputs of a shape, without drawing weights."""
+    return _drawn(layer.init, shape)[0]
+
+
+def _drawn(init, shape):
+    """What `init` returns, with the shapes of weights in their places."""
     shapes = []
 
     def draw(key):
-        after, params = layer.init(key, shape)
+        after, params = init(key, shape)
         # Shapes are no arrays: they leave the traced function on the side.
         shapes.append(after)
         return params
 
-    jax.eval_shape(draw, jax.eval_shape(lambda: jax.random.key(0)))
-    return shapes[0]
+    params = jax.eval_shape(draw, jax.eval_shape(lambda: jax.random.key(0)))
+    return shapes[0], params
 
 
 def _init_fn(layer):
@@ -326,6 +331,11 @@ def _state(axes, x1, x2, mask_constant, options, kept, context):
         )
     batch = (axes[0] if options.batch_axis is None else options.batch_axis) % ndim
     channel = (axes[1] if options.channel_axis is None else options.channel_axis) % ndim
+    if x2 is not None and _examples_apart(x1, batch) != _examples_apart(x2, batch):
+        raise ValueError(
+            f"kernel_fn got inputs of shapes {x1.shape} and {x2.shape}, expected two sets of one shape but for the "
+            f"number of examples, axis {batch}: bring both to one size."
+        )
     arrays = []
     masks = []
     for x in (x1, x2):
@@ -355,6 +365,11 @@ def _check_kernels(layer, kernels):
             )
 
 
+def _examples_apart(x, batch):
+    """The shape without the axis of examples."""
+    return (*x.shape[:batch], *x.shape[batch + 1 :])
+
+
 def _alike(x1, x2):
     """Both in double precision if one is and jax has it, else in single."""
     given = [x for x in (x1, x2) if x is not None]
@@ -370,7 +385,15 @@ def _equal(x1, x2):
 
 
 def _checked(x):
-    return x if is_kernel(x) or is_traced(x) else guards.array("inputs of kernel_fn", x)
+    if is_kernel(x):
+        return x
+    x = x if is_traced(x) else guards.array("inputs of kernel_fn", x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"inputs of kernel_fn got dtype {x.dtype}, expected real numbers: give real and imaginary parts as "
+            "channels."
+        )
+    return x
 
 
 def _is_dynamic(value):
@@ -386,21 +409,25 @@ def _hashable(value):
     return True
 
 
-def kernel_layer_rule(name: str, kernel_fn: Callable[..., Any], init: Any) -> Callable[[Any], Any]:
+def kernel_layer_rule(kernel_fn: Callable[..., Any], init: Any) -> Callable[[Any], Any]:
     """The rule of a custom layer, a function of `Kernel`, with the shapes that its `init_fn` gives."""
 
     def rule(states):
-        contexts = [k.context for k in jax.tree.leaves(states, is_leaf=is_kernel)]
-        told = {key: value for key, value in contexts[0]["told"].items() if value is not None}
+        inputs = jax.tree.leaves(states, is_leaf=is_kernel)
+        context = inputs[0].context
+        told = {key: value for key, value in context["told"].items() if value is not None}
         given = jax.tree.map(kernel_of, states, is_leaf=is_kernel)
         kernels = kernel_fn(given, **told)
+        shapes = jax.tree.map(lambda k: k.shape1, given, is_leaf=is_kernel)
+        shape1, weights = _drawn(init, shapes)
         if isinstance(kernels, Kernel) and isinstance(given, Kernel):
-            custom = Layer(name, init, lambda *_: None, lambda k: k)
-            kernels = kernels.replace(
-                shape1=shape_after(custom, given.shape1), shape2=shape_after(custom, given.shape2)
-            )
+            kernels = kernels.replace(shape1=shape1, shape2=_drawn(init, given.shape2)[0])
+        # Without weights of its own a layer leaves branches as dependent as they come.
+        fresh = bool(jax.tree.leaves(weights)) or all(k.fresh for k in inputs)
         # These two are said by the kernel that comes back.
-        kept = {key: value for key, value in contexts[0].items() if key not in ("axes", "equal")}
-        return jax.tree.map(lambda k: state_of(k, **kept), kernels, is_leaf=is_kernel)
+        kept = {key: value for key, value in context.items() if key not in ("axes", "equal")}
+        return jax.tree.map(
+            lambda k: state_of(k, **kept).replace(fresh=fresh), kernels, is_leaf=is_kernel
+        )
 
     return rule

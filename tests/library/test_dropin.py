@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -337,6 +338,31 @@ def test_a_custom_layer_maps_kernels_to_kernels():
     assert Doubled()[2].__name__ == "Doubled"
 
 
+def test_custom_layers_leave_branches_as_dependent_as_they_come():
+    @stax.layer
+    def Doubled():
+        def apply_fn(params, x, **kwargs):
+            return 2.0 * x
+
+        return (lambda rng, shape: (shape, ())), apply_fn, (lambda k, **kwargs: 2.0 * k)
+
+    @stax.layer
+    def Residual():
+        branches = stax.parallel(stax.Dense(4), stax.Identity())
+        return stax.serial(stax.FanOut(2), branches, stax.FanInSum())
+
+    def forked(*branches):
+        return stax.serial(
+            stax.Dense(4), stax.FanOut(2), stax.parallel(*branches), stax.FanInSum()
+        )[2](X1, None, "nngp")
+
+    for custom in (Doubled(), Residual()):
+        with pytest.raises(ValueError, match="closed-form limit"):
+            forked(custom, stax.Identity())
+    one = stax.Dense(4)[2](X1, None, "nngp")
+    close(forked(Doubled(), stax.Dense(4)), 5 * one)
+
+
 def test_a_custom_layer_may_take_masks():
     @stax.layer
     @stax.supports_masking(remask_kernel=True)
@@ -366,6 +392,29 @@ def test_blocks_of_a_kernel_are_the_kernel(composed):
             value = getattr(expected, field)
             assert value is None or np.allclose(getattr(found, field), value, rtol=1e-10)
         assert found.shape2 == expected.shape2 and bool(found.x1_is_x2) == bool(expected.x1_is_x2)
+
+
+def test_rectifiers_after_a_pattern_take_opposite_signs():
+    pattern = jnp.broadcast_to(jnp.eye(5), (3, 5, 5))
+    rectified = stax.serial(stax.Dense(4), stax.Relu())
+    network = stax.serial(rectified, stax.Aggregate(), rectified, stax.Flatten())
+    found = network[2](LINES, LINES + 1e-9, "nngp", pattern=(pattern, -pattern))
+    assert jnp.max(jnp.abs(jnp.diagonal(found))) < 1e-9
+
+
+def test_one_set_with_two_patterns_has_two_variances():
+    kernel_fn = stax.serial(stax.Aggregate(), stax.Dense(4), stax.Relu(), stax.GlobalAvgPool())[2]
+    patterns = tuple(jnp.asarray(RNG.normal(size=(2, 3, 5, 5))))
+    expected = kernel_fn(LINES, LINES + 0, "nngp", pattern=patterns)
+    close(kernel_fn(LINES, None, "nngp", pattern=patterns), expected)
+
+
+def test_strips_of_devices_know_that_their_examples_are_the_same(monkeypatch):
+    module = importlib.import_module("lazynet.dropin.batch")
+    monkeypatch.setattr(module, "_devices", lambda count: jax.devices()[:1] * 2)
+    kernel_fn = stax.serial(stax.Dense(4), stax.Dropout(0.5), stax.Dense(4), stax.Relu())[2]
+    for sets in ((X1, None), (X1, X1 + 0)):
+        close(nt.batch(kernel_fn)(*sets, "nngp"), kernel_fn(X1, None, "nngp"))
 
 
 @pytest.mark.extended
@@ -544,6 +593,9 @@ def test_ensembles_give_either_set_its_keyword_arguments():
             "one pattern",
         ),
         (lambda: stax.Dropout(0.5).model, ValueError, "has no model"),
+        (lambda: stax.Dense(1)[2](LINES, LINES[:, :3]), ValueError, r"\(3, 5, 2\) and \(3, 3, 2\)"),
+        (lambda: stax.Dense(1)[2](LINES, LINES[..., :1]), ValueError, "one shape"),
+        (lambda: stax.Dense(1)[2](LINES.astype(complex)), TypeError, "complex128, expected real"),
     ],
 )
 def test_what_is_missing_says_what_to_do(call, error, words):

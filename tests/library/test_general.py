@@ -150,6 +150,21 @@ def test_attention_has_the_kernels_of_finite_attention(name):
         assert np.all(np.abs(got - expected) < 5 * deviation + 0.08 * np.max(expected))
 
 
+WAVES = Embedding("SUM", 3.0, lambda d: jnp.cos(jnp.sqrt(d)), values=True)
+SIGNED = {
+    "resized": spatial.Resize((9,), "cubic"),
+    "attention": SelfAttention(4, 8, 8, 8, mechanism="IDENTITY", embedding=WAVES),
+    "square root": SelfAttention(4, 8, 8, 8, linear_scaling=False, mechanism="IDENTITY", embedding=WAVES),
+}  # fmt: skip
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize("name", SIGNED)
+def test_negative_covariances_are_not_taken_for_positive(name):
+    k = general(ln.serial(spatial.Dense(8), ln.Relu(), SIGNED[name]), X1[..., 0, :])
+    assert jnp.min(k.nngp) < 0 and not k.positive
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize("name", ATTENTION)
 def test_tangent_kernels_of_attention_and_of_the_layer_before_it_add_up(name):

@@ -144,7 +144,7 @@ def attention_rule(
             # The weights of values and those of outputs add what they compute, each once.
             own = 2 * moved.nngp
             ntk = (own if ntk is None else ntk + own) + b2
-        return after.replace(ntk=ntk, gaussian=True, fresh=True).masked(k.masks)
+        return after.replace(ntk=ntk, gaussian=True, fresh=True, positive=False).masked(k.masks)
 
     return rule
 
@@ -201,5 +201,6 @@ def _squared(k, seen, valued, scale, b2):
         own=(first, first if k.own[0] is k.own[1] else own(1)),
         gaussian=True,
         fresh=True,
+        positive=False,
     )
     return after.masked(k.masks)

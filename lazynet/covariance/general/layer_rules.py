@@ -59,6 +59,8 @@ def fixed_rule(
 
     def rule(k: Any) -> Positions:
         positions_only(name, k)
+        # A may have negative entries, and covariances become negative then.
+        k = k.replace(positive=False)
 
         def unseen(mask, _):
             if missing is not None:
@@ -186,7 +188,9 @@ def join_rule(kernels: Sequence[Any], axis: int) -> Positions:
         moved = fixed_rule("FanInConcat", put, missing=unseen)(k)
         placed.append(moved.replace(fresh=True))
     joined = type(placed[0]).sum_independent(placed, [""] * len(placed))
-    return joined.replace(fresh=all(k.fresh for k in kernels))
+    return joined.replace(
+        fresh=all(k.fresh for k in kernels), positive=all(k.positive for k in kernels)
+    )
 
 
 def _check_gaussian(kernels, along):
@@ -288,9 +292,12 @@ def routed_rule(name: str, layer: Callable[[Array, Any], Array]) -> Rule:
             raise ValueError(
                 f"{name} got one pattern, expected two or none: give the second set of inputs one too."
             )
+        if patterns[0] is not patterns[1]:
+            # Two patterns make two sets of one, which is known by identity: so a copy.
+            k = k.replace(same=False, own=(k.own[0], jnp.array(k.own[1])))
         moved = k.transported(name, lambda x, i: layer(x, patterns[i]), lambda mask, _: mask)
-        # entries of an example with itself stay exact where both patterns are one
-        return moved.replace(same=k.same and patterns[0] is patterns[1])
+        # Weights of edges may be negative.
+        return moved.replace(positive=False)
 
     return rule
 
@@ -301,7 +308,7 @@ def pick_rule(examples: Any, positions: Callable[[Array], Array]) -> Rule:
 
     def chosen(k: Any) -> Positions:
         positions_only("Index", k)
-        return rule(k.of_examples(examples))
+        return rule(k.of_examples(examples)).replace(positive=k.positive)
 
     return chosen
 
