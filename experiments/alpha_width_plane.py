@@ -138,9 +138,10 @@ def facts(config: Config, arrays):
     from_one = gap[:, np.asarray(config.alphas) >= 1]
     growth = (from_one[:, 1:] / from_one[:, :-1]).max()
     yield within("rows/largest ratio of neighbors", growth, at_most=1)
-    one = config.alphas.index(1.0) if 1.0 in config.alphas else 0
-    narrowing = gap[-1, one] / gap[0, one]
-    yield within("columns/widest over narrowest at alpha=1", narrowing, at_most=0.7)
+    if 1.0 in config.alphas:
+        one = config.alphas.index(1.0)
+        narrowing = gap[-1, one] / gap[0, one]
+        yield within("columns/widest over narrowest at alpha=1", narrowing, at_most=0.7)
     lazy = [alpha for alpha in config.alphas if 10 <= alpha < math.inf]
     if len(lazy) > 1 and config.activation == "erf":
         columns = [config.alphas.index(alpha) for alpha in lazy]

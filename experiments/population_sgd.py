@@ -67,6 +67,9 @@ SCALES = (
     4.0,
     8.0,
 )
+TEACHER_DIVISOR = 200
+"""Of the outputs of the teacher: the batch size of the paper, whatever that of a run is."""
+
 # Two scales, each with the digits of both presets.
 BOUNDS = {0.2: (0.2, 0.35), 0.1995: (0.2, 0.35), 0.316: (0.7, 0.85), 0.3162: (0.7, 0.85)}
 
@@ -211,5 +214,5 @@ def _descend(student, u, teacher, key, first, stop, batch_size):
 def draw_trial(config: Config, trial: int) -> tuple[Weights, Weights, Any]:
     """Initial weights at scale 1, the teacher, and the key of the batches."""
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), trial), 5)
-    teacher = draw_teacher(keys[:2], config.teacher, config.d, 1 / config.batch_size)
+    teacher = draw_teacher(keys[:2], config.teacher, config.d, 1 / TEACHER_DIVISOR)
     return doubled(draw_normal(keys[2:4], config.width // 2, config.d)), teacher, keys[4]

@@ -81,8 +81,8 @@ def _nested(config, name, method) -> dict[str, Any]:
     chosen = []
     count = 0
     for train, test in outer.split(data.x, labels):
-        # Columns are standardized by the outer training rows alone.
-        candidates = list(_candidates(config, method, _standardized(data, train).x, labels))
+        # Columns are standardized, and kernels scaled, by the outer training rows alone.
+        candidates = list(_candidates(config, method, _standardized(data, train).x, train, labels))
         inner = list(_inner_folds(config, train, labels))
         scores = [_mean_score(candidate, inner) for candidate in candidates]
         best = candidates[int(np.argmax(scores))]
@@ -125,25 +125,25 @@ def _standardized(data, train) -> Data:
     return standardized
 
 
-def _candidates(config, method, x, labels) -> Iterator[Candidate]:
+def _candidates(config, method, x, train, labels) -> Iterator[Candidate]:
     if method == "forest":
         yield from _forests(config, x, labels)
         return
-    for name, kernel in _kernels(config.tables, method, x):
+    for name, kernel in _kernels(config.tables, method, x, train):
         # The kernel is computed once for all C.
         for C in config.tables.C:
             yield _machine(f"{name}, C={C:g}", kernel, C, labels)
 
 
-def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
-    """Kernels between all rows, each scaled to a mean of 1 on the diagonal."""
+def _kernels(tables, method, x, train) -> Iterator[tuple[str, np.ndarray]]:
+    """Kernels between all rows, each scaled by the training rows: to a mean of 1 on the diagonal, or by distances."""
     if method == "rbf":
         # Differences of all pairs are more accurate, where there is room for them.
         if len(x) < 500:
             distances = np.sum((x[:, None] - x[None]) ** 2, axis=-1)
         else:
             distances = _squared_distances(x)
-        scale = np.median(distances)
+        scale = np.median(distances[np.ix_(train, train)])
         # exp(-gamma |x - x'|^2) at gammas from 2^-7 to 2^7 over the median distance.
         for exponent in np.linspace(-7, 7, tables.gammas):
             yield f"gamma={2**exponent / scale:.3g}", np.exp(-(2**exponent) / scale * distances)
@@ -155,7 +155,7 @@ def _kernels(tables, method, x) -> Iterator[tuple[str, np.ndarray]]:
             kernel = np.asarray(gram.ntk, np.float64)
             name = f"depth={depth}" + (f", frozen={frozen}" if method == "ntk" else "")
             # C counts in units of the kernel, which grows with the depth: one grid then serves all.
-            yield name, kernel / np.mean(np.diag(kernel))
+            yield name, kernel / np.mean(np.diag(kernel)[train])
 
 
 def _squared_distances(x):

@@ -28,7 +28,7 @@ CHECKED = 300
 
 
 class Inputs(NamedTuple):
-    """What a network sees: training and test examples with centered targets, and the CPU seconds that it took."""
+    """What a network sees: training and test examples with centered targets, and the CPU seconds that they take."""
 
     train: Data
     test: Data
@@ -109,23 +109,32 @@ def _kernels(row, train: Data, test: Data, store):
 
 
 def _stored(compute, name: str, store):
-    """A kernel in its folder and its CPU seconds, which count tiles of a killed process at the rate of the others."""
+    """A kernel in its folder and its CPU seconds."""
     folder = store.kernels(name)
-    found = _tiles(folder)
+    return _timed(partial(compute, store=folder), partial(_tiles, folder), name, store)
+
+
+def _timed(compute, count, name: str, store):
+    """What is in files and its CPU seconds, which count files of a killed process at the rate of the others."""
+    found = count()
     start = time.process_time()
-    gram = compute(store=folder)
+    result = compute()
     seconds = time.process_time() - start
     timed = store.read(f"{name}.json")
     if timed is None:
-        total = _tiles(folder)
+        total = count()
         seconds *= total / max(total - found, 1)
         timed = store.write(f"{name}.json", {"seconds": seconds, "tiles": total})
-    return gram, timed["seconds"]
+    return result, timed["seconds"]
 
 
 def _tiles(folder: Path) -> int:
     path = folder / "done.npy"
     return int(np.count_nonzero(np.load(path, allow_pickle=False))) if path.exists() else 0
+
+
+def _files(folder: Path) -> int:
+    return len(list(folder.glob("*.npz")))
 
 
 def _left_out_accuracies(config, kernel, train: Data, ridges) -> list[float]:
@@ -194,7 +203,13 @@ def _inputs(config, row: str, store) -> Inputs:
         unlabeled = Data(*(values[: config.whitening_images] for values in pool))
         _, train, test = datasets.zca(unlabeled, train, test, bias=config.zca_bias)
     elif row.startswith("scattering"):
-        train, test = _scattered(config, train, test, store)
+        began = time.process_time()
+        scattered = partial(_scattered, config, train, test, store)
+        count = partial(_files, store.folder / "features")
+        (train, test), seconds = _timed(scattered, count, "features", store)
+        # The second of both rows reads what the first has computed, and has its seconds.
+        start += time.process_time() - began - seconds
+        train, test = datasets.standardize(train, test)
     else:
         train, test = datasets.standardize(train, test, center="channel", scale="channel")
     flat = row.startswith(("pixels", "scattering"))
@@ -222,7 +237,7 @@ def _scattered(config, train: Data, test: Data, store) -> tuple[Data, ...]:
             # In half precision on disk, which holds 60,000 images in 2 GB.
             x = scattering_features(config.features, part.x, name, store.folder, advance)
             parts.append(Data(x.reshape(len(x), -1).astype(np.float32), part.y))
-    return datasets.standardize(*parts)
+    return tuple(parts)
 
 
 def _accuracy(outputs, y) -> float:

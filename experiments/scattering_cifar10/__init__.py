@@ -124,7 +124,7 @@ class Config:
     precision: Literal["float32", "float64"] = "float32"
 
     def check(self, prefix: str) -> None:
-        """Refuses training sets of more images than there are."""
+        """Refuses training sets of more images than there are, and all images twice."""
         side = {"digits": 8, "cifar10": 32}[self.data.name]
         guards.count(
             f"{prefix}features.J",
@@ -140,6 +140,12 @@ class Config:
         if max(self.sizes) > self.data.n_train:
             raise ValueError(
                 f"{prefix}sizes={self.sizes}, expected between 10 and data.n_train={self.data.n_train} images."
+            )
+        # Ridge on principal components and ridge on all coefficients would be one row of one column.
+        if self.all_images and self.data.n_train in self.sizes:
+            raise ValueError(
+                f"{prefix}sizes={self.sizes} with all_images=true, expected sizes below data.n_train="
+                f"{self.data.n_train}: leave it out, or use --set {prefix}all_images=false."
             )
 
 

@@ -85,7 +85,7 @@ def test_settings_are_chosen_without_the_labels_of_the_outer_fold(method, monkey
         scores.append(
             [
                 [one.score(*fold) for fold in folds]
-                for one in tables._candidates(SMOKE, method, x, these)
+                for one in tables._candidates(SMOKE, method, x, train, these)
             ]
         )
     np.testing.assert_array_equal(*scores)
@@ -99,6 +99,16 @@ def test_columns_are_standardized_by_the_training_rows():
     assert scaled.shape == (30, 2)
     np.testing.assert_allclose(scaled[:20].mean(0), 0, atol=1e-12)
     np.testing.assert_allclose(scaled[:20].std(0), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["rbf", "nngp"])
+def test_kernels_of_the_training_rows_do_not_depend_on_other_rows(method):
+    x = np.random.default_rng(0).normal(size=(30, 3))
+    train = np.arange(20)
+    moved = np.concatenate([x[:20], 10 * x[20:]])
+    kernels = [dict(tables._kernels(SMOKE.tables, method, rows, train)) for rows in (x, moved)]
+    for kernel, other in zip(*(each.values() for each in kernels), strict=True):
+        np.testing.assert_allclose(kernel[:20, :20], other[:20, :20], rtol=1e-6)
 
 
 @pytest.mark.parametrize("depth", [1, 3])

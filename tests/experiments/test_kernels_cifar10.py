@@ -108,6 +108,31 @@ def test_seconds_count_tiles_of_a_killed_process_at_the_rate_of_the_others(tmp_p
     assert store.read("row,train.json") == {"seconds": seconds, "tiles": 10}
 
 
+def test_both_rows_of_scattering_have_the_seconds_of_the_features_that_they_share(
+    tmp_path, monkeypatch
+):
+    clock = [0.0]
+
+    def features(config, images, name, folder, advance):
+        path = folder / "features" / f"{name}-00000.npz"
+        if not path.exists():
+            clock[0] += 5.0
+            path.parent.mkdir(exist_ok=True)
+            path.touch()
+        return images
+
+    x = np.random.default_rng(0).normal(size=(200, 2, 2, 1))
+    images = Data(x, np.eye(10)[np.arange(200) % 10])
+    monkeypatch.setattr(rows, "load_images", lambda *_, **__: (images, images))
+    monkeypatch.setattr(rows, "scattering_features", features)
+    monkeypatch.setattr(rows.time, "process_time", lambda: clock[0])
+    store = Store(tmp_path, CONSOLE)
+    seconds = [
+        rows._inputs(SMALL, f"scattering ({kind})", store).seconds for kind in ("nngp", "ntk")
+    ]
+    assert seconds == [10.0, 10.0]
+
+
 @pytest.mark.extended
 def test_every_row_of_the_smoke_preset_is_solved_and_far_above_chance(tmp_path):
     summary = running.compute(experiment, SMOKE, tmp_path, CONSOLE)

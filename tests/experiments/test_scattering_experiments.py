@@ -204,6 +204,7 @@ def test_random_ranges_find_the_leading_components():
     [
         (["draws=2,1"], "expected a number of draws for each of the sizes"),
         (["sizes=70"], "expected between 10 and data.n_train=60"),
+        (["sizes=20,60", "draws=2,1"], "expected sizes below data.n_train=60.*all_images=false"),
         (["ridges=0.1,10"], "ridges got .*at least 3, in increasing order"),
         (["mlp.alphas=0"], "mlp.alphas.* got 0.0"),
     ],

@@ -173,6 +173,14 @@ def test_the_learning_rates_of_the_width_sweep_are_one_and_a_twentieth_of_the_wi
         np.testing.assert_allclose(measured["train_loss"][s], loss(moved), rtol=1e-9)
 
 
+def test_the_teacher_of_fresh_samples_is_the_same_for_every_batch_size():
+    teachers = [
+        population_sgd.draw_trial(population_sgd.Config(batch_size=size), 0)[1]
+        for size in (50, 200)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *teachers)
+
+
 @pytest.mark.extended
 def test_the_steps_on_fresh_samples_are_those_of_the_weights():
     config = dataclasses.replace(SMALL[population_sgd], steps=1, last=1, taus=(0.5, 2.0))

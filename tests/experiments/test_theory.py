@@ -103,7 +103,7 @@ def test_a_fact_that_cannot_fail_is_refused():
         ("alpha_rates", {"alphas": (10.0,)}, "alphas got .*at least 2"),
         ("crossover", {"scales": (10.0, 1.0)}, "scales got .*increasing"),
         ("kappa_width", {"seeds": 0}, "seeds got 0"),
-        ("width_convergence", {"networks": 10}, "networks got 10"),
+        ("width_convergence", {"networks": 0}, "networks got 0"),
     ],
 )
 def test_a_configuration_without_a_slope_is_refused_before_anything_is_computed(
@@ -204,6 +204,12 @@ def test_the_norms_that_all_scales_share_give_the_kappa_of_the_diagnostics():
             model.apply, params0, data, alpha=alpha, key=jax.random.key(1)
         )
         np.testing.assert_allclose(measured[f"kappa/{name}"], expected, rtol=0.1)
+
+
+def test_outputs_are_drawn_of_as_many_networks_as_are_asked_for():
+    config = dataclasses.replace(width_convergence.Config(), networks=1999)
+    outputs = width_convergence._draw_outputs(config, 2, jnp.ones((1, 3)))
+    assert outputs.shape == (1999, config.outputs)
 
 
 def test_independent_gaussian_outputs_have_no_kurtosis_and_no_dependence():
