@@ -1,5 +1,8 @@
 """Losses `loss(outputs, targets)`, averaged over examples, and the objective they make with a model.
 
+Outputs of half precision are compared in float32, which losses then have: sums and numbers of
+examples overflow float16. Gradients come back in the dtypes of the weights.
+
 Every loss refuses shapes that differ: `[n]` against `[n, 1]` would broadcast to `[n, n]` and train
 nonsense silently.
 """
@@ -284,7 +287,7 @@ def _tokens(name, outputs, targets):
         raise TypeError(
             f"{name} got targets of dtype {targets.dtype}, expected labels: use y.astype(np.int32)."
         )
-    return outputs, targets, targets >= 0
+    return trees.widened(outputs), targets, targets >= 0
 
 
 def _mean_of_tokens(values, mask):
@@ -314,4 +317,4 @@ def _compared(name, outputs, targets):
         outputs = jnp.asarray(outputs).astype(float)
     if not jnp.issubdtype(targets.dtype, jnp.floating):
         targets = jnp.asarray(targets, outputs.dtype)
-    return outputs, targets
+    return trees.widened(outputs), trees.widened(targets)

@@ -27,6 +27,7 @@ __all__ = [
     "norm",
     "power_of_two",
     "subtract",
+    "widened",
     "zeros_like",
 ]
 
@@ -84,12 +85,14 @@ def divide(a: Params, scale: Array | float) -> Params:
 
 @jax.jit
 def dot(a: Params, b: Params) -> Array:
-    """Inner product `<a, b>`, the sum over leaves of the leaves' inner products.
+    """Inner product `<a, b>`, the sum over leaves of the leaves' inner products; of half precision it is in float32.
 
     Example:
         >>> float(dot({"w": jnp.ones(3)}, {"w": jnp.ones(3)}))
         3.0
     """
+    a = widened(a)
+    b = widened(b)
     products = jax.tree.map(lambda x, y: jnp.vdot(x, y, precision="highest"), a, b)
     return jax.tree.reduce(jnp.add, products)
 
@@ -98,10 +101,13 @@ def dot(a: Params, b: Params) -> Array:
 def norm(a: Params) -> Array:
     """Euclidean norm `sqrt(<a, a>)` over all leaves, also where the squares overflow or vanish, of complex leaves too.
 
+    Of half precision it is in float32.
+
     Example:
         >>> float(norm({"w": jnp.array([3.0, 4.0])}))
         5.0
     """
+    a = widened(a)
     scale = power_of_two(a)
     scaled = divide(a, scale)
     return scale * jnp.sqrt(jnp.real(dot(scaled, scaled)))
@@ -123,6 +129,21 @@ def power_of_two(a: Params) -> Array:
     # frexp writes x = m 2^e with 1/2 <= m < 1: 2^(e - 1) is the power of two at or below x.
     exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1))[1]
     return jnp.ldexp(jnp.asarray(0.5, largest.dtype), exponent)
+
+
+def widened(a: Params) -> Params:
+    """The same values, those of half precision in float32: sums of float16 end at 65,504, those of bfloat16 at 256.
+
+    Example:
+        >>> float(widened(jnp.ones(70000, jnp.float16)).sum())
+        70000.0
+    """
+
+    def wide(leaf):
+        is_half = jnp.issubdtype(leaf.dtype, jnp.floating) and leaf.dtype.itemsize < 4
+        return leaf.astype(jnp.float32) if is_half else leaf
+
+    return jax.tree.map(wide, a)
 
 
 def zeros_like(a: Params) -> Params:

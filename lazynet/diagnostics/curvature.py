@@ -258,13 +258,13 @@ def _alternate(
         return lambda w: jax.jvp(lambda w: function(w, x), (w,), (direction,))[1]
 
     # D^2h(u, v), the derivative along v of that along u; a power of two scales without rounding.
-    second = jax.jvp(derivative(u), (params,), (v,))[1]
+    second = trees.widened(jax.jvp(derivative(u), (params,), (v,))[1])
     scaled = second / trees.power_of_two(second)
     # <g, f> = 1/n sum_i g_i f_i: the best g is the direction of D^2h(u, v), and the best u that
     # of the gradient of <g, Dh(w) v> in w, which is the linear form <g, D^2h(., v)>.
     g = _safe_divide(scaled, _norm(scaled)) / len(second)
-    u, _ = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(v)(w), precision="highest"))(params))
-    v, value = _unit(jax.grad(lambda w: jnp.vdot(g, derivative(u)(w), precision="highest"))(params))
+    u, _ = _unit(jax.grad(lambda w: trees.dot(g, derivative(v)(w)))(params))
+    v, value = _unit(jax.grad(lambda w: trees.dot(g, derivative(u)(w)))(params))
     return u, v, value
 
 
@@ -283,7 +283,7 @@ def _unit(a: Params) -> tuple[Params, Array]:
     scaled = trees.divide(a, scale)
     size = trees.norm(scaled)
     unit = jax.tree.map(lambda leaf: _safe_divide(leaf, size.astype(leaf.dtype)), scaled)
-    return unit, scale * size
+    return unit, trees.widened(scale) * size
 
 
 def _safe_divide(a: Array, size: Array) -> Array:
@@ -294,5 +294,6 @@ def _safe_divide(a: Array, size: Array) -> Array:
 def _norm(outputs: Float[Array, "n *k"]) -> Array:
     """Norm of the empirical measure."""
     # Squares of float32 lose their digits below entries of 1e-19 and are infinite above 2e19.
+    outputs = trees.widened(outputs)
     scale = trees.power_of_two(outputs)
     return scale * jnp.sqrt(jnp.sum((outputs / scale) ** 2) / len(outputs))

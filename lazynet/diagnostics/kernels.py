@@ -174,8 +174,8 @@ def target_alignment(
     Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its
     centered form.
     """
-    kernel = jnp.asarray(guards.real("kernel", kernel))
-    y = jnp.asarray(guards.real("y", y))
+    kernel = trees.widened(jnp.asarray(guards.real("kernel", kernel)))
+    y = trees.widened(jnp.asarray(guards.real("y", y)))
     _check_targets(kernel.shape, y.shape)
     # y y' of centered y is H y y' H: centering y does the same to it as H on both sides.
     kernel = _unit("kernel", kernel, centered)
@@ -292,8 +292,9 @@ def _inner(a: ArrayLike, b: ArrayLike) -> Array:
 
 
 def _same_shape(**kernels: ArrayLike) -> list[Array]:
-    """The two kernels as floating point on the device."""
-    found = [jnp.asarray(guards.real(name, kernel)) for name, kernel in kernels.items()]
+    """The two kernels as floating point on the device, float32 at least."""
+    arrays = [jnp.asarray(guards.real(name, kernel)) for name, kernel in kernels.items()]
+    found = trees.widened(arrays)
     shapes = [kernel.shape for kernel in found]
     if shapes[0] != shapes[1] or 0 in shapes[0]:
         raise ValueError(

@@ -493,14 +493,16 @@ def solve_psd(
             f"rhs of shape {columns.shape}, expected {len(array)} rows like the matrix."
         )
     guards.finite("rhs", columns)
+    flat = columns.reshape(len(columns), -1)
     rounding = checked_tolerance(tolerance, matrix)
     # A factor of the matrix with less than the ridge says that no eigenvalue with it is in doubt.
     less = ridge / 2 if ridge >= rounding else ridge - rounding
     # Cholesky's algorithm ends for definite matrices only: a test of all eigenvalues.
     if _factor(array, less) is not None:
-        return scipy.linalg.cho_solve((_factor(array, ridge), True), columns)
+        return scipy.linalg.cho_solve((_factor(array, ridge), True), flat).reshape(columns.shape)
     eigen = ridge_eigh(matrix, ridge, tolerance=tolerance)
-    return eigen.vectors @ (eigen.inverse_values(ridge) * (eigen.vectors.T @ columns).T).T
+    solved = eigen.vectors @ (eigen.inverse_values(ridge)[:, None] * (eigen.vectors.T @ flat))
+    return solved.reshape(columns.shape)
 
 
 def _factor(array, shift):

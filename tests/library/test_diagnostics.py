@@ -809,3 +809,19 @@ def test_half_precision_counts_more_gates_than_it_can_number():
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), model.init(jax.random.key(1), x))
     stability = activation_stability(model, params, params, x)
     assert float(stability.total) == float(stability.layers["1_Relu"]) == 1.0
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_norms_of_half_precision_are_those_of_float32(dtype):
+    ones, y = jnp.ones((300, 300), dtype), jnp.ones((300, 1), dtype)
+    assert float(trees.norm(ones)) == 300 and float(param_drift(1.5 * ones, ones)) == 0.5
+    assert float(target_alignment(ones, y)) == pytest.approx(1, rel=1e-6)
+    assert float(cka(ones, ones, centered=False)) == pytest.approx(1, rel=1e-6)
+    diagonal = jnp.eye(300, dtype=dtype)
+    assert float(kernel_cosine_distance(ones, diagonal)) == pytest.approx(1 - 300**-0.5, rel=1e-6)
+
+
+def test_the_hessian_norm_of_half_precision_is_that_of_its_values():
+    weights, x = jnp.ones((1, 1), jnp.float16), jnp.full((300, 1), 3, jnp.float16)
+    found = hessian_norm(lambda w, x: x @ (w**2), weights, x, key=KEY, iterations=3, restarts=1)
+    assert found == pytest.approx(6, rel=1e-3)

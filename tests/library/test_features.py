@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import lazynet as ln
-from lazynet import diagnostics
+from lazynet import diagnostics, trees
 
 KEY = jax.random.key(0)
 MODEL = ln.serial(ln.Dense(64), ln.elementwise(jnp.tanh), ln.Dense(2))
@@ -34,6 +34,15 @@ def test_a_coordinate_check_is_the_change_of_each_layers_output():
     assert set(moved) == {"0_Dense", "2_Dense"}
     np.testing.assert_allclose(moved["0_Dense"], np.sqrt(np.mean(first**2)), rtol=1e-6)
     np.testing.assert_allclose(moved["2_Dense"], np.sqrt(np.mean(change**2)), rtol=1e-6)
+
+
+def test_a_coordinate_check_of_float16_has_the_squares_of_float32():
+    half = jax.tree.map(lambda w: w.astype(jnp.float16), (PARAMS0, X))
+    for size in (3e-4, 300):
+        params0, x = half[0], jnp.float16(size) * half[1]
+        moved = diagnostics.coordinate_check(MODEL, trees.zeros_like(params0), params0, x)
+        first = x.astype(jnp.float32) @ PARAMS0["0_Dense"]["W"].astype(jnp.float32) / 3**0.5
+        np.testing.assert_allclose(moved["0_Dense"], np.sqrt(np.mean(first**2)), rtol=1e-2)
 
 
 def test_a_coordinate_check_sees_the_branches_of_a_network():

@@ -126,11 +126,15 @@ def test_inverse_values_with_a_ridge_make_the_inverse():
     )
 
 
-@pytest.mark.parametrize("columns", [(), (1,), (3,)])
+@pytest.mark.parametrize("columns", [(), (1,), (3,), (6, 2)])
 def test_solve_psd_agrees_with_a_general_solver(columns):
     matrix, rhs = _psd(6), np.random.default_rng(1).normal(size=(6, *columns))
-    expected = np.linalg.solve(matrix + 0.1 * np.eye(6), rhs)
-    np.testing.assert_allclose(linalg.solve_psd(matrix, rhs, ridge=0.1), expected, rtol=1e-10)
+    inverse = np.linalg.inv(matrix + 0.1 * np.eye(6))
+    expected = np.tensordot(inverse, rhs, 1)
+    np.testing.assert_allclose(linalg.solve_psd(matrix, rhs, ridge=0.1), expected, rtol=1e-9)
+    mean = np.full((6, 6), 1 / 6)
+    solved = linalg.solve_psd(mean, rhs, ridge=0.0)
+    np.testing.assert_allclose(solved, np.tensordot(mean, rhs, 1), atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -9,7 +9,7 @@ import pytest
 from draws import normal
 
 import lazynet as ln
-from lazynet.losses import check_labels
+from lazynet.losses import check_labels, masked_cross_entropy
 
 F = normal(0, 6, 3)
 Y = jnp.asarray(np.eye(3)[[0, 1, 2, 0, 1, 2]])
@@ -145,3 +145,18 @@ def test_targets_of_the_right_kind_pass_and_so_do_traced_ones(loss, targets):
 def test_a_weight_that_is_no_finite_positive_number_is_refused(weight):
     with pytest.raises(ValueError, match="weight got"):
         ln.objective(lambda w, x: x * w, ln.mse, weight)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_has_the_losses_of_float32_and_gradients_in_its_own_dtype(dtype):
+    f, y = jnp.zeros((33000, 1), dtype), jnp.ones((33000, 1), dtype)
+    assert float(ln.mse(f, y)) == 0.5
+    assert float(ln.mse(300 * y, f)) == pytest.approx(4.5e4, rel=3e-3)
+    assert float(ln.logistic(f, y)) == pytest.approx(np.log(2), rel=1e-6)
+    assert float(ln.accuracy(y, y)) == 1.0
+    logits, labels = jnp.zeros((1, 70000, 2), dtype), jnp.zeros((1, 70000), jnp.int32)
+    rows = jnp.stack([y, f], 1)[..., 0]
+    assert float(ln.cross_entropy(0 * rows, rows)) == pytest.approx(np.log(2), rel=1e-6)
+    assert float(masked_cross_entropy(logits, labels)) == pytest.approx(np.log(2), rel=1e-6)
+    slope = jax.grad(lambda w: ln.mse(w * y, 8 * y))(jnp.zeros((), dtype))
+    assert slope.dtype == dtype and float(slope) == -8
