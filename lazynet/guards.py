@@ -58,7 +58,7 @@ def number(
     or_inf: bool = False,
     fix: str = "",
 ) -> Any:
-    """A finite real number within bounds, as a float; a traced one comes back as it is.
+    """A finite real number within bounds, as a float; a traced one of one value comes back as it is.
 
     Args:
         name: What messages call the value.
@@ -82,7 +82,7 @@ def number(
         ...
         ValueError: momentum got 1.0, expected a finite number >= 0 and < 1: 1 never forgets a gradient.
     """
-    if is_traced(value):
+    if is_traced(value) and getattr(value, "size", 1) == 1:
         return value
     bounds: list[tuple[str, Any, Any]] = [
         (">", above, operator.gt),

@@ -161,7 +161,8 @@ def prior_scale(
     _check_rule("by", by)
     if is_traced((nngp, targets(data), ridge)):
         kernel, y = traced.arrays(nngp, targets(data))
-        blocks, solved = traced.left_out(kernel, y, traced.positive_ridge(ridge, kernel))
+        ridge = traced.positive_ridge(ridge, kernel)
+        blocks, solved = traced.left_out(kernel, y, ridge, traced.rounding(nngp))
         return _fitted(by, blocks, solved, y, jnp.linalg.solve)
     y, _ = check_targets(nngp, data.y, None)
     ridge = checked_ridge(ridge)
@@ -203,9 +204,9 @@ def traced_ensemble(ntk, nngp, y, rows, cross, prior, *, ridge, noise) -> Gaussi
     check_block("prior", prior, m, y, kernel.ndim, columns=m)
     matrices = [unfolded(each) for each in (kernel, start, rows, cross, prior)]
     matrix, start, rows, cross, prior = matrices
-    identity = jnp.eye(len(matrix), dtype=matrix.dtype)
-    trained = matrix + traced.positive_ridge(ridge, matrix) * identity
+    trained = matrix, traced.positive_ridge(ridge, matrix), traced.rounding(ntk)
     if noise is not None:
+        identity = jnp.eye(len(matrix), dtype=matrix.dtype)
         start = start + traced.positive_ridge(noise, matrix) * identity
     law = traced.gaussian(trained, start, columns_of(y, kernel.ndim), rows, cross, prior)
     return _gaussian(*law, kernel.ndim, y)

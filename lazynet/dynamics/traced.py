@@ -14,6 +14,7 @@ one matrix each.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -25,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from lazynet import guards
 from lazynet.dynamics.checks import check_kernel_shape, check_times, targets
 from lazynet.linalg import NEGATIVE_LIMIT, Eigen, columns_of, unfolded
-from lazynet.trees import is_traced
+from lazynet.trees import is_traced, widened
 from lazynet.typing import Array
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)
@@ -71,28 +72,38 @@ def check_tolerance(tolerance: Any) -> None:
 
 
 def positive_ridge(ridge: Any, like: Array) -> Array:
-    """Ridges in the dtype of an array, after refusing known ones that are not positive."""
-    if not is_traced(ridge):
-        for value in np.ravel(ridge):
-            guards.number(
-                "ridge",
-                value,
-                above=0,
-                fix="the pseudo-inverse needs values that are known, call it outside of jit, grad and vmap",
-            )
-    return jnp.asarray(ridge).astype(like.dtype)
+    """One ridge in the dtype of an array, after refusing a known one that is not positive."""
+    fix = "the pseudo-inverse needs values that are known, call it outside of jit, grad and vmap"
+    return jnp.asarray(guards.number("ridge", ridge, above=0, fix=fix)).astype(like.dtype)
+
+
+def positive_ridges(ridge: Any, like: Array) -> Array:
+    """`positive_ridge` of one ridge, or of an axis of them."""
+    if np.ndim(ridge) > 1 or not np.size(ridge):
+        raise ValueError(
+            f"ridge of shape {np.shape(ridge)}, expected one number or one axis of them, not empty."
+        )
+    if is_traced(ridge):
+        return jnp.asarray(ridge).astype(like.dtype)
+    ridges = [positive_ridge(value, like) for value in np.ravel(ridge)]
+    return jnp.stack(ridges) if np.ndim(ridge) else ridges[0]
 
 
 def times(time: Any) -> Any:
     """Times as one axis, of which known ones are finite and >= 0: the limit needs a rank, or a ridge."""
-    if not is_traced(time):
-        time = check_times(time)
-        if np.isinf(time[-1]):
+    if is_traced(time):
+        if np.ndim(time) > 1:
             raise ValueError(
-                "time ends with inf inside of a transformation, expected finite times: use kernel_regression with a "
-                "positive ridge."
+                f"time got an array of shape {time.shape}, expected one axis of increasing times >= 0."
             )
-    return jnp.atleast_1d(time) if is_traced(time) else time
+        return jnp.atleast_1d(time)
+    time = check_times(time)
+    if np.isinf(time[-1]):
+        raise ValueError(
+            "time ends with inf inside of a transformation, expected finite times: use kernel_regression with a "
+            "positive ridge."
+        )
+    return time
 
 
 def product(kernel: Array, coefficients: Array) -> Array:
@@ -103,9 +114,25 @@ def product(kernel: Array, coefficients: Array) -> Array:
     return outputs.reshape(*coefficients.shape[:-2], len(kernel), k)
 
 
-def solve(kernel: Array, columns: Array, ridge: Array) -> Array:
-    """`(K + ridge I)^{-1} b` by Cholesky, for a kernel as a matrix; NaN where this is not positive definite."""
-    shifted = kernel + ridge * jnp.eye(len(kernel), dtype=kernel.dtype)
+def rounding(kernel: Any) -> Array:
+    """`4 eps max|K| sqrt(m)` with eps of the dtype the kernel came in, `linalg.rank_tolerance` of traced values."""
+    kernel = jnp.asarray(guards.real("kernel", kernel))
+    rows = len(unfolded(kernel))
+    largest = widened(jax.lax.stop_gradient(jnp.max(jnp.abs(kernel))))
+    return 4 * float(jnp.finfo(kernel.dtype).eps) * math.sqrt(rows) * largest
+
+
+def solve(kernel: Array, columns: Array, ridge: Array, rounding: Array) -> Array:
+    """`(K + ridge I)^{-1} b` by Cholesky, for a kernel as a matrix; NaN where its rounding leaves it in doubt."""
+    identity = jnp.eye(len(kernel), dtype=kernel.dtype)
+    rounding = rounding.astype(kernel.dtype)
+    # As in `linalg.solve_psd`: a factor of the matrix with less than the ridge says that no
+    # eigenvalue with it is in doubt.
+    less = jnp.where(ridge >= rounding, ridge / 2, ridge - rounding)
+    test = jnp.linalg.cholesky(jax.lax.stop_gradient(kernel + less * identity))
+    # Added to the ridge, NaN is in all derivatives too.
+    doubt = jnp.where(jnp.isnan(test).any(), jnp.nan, 0.0).astype(kernel.dtype)
+    shifted = kernel + (ridge + doubt) * identity
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(shifted), True), columns)
 
 
@@ -130,40 +157,42 @@ def check_start(f0: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def kernel_regression(kernel: Any, data: Any, cross: Any, ridge: Any, tolerance: Any) -> Array:
+def kernel_regression(given: Any, data: Any, cross: Any, ridge: Any, tolerance: Any) -> Array:
     """`K(x, X) (K + ridge I)^{-1} y`, for one ridge or an axis of them."""
-    kernel, y, cross = arrays(kernel, targets(data), cross=cross)
+    kernel, y, cross = arrays(given, targets(data), cross=cross)
     check_kernel_shape("cross", cross.shape, len(cross), *y.shape)
     check_tolerance(tolerance)
-    ridge = positive_ridge(ridge, kernel)
+    ridge = positive_ridges(ridge, kernel)
+    limit = rounding(given)
     columns = columns_of(y, kernel.ndim)
 
     def outputs_at(ridge):
-        return product(cross, solve(unfolded(kernel), columns, ridge).reshape(y.shape))
+        return product(cross, solve(unfolded(kernel), columns, ridge, limit).reshape(y.shape))
 
     return jax.vmap(outputs_at)(ridge) if ridge.ndim else outputs_at(ridge)
 
 
-def leave_one_out(kernel: Any, data: Any, ridge: Any, tolerance: Any) -> Array:
+def leave_one_out(given: Any, data: Any, ridge: Any, tolerance: Any) -> Array:
     """`y_i - [G_ii]^{-1} [G y]_i` with `G = (K + ridge I)^{-1}`, for one ridge or an axis of them."""
-    kernel, y = arrays(kernel, targets(data))
+    kernel, y = arrays(given, targets(data))
     check_tolerance(tolerance)
-    ridge = positive_ridge(ridge, kernel)
+    ridge = positive_ridges(ridge, kernel)
+    limit = rounding(given)
 
     def left_out_at(ridge):
-        blocks, solved = left_out(kernel, y, ridge)
+        blocks, solved = left_out(kernel, y, ridge, limit)
         return y - jnp.linalg.solve(blocks, solved).reshape(y.shape)
 
     return jax.vmap(left_out_at)(ridge) if ridge.ndim else left_out_at(ridge)
 
 
-def left_out(kernel: Array, y: Array, ridge: Array) -> tuple[Array, Array]:
+def left_out(kernel: Array, y: Array, ridge: Array, rounding: Array) -> tuple[Array, Array]:
     """Blocks `G_ii` and `[G y]_i` of the examples."""
     n, k = y.shape
     outputs = 1 if kernel.ndim == 2 else k
     columns = columns_of(y, kernel.ndim)
     identity = jnp.eye(n * outputs, dtype=kernel.dtype)
-    inverse = solve(unfolded(kernel), identity, ridge)
+    inverse = solve(unfolded(kernel), identity, ridge, rounding)
     solved = jnp.matmul(inverse, columns, precision="highest")
     own = jnp.arange(n)
     blocks = inverse.reshape(n, outputs, n, outputs)[own, :, own]
@@ -171,21 +200,27 @@ def left_out(kernel: Array, y: Array, ridge: Array) -> tuple[Array, Array]:
 
 
 def gaussian(
-    train: Array, start: Array, y: Array, cross: Array, cross_start: Array, prior: Array
+    train: tuple[Array, Array, Array],
+    start: Array,
+    y: Array,
+    cross: Array,
+    cross_start: Array,
+    prior: Array,
 ) -> tuple[Array, Array]:
     """Mean `B y` and covariance `K_tt - B K_xt - (B K_xt)' + B K_xx B'` with `B = Theta_tx Theta_xx^{-1}`, of matrices.
 
     Negative variances are rounding and become zero; beyond what rounding explains they are NaN.
 
     Args:
-        train: Theta_xx, the kernel that trains, with its ridge.
+        train: Theta_xx, the kernel that trains, its ridge and its rounding.
         start: K_xx, with the noise of the start.
         y: Targets, one column for each independent output.
         cross: Theta_tx.
         cross_start: K_tx.
         prior: K_tt.
     """
-    filters = solve(train, cross.T, jnp.zeros((), train.dtype)).T
+    kernel, ridge, limit = train
+    filters = solve(kernel, cross.T, ridge, limit).T
     shared = _highest(filters, cross_start.T)
     carried = _highest(_highest(filters, start), filters.T)
     covariance = prior - shared - shared.T + carried
@@ -216,7 +251,7 @@ def solve_flow(
     tau = finite.astype(y.dtype) * jnp.asarray(rate).astype(y.dtype) / len(y)
     coefficients = flow_coefficients(matrix, tau, residual)
     if is_infinite.any():
-        limit = solve(matrix, residual, jnp.zeros((), y.dtype))
+        limit = solve(unfolded(kernel), residual, ridge, rounding(ntk))
         coefficients = jnp.where(is_infinite[:, None, None], limit[None], coefficients)
     outputs = jnp.matmul(matrix, coefficients, precision="highest").reshape(-1, *y.shape) + f0[None]
     return outputs, coefficients.reshape(-1, *y.shape)

@@ -323,3 +323,41 @@ def test_kernels_that_are_not_definite_give_nan_and_no_number():
         lambda p: dynamics.nngp_posterior(K, DATA, cross=CROSS, prior=p, ridge=0.1).covariance
     )(0.1 * PRIOR)
     assert np.isnan(np.diagonal(impossible)).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_kernel_in_doubt_is_nan_and_so_are_its_derivatives(dtype):
+    for seed in range(6):
+        features = jax.random.normal(jax.random.key(seed), (6, 5), jnp.float32)
+        kernel = jnp.matmul(features, features.T, precision="highest")
+
+        def total(k):
+            y = jnp.ones((6, 1), dtype)
+            ridge = 1e-9 if dtype == jnp.float32 else 1e-7
+            return dynamics.kernel_regression(
+                k, Data(None, y), cross=k[:2] + 0.1, ridge=ridge
+            ).sum()
+
+        value, slope = jax.jit(jax.value_and_grad(total))(kernel)
+        assert np.isnan(value) and np.isnan(slope).any()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda k, r: dynamics.kernel_regression(k, DATA, cross=CROSS, ridge=r[None]),
+        lambda k, r: dynamics.leave_one_out(k, DATA, ridge=r[None]),
+        lambda k, r: dynamics.prior_scale(k, DATA, ridge=r),
+        lambda k, r: dynamics.nngp_posterior(k, DATA, cross=CROSS, prior=PRIOR, ridge=r).mean,
+        lambda k, r: (
+            dynamics.nngp_posterior(k, DATA, cross=CROSS, prior=PRIOR, ridge=1.0, scale=r[:4]).mean
+        ),
+        lambda k, r: dynamics.solve_flow(k, Y, time=r[None]).outputs,
+    ],
+)
+def test_shapes_that_the_host_refuses_are_refused_inside_of_transformations(call):
+    for ridge in (jnp.ones(6), np.ones(6)):
+        with pytest.raises((TypeError, ValueError), match="expected (a finite|one)|Type-check"):
+            jax.jit(lambda k, r=ridge: call(k, r))(jnp.asarray(K))
+    with pytest.raises((TypeError, ValueError), match="expected (a finite|one)|Type-check"):
+        jax.jit(call)(jnp.asarray(K), jnp.ones(6))
