@@ -70,6 +70,7 @@ def linearize(apply: Apply, params0: Params) -> Apply:
 
     Source: Chizat, Oyallon and Bach (2019), equation 4; Lee et al. (2019), equation 5.
     """
+    check_displacement(apply, params0, "params0")
     return _Linearized(plain(as_partial(apply)), params0)
 
 
@@ -91,6 +92,7 @@ def taylor_expand(apply: Apply, params0: Params, degree: int) -> Apply:
         [[8.0]]
     """
     degree = guards.count("degree", degree, at_least=0)
+    check_displacement(apply, params0, "params0")
     return _Taylor(plain(as_partial(apply)), _on_device(params0), degree)
 
 
@@ -108,6 +110,7 @@ def center(apply: Apply, params0: Params) -> Apply:
 
     Source: Chizat, Oyallon and Bach (2019), section 1.2.
     """
+    check_displacement(apply, params0, "params0")
     return _Centered(as_partial(apply), _on_device(params0))
 
 
@@ -387,8 +390,9 @@ def lazy_part(function: object) -> LazyFunction | None:
         >>> lazy_part(center(f, jnp.zeros((1, 1)))) is f, lazy_part(jnp.sin) is None
         (True, True)
     """
-    while isinstance(function, (_Linearized, _Taylor, _Centered, _Scaled, ComputeIn, OneArray)):
-        function = function.apply
+    while isinstance(function, TRANSFORMS) or (isinstance(function, partial) and not function.args):
+        # A partial function without positional arguments is one of the same variable.
+        function = function.func if isinstance(function, partial) else function.apply
     return function if isinstance(function, LazyFunction) else None
 
 
@@ -481,6 +485,10 @@ class _Gated:
                 f"gated got a network with {found}, expected {', '.join(GATES)} or MaxPool."
             )
         return self.model.apply(params, x, gates)
+
+
+TRANSFORMS = (_Linearized, _Taylor, _Centered, _Scaled, ComputeIn, OneArray)
+"""Records around a function `apply` of the same variable."""
 
 
 def _displacement(params, params0):

@@ -179,10 +179,10 @@ def _dtypes(apply, params0):
     """Floating-point types of the weights, and those in which the transforms behind a function compute."""
     leaves = filter(trees.is_weight, jax.tree.leaves(params0))
     dtypes = [jnp.result_type(leaf) for leaf in leaves]
-    # Transforms are records that hold the function below as `apply`.
+    # Transforms are records that hold the function below as `apply`, partial functions as `func`.
     while apply is not None:
         if isinstance(apply, ComputeIn):
             dtypes.append(apply.dtype)
-        apply = getattr(apply, "apply", None)
+        apply = getattr(apply, "func" if isinstance(apply, partial) else "apply", None)
     floating = [dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.inexact)]
     return floating or [jnp.result_type(float)]

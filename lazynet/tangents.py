@@ -22,7 +22,7 @@ from jax.tree_util import register_dataclass
 
 from lazynet import files, guards, trees
 from lazynet.kernels.empirical import empirical_ntk
-from lazynet.lazy import LazyFunction, lazy, linearize
+from lazynet.lazy import LazyFunction, check_displacement, lazy, linearize
 from lazynet.programs import PerFunction
 from lazynet.signatures import Output, flat, select
 from lazynet.typing import Apply, Array, ArrayLike, Params
@@ -143,6 +143,7 @@ def tangent_at(apply: Apply, params: Params, *, output: Output = None) -> Tangen
 
     Raises:
         TypeError: If `params` has no floating-point leaves.
+        ValueError: If `apply` is a `lazy` function and `params` its params0, which is no displacement.
 
     Example:
         >>> import lazynet as ln
@@ -157,6 +158,7 @@ def tangent_at(apply: Apply, params: Params, *, output: Output = None) -> Tangen
     Source: Fort et al. (2020), linearized training from a later time.
     """
     guards.weights("params", params)
+    check_displacement(apply, params)
     chosen = apply if output is None else select(apply, output)
     function = lazy(chosen, params, math.inf, centered=False)
     return Tangent(function, function.start())

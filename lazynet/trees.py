@@ -69,8 +69,15 @@ def add_scaled(a: Params, scale: Array | float, b: Params) -> Params:
         >>> add_scaled({"w": jnp.ones(2)}, 3.0, {"w": jnp.ones(2)})["w"].tolist()
         [4.0, 4.0]
     """
-    # A scale of another dtype would promote the weights.
-    return jax.tree.map(lambda x, y: x + jnp.asarray(scale).astype(x.dtype) * y, a, b)
+
+    def sum_of(x, y):
+        # Optimizers may keep more digits than weights of half precision have: rounded once, at the end.
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.result_type(x, y)
+        total = x.astype(wide) + jnp.asarray(scale).astype(wide) * y.astype(wide)
+        return total.astype(x.dtype)
+
+    return jax.tree.map(sum_of, a, b)
 
 
 def divide(a: Params, scale: Array | float) -> Params:

@@ -63,11 +63,10 @@ def check_data(data: Data, name: str = "data", *, labels: bool = False) -> None:
                 "number, at least one"
             )
         _check_numbers(x, place)
-    if labels:
-        return
-    guards.floating(
-        f"{name}.y", y, "one_hot(labels, classes) for classes, y.astype(float) for a regression"
-    )
+    if not labels:
+        guards.floating(
+            f"{name}.y", y, "one_hot(labels, classes) for classes, y.astype(float) for a regression"
+        )
     guards.finite(f"{name}.x", data.x)
     guards.finite(f"{name}.y", y)
 

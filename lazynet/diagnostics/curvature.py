@@ -18,6 +18,7 @@ from lazynet import guards, trees
 from lazynet.kernels.empirical import largest_ntk_eigenvalue
 from lazynet.kernels.empirical.independence import check_independent
 from lazynet.lazy import check_displacement
+from lazynet.losses import check_labels
 from lazynet.models.model import plain
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
@@ -159,7 +160,8 @@ def kappa(
         TypeError: If `params` has leaves that are not floating point.
         ValueError: If `apply` mixes the examples, or is a `lazy` function and `params` its params0;
             if alpha is not positive, or infinite with a loss; if the targets do not have the shape
-            of the outputs; if the derivative is zero; if something is not finite.
+            of the outputs, or are none of the loss; if the derivative is zero; if something is not
+            finite.
 
     Example:
         >>> data = Data(jnp.ones((1, 1)), jnp.zeros((1, 1)))
@@ -173,6 +175,8 @@ def kappa(
     fix = "" if loss is None else "without a loss it may be infinite"
     alpha = guards.number("alpha", alpha, above=0, or_inf=loss is None, fix=fix)
     function, weights, _ = _checked(flat(apply, data.x, output), params, data.x, where, data.y)
+    if loss is not None:
+        check_labels(loss, data.y, "data.y")
     key1, key2 = jax.random.split(key)
     first = jacobian_norm(function, weights, data.x, key=key1, iterations=iterations)
     second = hessian_norm(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Num
 
 from lazynet import guards, trees
 from lazynet.kernels.empirical import ntk_vector_product
-from lazynet.lazy import linearize
+from lazynet.lazy import check_displacement, linearize
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction, shape_of
 from lazynet.signatures import Output, flat
@@ -142,6 +142,7 @@ def linearization_gap(
     guards.weights("params", params)
     guards.weights("params0", params0)
     _check_kinds(params, params0)
+    check_displacement(apply, params0, "params0")
     guards.inputs("x", x)
     function = flat(apply, x, output)
     guards.same_length(outputs=shape_of(function, params, x))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Num, PyTree
 
 from lazynet import guards, trees
+from lazynet.lazy import check_displacement
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction
 from lazynet.signatures import Output, flat, real_weights, with_constants
@@ -41,7 +42,8 @@ def linearized_weights(
         them, without these axes, as they are.
 
     Raises:
-        ValueError: If the coefficients do not have the shape of the outputs at x.
+        ValueError: If the coefficients do not have the shape of the outputs at x, or `apply` is a
+            `lazy` function and `params0` its own, which is no displacement.
         TypeError: If the inputs are no arrays of numbers.
 
     Example:
@@ -55,6 +57,7 @@ def linearized_weights(
     Source: Lee et al. (2019), Wide neural networks of any depth evolve as linear models under
     gradient descent.
     """
+    check_displacement(apply, params0, "params0")
     function, weights = real_weights(flat(apply, x, output), params0, where)
     a = guards.numbers("coefficients", coefficients)
     guards.inputs("x", x)

@@ -558,3 +558,10 @@ def test_bad_input_is_refused_with_value_expectation_and_fix(case):
     call, error, message = BAD[case]
     with pytest.raises(error, match=message):
         call()
+
+
+def test_inputs_with_nan_are_refused_beside_labels_too():
+    x = np.ones((2, 3, 4))
+    x[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="x has 1 NaN"):
+        check_data(Data(x, np.zeros((2, 3), np.int32)), labels=True)

@@ -37,7 +37,7 @@ from lazynet.diagnostics import (
 from lazynet.dynamics import solve_descent
 from lazynet.kernels.empirical import empirical_ntk
 from lazynet.lazy import lazy, linearize, weights
-from lazynet.losses import mse, objective
+from lazynet.losses import logistic, mse, objective
 from lazynet.models.activations import Erf, Relu
 from lazynet.models.layers import Dense, Flatten, MaxPool
 from lazynet.models.model import serial, symmetrize
@@ -825,3 +825,8 @@ def test_the_hessian_norm_of_half_precision_is_that_of_its_values():
     weights, x = jnp.ones((1, 1), jnp.float16), jnp.full((300, 1), 3, jnp.float16)
     found = hessian_norm(lambda w, x: x @ (w**2), weights, x, key=KEY, iterations=3, restarts=1)
     assert found == pytest.approx(6, rel=1e-3)
+
+
+def test_kappa_refuses_targets_that_are_none_of_its_loss():
+    with pytest.raises(ValueError, match="expected -1 or 1 for logistic"):
+        kappa(lambda w, x: x @ w**2, ONE, Data(ONE, 0 * ONE), key=KEY, loss=logistic)

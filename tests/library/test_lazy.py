@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from draws import initial, normal
+from jax.tree_util import Partial
 
 import lazynet as ln
-from lazynet import trees
-from lazynet.lazy import check_displacement
+from lazynet import diagnostics, dynamics, tangents, trees
+from lazynet.lazy import check_displacement, lazy_part
 from lazynet.precision import compute_in, largest_alpha
 
 X = normal(1, 7, 5)
@@ -333,3 +335,31 @@ def test_a_layer_takes_its_gate_and_its_probe_as_arguments_by_path():
     probed = model.apply(params, x, {"1_Dense": jnp.ones((1, 1))})
     np.testing.assert_allclose(probed, [[2.0 / math.sqrt(2)]], rtol=1e-6)
     assert set(params["1_Dense"]) == {"W"} and set(model.apply.rows) == {"1_Dense"}
+
+
+def test_a_partial_function_hides_neither_a_lazy_function_nor_the_type_of_a_computation():
+    f = ln.lazy(MODEL.apply, PARAMS, 10.0)
+    assert lazy_part(Partial(f)) is f and lazy_part(functools.partial(f, train=False)) is f
+    # With its parameters bound it is a function of other variables.
+    assert lazy_part(Partial(f, f.start())) is None
+    half = Partial(compute_in(lambda w, x, train: MODEL.apply(w, x), jnp.bfloat16), train=False)
+    assert largest_alpha(half, PARAMS) == 4
+    with pytest.raises(ValueError, match="expected at most 4"):
+        ln.lazy(half, PARAMS, 1e3)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda f, w: ln.linearize(f, w),
+        lambda f, w: ln.center(f, w),
+        lambda f, w: ln.taylor_expand(f, w, 2),
+        lambda f, w: tangents.tangent_at(f, w),
+        lambda f, w: diagnostics.linearization_gap(f, w, w, X),
+        lambda f, w: dynamics.linearized_weights(f, w, X, np.ones((len(X), 2))),
+    ],
+)
+def test_the_initialization_of_a_lazy_function_is_no_place_to_expand_it(call):
+    f = ln.lazy(MODEL.apply, PARAMS, 10.0)
+    with pytest.raises(ValueError, match="is params0, expected the displacement"):
+        call(f, jax.tree.map(jnp.copy, PARAMS))

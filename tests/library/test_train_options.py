@@ -7,10 +7,12 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from draws import initial, normal
 
 import lazynet as ln
+from lazynet import trees
 from lazynet.datasets import crop_and_flip
 from lazynet.precision import compute_in, remat
 
@@ -220,3 +222,18 @@ def test_the_rate_of_the_paper_decays_once_an_epoch():
 def test_impossible_decays_are_refused(rate, steps, decay, named):
     with pytest.raises(ValueError, match=named):
         ln.inverse_epoch_decay(rate, steps, decay=decay)
+
+
+def test_weights_in_half_precision_stay_so_where_the_optimizer_has_more_digits():
+    data = ln.Data(jnp.eye(2, dtype=jnp.bfloat16), jnp.ones((2, 1), jnp.bfloat16))
+    goal = ln.objective(lambda w, x: x @ w, ln.mse)
+    start = jnp.zeros((2, 1), jnp.bfloat16)
+    sum_of = optax.GradientTransformation(
+        lambda params: params.astype(jnp.float32),
+        lambda grads, state, params: (-grads.astype(jnp.float32), state),
+    )
+    curve = ln.train(goal, start, data, sum_of, key=KEY, save_at=[1])
+    assert curve.params.dtype == jnp.bfloat16 and curve.params.tolist() == [[0.5], [0.5]]
+    # 1 + 2^-8 is half way between two numbers of bfloat16, which the update alone is not.
+    moved = trees.add_scaled(jnp.ones(1, jnp.bfloat16), 1.0, jnp.full(1, 0.0039064, jnp.float32))
+    assert float(moved[0]) == 1 + 2**-7

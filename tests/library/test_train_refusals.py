@@ -315,3 +315,11 @@ def test_an_optimizer_whose_state_changes_its_kind_is_refused():
     growing = optax.GradientTransformation(lambda params: (), update)
     with pytest.raises(TypeError, match="the optimizer's update returned .*keep the structure"):
         _train(optimizer=growing, learning_rate=None)
+
+
+def test_adam_on_a_partial_function_of_a_lazy_one_is_refused():
+    f = ln.lazy(lambda w, x: x @ w, jnp.ones((2, 1)), 10.0)
+    data = ln.Data(jnp.eye(2), jnp.ones((2, 1)))
+    goal = ln.objective(jax.tree_util.Partial(f), ln.mse)
+    with pytest.raises(ValueError, match="cannot train a lazy function"):
+        ln.train(goal, f.start(), data, optax.adam(1e-2), key=jax.random.key(0), save_at=[1])
