@@ -266,6 +266,17 @@ class Kernel:
             Pointwise(nothing, pair, lambda nngp, ntk: (jnp.zeros_like(nngp), ntk))
         )
 
+    def without_ntk(self) -> Kernel:
+        """The same covariances for a function that weights so far do not move to first order."""
+        # Inputs stay inputs, whose openings are known.
+        if self.own.moments().ntk is None:
+            return self
+
+        def pair(side1, side2, nngp, ntk, opening):
+            return nngp, None, opening
+
+        return self.pointwise(Pointwise(nothing, pair, lambda nngp, ntk: (nngp, None)))
+
     @staticmethod
     def sum_independent(kernels: Sequence[Kernel], paths: Sequence[str]) -> Kernel:
         """Covariances of a sum of independent branches: they add.

@@ -423,9 +423,9 @@ def repeat(block: Model, n: int) -> Model:
 def symmetrize(model: Model) -> Model:
     """Doubling trick `h(w1, w2; x) = (h(w1; x) - h(w2; x)) / sqrt 2`, with w1 = w2 at initialization.
 
-    The output is exactly zero at initialization while the tangent kernel is that of `model`; the
-    second-order term of the expansion cancels too, which is why output gap and kernel change then
-    decay like 1/alpha^2.
+    The output is exactly zero at initialization while the tangent kernel is that of `model`, to
+    which layers before it add nothing; the second-order term of the expansion cancels too, which is
+    why output gap and kernel change then decay like 1/alpha^2.
 
     Args:
         model: The model to double.
@@ -458,8 +458,10 @@ def symmetrize(model: Model) -> Model:
         return (plus - minus) / math.sqrt(2.0), inside
 
     def kernel(k):
+        # Weights before it move both halves alike, which cancels.
+        own = propagate(model, k.without_ntk(), model.name)
         # (Theta + Theta) / 2 by the factor 1/sqrt 2; outputs cancel, and with them Sigma.
-        return joined(propagate(model, k, model.name)).without_nngp()
+        return joined(own).without_nngp()
 
     evaluate = evaluation_of({"plus": model, "minus": model}, outputs, trace)
     return Model(init, evaluate, trace, kernel, f"symmetrize({model.name})")

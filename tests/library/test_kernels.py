@@ -168,6 +168,27 @@ def test_doubling_keeps_the_tangent_kernel_and_cancels_the_covariance():
     np.testing.assert_allclose(gram.ntk, analytic_kernel(_deep_relu(2), x).ntk, rtol=1e-14)
 
 
+def test_weights_before_a_doubled_network_add_nothing_to_its_tangent_kernel():
+    x = _inputs(0, 4, 5)
+    head = serial(Dense(1, 1.5, 0.1), Relu(), Dense(1))
+    gram = analytic_kernel(serial(_deep_relu(1), symmetrize(head)), x)
+    alone = analytic_kernel(serial(freeze(_deep_relu(1)), head), x)
+    np.testing.assert_allclose(gram.ntk, alone.ntk, rtol=1e-14)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "body", [[symmetrize(Dense(1))], [residual(Relu(), symmetrize(Dense(WIDTH))), Dense(1)]]
+)
+def test_wide_networks_with_doubled_layers_agree_with_their_limit(body):
+    x = _inputs(0, 3, 5)
+    model = serial(Dense(WIDTH, 1.4), Relu(), Dense(WIDTH, 1.4), *body)
+    mean, error = monte_carlo_kernel(model, jax.random.key(0), x, n_samples=32)
+    exact = analytic_kernel(model, x).ntk
+    scale = np.max(np.abs(exact))
+    assert np.all(np.abs(mean.ntk - exact) < 4.5 * error.ntk + 4 / WIDTH * scale)
+
+
 @pytest.mark.extended
 def test_the_standard_error_shrinks_with_the_number_of_samples():
     x = _inputs(0, 3, 5)

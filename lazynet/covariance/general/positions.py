@@ -176,6 +176,10 @@ class Positions:
         own = self._each_set(lambda i: jnp.zeros_like(self.own[i]))
         return self.replace(nngp=jnp.zeros_like(self.nngp), own=own)
 
+    def without_ntk(self) -> Positions:
+        """The same covariances for a function that weights so far do not move to first order."""
+        return self.replace(ntk=None)
+
     def mapped(self, function: Callable[[Array, Axes], Array]) -> Positions:
         """A function of each array of covariances and the axes of its positions, in pairs (alone if `diagonal`)."""
         rank = len(self.shape)
