@@ -101,7 +101,7 @@ def _layers(model: Model, params: Params, x: Any) -> dict[str, Array]:
         path: z
         for path, (a, z) in trace.items()
         # An activation records its input twice, as the same array.
-        if a is not z and z.ndim <= x.ndim and "MaxPool" not in path.rsplit("/", 1)[-1]
+        if a is not z and "MaxPool" not in path.rsplit("/", 1)[-1]
     }
 
 

@@ -133,6 +133,7 @@ def spectral_complexity(
     ratios = []
     for link, change, norm in zip(links, moved, norms, strict=True):
         if link.name in WEIGHTS:
+            _check_no_biases(change)
             rows = np.sqrt(row_norms(link, change.params["W"], 2))
             ratios.append(rows.sum() / norm)
     return product(norms) * math.fsum(ratio ** (2 / 3) for ratio in ratios) ** 1.5
@@ -415,17 +416,23 @@ def _size(link: Link) -> float:
         )
     if link.name not in WEIGHTS:
         return lipschitz(link)
-    if link.call["b_std"]:
-        raise ValueError(
-            f"layer {link.path} ({link.name}) got b_std={link.call['b_std']}, expected None: the bounds are "
-            "for networks without biases."
-        )
+    _check_no_biases(link)
     norm = operator_norm(link)
     if norm == 0:
         raise ValueError(
             f"layer {link.path} ({link.name}) is zero, expected weights of a positive norm."
         )
     return norm
+
+
+def _check_no_biases(link: Link) -> None:
+    # In the standard parameterization those that start at zero, b_std=0, are trained nevertheless.
+    trained = link.call["parameterization"] == "standard" and np.any(link.params.get("b", 0))
+    if link.call["b_std"] or trained:
+        raise ValueError(
+            f"layer {link.path} ({link.name}) got b_std={link.call['b_std']}, expected None: the bounds are "
+            "for networks without biases."
+        )
 
 
 def _inverse(eigen, ridge):

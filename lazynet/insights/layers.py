@@ -154,7 +154,8 @@ def row_norms(link: Link, weights: Any, power: int) -> np.ndarray:
     They are the outputs of the layer with powers of its entries as weights, on an input of ones.
     """
     entries = (multiplier(link) * np.abs(np.asarray(weights, np.float64))) ** power
-    if link.name == "Dense":
+    # A Dense layer on positions has rows for each of them.
+    if link.name == "Dense" and len(link.shape) == 1:
         return entries.sum(axis=0)
     ones = jnp.ones((1, *link.shape), link.dtype)
     # The layer multiplies its weights again.

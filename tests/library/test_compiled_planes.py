@@ -53,7 +53,9 @@ BODIES = {
     ),
     "frozen after trained": ln.serial(ln.parallel(_conv(), ln.freeze(_conv())), ln.Relu()),
     "trained after frozen": ln.serial(ln.parallel(ln.freeze(_conv()), _conv()), ln.Relu()),
-    "doubled after trained": ln.serial(_conv(), ln.Relu(), ln.symmetrize(_deep(ln.Relu(), depth=2))),
+    "doubled after trained": ln.serial(
+        _conv(), ln.Relu(), ln.symmetrize(_deep(ln.Relu(), depth=2))
+    ),
     "nothing trained": ln.freeze(_deep(ln.Relu(), depth=2)),
     "pixels alone": ln.serial(),
     "one position at a time": ln.serial(_conv(size=(1, 1)), ln.Relu()),

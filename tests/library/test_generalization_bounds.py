@@ -15,6 +15,7 @@ import lazynet as ln
 from lazynet.dynamics import leave_one_out
 from lazynet.insights import bounds
 from lazynet.insights.layers import checked_chain, operator_norm, row_norms
+from lazynet.models import spatial
 
 RNG = np.random.default_rng(0)
 X = normal(1, 4, 5)
@@ -27,6 +28,7 @@ CONVOLUTIONS = {
     "VALID": ln.Conv(3, (3, 2), padding="VALID"),
     "CIRCULAR": ln.Conv(3, (3, 3), padding="CIRCULAR"),
     "strides": ln.Conv(3, (3, 3), (2, 2), "SAME", parameterization="standard", s=(4, 1)),
+    "Dense at each position": spatial.Dense(3, 1.4),
 }
 
 
@@ -202,6 +204,7 @@ def test_kare_and_leave_one_out_are_close_to_the_test_error():
 SINGULAR = np.ones((3, 3))
 RESIDUAL = ln.residual(ln.Dense(5))
 LABELS = np.array([0, 1, 2, 0])
+BIASED = ln.Dense(1, b_std=0.0, parameterization="standard")
 REFUSED = {
     "a margin of zero": (lambda: bounds.norm_products(MODEL, W0, X, 0.0), "margin got 0"),
     "one class": (lambda: bounds.margins(np.ones((4, 1)), LABELS), "k >= 2 classes"),
@@ -228,6 +231,20 @@ REFUSED = {
     "a network with biases": (
         lambda: bounds.norm_products(
             ln.Dense(1, 1.0, 0.1), {"W": jnp.ones((5, 1)), "b": jnp.ones(1)}, X, 1.0
+        ),
+        "without biases",
+    ),
+    "biases of the standard parameterization, drawn as zeros and trained": (
+        lambda: bounds.norm_products(BIASED, {"W": jnp.ones((5, 1)), "b": jnp.ones(1)}, X, 1.0),
+        "without biases",
+    ),
+    "biases that were trained from zeros": (
+        lambda: bounds.spectral_complexity(
+            BIASED,
+            {"W": jnp.ones((5, 1)), "b": jnp.zeros(1)},
+            {"W": jnp.ones((5, 1)), "b": jnp.ones(1)},
+            X,
+            alpha=math.inf,
         ),
         "without biases",
     ),

@@ -14,6 +14,8 @@ import lazynet as ln
 from lazynet import insights, scattering
 from lazynet.diagnostics import fit_slope
 from lazynet.insights.orbits import transformed
+from lazynet.models import spatial
+from lazynet.models.tokens import Embed
 
 RNG = np.random.default_rng(0)
 X = normal(1, 5, 6, 6, 2)
@@ -38,6 +40,13 @@ def test_the_inside_is_the_pre_activations_by_depth_averaged_over_positions():
     np.testing.assert_allclose(found["4_Dense"], MODEL.apply(PARAMS, X), rtol=1e-12)
     whole = insights.inside(MODEL, PARAMS, X, average=False)
     np.testing.assert_allclose(whole["0_Conv"], z.reshape(5, -1), rtol=1e-12)
+
+
+def test_layers_whose_outputs_have_more_axes_than_the_input_are_inside():
+    model = ln.serial(Embed(5, 3), spatial.Dense(2))
+    tokens = jnp.array([[0, 4, 1], [2, 2, 3]])
+    found = insights.inside(model, model.init(jax.random.key(0), tokens), tokens)
+    assert {path: a.shape for path, a in found.items()} == {"input": (2, 3), "1_Dense": (2, 2)}
 
 
 def test_the_inside_of_the_tangent_model_ends_in_the_linearized_outputs_and_is_in_order_of_depth():

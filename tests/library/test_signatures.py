@@ -269,6 +269,13 @@ def test_entries_chosen_by_labels_have_their_block_of_the_full_kernel():
     np.testing.assert_allclose(cross, found[:2], rtol=1e-12)
 
 
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_that_are_no_entry_of_the_outputs_are_refused(label):
+    labels = np.array([0, 1, 2, 0, 1, label])
+    with pytest.raises(ValueError, match=r"entries from .*expected 0 to 2"):
+        ln.empirical_ntk(lambda w, x: x @ w, normal(9, 2, 3), X["a"], outputs=labels)
+
+
 @pytest.mark.extended
 def test_a_complex_function_has_the_kernel_of_its_parts_by_finite_differences():
     def psi(w, x):

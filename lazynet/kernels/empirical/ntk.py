@@ -68,8 +68,8 @@ def empirical_ntk(
         outputs: `"full"` gives `[n1, n2, k, k]`; `"trace"` the mean `1/k sum_a Theta[i, j, a, a]`
             and `"sum"` the kernel of `1/sqrt(k) sum_a h_a`, k times cheaper, both `[n1, n2]`;
             `"diagonal"` gives `Theta[i, j, a, a]`, `[n1, n2, k]`. Whole numbers choose entries along
-            the last axis, as labels of a classifier `[n]` or of tokens `[n, t]`; a pair of them for
-            x1 and x2. Their kernel is `"full"`.
+            the last axis, from 0, as labels of a classifier `[n]` or of tokens `[n, t]`; a pair of
+            them for x1 and x2. Their kernel is `"full"`.
         output: Which of the outputs of apply, by `select`.
         centered: Whether to take derivatives less their mean over x1, `center_jacobian`, which also
             serves rectangular kernels.
@@ -116,7 +116,7 @@ def empirical_ntk(
             "empirical_ntk got weights, expected centered=True, whose mean they weight."
         )
     if isinstance(outputs, tuple) or hasattr(outputs, "dtype"):
-        function, x1, x2 = chosen_entries(function, x1, x2, outputs)
+        function, x1, x2 = chosen_entries(function, params, x1, x2, outputs)
         outputs = "full"
     if not isinstance(outputs, str) or outputs not in MIRROR:
         raise ValueError(f"outputs is {outputs!r}, expected one of {sorted(MIRROR)}.")
