@@ -145,7 +145,8 @@ def _of_kernels(kernel_fn: Any, x: Any, batch_size: int, args: Any, kwargs: Any)
         for j in range(0, n2, width):
             both = slice(i, min(i + height, n1)), slice(j, min(j + width, n2))
             cut = jax.tree.map(lambda k, both=both: k.slice(*both), x, is_leaf=is_kernel)
-            row.append(kernel_fn(cut, *args, **kwargs))
+            # A kernel is of both sets: there is no x2.
+            row.append(kernel_fn(cut, None, *args, **kwargs))
         rows.append(row)
     return _joined(rows, first.cov2 is None)
 

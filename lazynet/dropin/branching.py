@@ -324,6 +324,12 @@ def _side_by_side(branches):
 def _merged(function, rule, twin, *, sizes, axis=None):
     """A layer that makes one array of several."""
 
+    def joint_rule(ks):
+        # An example is the same in both sets where it is in every branch.
+        equal = functools.reduce(operator.and_, [k.context.get("equal", False) for k in ks])
+        joint = rule(ks)
+        return joint.replace(context={**joint.context, "equal": equal})
+
     def init(key, shapes):
         return sizes([tuple(shape) for shape in shapes]), ()
 
@@ -345,7 +351,7 @@ def _merged(function, rule, twin, *, sizes, axis=None):
         "merge",
         init,
         apply,
-        rule,
+        joint_rule,
         axes=None,
         twin=None if twin is None else Twin(twin, lambda params: {}, depth=-1),
     )

@@ -26,10 +26,15 @@ from lazynet.dropin.keywords import bound, split_keywords, takes_key
 from lazynet.kernels.empirical.arguments import canonical, check_outputs
 from lazynet.kernels.empirical.independence import refuse_mixing
 from lazynet.kernels.empirical.ntk import empirical_ntk
-from lazynet.kernels.empirical.products import ntk_vector_product
+from lazynet.kernels.empirical.products import (
+    ntk_vector_product,
+    pulled_back,
+    pushed_forward,
+)
 from lazynet.kernels.empirical.whole import whole_ntk
 from lazynet.models.model import evaluation
 from lazynet.programs import shape_of
+from lazynet.signatures import flat
 from lazynet.trees import as_partial, is_traced
 from lazynet.typing import Array, ArrayLike, Params
 
@@ -343,14 +348,14 @@ def empirical_kernel_fn(
 def empirical_ntk_vp_fn(
     f: Callable[..., Any], x1: ArrayLike, x2: ArrayLike | None, params: Params, **kwargs: Any
 ) -> Callable[[Array], Array]:
-    """The linear map `v -> Theta(x1, x2) v`, by `ntk_vector_product`.
+    """The linear map `v -> Theta(x1, x2) v` of the kernel of `empirical_ntk_fn`, by `ntk_vector_product`.
 
     Args:
         f: `f(params, x, **kwargs)`.
         x1: Examples of the rows.
         x2: Examples of the columns; None for those of the rows.
         params: Where to take the derivative.
-        **kwargs: Keyword arguments of `f`.
+        **kwargs: Keyword arguments of `f`; a pair of two holds those for x1 and for x2.
 
     Returns:
         A function of an array of the shape of `f(params, x2)`, with values of that of `f(params,
@@ -361,7 +366,19 @@ def empirical_ntk_vp_fn(
         >>> product(jnp.array([[1.0], [2.0]])).tolist()
         [[1.0], [2.0]]
     """
-    return ntk_vector_product(bound(f, kwargs), params, x1, x2)
+    first, second = split_keywords(kwargs, x1, x2)
+    rows = bound(f, first)
+    if first is second:
+        return ntk_vector_product(rows, params, x1, x2)
+    x2 = x1 if x2 is None else x2
+    function, weights, x1, _ = canonical(flat(rows, x1), params, x1)
+    other, _, x2, _ = canonical(flat(bound(f, second), x2), params, x2)
+    return Partial(_product_of_two, function, other, weights, x1, x2)
+
+
+def _product_of_two(function, other, weights, x1, x2, v):
+    """`Df(x1) Dg(x2)' v` of two functions of the same weights."""
+    return pushed_forward(function, weights, x1, pulled_back(other, weights, x2, v))
 
 
 def monte_carlo_kernel_fn(

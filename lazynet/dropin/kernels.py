@@ -96,6 +96,7 @@ class Kernel(KernelAlgebra):
         # Different parts of one set are two sets.
         one = self.cov2 is None and n1_slice == n2_slice
         part = self.replace(
+            x1_is_x2=self.x1_is_x2 if n1_slice == n2_slice else jnp.asarray(False),
             nngp=self.nngp[both],
             ntk=self.ntk[both] if known else self.ntk,  # pyright: ignore[reportOptionalSubscript]
             cov1=self.cov1[within[0]],
@@ -111,8 +112,12 @@ class Kernel(KernelAlgebra):
         return _marked(sized, self._exact and one)
 
     def mask(self, mask1: Any, mask2: Any) -> Kernel:
-        """Zeros where a position of either partner is missing."""
-        k = state_of(self.replace(mask1=mask1, mask2=mask2))
+        """Zeros where a position of either partner is missing; for one set None is the mask of the first side."""
+        masked = self.replace(mask1=mask1, mask2=mask2)
+        if self.cov2 is None and mask2 is not None and mask2 is not mask1:
+            # Two masks make two sets of one, which is known by identity: so a copy.
+            masked = masked.replace(cov2=jnp.array(self.cov1))
+        k = state_of(masked)
         return kernel_of(k.masked(k.masks)).replace(x1_is_x2=self.x1_is_x2)
 
 

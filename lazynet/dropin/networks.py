@@ -358,6 +358,11 @@ def _state(axes, x1, x2, mask_constant, options, kept, context):
 
 def _check_kernels(layer, kernels):
     for kernel in jax.tree.leaves(kernels, is_leaf=is_kernel):
+        if kernel.diagonal_batch and layer.pairs:
+            raise ValueError(
+                f"{layer.name} got a kernel with diagonal_batch=True, expected False, since it mixes examples: compute "
+                "that kernel with diagonal_batch=False."
+            )
         if kernel.diagonal_spatial and layer.spatial.input == Bool.NO:
             raise ValueError(
                 f"{layer.name} got a kernel with diagonal_spatial=True, expected False, since it mixes positions: "
@@ -381,7 +386,8 @@ def _alike(x1, x2):
 def _equal(x1, x2):
     if x1.shape != x2.shape:
         return False
-    return jnp.all(jnp.abs(x1 - x2) < 1e-12)
+    # NaN may stand for what is missing, and does not equal itself.
+    return jnp.all((jnp.abs(x1 - x2) < 1e-12) | (jnp.isnan(x1) & jnp.isnan(x2)))
 
 
 def _checked(x):

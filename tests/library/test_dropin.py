@@ -262,6 +262,9 @@ def test_nan_may_stand_for_missing():
     close(
         network[2](x, None, "nngp", mask_constant=jnp.nan), network[2](LINES[:, :3], None, "nngp")
     )
+    dropped = stax.serial(stax.Dropout(0.5), stax.Dense(4), stax.Flatten())
+    one, two = (dropped[2](x, y, "nngp", mask_constant=jnp.nan) for y in (None, x + 0))
+    close(one, two)
 
 
 @pytest.mark.parametrize(
@@ -407,6 +410,19 @@ def test_one_set_with_two_patterns_has_two_variances():
     patterns = tuple(jnp.asarray(RNG.normal(size=(2, 3, 5, 5))))
     expected = kernel_fn(LINES, LINES + 0, "nngp", pattern=patterns)
     close(kernel_fn(LINES, None, "nngp", pattern=patterns), expected)
+
+
+def test_blocks_of_a_kernel_take_get_in_its_place():
+    kernel_fn = stax.serial(stax.Relu(), stax.Dense(1))[2]
+    kernel = stax.Dense(4)[2](X1)
+    close(nt.batch(kernel_fn, 3)(kernel, None, "nngp"), kernel_fn(kernel, None, "nngp"))
+
+
+def test_examples_are_the_same_where_they_are_in_every_branch():
+    merged = stax.serial(stax.parallel(stax.Dense(4), stax.Dense(4)), stax.FanInSum())
+    dropped = stax.serial(merged, stax.Dropout(0.5))[2]
+    a, b, c = LINES[:, 0], LINES[:, 1], LINES[:, 2]
+    close(dropped((a, b), (a, c), "nngp"), merged[2]((a, b), (a, c), "nngp"))
 
 
 def test_strips_of_devices_know_that_their_examples_are_the_same(monkeypatch):

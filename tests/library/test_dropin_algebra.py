@@ -70,6 +70,8 @@ def test_a_product_over_examples_has_no_axis_of_them():
     assert k.shape1 == y1.shape
     with pytest.raises(ValueError, match="mixes examples"):
         kernel_fn(X1, X2, diagonal_batch=True)
+    with pytest.raises(ValueError, match="mixes examples"):
+        kernel_fn(KERNEL)
 
 
 def test_one_constant_alone_is_refused():
@@ -85,6 +87,25 @@ def test_masked_kernels_are_those_of_masked_inputs():
     found = KERNEL.mask(*masks)
     for name in ("nngp", "cov1", "cov2", "mask2"):
         close(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.extended
+def test_one_set_with_two_masks_is_masked_on_either_side():
+    masks = [jnp.asarray(RNG.random((2, 3, 4, 1)) < 0.4) for _ in range(2)]
+    expected = stax.Identity()[2](X1, X1 + 0).mask(*masks)
+    found = stax.Identity()[2](X1).mask(*masks)
+    for name in ("nngp", "cov1", "cov2", "mask2"):
+        close(getattr(found, name), getattr(expected, name))
+
+
+@pytest.mark.extended
+def test_blocks_beside_the_diagonal_are_of_different_sets():
+    vectors = X1.reshape(8, 15)
+    kernel = stax.Dense(4)[2](vectors, vectors + 0)
+    dropped = stax.serial(stax.Dropout(0.5), stax.Dense(4))[2]
+    first, second = slice(0, 2), slice(2, 4)
+    close(dropped(kernel.slice(first, second)).nngp, dropped(kernel).nngp[first, second])
+    close(dropped(kernel.slice(first, first)).nngp, dropped(kernel).nngp[first, first])
 
 
 def test_sums_and_quotients_are_those_of_activations():

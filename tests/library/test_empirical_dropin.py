@@ -137,6 +137,25 @@ def test_product_with_a_vector_is_that_of_the_kernel():
     )
 
 
+def test_products_give_either_set_its_keyword_arguments():
+    v = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3)))
+    plain = empirical_ntk_vp_fn(f, X1, X2, W)(v)
+    scaled = empirical_ntk_vp_fn(f, X1, X2, W, gain=(2.0, 3.0))(v)
+    np.testing.assert_allclose(scaled, 6 * plain, atol=1e-12)
+
+
+def test_complex_weights_of_a_whole_batch_are_two_real_ones():
+    real, imaginary = jnp.eye(2, X1.shape[-1]), jnp.ones((2, X1.shape[-1]))
+
+    def outputs(params, x):
+        products = jnp.matmul(x.astype(complex), params.T)
+        return jnp.real(products) - jnp.imag(products)
+
+    kernel_fn = jax.jit(empirical_ntk_fn(outputs))
+    kernel = kernel_fn(X1, None, jax.lax.complex(real, imaginary))
+    np.testing.assert_allclose(kernel, 2 * X1 @ X1.T, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "options",
     [{"batch_size": 2}, extended({"batch_size": 3, "store_on_device": False}), {"device_count": 0}],

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lazynet.programs import PerFunction
+from lazynet.signatures import real_weights
 from lazynet.typing import Apply, Params
 
 __all__ = ["whole_ntk"]
@@ -66,4 +67,7 @@ def whole_ntk(first: Apply, second: Apply, params: Params, x1: Any, x2: Any) -> 
         >>> whole_ntk(centered, centered, jnp.ones(2), jnp.eye(2), jnp.eye(2)).tolist()
         [[0.5, -0.5], [-0.5, 0.5]]
     """
-    return _whole((first, second), params, x1, x2)
+    # A complex weight is two real ones: the derivative by it is none of a real function.
+    function, weights = real_weights(first, params)
+    other, _ = real_weights(second, params)
+    return _whole((function, other), weights, x1, x2)
