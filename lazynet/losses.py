@@ -137,7 +137,8 @@ def masked_cross_entropy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
 def accuracy(outputs: Values, targets: Values) -> Float[Scalar, ""]:
     """Fraction of examples with `argmax f = argmax y`, or `sign f = sign y` for a single output.
 
-    An example with NaN among its outputs is a miss.
+    The sign of 0 counts as negative, so that targets may be 0 and 1 too. An example with NaN among
+    its outputs is a miss.
 
     Args:
         outputs: f, `[n, k]`, or those of tokens `[n, t, v]`.
@@ -250,12 +251,17 @@ def check_labels(loss: LossFn, targets: Any, name: str = "y") -> None:
     function = getattr(loss, "func", loss)
     if function not in (cross_entropy, logistic) or trees.is_traced(targets):
         return
-    y = np.asarray(targets).astype(np.float64)
+    y = np.asarray(targets)
+    is_floating = jnp.issubdtype(y.dtype, jnp.floating)
+    # A row of k rounded probabilities sums to 1 up to k roundings.
+    rounding = y.shape[-1] * float(jnp.finfo(y.dtype).eps) if is_floating else 0.0
+    limit = max(1e-4, rounding)
+    y = y.astype(np.float64)
     if function is logistic:
         right = (np.abs(np.abs(y) - 1) < 1e-4).all(-1)
         expected = "-1 or 1 for logistic: use 2 y - 1 for targets 0 and 1"
     else:
-        right = (y >= -1e-4).all(-1) & (np.abs(y.sum(-1) - 1) < 1e-4)
+        right = (y >= -1e-4).all(-1) & (np.abs(y.sum(-1) - 1) < limit)
         expected = (
             "one-hot or probability targets for cross_entropy, a row >= 0 that sums to 1: use "
             "one_hot(labels, classes), not centered targets"

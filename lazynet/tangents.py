@@ -103,6 +103,11 @@ class Tangent:
         """The multiple `c a` by a number."""
         if not _is_number(factor):
             return NotImplemented
+        weights, _ = trees.differentiable(self.displacement)
+        if np.iscomplexobj(factor) and not all(map(trees.is_complex, weights)):
+            raise TypeError(
+                f"factor got {factor}, expected a real number: weights that are real would lose its imaginary part."
+            )
         scaled = _leaf_by_leaf(
             lambda leaf: jnp.asarray(factor).astype(leaf.dtype) * leaf, self.displacement
         )

@@ -23,8 +23,8 @@ DIGITS_TRAIN = 1000
 def digits(n_train: int = 1000, n_test: int = 797, *, seed: int = 0) -> tuple[Data, Data]:
     """The 1,797 handwritten digits of scikit-learn: x `[n, 64]` is the 8 x 8 image divided by 16, y `[n, 10]` one-hot.
 
-    Classes are balanced in the training set, and in the test set unless it takes all that is left.
-    Training sets of one seed are nested, and up to `n_train=1000` the default test set stays the
+    Classes are balanced in the training set, and in the test set as long as every digit lasts, 1,740
+    in all. Training sets of one seed are nested, and up to `n_train=1000` the default test set stays the
     same, so that learning curves share it. `x.reshape(-1, 8, 8, 1)` gives images.
 
     Args:

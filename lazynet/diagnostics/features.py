@@ -63,7 +63,10 @@ def coordinate_check(
     before = _preactivations(trace, params0, x)
     if not after:
         raise ValueError(f"{model.name} has no layer with weights, expected one that can move.")
-    return {path: jnp.sqrt(jnp.mean((z - before[path]) ** 2)) for path, z in after.items()}
+    # A single layer has the empty path in its own trace.
+    return {
+        path or model.name: jnp.sqrt(jnp.mean((z - before[path]) ** 2)) for path, z in after.items()
+    }
 
 
 @PerFunction
@@ -77,7 +80,7 @@ def _preactivations(trace: Partial, params: Params, x: Array) -> dict[str, Array
 def _has_weights(params: Params, path: str) -> bool:
     """Whether a layer of `Model.trace` has weights: their names are the parts of its path."""
     node = params
-    for name in path.split("/"):
+    for name in path.split("/") if path else ():
         if not isinstance(node, Mapping) or name not in node:
             return False
         node = node[name]

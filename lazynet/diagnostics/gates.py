@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def activation_stability(
         )
     guards.same_length(x=guards.array("x", x))
     trees.check_same_structure(params, params0, name="params", expected="params0")
-    stable = _unchanged(Partial(model.trace), params, params0, x)
+    stable = _unchanged(Partial(model.trace), params, params0, x, model.name)
     if not stable:
         raise ValueError(
             f"{model.name} has no layer with gates, expected one of {', '.join(GATES)} or MaxPool."
@@ -87,19 +88,21 @@ def activation_stability(
     )
 
 
-@PerFunction
+@functools.partial(PerFunction, static_argnums=(4,))
 def _unchanged(
-    trace: Partial, params: Params, params0: Params, x: Array
+    trace: Partial, params: Params, params0: Params, x: Array, name: str
 ) -> dict[str, tuple[Array, Array]]:
     """The fraction of unchanged gates and the number of gates, for each layer that has gates."""
     _, inside = trace(params, x)
     _, inside0 = trace(params0, x)
     stable = {}
     for path, (_, z) in inside.items():
-        if layer_name(path) in GATES:
+        # A single layer has the empty path in its own trace.
+        layer = path or name
+        if layer_name(layer) in GATES:
             z0 = inside0[path][1]
             same = (z > 0) == (z0 > 0)
-        elif layer_name(path) == "MaxPool":
+        elif layer_name(layer) == "MaxPool":
             z0 = inside0[path][1]
             # Windows lie along axis 3. By value and not by place: where entries are equal, as zeros
             # behind a ReLU, the old winner still gives the output.
@@ -112,7 +115,7 @@ def _unchanged(
         # counts of gates overflow float16, and bfloat16 has three digits of them
         dtype = z.dtype if jnp.finfo(z.dtype).bits >= 32 else jnp.float32
         mean = jnp.where(unknown, jnp.nan, jnp.mean(same, dtype=dtype))
-        stable[path] = mean, jnp.asarray(same.size, dtype)
+        stable[layer] = mean, jnp.asarray(same.size, dtype)
     return stable
 
 

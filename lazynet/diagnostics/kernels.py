@@ -245,7 +245,10 @@ def kernel_spectrum(
         _check_targets(kernel.shape, guards.real("y", y).shape)
         guards.finite("y", y)
     keep = guards.flag("vectors", vectors)
-    values, modes, tolerance = eigh(kernel_matrix(guards.real("kernel", kernel)))
+    is_floating = jnp.issubdtype(kernel.dtype, jnp.floating)
+    # Whole numbers are exact in float64, which JAX may not have.
+    exact = kernel if is_floating else np.asarray(kernel, np.float64)
+    values, modes, tolerance = eigh(kernel_matrix(exact))
     values = values[::-1]
     modes = modes[:, ::-1]
     largest = np.abs(values).max()

@@ -56,8 +56,8 @@ def solve_descent(
 
     Raises:
         ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of
-            range, minibatches have no key, targets are none of the loss, or the kernel is no
-            kernel.
+            range, minibatches have no key, targets are none of the loss, or the kernel is no kernel
+            (where steps are simulated, if it is not symmetric).
         TypeError: If an argument is no array of real numbers, or traced.
 
     Example:

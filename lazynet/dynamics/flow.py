@@ -84,8 +84,9 @@ def solve_flow(
             rounding of the kernel at infinite time, and nothing before.
 
     Raises:
-        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel, a number
-            is out of range, or targets are none of the loss.
+        ValueError: If shapes do not fit, times do not increase, the kernel is no kernel (where it is
+            integrated, if it is not symmetric), a number is out of range, or targets are none of
+            the loss.
         TypeError: If an argument is no array of real numbers, or traced where there is no closed
             form.
         RuntimeError: If the integration needs more than a million steps.

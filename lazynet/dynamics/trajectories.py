@@ -210,9 +210,15 @@ def _curves(name, outputs, y, loss):
     if is_traced((outputs, y)):
         y = jnp.asarray(y).astype(outputs.dtype)
         return {key: jax.vmap(measure, (0, None))(outputs, y) for key, measure in measures.items()}
+    curves = {}
+    if loss is mse:
+        # In float64 also where x64 is off, as the outputs are.
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = (np.asarray(outputs) - np.asarray(y, np.float64)) ** 2
+            curves[f"{name}_loss"] = squares.sum((1, 2)) / (2 * len(y))
+        del measures[f"{name}_loss"]
     outputs = jnp.asarray(outputs, jnp.result_type(float))
     y = jnp.asarray(y, jnp.result_type(float))
-    curves = {}
     for key, measure in measures.items():
         curves[key] = np.asarray(jax.vmap(measure, (0, None))(outputs, y), np.float64)
     return curves

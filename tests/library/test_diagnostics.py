@@ -830,3 +830,21 @@ def test_the_hessian_norm_of_half_precision_is_that_of_its_values():
 def test_kappa_refuses_targets_that_are_none_of_its_loss():
     with pytest.raises(ValueError, match="expected -1 or 1 for logistic"):
         kappa(lambda w, x: x @ w**2, ONE, Data(ONE, 0 * ONE), key=KEY, loss=logistic)
+
+
+def test_the_spectrum_of_whole_numbers_is_that_of_float64():
+    kernel = np.array([[100000001, 100000000], [100000000, 100000001]])
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(False):
+        values = kernel_spectrum(kernel).values
+    np.testing.assert_allclose(values, [200000001, 1], rtol=1e-6)
+
+
+def test_a_single_layer_is_found_under_its_own_name():
+    stability = activation_stability(Relu(), {}, {}, -jnp.ones((2, 3)))
+    assert stability.layers.keys() == {"Relu"} and float(stability.total) == 1
+    dense = Dense(4)
+    start = dense.init(KEY, ONE)
+    moved = diagnostics.coordinate_check(dense, trees.zeros_like(start), start, ONE)
+    size = np.sqrt(np.mean(np.square(start["W"])))
+    assert moved.keys() == {"Dense"} and float(moved["Dense"]) == pytest.approx(size, rel=1e-6)

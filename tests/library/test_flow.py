@@ -846,3 +846,10 @@ def test_inside_a_transformation_the_way_out_is_named(call, transform):
 def test_an_argument_of_another_type_is_named(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_losses_of_closed_forms_have_their_digits_where_float64_is_off():
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+    with enable_x64(False):
+        curve = dynamics.gradient_flow(np.eye(1), _data(np.full((1, 1), 1e4)), time=[16.0])
+    assert curve.metrics["train_loss"][0] == pytest.approx(5e7 * np.exp(-32), rel=1e-6)

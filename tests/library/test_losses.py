@@ -160,3 +160,10 @@ def test_half_precision_has_the_losses_of_float32_and_gradients_in_its_own_dtype
     assert float(masked_cross_entropy(logits, labels)) == pytest.approx(np.log(2), rel=1e-6)
     slope = jax.grad(lambda w: ln.mse(w * y, 8 * y))(jnp.zeros((), dtype))
     assert slope.dtype == dtype and float(slope) == -8
+
+
+def test_probabilities_in_half_precision_may_be_rounded():
+    smoothed = (0.9 * np.eye(10) + 0.01).astype(jnp.bfloat16)
+    check_labels(ln.cross_entropy, smoothed)
+    with pytest.raises(ValueError, match="expected one-hot"):
+        check_labels(ln.cross_entropy, smoothed * 1.2)

@@ -269,3 +269,12 @@ def test_tasks_on_features_of_their_own_are_disentangled():
 def test_what_has_no_disentanglement_error_is_refused(change, error):
     with pytest.raises(error, match=rf"(?i){next(iter(change))}"):
         tangents.disentanglement_error(**(dict(a=START, b=START, x_a=X, x_b=X) | change))
+
+
+def test_real_weights_refuse_complex_factors():
+    task = tangents.tangent_at(lambda w, x: x @ w, jnp.ones((2, 1)))
+    with pytest.raises(TypeError, match="factor got 1j, expected a real number"):
+        1j * task
+    start = tangents.tangent_at(lambda w, x: x @ w, jnp.full((2, 1), 1j))
+    rotated = 1j * start.at(jnp.ones((2, 1), complex))
+    assert rotated.displacement.tolist() == [[1j], [1j]]
