@@ -72,7 +72,8 @@ def rectified_power_dual(degree: int) -> Dual:
 
     The moments `m_ab = E[z_+^a z'_+^b]` of unit normal variables follow from Stein's lemma: `m_ab =
     (b - 1) m_{a, b-2} + a cos(t) m_{a-1, b-1}`. Since phi' = n x^(n-1), `E[phi' phi'] = n^2 (|x|
-    |x'|)^(n-1) m_{n-1, n-1}`, and 0 for a step, whose derivative vanishes where it exists.
+    |x'|)^(n-1) m_{n-1, n-1}`, and 0 for a step, whose derivative vanishes where it exists. A step is 1
+    at a vanishing input.
 
     Example:
         >>> value, slope = rectified_power_dual(2).diagonal(jnp.array(2.0))
@@ -94,6 +95,8 @@ def rectified_power_dual(degree: int) -> Dual:
         norms = side1[0] * side2[0]
         value = norms**degree * _cut_moment(degree, degree, theta, 1 - u, sine)
         if degree == 0:
+            beside = jnp.where(side2[0] > 0, 0.5, 1.0)
+            value = jnp.where(side1[0] > 0, jnp.where(side2[0] > 0, value, 0.5), beside)
             return value, jnp.zeros_like(value), None
         scale = degree**2 * norms ** (degree - 1)
         slope = scale * _cut_moment(degree - 1, degree - 1, theta, 1 - u, sine)
@@ -102,7 +105,7 @@ def rectified_power_dual(degree: int) -> Dual:
     def diagonal(q):
         value = _double_factorial(2 * degree - 1) / 2 * q**degree
         if degree == 0:
-            return value, jnp.zeros_like(q)
+            return jnp.where(q > 0, value, 1), jnp.zeros_like(q)
         return value, degree**2 * _double_factorial(2 * degree - 3) / 2 * q ** (degree - 1)
 
     return Dual(rectifier_side, pair, diagonal, positive=True)

@@ -79,9 +79,16 @@ def quadrature_dual(fn: Callable[[Array], Array], degree: int | None = None) -> 
             squared(lambda x: slope(x) + x),
         ]
         exact = [even_mean(h, q, FINE, FAR) for h in squares]
-        return q, shortfall(
+        missed = shortfall(
             exact, len(levels), lambda i: [even_mean(h, q, jnp.asarray(counts)[i]) for h in squares]
         )
+        # All grids agree on 0 where a narrow function lies between two of their nodes.
+        near = jnp.linspace(-4, 4, FINE, dtype=q.dtype)
+        unseen = [
+            (q > 1) & (mean == 0) & jnp.any(h(near) != 0)
+            for h, mean in zip(squares, exact, strict=True)
+        ]
+        return q, jnp.where(jnp.any(jnp.stack(unseen), axis=0), len(levels), missed)
 
     def pair(side1, side2, s, opening, acute):
         q1, q2, s = jnp.broadcast_arrays(side1[0], side2[0], s)

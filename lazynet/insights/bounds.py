@@ -304,7 +304,9 @@ def rademacher_ball(
         )
     if n <= EXACT:
         # Opposite signs have the same form: the first one stays.
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n - 1))).reshape(-1, n - 1)
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n - 1))).reshape(
+            2 ** (n - 1), n - 1
+        )
         signs = np.concatenate([np.ones((len(signs), 1)), signs], axis=1)
     else:
         draws = jax.random.rademacher(guards.key("key", key), (samples, n))

@@ -47,7 +47,8 @@ def intrinsic_dimension(
         discard: Share of the largest ratios that the fit leaves out.
 
     Raises:
-        ValueError: If there are fewer than three different examples, or `discard` is not in [0, 1).
+        ValueError: If there are fewer than three different examples, the two neighbors of all are
+            equally far, or `discard` is not in [0, 1).
         TypeError: If an argument is no array of numbers.
 
     Example:
@@ -123,6 +124,11 @@ def _dimension(path, array, discard):
     n = len(ratios)
     # log(r2/r1) has an exponential distribution of rate d, hence a line of slope d and a mean of 1/d.
     kept = slice(0, max(2, int((1 - discard) * n)))
+    if not ratios[kept].any():
+        raise ValueError(
+            f"features[{path!r}] have both neighbors at the same distance, expected different distances: equidistant "
+            "points have no dimension by their ratios."
+        )
     # F = i / (n + 1) stays below one, where -log(1 - F) is infinite.
     heights = -np.log1p(-np.arange(1, n + 1)[kept] / (n + 1))
     slope = float(ratios[kept] @ heights / (ratios[kept] @ ratios[kept]))

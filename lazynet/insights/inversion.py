@@ -106,7 +106,9 @@ def invert(
 
 
 def total_variation(x: Float[Array, "n h w c"]) -> Float[Array, " n"]:
-    """Mean over pixels of the length of the gradient, `1/(h w) sum_p sqrt(|x_{p+e1} - x_p|^2 + |x_{p+e2} - x_p|^2)`.
+    """Mean length of the gradient, `1/((h-1)(w-1)) sum_p sqrt(|x_{p+e1} - x_p|^2 + |x_{p+e2} - x_p|^2)`.
+
+    The mean is over the pixels p that have a neighbor in both directions.
 
     Example:
         >>> total_variation(jnp.ones((1, 3, 3, 1))).tolist()

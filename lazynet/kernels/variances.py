@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Num
 
 from lazynet.covariance.general.positions import BeyondPlanes, Positions, position_kernel
+from lazynet.covariance.halves import joined
 from lazynet.covariance.state import input_kernel
 from lazynet.kernels.inputs import checked_inputs
 from lazynet.models.model import Model, propagate
@@ -42,9 +43,9 @@ def _variances(model, x):
     try:
         # Planes are recipes, evaluated by the heads that ask for them: here only variances are.
         start = input_kernel(x, x) if x.ndim in (2, 4) else position_kernel(x)
-        k = propagate(model, start, model.name)
+        k = joined(propagate(model, start, model.name))
     except BeyondPlanes:
-        k = propagate(model, position_kernel(x), model.name)
+        k = joined(propagate(model, position_kernel(x), model.name))
     if not k.vectors:
         raise ValueError(
             f"{model.name} ends in an image, expected vectors: end it in Flatten() or GlobalAvgPool()."

@@ -36,7 +36,7 @@ def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
 
     Raises:
         ValueError: If the gain is not positive; when drawn, if a layer has parameters other than W
-            and b.
+            and b, or the two halves of a doubled model would be drawn apart.
 
     Example:
         >>> import lazynet as ln
@@ -51,12 +51,23 @@ def xavier_normal(model: Model, gain: float | int = 1.0) -> Model:
 
     def init(key: Any, x: Any) -> Params:
         shapes, tree = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, key, x))
+        _check_not_doubled([path for path, _ in shapes])
         leaves = []
         for i, (path, shape) in enumerate(shapes):
             leaves.append(_drawn(jax.random.fold_in(key, i), path, shape, gain))
         return tree.unflatten(leaves)
 
     return model._replace(init=init, kernel=None)
+
+
+def _check_not_doubled(paths):
+    names = [f"/{jax.tree_util.keystr(path, simple=True, separator='/')}" for path in paths]
+    for name in names:
+        if "/plus/" in name and name.replace("/plus/", "/minus/") in names:
+            raise ValueError(
+                f"xavier_normal got {name[1:]} and its copy in minus, expected one network, of which a doubled one has "
+                "two equal halves: use symmetrize(xavier_normal(model))."
+            )
 
 
 def _drawn(key, path, shape, gain):

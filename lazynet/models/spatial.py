@@ -333,7 +333,7 @@ def LayerNorm(axes: Size = (), eps: float | int = 1e-12) -> Model:
         return layers.LayerNorm(eps)
     eps = guards.number("LayerNorm eps", eps, at_least=0)
     axes = tuple(axes)
-    rule = axes_norm_rule([axis - 1 for axis in axes if axis], eps, across=0 in axes)
+    rule = axes_norm_rule([axis - 1 for axis in axes], eps)
     return layer(
         "LayerNorm",
         lambda params, x: normalized(x, (*axes, -1), eps),

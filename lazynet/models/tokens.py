@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lazynet import guards
 from lazynet.models.layers import Scale
 from lazynet.models.model import Model, layer
 from lazynet.recipes import recipe
+from lazynet.trees import is_traced
 
 __all__ = ["Embed", "Positions"]
 
@@ -23,7 +25,8 @@ def Embed(vocabulary: int, features: int, W_std: Scale = 1.0) -> Model:
         W_std: Standard deviation of the vectors' entries.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or, outside of transformations, on tokens that are not
+            in the vocabulary.
         TypeError: On inputs that are no whole numbers.
 
     Example:
@@ -42,6 +45,7 @@ def Embed(vocabulary: int, features: int, W_std: Scale = 1.0) -> Model:
 
     def apply(params, x):
         _check_tokens(x)
+        _check_range(x, len(params["W"]))
         # A traced W_std has a dtype of its own, by which the outputs would be promoted.
         return params["W"][x] * jnp.asarray(W_std, params["W"].dtype)
 
@@ -75,6 +79,18 @@ def Positions(W_std: Scale = 1.0) -> Model:
         return x + (params["P"] * jnp.asarray(W_std, x.dtype))[None]
 
     return layer("Positions", apply, init=init)
+
+
+def _check_range(x, vocabulary):
+    """Refuses tokens without a vector, in the place of which indexing takes that of another one."""
+    if is_traced(x):
+        return
+    tokens = np.asarray(x)
+    if not ((tokens >= 0) & (tokens < vocabulary)).all():
+        raise ValueError(
+            f"Embed got tokens from {tokens.min()} to {tokens.max()}, expected 0 to {vocabulary - 1}: give it a larger "
+            "vocabulary, or count tokens from 0."
+        )
 
 
 def _check_tokens(x):

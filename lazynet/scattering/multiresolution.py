@@ -131,6 +131,9 @@ def undecimated_coefficients(
         x: Images of the padded size (the image's own with padding="periodic").
         filters: From `filter_bank` with sampling="kymatio".
 
+    Raises:
+        ValueError: If x has another size than the filters, or their samples are centered.
+
     Example:
         >>> from lazynet.scattering import filter_bank
         >>> low, waves = undecimated_coefficients(jnp.ones((8, 8)), filter_bank((8, 8), 2, 4, padding="periodic"))
@@ -138,6 +141,11 @@ def undecimated_coefficients(
         ((8, 8), (2, 4, 8, 8))
     """
     check_floating(x)
+    if filters.sampling != "kymatio":
+        raise ValueError(
+            f"filters got sampling={filters.sampling!r}, which moves coefficients off the pixels, expected 'kymatio': "
+            "make them with filter_bank(..., sampling='kymatio')."
+        )
     expected = tuple(axis.size for axis in filters.phi)
     if tuple(x.shape[-2:]) != expected:
         raise ValueError(

@@ -178,7 +178,8 @@ def _lattice_sum(
             sums[angle] = _one_lattice_sum(w0.ravel(), w1.ravel(), along, across, angle, xi)
         else:  # the sums have period 2 pi: on a DFT grid, w1 -> -w1 is a reversal of the bins
             sums[angle] = sums[opposite][:, reverse]
-    return np.stack(list(sums.values()))
+    # An angle may stand there twice.
+    return np.stack([sums[angle] for angle in theta.tolist()])
 
 
 def _one_lattice_sum(

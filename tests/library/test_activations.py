@@ -274,6 +274,13 @@ def test_a_quadrature_that_is_not_accurate_is_refused(name):
 
 
 @pytest.mark.extended
+def test_a_quadrature_whose_nodes_all_miss_a_narrow_function_is_refused():
+    bump = ln.elementwise(lambda z: jnp.exp(-(z**2)))
+    with pytest.raises(ValueError, match="kernel has NaN"):
+        ln.analytic_kernel(ln.serial(ln.Dense(1), bump), 1e4 * jnp.ones((1, 2)))
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize("name", INACCURATE)
 def test_under_jit_a_quadrature_that_is_not_accurate_is_nan(name):
     model = network(ln.elementwise(INACCURATE[name]))

@@ -204,6 +204,7 @@ def test_variances_are_the_diagonal_of_the_kernel():
     for model, x in (
         (ln.serial(ln.Conv(4, (2, 2)), ln.Relu(), ln.GlobalAvgPool(), ln.Dense(1)), X1[:, :3, :3]),
         (ln.serial(spatial.Conv(4, (2,)), ln.Relu(), spatial.GlobalAvgPool()), X1[:, :3, 0]),
+        (ln.serial(ln.Dense(4), ln.coupling(ln.Dense(2))), X1[:, 0, 0]),
     ):
         kernel, own = ln.analytic_kernel(model, x), ln.analytic_variances(model, x)
         close(own.nngp, jnp.diagonal(kernel.nngp))

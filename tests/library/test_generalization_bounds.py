@@ -140,6 +140,10 @@ def kernel(n, seed=0):
     return features @ features.T / n
 
 
+def test_the_rademacher_complexity_of_one_example_is_its_norm():
+    assert bounds.rademacher_ball(4 * np.eye(1), 3.0) == (6.0, 0.0, 6.0)
+
+
 def test_the_rademacher_complexity_of_few_examples_goes_through_all_signs():
     k = kernel(6)
     signs = itertools.product((1, -1), repeat=6)

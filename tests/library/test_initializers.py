@@ -85,3 +85,12 @@ def test_what_cannot_be_drawn_is_refused():
         ln.analytic_kernel(
             xavier_normal(ln.Dense(1, parameterization="standard")), jnp.ones((1, 2))
         )
+
+
+def test_a_doubled_network_whose_halves_would_be_drawn_apart_is_refused():
+    model = ln.Dense(4, b_std=0.0, parameterization="standard")
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match=r"use symmetrize\(xavier_normal\(model\)\)"):
+        xavier_normal(ln.serial(ln.symmetrize(model))).init(jax.random.key(0), x)
+    doubled = ln.symmetrize(xavier_normal(model))
+    assert not doubled.apply(doubled.init(jax.random.key(0), x), x).any()

@@ -93,6 +93,13 @@ def test_accuracies_of_neighbors_means_and_ridge_are_those_by_brute_force():
     assert math.isclose(found.distances, within / between)
 
 
+def test_local_support_vectors_do_not_depend_on_the_origin():
+    y = np.random.default_rng(1).integers(0, 2, 40)
+    x = np.random.default_rng(2).normal(size=(40, 2))
+    near, far = (insights.local_support_vectors({"a": x + far}, y, 3)["a"] for far in (0.0, 1e8))
+    np.testing.assert_array_equal(near, far)
+
+
 def test_local_support_vectors_are_outvoted_by_every_number_of_neighbors_up_to_k():
     y = RNG.integers(0, 3, 30)
     x = RNG.normal(size=(30, 2)) + 0.5 * y[:, None]
@@ -336,6 +343,10 @@ REFUSED = {
     "points that are all equal": (
         lambda: insights.intrinsic_dimension(ONE),
         "1 different examples",
+    ),
+    "equidistant points": (
+        lambda: insights.intrinsic_dimension({"a": np.eye(4)}),
+        "same distance",
     ),
     "a path that does not move": (
         lambda: insights.flatness({"a": np.ones((1, 4, 2))}, 1),

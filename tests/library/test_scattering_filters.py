@@ -31,6 +31,13 @@ def spatial_wavelet(shape, j, theta, L, *, subtract_mean):
     return wave.reshape(13, shape[0], 13, shape[1]).sum((0, 2))
 
 
+def test_equal_angles_have_equal_wavelets():
+    w = frequencies(8)
+    values = morlet(w[:, None], w[None], 0, np.array([0.3, 0.3, -0.3]))
+    assert values.shape == (3, 8, 8)
+    np.testing.assert_array_equal(values[0], values[1])
+
+
 @pytest.mark.parametrize("L", [4, 6, 8])
 @pytest.mark.parametrize("j", [0, 1, 2])
 @pytest.mark.parametrize("kind", ["morlet", "gabor"])

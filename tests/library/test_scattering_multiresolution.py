@@ -70,6 +70,12 @@ def test_the_dual_frame_reconstructs_the_image():
     np.testing.assert_allclose(decimated[2], waves[:, 2, :, ::4, ::4], atol=1e-12)
 
 
+def test_a_bank_of_centered_samples_has_no_coefficients_at_pixels():
+    filters = filter_bank((8, 8), 2, 2, padding="periodic", sampling="centered")
+    with pytest.raises(ValueError, match="sampling='centered'"):
+        undecimated_coefficients(image(8, 8), filters)
+
+
 @pytest.mark.extended
 def test_moments_approach_the_expected_modulus_of_filtered_white_noise():
     filters = filter_bank((64, 64), 1, 2, padding="periodic", pool="mean")

@@ -94,6 +94,14 @@ def test_a_rectified_monomial_of_degree_one_is_a_rectifier_and_of_two_has_no_nan
         np.testing.assert_allclose(gram.ntk, known.ntk, rtol=1e-12)
 
 
+def test_a_step_is_one_at_vanishing_inputs():
+    x = jnp.array([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    model = ln.serial(ln.Dense(1), special.RectifiedMonomial(0))
+    expected = [[0.5, 0.5, 0.5], [0.5, 1.0, 1.0], [0.5, 1.0, 1.0]]
+    for gram in (ln.analytic_kernel(model, x), ln.analytic_kernel(model, x, x)):
+        np.testing.assert_allclose(gram.nngp, expected, rtol=1e-12)
+
+
 BUILDS = {
     "polynomial": lambda: special.Polynomial((1.0, 0.5, -0.3)),
     "rectified": lambda: special.RectifiedMonomial(2),

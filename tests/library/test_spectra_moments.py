@@ -226,6 +226,16 @@ def test_one_derivative_is_enough_for_moments_and_alignments(sketch):
     assert abs(value - exact) < 3.5 * error < 0.6 * exact
 
 
+def test_a_squared_distance_that_comes_out_negative_is_zero_with_an_error():
+    found = []
+    for keys in jax.random.split(KEY, (8, 2)):
+        pair = [spectra.forward_sketch(MODEL.apply, PARAMS, X, key=key, probes=5) for key in keys]
+        found.append(spectra.kernel_distances(*pair).relative)
+    values, errors = np.array(found).T
+    assert np.isfinite(values).all() and (errors > 0).all()
+    assert 0 < np.count_nonzero(values == 0) < 8
+
+
 @pytest.mark.extended
 @pytest.mark.parametrize("sketch", [spectra.forward_sketch, spectra.backward_sketch])
 def test_one_derivative_is_enough_to_compare_kernels(sketch):

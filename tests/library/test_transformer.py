@@ -12,6 +12,7 @@ from flax import linen
 import lazynet as ln
 from lazynet import zoo
 from lazynet.models.attention import SelfAttention
+from lazynet.models.tokens import Embed
 
 KEY = jax.random.key(0)
 TOKENS = jnp.array([[0, 1, 2, 3], [3, 1, 0, 2], [2, 2, 1, 0]])
@@ -45,6 +46,13 @@ def test_causal_attention_is_the_softmax_over_earlier_positions():
     joined = heads.transpose(0, 2, 1, 3).reshape(2, 5, 6)
     expected = joined @ np.asarray(params["O"]) / (6 * 4) ** 0.5
     np.testing.assert_allclose(attention.apply(params, x), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("token", [-1, 5])
+def test_tokens_beyond_the_vocabulary_are_refused(token):
+    model = Embed(5, 3)
+    with pytest.raises(ValueError, match="expected 0 to 4"):
+        model.apply({"W": jnp.ones((5, 3))}, jnp.array([[0, token]]))
 
 
 def test_a_transformer_of_vectors_has_a_head_for_each_example():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -43,7 +44,8 @@ def kernel_distances(
 
     Along training, one call for each snapshot with the same key. Both kernels see the same vectors,
     and the norm of the difference is that of differences of products: it keeps its digits when
-    kernels are close, down to the rounding of the products.
+    kernels are close, down to the rounding of the products. Of forward sketches it is not: a square
+    that comes out negative counts as 0, with the root of its error.
 
     Args:
         kernel: Symmetric K, an array, a product, or a one-sided sketch.
@@ -63,7 +65,11 @@ def kernel_distances(
         (0.5, 0.0)
     """
     moments = _pair(kernel, kernel0, key, shape, probes, centered=False)
-    relative = moments.estimate(lambda a, b, c, d: np.sqrt(d / nonzero(b)))
+    squared = moments.estimate(lambda a, b, c, d: d / nonzero(b))
+    relative = Estimate(0.0, math.sqrt(squared.standard_error))
+    # Of forward sketches of close kernels the estimate |A|^2 + |B|^2 - 2 <A, B> may be negative.
+    if squared.value > 0:
+        relative = moments.estimate(lambda a, b, c, d: np.sqrt(d / b))
     return Distances(relative, moments.estimate(_cosine_distance))
 
 
