@@ -167,7 +167,12 @@ def test_the_largest_stable_learning_rate_is_two_n_over_lambda_max(factor, conve
             optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
             "do not scale with the gradient",
         ),
+        (
+            optax.chain(optax.clip_by_global_norm(1e4), optax.sgd(1e-6)),
+            "do not scale with the gradient",
+        ),
         (optax.chain(optax.add_decayed_weights(1e-2), optax.sgd(1.0)), "depend on the weights"),
+        (optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(1e-4)), "depend on the weights"),
     ],
 )
 def test_optimizers_that_are_not_covariant_are_refused_for_lazy_functions(optimizer, reason):
