@@ -57,6 +57,14 @@ def test_mixed_examples_are_refused_with_the_way_out(apply):
         empirical_ntk(apply, W, X)
 
 
+@pytest.mark.parametrize(
+    "factor", [lambda n: 1 / n, lambda n: jnp.arange(1.0, n + 1)[:, None]], ids=["number", "place"]
+)
+def test_derivatives_that_depend_on_the_number_or_the_place_of_examples_are_refused(factor):
+    with pytest.raises(ValueError, match="the number or the place of the examples"):
+        empirical_ntk(lambda params, x: independent(params, x) * factor(len(x)), W, X)
+
+
 def test_mixed_examples_are_refused_where_outputs_cancel():
     zeros = jax.tree.map(jnp.zeros_like, W)
     with pytest.raises(ValueError, match="mixes the examples of a batch"):

@@ -89,11 +89,43 @@ def refuse_mixing(function: Apply, params: Params, x: Examples, alone: bool = Fa
                     "function of any number of examples, whose derivatives are taken one example at a time: "
                     "ntk_vector_product takes functions of one size of batches."
                 ) from error
+        placed = alone and not mixed and _placed(function, params, _sample(x))
+    if placed:
+        raise ValueError(
+            "apply has other derivatives at an example that is alone than in a batch: they depend on the number or the "
+            "place of the examples, expected outputs [n, ...] of which row i depends on x[i] alone: divide by len(x) "
+            "in the loss, and pass what belongs to an example with it, as Inputs(x, weights)."
+        )
     if mixed:
         raise ValueError(
             f"apply mixes the examples of a batch: its {mixed} at one example depend on another one, expected outputs "
             f"[n, ...] of which row i depends on x[i] alone. {ADVICE}"
         )
+
+
+def _placed(function: Apply, params: Params, x: Examples) -> bool:
+    """Whether the last example has other derivatives by itself: its place is the first there, their number one."""
+    last = jax.tree.map(lambda leaf: leaf[-1:], x)
+    is_last = np.arange(EXAMPLES) == EXAMPLES - 1
+    try:
+        direction = _direction(trees.differentiable(params)[0])
+        evaluate = functools.partial(_tangents, function, direction=direction)
+        by_itself = evaluate(params, last, is_last[-1:])["derivatives"]
+        rows = slice(-1, None)
+    except TypeError as error:  # a function with a backward rule of its own
+        if "custom_vjp" not in str(error):
+            raise
+        direction = _direction([shape_of(function, params, x)])
+        evaluate = functools.partial(_gradients, function, direction=direction)
+        alone = functools.partial(_gradients, function, direction=[direction[0][-1:]])
+        by_itself = alone(params, last, is_last[-1:])["derivatives"]
+        rows = slice(None)
+    in_batch, rounded = (
+        [leaf[rows] for leaf in evaluate(weights, x, is_last)["derivatives"]]
+        for weights in (params, _shaken(params))
+    )
+    parts = zip(in_batch, by_itself, rounded, strict=True)
+    return any(_differ(*each, slice(None), same_size=False) for each in parts)
 
 
 def _mixed_as_it_is(function: Apply, params: Params, x: Examples, error: Exception) -> str:
@@ -196,12 +228,15 @@ def _shaken(params: Params) -> Params:
     return rebuilt([w * (1 + 8 * jnp.finfo(w.dtype).eps) for w in weights])
 
 
-def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -> bool:
+def _differ(
+    before: Array, after: Array, again: Array | np.ndarray, rows: Any, same_size: bool = True
+) -> bool:
     """Whether values differ by more than rounding: 256 units of the largest, or 16 times what another rounding makes.
 
     Programs and shapes are equal, so that most values stay equal bit by bit. What is subtracted and
     added again, as the largest logit of a batch in a softmax, leaves a few units, and many where
-    little is left of large terms.
+    little is left of large terms. Programs for another number of examples may take other products,
+    on a GPU of three digits: there a quarter of the digits is enough.
     """
     one = np.asarray(before).astype(np.float64)
     two = np.asarray(after).astype(np.float64)
@@ -212,7 +247,8 @@ def _differ(before: Array, after: Array, again: Array | np.ndarray, rows: Any) -
         rounding = np.abs(one - rounded)
         noise = rounding[np.isfinite(rounding)].max(initial=0.0)
         # 256 units of half precision are of the order of the values: there it is half of the digits.
-        allowed = max(min(256 * eps, eps**0.5) * size, 16 * noise)
+        share = min(256 * eps, eps**0.5) if same_size else eps**0.25
+        allowed = max(share * size, 16 * noise)
         close = np.abs(one - two) <= allowed
     same = close | (one == two) | (np.isnan(one) & np.isnan(two))
     return not same[rows].all()
