@@ -845,7 +845,7 @@ EXEMPT = {
         "linalg.ritz_values linalg.spectrum_tolerance "
         "trees.add_scaled trees.divide trees.dot trees.norm trees.power_of_two "
         "trees.subtract trees.zeros_like trees.differentiable trees.is_complex trees.is_key trees.is_weight "
-        "trees.length parameters.selected low_rank.merged signatures.flat signatures.one_array signatures.real_weights "
+        "trees.length trees.widened parameters.selected low_rank.merged signatures.flat signatures.one_array signatures.real_weights "
         "signatures.with_constants checkpoints.curve_arrays checkpoints.curve_from "
         "model.child_path model.propagate model.evaluation "
         "model.plain"
