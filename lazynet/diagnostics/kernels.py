@@ -174,16 +174,16 @@ def target_alignment(
     Source: Cristianini et al. (2001), alignment; Cortes, Mohri and Rostamizadeh (2012), its
     centered form.
     """
-    kernel = trees.widened(jnp.asarray(guards.real("kernel", kernel)))
-    y = trees.widened(jnp.asarray(guards.real("y", y)))
-    _check_targets(kernel.shape, y.shape)
+    matrix = trees.widened(jnp.asarray(guards.real("kernel", kernel)))
+    targets = trees.widened(jnp.asarray(guards.real("y", y)))
+    _check_targets(matrix.shape, targets.shape)
     # y y' of centered y is H y y' H: centering y does the same to it as H on both sides.
-    kernel = _unit("kernel", kernel, centered)
-    y = _unit("y", y, centered, axes=(0,))
-    if kernel.ndim == 4:
-        return jnp.einsum("ijab,ia,jb->", kernel, y, y, precision="highest")
-    of_targets = jnp.matmul(y, y.T, precision="highest")
-    return _inner(kernel, of_targets) / trees.norm(of_targets)
+    matrix = _unit("kernel", matrix, centered)
+    targets = _unit("y", targets, centered, axes=(0,))
+    if matrix.ndim == 4:
+        return jnp.einsum("ijab,ia,jb->", matrix, targets, targets, precision="highest")
+    of_targets = jnp.matmul(targets, targets.T, precision="highest")
+    return _inner(matrix, of_targets) / trees.norm(of_targets)
 
 
 class Spectrum(NamedTuple):
