@@ -133,8 +133,7 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses more images than there are."""
-        # Subsets are balanced: of 450 digits for the test the rarest class has 40.
-        n_train, n_test = {"digits": (1340, 400), "cifar10": (50_000, 10_000)}[self.data.name]
+        n_train, n_test = self.data.balanced
         for name in ("sizes", "pooled_sizes"):
             largest = max(getattr(self.images, name), default=2)
             guards.count(f"{prefix}images.{name}", largest, at_most=n_train)

@@ -143,8 +143,7 @@ class Config:
 
     def check(self, prefix: str) -> None:
         """Refuses more images than there are."""
-        # Subsets are balanced: of 450 digits for the test the rarest class has 40.
-        n_train, n_test = {"digits": (1340, 400), "cifar10": (50_000, 10_000)}[self.data.name]
+        n_train, n_test = self.data.balanced
         for name in ("n_train", "pooled_train"):
             guards.count(f"{prefix}{name}", getattr(self, name), at_most=n_train)
         for name in ("n_test", "pooled_test"):

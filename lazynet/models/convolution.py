@@ -14,7 +14,7 @@ from lazynet.typing import Array
 __all__ = ["convolve", "dimension_numbers"]
 
 FEW_PRODUCTS = 64
-"""Products of channels and features up to which four columns are convolved at once."""
+"""Products of channels and features up to which four columns are convolved at once; two up to four times as many."""
 
 
 def convolve(x: Array, W: Array, strides: Sequence[int], pads: Sequence[tuple[int, int]]) -> Array:
@@ -76,7 +76,9 @@ def _columns_at_once(x, W, strides, pads):
         return 1
     products = W.shape[-2] * W.shape[-1]
     # Columns share most of their patch, for which they multiply by zeros what only another one sees.
-    columns = 4 if products <= FEW_PRODUCTS else 2 if products <= 4 * FEW_PRODUCTS else 1
+    columns = 1
+    if products <= 4 * FEW_PRODUCTS:
+        columns = 4 if products <= FEW_PRODUCTS else 2
     outputs = x.shape[-2] + sum(pads[-1]) - W.shape[-3] + 1
     # A divisor of the outputs, so that no column is computed and thrown away.
     return math.gcd(columns, outputs)

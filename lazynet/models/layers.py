@@ -235,18 +235,14 @@ def MaxPool(
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"MaxPool got padding={padding!r}, expected 'SAME' or 'VALID'.")
 
-    def entries(x):
-        _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
-        # Zeros would win against negative entries at the edges.
-        return _window_entries(x, window, strides, padding, fill=-jnp.inf)
-
     def patches(x):
-        return jnp.stack(entries(x), axis=3)
+        # Zeros would win against negative entries at the edges.
+        return _windows(x, window, strides, padding, fill=-jnp.inf)
 
     def apply(params, x, gate=None):
+        _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
         if gate is None:
             # Equal entries share the derivative; with a gate the first of them has all of it.
-            _check_rank("MaxPool", x, 4, "[n, h, w, c]", "pool before Flatten()")
             return _over_windows(jnp.maximum, x, window, strides, padding, fill=-jnp.inf)
         winners = jnp.argmax(gate, axis=3, keepdims=True)  # in the windows that decide
         return jnp.take_along_axis(patches(x), winners, axis=3)[:, :, :, 0]

@@ -120,12 +120,12 @@ def _placed(function: Apply, params: Params, x: Examples) -> bool:
         alone = functools.partial(_gradients, function, direction=[direction[0][-1:]])
         by_itself = alone(params, last, is_last[-1:])["derivatives"]
         rows = slice(None)
-    in_batch, rounded = (
-        [leaf[rows] for leaf in evaluate(weights, x, is_last)["derivatives"]]
-        for weights in (params, _shaken(params))
-    )
-    parts = zip(in_batch, by_itself, rounded, strict=True)
-    return any(_differ(*each, slice(None), same_size=False) for each in parts)
+    in_batch = evaluate(params, x, is_last)["derivatives"]
+    rounded = evaluate(_shaken(params), x, is_last)["derivatives"]
+    for batch, single, again in zip(in_batch, by_itself, rounded, strict=True):
+        if _differ(batch[rows], single, again[rows], slice(None), same_size=False):
+            return True
+    return False
 
 
 def _mixed_as_it_is(function: Apply, params: Params, x: Examples, error: Exception) -> str:
