@@ -95,7 +95,9 @@ def unpack(archive_file: Path, folder: Path, name: str) -> None:
             bounded: Any = _Bounded(stream)
             # "r|" never seeks: every byte of the archive goes through the bound.
             with tarfile.open(fileobj=bounded, mode="r|") as tar:
-                tar.extractall(temporary, members=_checked(tar, name), filter="data")
+                # Python 3.11 has filters from 3.11.4 on; before, `_checked` stands alone.
+                tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+                tar.extractall(temporary, members=_checked(tar, name))
         os.replace(temporary / name, folder / name)
     # FileNotFoundError: the archive was read, but has no folder of this name to be moved.
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, FileNotFoundError) as error:
