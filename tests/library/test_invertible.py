@@ -125,12 +125,15 @@ def test_gradients_from_reconstructed_activations_are_the_plain_ones(make):
 
 
 def memory_of_an_image(model):
-    """Bytes that the compiler reserves for an image in a gradient, beside arguments, results and what weights alone take."""
+    """Bytes that the compiler reserves for an image in a gradient, whatever it reserves for the weights."""
     params = model.init(KEY, jnp.zeros((1, 16, 16, 4), jnp.float32))
     gradient = jax.jit(jax.grad(lambda params, x: jnp.sum(model.apply(params, x) ** 2)))
-    images = [jax.ShapeDtypeStruct((n, 16, 16, 4), jnp.float32) for n in (16, 64)]
-    few, many = [gradient.lower(params, x).compile().memory_analysis().temp_size_in_bytes for x in images]
-    return (many - few) / (64 - 16)
+
+    def temporary(n):
+        batch = jax.ShapeDtypeStruct((n, 16, 16, 4), jnp.float32)
+        return gradient.lower(params, batch).compile().memory_analysis().temp_size_in_bytes
+
+    return (temporary(64) - temporary(16)) / (64 - 16)
 
 
 @pytest.mark.extended
