@@ -17,6 +17,8 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Otherwise errors under a transformation end in a note of jax, which doctest before Python 3.11.4 takes for the message.
+jax.config.update("jax_traceback_filtering", "off")
 
 # neural-tangents imports TensorFlow only through this module, which none of the comparisons use.
 sys.modules.setdefault(
