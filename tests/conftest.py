@@ -6,9 +6,10 @@ import os
 import sys
 import types
 
+import compiler
+
 os.environ.setdefault("MPLBACKEND", "Agg")
-# The suite compiles far more than it computes: LLVM's lowest useful effort takes 40 % off its time.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault("XLA_FLAGS", compiler.FLAGS)
 
 import jax
 import jaxtyping
@@ -17,7 +18,7 @@ import pytest
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Otherwise errors under a transformation end in a note of jax, which doctest before Python 3.11.4 takes for the message.
+# Else errors under a transformation end in a note of jax, which doctest before Python 3.11.4 takes for the message.
 jax.config.update("jax_traceback_filtering", "off")
 
 # neural-tangents imports TensorFlow only through this module, which none of the comparisons use.
