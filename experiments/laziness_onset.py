@@ -239,10 +239,23 @@ def kept_share(accuracy: np.ndarray) -> np.ndarray:
 
 
 def report(summary):
-    """One row for each width."""
+    """One row for each width and alpha, then one for each width."""
     from rich.table import Table
 
     yield f"{summary['data']}, {summary['seeds']} seed(s)"
+    accuracies = Table("width", "alpha", "test acc. %", "ReLU gates stable %", box=None)
+    for cell in [key.removeprefix("stability/") for key in summary if key.startswith("stability/")]:
+        width, alpha = cell.split("/")
+        mean = 100 * summary[f"test_accuracy/{cell}"]
+        spread = 100 * summary[f"test_accuracy_std/{cell}"]
+        stable = 100 * summary[f"stability/{cell}"]
+        accuracies.add_row(
+            width.removeprefix("width="),
+            alpha.removeprefix("alpha="),
+            f"{mean:.1f} ± {spread:.1f}",
+            f"{stable:.1f}",
+        )
+    yield accuracies
     table = Table("width", "kappa at the start", "half-way alpha", "kappa / alpha there", box=None)
     for width in [key.removeprefix("kappa/") for key in summary if key.startswith("kappa/")]:
         values = [
