@@ -12,6 +12,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import re
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -291,12 +292,21 @@ def fingerprint(traced: Any) -> str:
     Args:
         traced: From `jax.jit(function).trace(*args)`.
 
+    Raises:
+        ValueError: If the program calls back to Python.
+
     Example:
         >>> named = lambda factor: fingerprint(jax.jit(lambda x: factor * x).trace(np.ones(3)))
         >>> named(2.0) == named(2.0) != named(3.0)
         True
     """
-    return _named(traced, traced.lower().as_text())
+    text = traced.lower().as_text()
+    if re.search(r"@xla_\w*callback", text):
+        raise ValueError(
+            "the stored function calls back to Python (pure_callback), expected one of jax alone, since its program "
+            "does not tell which function it calls: write that in jax.numpy, or compute without a store."
+        )
+    return _named(traced, text)
 
 
 class _Kept:

@@ -135,9 +135,11 @@ def _steps(rules, k):
     return steps
 
 
-def _text(program):
+def _text(program) -> Hashable:
     """What a program computes; the addresses of functions in it are those of this process."""
-    return re.sub("0x[0-9a-f]+", "", str(program.jaxpr))
+    text = re.sub("0x[0-9a-f]+", "", str(program.jaxpr))
+    # A Python function that is called back shows in the text by its name at most: such a program equals no other.
+    return object() if "callback" in text else text
 
 
 def _constants(program) -> tuple[Hashable, ...]:

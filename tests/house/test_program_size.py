@@ -124,6 +124,25 @@ def test_kernels_of_deep_networks_have_derivatives_in_scales_and_inputs(shared):
     np.testing.assert_allclose(jnp.vdot(by_input, direction), slope, rtol=1e-6)
 
 
+def test_layers_that_call_different_functions_of_python_are_no_equal_layers():
+    def called(function):
+        # jax prints all functions alike: by their text, these layers would be one loop.
+        def on_host(s, q1, q2):
+            shape = jax.ShapeDtypeStruct(s.shape, s.dtype)
+            return jax.pure_callback(function, shape, s, vmap_method="expand_dims")
+
+        return on_host
+
+    def times(scale):
+        slope = called(lambda s: np.full_like(s, scale))
+        return ln.stax.Elementwise(None, called(lambda s: np.asarray(scale * s)), slope)
+
+    scales = [2.0, 0.5, 3.0] * 2
+    layers = [layer for scale in scales for layer in (ln.stax.Dense(1), times(scale))]
+    found = ln.stax.serial(*layers)[2](X, None, "nngp")
+    np.testing.assert_allclose(found, np.prod(scales) * (X @ X.T) / 4, rtol=1e-12)
+
+
 @pytest.mark.extended
 def test_kernels_of_deep_networks_map_over_batches_of_sets():
     sets = np.random.default_rng(2).normal(size=(2, 3, 4))

@@ -113,6 +113,11 @@ def test_functions_that_call_python_share_nothing():
         np.testing.assert_array_equal(program(_apply, _called_back(value), X)(X), value)
 
 
+def test_functions_that_call_python_have_no_name_in_a_store():
+    with pytest.raises(ValueError, match="calls back to Python"):
+        fingerprint(jax.jit(_called_back(0)).trace(X))
+
+
 def test_programs_with_large_arrays_are_not_compared(monkeypatch):
     monkeypatch.setattr(programs, "COMPARED", 100)
     assert _compiled(_shifted(7), X) is not _compiled(_shifted(7), X)
