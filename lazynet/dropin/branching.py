@@ -205,6 +205,8 @@ def Identity() -> Layer:
 def layer(layer_fn: Callable[..., Any]) -> Callable[..., Triple]:
     """A layer of one's own: a function that returns `(init_fn, apply_fn, kernel_fn)`, the last one of `Kernel`.
 
+    One with weights counts as independent of the branches beside it, as if it ended in a Dense.
+
     Args:
         layer_fn: The function.
 
@@ -219,34 +221,42 @@ def layer(layer_fn: Callable[..., Any]) -> Callable[..., Triple]:
 
     @functools.wraps(layer_fn)
     def make(*args: Any, **kwargs: Any) -> Triple:
-        return Triple(_custom(layer_fn.__name__, layer_fn(*args, **kwargs)))
+        functions = layer_fn(*args, **kwargs)
+        made = _layer_behind(functions) or _custom(functions)
+        return Triple(dataclasses.replace(made, name=layer_fn.__name__))
 
     return make
 
 
 def layers_of(triples: Any, where: str) -> list[Layer]:
-    """The layers of triples; custom ones are any three functions."""
+    """The layers of triples, unpacked or not; custom ones are any other three functions."""
     found = []
     for i, triple in enumerate(triples):
-        if isinstance(triple, Triple):
-            found.append(triple.layer)
-        elif isinstance(triple, Model) or not _is_custom(triple):
+        if isinstance(triple, Model) or not _is_triple(triple):
             raise TypeError(
                 f"stax.{where} got {triple!r} at position {i}, expected a layer of lazynet.stax: call its constructor, "
                 "for instance Relu() and not Relu; lazynet's own models go into lazynet.serial."
             )
-        else:
-            found.append(_custom("layer", triple))
+        found.append(_layer_behind(triple) or _custom(triple))
     return found
 
 
-def _is_custom(triple):
+def _is_triple(triple):
     return isinstance(triple, tuple) and len(triple) == 3 and all(map(callable, triple))
 
 
-def _custom(name, functions):
-    if isinstance(functions, Triple):
-        return dataclasses.replace(functions.layer, name=name)
+def _layer_behind(functions) -> Layer | None:
+    """The layer whose three functions these are, compiled or not; None of any others."""
+    layers = []
+    for function in functions:
+        plain = function.__wrapped__ if hasattr(function, "lower") else function
+        # What else wraps a function copies its attributes, and may compute something else.
+        is_copy = hasattr(getattr(plain, "__wrapped__", None), "layer")
+        layers.append(None if is_copy else getattr(plain, "layer", None))
+    return layers[0] if all(layer is layers[0] for layer in layers) else None
+
+
+def _custom(functions):
     init_fn, apply_fn, kernel_fn = functions
     required = getattr(kernel_fn, "required", {})
     known = "batch_axis" in required or "channel_axis" in required
@@ -260,7 +270,7 @@ def _custom(name, functions):
         return apply_fn(params, inputs, **told)
 
     return Layer(
-        name,
+        "layer",
         init_fn,
         apply,
         kernel_layer_rule(kernel_fn, init_fn),

@@ -69,8 +69,11 @@ def _same_key(x1: Any, x2: Any, key1: Any, key2: Any) -> Any:
     shapes = [jax.tree.map(jnp.shape, x) for x in (x1, x2)]
     if key2 is None or shapes[0] != shapes[1]:
         return key2
-    # The bound of neural-tangents, and inside of the program, where inputs may be traced.
-    each = jax.tree.map(lambda a, b: jnp.all(jnp.abs(a - b) < 1e-12), x1, x2)
+    # The bound of neural-tangents, and inside of the program, where inputs may be traced. NaN may
+    # stand for what is missing.
+    each = jax.tree.map(
+        lambda a, b: jnp.all(jnp.isclose(a, b, rtol=0, atol=1e-12, equal_nan=True)), x1, x2
+    )
     same = functools.reduce(jnp.logical_and, jax.tree.leaves(each))
     return jax.lax.cond(same, lambda: key1, lambda: key2)
 

@@ -159,6 +159,7 @@ def _init_fn(layer):
         return layer.init(rng, input_shape)
 
     init_fn.__name__ = layer.name
+    init_fn.layer = layer
     return init_fn
 
 
@@ -169,6 +170,7 @@ def _apply_fn(layer):
         return layer.apply(params, masked, kwargs)
 
     apply_fn.__name__ = layer.name
+    apply_fn.layer = layer
     apply_fn.twin = layer.twin
     return apply_fn
 
@@ -387,7 +389,7 @@ def _equal(x1, x2):
     if x1.shape != x2.shape:
         return False
     # NaN may stand for what is missing, and does not equal itself.
-    return jnp.all((jnp.abs(x1 - x2) < 1e-12) | (jnp.isnan(x1) & jnp.isnan(x2)))
+    return jnp.all(jnp.isclose(x1, x2, rtol=0, atol=1e-12, equal_nan=True))
 
 
 def _checked(x):

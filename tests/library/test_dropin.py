@@ -366,6 +366,28 @@ def test_custom_layers_leave_branches_as_dependent_as_they_come():
     close(forked(Doubled(), stax.Dense(4)), 5 * one)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["as it is", "compiled"])
+def test_an_unpacked_network_is_the_network(compiled):
+    def unpacked(network):
+        init_fn, apply_fn, kernel_fn = network
+        if compiled:
+            return init_fn, jax.jit(apply_fn), jax.jit(kernel_fn, static_argnames="get")
+        return init_fn, apply_fn, kernel_fn
+
+    def twice(branch):
+        branches = stax.parallel(branch, branch)
+        return stax.serial(stax.Dense(4), stax.FanOut(2), branches, stax.FanInSum())
+
+    shortcut = stax.parallel(stax.Dense(4), stax.Identity())
+    residual = stax.serial(stax.FanOut(2), shortcut, stax.FanInSum())
+    # Every branch draws weights of its own, but both shortcuts are the same pre-activation.
+    with pytest.raises(ValueError, match="closed-form limit"):
+        twice(unpacked(residual))[2](X1)
+    dense = stax.serial(stax.Relu(), stax.Dense(4))
+    found = twice(unpacked(dense))[2](X1, None, "ntk")
+    np.testing.assert_array_equal(found, twice(dense)[2](X1, None, "ntk"))
+
+
 def test_a_custom_layer_may_take_masks():
     @stax.layer
     @stax.supports_masking(remask_kernel=True)

@@ -137,6 +137,17 @@ def test_product_with_a_vector_is_that_of_the_kernel():
     )
 
 
+def test_equal_sets_share_their_noise_also_where_entries_are_missing():
+    def apply_fn(w, x, rng):
+        noise = jax.random.normal(rng, x.shape)
+        return jnp.where(jnp.isnan(x), 0.0, x + noise) @ w
+
+    x = X1.at[0, 0].set(jnp.nan)
+    nngp_fn = empirical_nngp_fn(apply_fn)
+    found = nngp_fn(x, x + 0, jnp.ones((3, 2)), rng=jax.random.key(0))
+    np.testing.assert_array_equal(found, found.T)
+
+
 def test_products_give_either_set_its_keyword_arguments():
     v = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 3)))
     plain = empirical_ntk_vp_fn(f, X1, X2, W)(v)
