@@ -14,7 +14,7 @@ from lazynet import guards
 from lazynet.datasets.batches import epoch_order
 from lazynet.dynamics.checks import check_batches, check_steps, check_targets, formed, modes
 from lazynet.dynamics.flow import Solution, closed_form, kernel_outputs
-from lazynet.linalg import Eigen, check_symmetric, columns_of, kernel_matrix
+from lazynet.linalg import Eigen, check_positive, check_symmetric, columns_of, kernel_matrix
 from lazynet.losses import check_labels, mse
 from lazynet.programs import PerFunction
 from lazynet.typing import Array, ArrayLike, LossFn
@@ -57,7 +57,7 @@ def solve_descent(
     Raises:
         ValueError: If shapes do not fit, steps do not increase, a rate or the batch size is out of
             range, minibatches have no key, targets are none of the loss, or the kernel is no kernel
-            (where steps are simulated, if it is not symmetric).
+            (where steps are simulated, as far as a few products show).
         TypeError: If an argument is no array of real numbers, or traced.
 
     Example:
@@ -76,7 +76,9 @@ def solve_descent(
         weights = _descent_weights(eigen.values, len(y), learning_rate, momentum, step)
         return closed_form(eigen, weights, y, f0, ndim)
     kernel = formed(ntk)
-    check_symmetric(kernel_matrix(kernel))
+    matrix = kernel_matrix(kernel)
+    check_symmetric(matrix)
+    check_positive(matrix)
     check_labels(loss, y)
     coefficients = _simulate(kernel, y, f0, loss, learning_rate, momentum, step, key, batch_size)
     return Solution(kernel_outputs(kernel, coefficients, f0), coefficients)

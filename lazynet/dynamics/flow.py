@@ -21,7 +21,7 @@ from lazynet.dynamics.checks import (
     formed,
     modes,
 )
-from lazynet.linalg import Eigen, columns_of, kernel_matrix, symmetric
+from lazynet.linalg import Eigen, check_positive, columns_of, kernel_matrix, symmetric
 from lazynet.losses import check_labels, mse
 from lazynet.trees import is_traced
 from lazynet.typing import ArrayLike, LossFn
@@ -85,7 +85,7 @@ def solve_flow(
 
     Raises:
         ValueError: If shapes do not fit, times do not increase, the kernel is no kernel (where it is
-            integrated, if it is not symmetric), a number is out of range, or targets are none of
+            integrated, as far as a few products show), a number is out of range, or targets are none of
             the loss.
         TypeError: If an argument is no array of real numbers, or traced where there is no closed
             form.
@@ -193,6 +193,7 @@ def _integrate(ntk, y, f0, loss, time, friction, rtol):
     import diffrax
 
     matrix = symmetric(kernel_matrix(ntk))
+    check_positive(matrix)
     if np.isinf(time[-1]):
         raise ValueError(
             "time ends with inf, expected finite times: only mse without friction has a closed form; "

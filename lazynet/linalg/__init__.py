@@ -6,7 +6,7 @@ there is one and x64 is enabled, else by NumPy on the host, whose LAPACK is fast
 that of `jax.numpy` (eigenvalues alone several times). Results are NumPy arrays on the host.
 
 Kernels too large for a decomposition are read in blocks of rows (`blocked_product`,
-`check_symmetric`): they may be float32 or memory-mapped, and are never copied as a whole.
+`check_symmetric`, `check_positive`): they may be float32 or memory-mapped, and are never copied as a whole.
 
 Two tolerances:
 
@@ -45,6 +45,7 @@ __all__ = [
     "Eigen",
     "blocked_product",
     "check_digits",
+    "check_positive",
     "check_symmetric",
     "eigh",
     "kernel_matrix",
@@ -67,6 +68,9 @@ ASYMMETRY_LIMIT = 1e-4
 
 NEGATIVE_LIMIT = 1e-3
 """Largest `-lambda_min / lambda_max` that counts as rounding (TF32 contractions come close to it)."""
+
+PRODUCTS = 12
+"""Products with a kernel from which the sign of its eigenvalues is judged where it is not decomposed."""
 
 BLOCK_BYTES = 2**23
 """Size of a block of rows in float64."""
@@ -281,6 +285,31 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
         )
 
 
+def check_positive(matrix: Float[ArrayLike, "m1 m2"]) -> None:
+    """Refuses A of which few products show an eigenvalue below `-NEGATIVE_LIMIT lambda_max`.
+
+    Lanczos' eigenvalues lie between those of A: what is refused is no kernel. A negative eigenvalue
+    barely beyond the limit may pass, where `psd_eigh` at the cost of a decomposition sees all.
+
+    Args:
+        matrix: Symmetric A, of any floating-point dtype, also memory-mapped.
+
+    Raises:
+        ValueError: If A has such an eigenvalue.
+
+    Example:
+        >>> check_positive(np.eye(2))
+    """
+
+    def product(v):
+        return blocked_product(matrix, v[:, None])[:, 0]
+
+    start = np.random.default_rng(0).normal(size=len(matrix))
+    steps = min(PRODUCTS, len(matrix))
+    values, _ = ritz_values(*lanczos(product, start, steps))
+    _check_sign(values[0], values[-1])
+
+
 def row_blocks(rows: int, columns: int) -> list[slice]:
     """Consecutive ranges of rows, each `BLOCK_BYTES` in float64.
 
@@ -372,7 +401,7 @@ def psd_eigh(matrix: Float[ArrayLike, "m1 m2"], *, tolerance: float | int | None
         [0.0, 1.0]
     """
     eigen = eigh(matrix, tolerance=tolerance)
-    _check_sign(eigen)
+    _check_sign(eigen.values[0], eigen.values[-1])
     return eigen._replace(values=np.maximum(eigen.values, 0.0))
 
 
@@ -399,7 +428,7 @@ def ridge_eigh(
     ridge = checked_ridge(ridge)
     eigen = eigh(matrix, tolerance=tolerance)
     if ridge < -2 * eigen.values[0]:
-        _check_sign(eigen)
+        _check_sign(eigen.values[0], eigen.values[-1])
     if tolerance is None:
         check_digits(matrix, eigen, ridge)
     return eigen
@@ -424,9 +453,7 @@ def check_digits(matrix: Float[ArrayLike, "m1 m2"], eigen: Eigen, ridge: float |
         )
 
 
-def _check_sign(eigen: Eigen) -> None:
-    smallest = eigen.values[0]
-    largest = eigen.values[-1]
+def _check_sign(smallest: float, largest: float) -> None:
     if smallest < -NEGATIVE_LIMIT * max(largest, 0.0):
         raise ValueError(
             f"matrix is not positive semi-definite: lambda_min = {smallest:.3g} against lambda_max = "

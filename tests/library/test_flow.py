@@ -718,6 +718,23 @@ NTK, Y = np.eye(3), np.ones((3, 2))
             ),
             "asymmetry is 1",
         ),
+        (
+            lambda: dynamics.gradient_descent(
+                np.diag([1.0, 1.0, -0.1]),
+                _data(Y),
+                learning_rate=0.1,
+                save_at=[1],
+                batch_size=2,
+                key=jax.random.key(0),
+            ),
+            "not positive semi-definite",
+        ),
+        (
+            lambda: dynamics.gradient_flow(
+                np.diag([1.0, 1.0, -0.1]), _data(Y), time=[1.0], friction=1.0
+            ),
+            "not positive semi-definite",
+        ),
         (lambda: dynamics.max_learning_rate(NTK + np.tri(3)), "asymmetry is 1"),
         (lambda: dynamics.max_learning_rate(np.zeros((2, 2))), "lambda_max = 0"),
         (lambda: dynamics.max_learning_rate(NTK, momentum=-0.1), "momentum got -0.1"),

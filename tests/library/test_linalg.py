@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import jax
 import jax.experimental
 import jax.numpy as jnp
@@ -210,9 +212,20 @@ def test_a_matrix_that_is_not_symmetric_and_finite_is_refused(function, matrix, 
 
 
 @pytest.mark.parametrize("matrix", [np.diag([1.0, -0.1]), -np.eye(2)])
-def test_a_matrix_that_is_no_kernel_is_refused(matrix):
+@pytest.mark.parametrize("function", [linalg.psd_eigh, linalg.check_positive])
+def test_a_matrix_that_is_no_kernel_is_refused(function, matrix):
     with pytest.raises(ValueError, match=r"not positive semi-definite: lambda_min = -.*float64"):
-        linalg.psd_eigh(matrix)
+        function(matrix)
+
+
+@pytest.mark.parametrize("negative, refused", [(-1e-2, True), (-1e-4, False)])
+def test_few_products_show_one_negative_eigenvalue_of_hundreds(negative, refused):
+    orthogonal, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(300, 300)))
+    values = np.append(np.arange(1.0, 300) ** -1.5, negative)
+    matrix = orthogonal * values @ orthogonal.T
+    expected = pytest.raises(ValueError, match="lambda_min = -0.0") if refused else nullcontext()
+    with expected:
+        linalg.check_positive(matrix)
 
 
 @pytest.mark.parametrize("ridge", [-1e-3, np.nan, np.inf])
