@@ -25,6 +25,7 @@ import numpy as np
 from jax.tree_util import GetAttrKey, register_dataclass, register_pytree_with_keys_class
 
 from lazynet import guards, trees
+from lazynet.models.low_rank import Lora
 from lazynet.models.model import Model, evaluation, plain
 from lazynet.precision import ComputeIn, carried_scale
 from lazynet.programs import refuse_backward_only
@@ -355,7 +356,8 @@ def check_displacement(apply: Apply, u: Params, name: str = "params") -> None:
     The lazy function itself sees it by identity only, and not at all where both are arguments of a
     compiled function: so every function that takes a model and its parameters calls this at its
     entrance, before it compiles. Values that are being traced are unknown and pass; so do other
-    functions than lazy ones, and a params0 of zeros, which is the right start.
+    functions than lazy ones, and a params0 of zeros, which is the right start. Beside factors of low
+    rank the displacement has the place of the weights.
 
     Args:
         apply: Any model, or a transform of a lazy function in the same variable, as `center` is.
@@ -373,10 +375,13 @@ def check_displacement(apply: Apply, u: Params, name: str = "params") -> None:
         ...
         ValueError: params is params0, expected the displacement u = alpha (w - w0) of a lazy function, which starts ...
     """
-    lazy_function = lazy_part(apply)
-    if lazy_function is None:
+    function = _within(apply)
+    if isinstance(function, Lora) and isinstance(u, dict) and "weights" in u:
+        # Factors beside a lazy function are added to its displacement, in the place of weights.
+        check_displacement(function.apply, u["weights"], f"{name}['weights']")
+    if not isinstance(function, LazyFunction):
         return
-    params0 = lazy_function.params0
+    params0 = function.params0
     trees.check_same_structure(u, params0, name=name, expected="params0")
     if not trees.is_traced((u, params0)) and _equal(u, params0):
         raise ValueError(_mistaken(name))
@@ -390,10 +395,16 @@ def lazy_part(function: object) -> LazyFunction | None:
         >>> lazy_part(center(f, jnp.zeros((1, 1)))) is f, lazy_part(jnp.sin) is None
         (True, True)
     """
+    function = _within(function)
+    return function if isinstance(function, LazyFunction) else None
+
+
+def _within(function):
+    """The function of the same variable of which transforms were made."""
     while isinstance(function, TRANSFORMS) or (isinstance(function, partial) and not function.args):
         # A partial function without positional arguments is one of the same variable.
         function = function.func if isinstance(function, partial) else function.apply
-    return function if isinstance(function, LazyFunction) else None
+    return function
 
 
 def _on_device(params0):

@@ -291,11 +291,11 @@ def _start(objective, params, optimizer, where):
     if lazy_function is not None:
         guards.finite("params0", lazy_function.params0, WEIGHTS)
         params = lazy_function.start() if params is None else params
-        check_displacement(objective.apply, params)
     elif params is None:
         raise ValueError(
             "params is None, expected the initial weights: only a lazy function has a start of its own, u = 0."
         )
+    check_displacement(objective.apply, params)
     guards.weights("params", params)
     guards.finite("params", params, WEIGHTS)
     weights = real_weights(objective.apply, params, where)[1]

@@ -134,6 +134,19 @@ def test_a_model_with_factors_starts_as_the_model_and_ends_with_the_weights_merg
     assert factors["A"].shape == (18, 1) and factors["B"].shape == (1, 4)
 
 
+def test_factors_beside_a_lazy_function_are_added_to_its_displacement():
+    function = low_rank.Lora(ln.lazy(MODEL.apply, PARAMS, 3.0))
+    own = low_rank.factors(KEY, PARAMS, rank=1)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    settings = dict(key=KEY, save_at=[1], learning_rate=0.1)
+    goal = ln.objective(ln.center(function, {"factors": own, "weights": zero}), ln.mse)
+    ln.train(goal, {"factors": own, "weights": zero}, DATA, ln.sgd(), **settings)
+    with pytest.raises(
+        ValueError, match=r"params\['weights'\] is params0, expected the displacement"
+    ):
+        ln.train(goal, {"factors": own, "weights": PARAMS}, DATA, ln.sgd(), **settings)
+
+
 def test_a_model_with_factors_pickles():
     model = ln.lora(MODEL, rank=1, where=functools.partial(str.endswith, "W"))
     back = pickle.loads(pickle.dumps(ln.lora(MODEL, rank=1)))
