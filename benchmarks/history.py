@@ -30,10 +30,9 @@ def record(result: dict[str, Any], folder: Path = FOLDER) -> Path:
 
 
 def load(folder: Path = FOLDER) -> list[dict[str, Any]]:
-    """All recorded results, oldest first."""
-    return sorted(
-        map(store.read_json, folder.glob("*.json")), key=lambda result: result["machine"]["date"]
-    )
+    """All recorded results, oldest first, and those of one day by commit, machine and sizes."""
+    by_name = sorted(folder.glob("*.json"))
+    return sorted(map(store.read_json, by_name), key=lambda result: result["machine"]["date"])
 
 
 def curves(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], Curve]:

@@ -120,14 +120,16 @@ def measure(config: Config, store) -> dict[str, Any]:
 
 
 def numbers(config: Config, arrays) -> dict[str, Any]:
-    """Means over seeds at every point of the plane."""
+    """Means over seeds at every point of the plane; a distance to what diverged is left out."""
     summary: dict[str, Any] = {"seeds": config.seeds}
     summary["accuracy/kernel"] = float(arrays["kernel_accuracy"])
     for name in MEASURES:
         for i, width in enumerate(config.widths):
             for j, alpha in enumerate(config.alphas):
-                key = f"{name}/width={width}/alpha={alpha:g}"
-                summary[key] = float(arrays[name][:, i, j].mean())
+                mean = float(arrays[name][:, i, j].mean())
+                # JSON has neither nan nor infinity.
+                if math.isfinite(mean):
+                    summary[f"{name}/width={width}/alpha={alpha:g}"] = mean
     return summary
 
 
@@ -136,8 +138,9 @@ def facts(config: Config, arrays):
     gap = arrays["to_linearized"].mean(0)
     # Below alpha = 1 the weights move so far that the distance to the linearized model saturates.
     from_one = gap[:, np.asarray(config.alphas) >= 1]
-    growth = (from_one[:, 1:] / from_one[:, :-1]).max()
-    yield within("rows/largest ratio of neighbors", growth, at_most=1)
+    if from_one.shape[1] > 1:
+        growth = (from_one[:, 1:] / from_one[:, :-1]).max()
+        yield within("rows/largest ratio of neighbors", growth, at_most=1)
     if 1.0 in config.alphas:
         one = config.alphas.index(1.0)
         narrowing = gap[-1, one] / gap[0, one]

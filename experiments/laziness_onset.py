@@ -185,7 +185,10 @@ def halfway_alpha(alphas: Any, accuracies: Any) -> float:
 
 
 def numbers(config: Config, arrays) -> dict[str, Any]:
-    """Means over seeds: accuracy and gates of every width and alpha, the half-way alpha, kappa and their ratio."""
+    """Means over seeds: accuracy and gates of every width and alpha, the half-way alpha, kappa and their ratio.
+
+    What diverged at one of the seeds has no accuracy and no gates.
+    """
     cells = [f"{_name(width, seed)}/alpha={alpha:g}" for width, seed, alpha in _cells(config)]
     data = config.data
     summary: dict[str, Any] = {
@@ -197,6 +200,9 @@ def numbers(config: Config, arrays) -> dict[str, Any]:
     stability = _table(config, arrays, "stability")
     for i, width in enumerate(config.widths):
         for j, alpha in enumerate(config.alphas):
+            # One that diverged makes the mean nan, which JSON does not have: there is no number then.
+            if not np.isfinite(accuracy[i, :, j]).all():
+                continue
             cell = f"width={width:g}/alpha={alpha:g}"
             summary[f"test_accuracy/{cell}"] = float(accuracy[i, :, j].mean())
             summary[f"test_accuracy_std/{cell}"] = float(accuracy[i, :, j].std())

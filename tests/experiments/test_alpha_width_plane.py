@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -60,12 +61,20 @@ def test_networks_that_all_diverged_are_drawn_and_their_facts_fail():
     arrays |= {"accuracy": np.full(shape, 0.1), "kernel_accuracy": 0.1}
     plane.draw(CONFIG, arrays).draw_without_rendering()
     assert not any(fact.passed for fact in plane.facts(CONFIG, arrays))
+    json.dumps(plane.numbers(CONFIG, arrays), allow_nan=False)
+    list(plane.report(plane.numbers(CONFIG, arrays)))
 
 
 def test_the_fact_of_columns_at_alpha_1_is_that_of_alpha_1():
     config = dataclasses.replace(CONFIG, alphas=(0.1, 10.0, math.inf))
     measured = {name: np.ones((2, 2, 3)) for name in plane.MEASURES}
     assert not [fact for fact in plane.facts(config, measured) if "alpha=1" in fact.name]
+
+
+def test_one_alpha_from_1_on_has_no_neighbor():
+    config = dataclasses.replace(CONFIG, alphas=(0.1, 0.3, math.inf))
+    measured = {name: np.ones((2, 2, 3)) for name in plane.MEASURES}
+    assert not [fact for fact in plane.facts(config, measured) if "neighbors" in fact.name]
 
 
 def test_a_run_computes_a_cell_once(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -189,6 +190,10 @@ def test_the_accuracy_of_a_diverged_training_is_none_of_the_onset(finite):
         arrays[f"{cell}/curve/diverged_at"] = diverged_at
     table = laziness_onset._table(config, arrays, "test_accuracy")
     np.testing.assert_array_equal(table, [[[math.nan, 0.1 if finite else math.nan, math.nan]]])
+    summary = laziness_onset.numbers(config, arrays)
+    json.dumps(summary, allow_nan=False)
+    assert ("test_accuracy/width=0.0625/alpha=100" in summary) == finite
+    list(laziness_onset.report(summary))
     laziness_onset.draw(config, arrays).draw_without_rendering()
 
 

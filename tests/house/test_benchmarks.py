@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -159,6 +160,17 @@ def test_recorded_runs_are_loaded_by_date_and_drawn(tmp_path):
     (curve,) = history.curves(results).values()
     assert [(str(day), ratio) for day, ratio in curve] == [("2026-01-02", 5.0), ("2026-02-01", 3.0)]
     assert history.plot(results, tmp_path / "history.png").stat().st_size > 0
+
+
+def test_recorded_runs_of_one_day_are_in_one_order_wherever_files_are_listed(tmp_path):
+    for commit in ("b" * 40, "a" * 40):
+        result = _result(_row("ours", 1.0, 1.0), date="2026-01-02")
+        result["machine"]["commit"] = commit
+        history.record(result, tmp_path)
+    for backwards in (False, True):
+        files = sorted(tmp_path.glob("*.json"), reverse=backwards)
+        results = history.load(types.SimpleNamespace(glob=lambda pattern, files=files: files))
+        assert [result["machine"]["commit"][0] for result in results] == ["a", "b"]
 
 
 def test_a_history_without_ratios_cannot_be_drawn(tmp_path):
