@@ -286,20 +286,21 @@ def check_symmetric(matrix: Float[ArrayLike, "m1 m2"]) -> None:
 
 
 def check_positive(matrix: Float[ArrayLike, "m1 m2"]) -> None:
-    """Refuses A of which few products show an eigenvalue below `-NEGATIVE_LIMIT lambda_max`.
+    """`check_symmetric`, and refuses A of which few products show an eigenvalue below `-NEGATIVE_LIMIT lambda_max`.
 
     Lanczos' eigenvalues lie between those of A: what is refused is no kernel. A negative eigenvalue
     barely beyond the limit may pass, where `psd_eigh` at the cost of a decomposition sees all.
 
     Args:
-        matrix: Symmetric A, of any floating-point dtype, also memory-mapped.
+        matrix: A, of any floating-point dtype, also memory-mapped.
 
     Raises:
-        ValueError: If A has such an eigenvalue.
+        ValueError: If A is not square, finite and symmetric, or has such an eigenvalue.
 
     Example:
         >>> check_positive(np.eye(2))
     """
+    check_symmetric(matrix)
 
     def product(v):
         return blocked_product(matrix, v[:, None])[:, 0]

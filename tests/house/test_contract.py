@@ -405,6 +405,7 @@ ROWS = {
     "linalg.blocked_product": Row(
         lambda: dict(kernel=KERNEL, columns=Y), f"kernel: {ANY} longer empty, columns: {ANY}"
     ),
+    "linalg.check_positive": Row(lambda: dict(matrix=KERNEL), "matrix"),
     "linalg.check_symmetric": Row(lambda: dict(matrix=KERNEL), "matrix"),
     "linalg.eigh": Row(lambda: dict(matrix=KERNEL), "matrix"),
     "linalg.kernel_matrix": Row(lambda: dict(kernel=KERNEL), f"kernel: {ANY} longer empty"),
