@@ -3,6 +3,7 @@
     python -m experiments run laziness_onset --preset smoke          # digits, about a minute
     python -m experiments run laziness_onset --set data.root=DIR     # about 40 CPU minutes
     python -m experiments run laziness_onset --preset full --set data.root=DIR  # 50,000 images, about 10 hours
+    python -m experiments run laziness_onset --preset seeds --set data.root=DIR  # 1/16 at three alphas, about 2 hours
 
 For every width and seed, the network is trained at several alphas from the same weights on the same
 batches, as in `cifar10_alpha_sweep`. Three questions:
@@ -109,6 +110,13 @@ PRESETS = {
     "laptop": Config(DataConfig("cifar10", n_train=10_000, n_test=2000)),
     "full": Config(
         DataConfig("cifar10", n_train=50_000, n_test=10_000), train=PAPER_TRAIN, seeds=3
+    ),
+    "seeds": Config(
+        DataConfig("cifar10", n_train=50_000, n_test=10_000),
+        widths=(0.0625,),
+        train=PAPER_TRAIN,
+        alphas=(1.0, 10.0, math.inf),
+        seeds=3,
     ),
 }
 
@@ -309,9 +317,14 @@ def draw_accuracy(ax, config: Config, arrays, styles) -> None:
     ax.set_xscale("log")
     for width, values, style in zip(config.widths, accuracy, styles, strict=True):
         mean = values.mean(0)
-        spread = values.std(0)[finite]
-        ax.errorbar(alphas, mean[finite], spread, label=f"width {width:g}", capsize=2, **style)
+        spread = values.std(0)
+        ax.errorbar(
+            alphas, mean[finite], spread[finite], label=f"width {width:g}", capsize=2, **style
+        )
         ax.axhline(mean[-1], color=style["color"], linewidth=0.8, linestyle=":")
+        lowest = mean[-1] - spread[-1]
+        highest = mean[-1] + spread[-1]
+        ax.axhspan(lowest, highest, color=style["color"], alpha=0.12, linewidth=0)
         half = halfway_alpha(config.alphas, mean)
         ax.axvline(half, color=style["color"], linewidth=0.8, linestyle="--")
     ax.set(
@@ -322,6 +335,8 @@ def draw_accuracy(ax, config: Config, arrays, styles) -> None:
 
 def draw_kept(against_kappa, against_gates, config: Config, arrays, styles) -> None:
     """What is kept of the gain over the linearized network, against kappa/alpha and against changed gates."""
+    from matplotlib.ticker import NullFormatter
+
     finite = np.isfinite(config.alphas)
     alphas = np.asarray(config.alphas)[finite]
     changed = 100 * (1 - _table(config, arrays, "stability").mean(1))
@@ -335,6 +350,8 @@ def draw_kept(against_kappa, against_gates, config: Config, arrays, styles) -> N
     against_kappa.set(
         xscale="log", xlabel=r"relative scale at the start, $\kappa/\alpha$", ylabel=ylabel
     )
+    # Over less than a decade, matplotlib names the ticks between, one over the other.
+    against_kappa.xaxis.set_minor_formatter(NullFormatter())
     against_gates.set(xlabel="ReLU gates changed by training (%)", ylabel=ylabel)
 
 
