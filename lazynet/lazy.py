@@ -41,6 +41,7 @@ __all__ = [
     "gated",
     "layer_name",
     "lazy",
+    "lazy_below",
     "lazy_part",
     "linearize",
     "scale",
@@ -397,6 +398,18 @@ def lazy_part(function: object) -> LazyFunction | None:
     """
     function = _within(function)
     return function if isinstance(function, LazyFunction) else None
+
+
+def lazy_below(function: object) -> LazyFunction | None:
+    """`lazy_part`, also below factors of low rank, which are added to the displacement.
+
+    Example:
+        >>> f = lazy(lambda w, x: x @ w, jnp.ones((1, 1)), 2.0)
+        >>> lazy_below(Lora(f)) is f, lazy_part(Lora(f)) is None
+        (True, True)
+    """
+    function = _within(function)
+    return lazy_below(function.apply) if isinstance(function, Lora) else lazy_part(function)
 
 
 def _within(function):

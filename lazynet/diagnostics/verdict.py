@@ -12,8 +12,9 @@ from lazynet import guards, trees
 from lazynet.diagnostics.curvature import kappa
 from lazynet.diagnostics.displacement import linearization_gap, ntk_change
 from lazynet.kernels.empirical import estimate_max_learning_rate
-from lazynet.lazy import center, check_displacement, lazy_part
+from lazynet.lazy import center, check_displacement, lazy_below, lazy_part
 from lazynet.losses import mse
+from lazynet.models.low_rank import merged
 from lazynet.parameters import Where
 from lazynet.programs import PerFunction
 from lazynet.records import Data
@@ -149,11 +150,17 @@ def _checked_thresholds(thresholds: Mapping[str, float]) -> dict[str, float]:
 
 def _check_moved(function: Apply, params: Params, params0: Params) -> None:
     """Refuses weights whose way is of the size of their rounding, which kernel change and gap would measure."""
-    inner = lazy_part(function.apply if isinstance(function, OfWeights) else function)
+    whole = function.apply if isinstance(function, OfWeights) else function
+    inner = lazy_below(whole)
     # the tangent model has weights that stand still: its variable counts
     if inner is not None and not inner.is_tangent:
-        _, params = real_weights(None, inner.weights(with_constants(params, function)))
-        _, params0 = real_weights(None, inner.weights(with_constants(params0, function)))
+        u = with_constants(params, function)
+        u0 = with_constants(params0, function)
+        if lazy_part(whole) is None:
+            u = merged(u)
+            u0 = merged(u0)
+        _, params = real_weights(None, inner.weights(u))
+        _, params0 = real_weights(None, inner.weights(u0))
     dtypes = {leaf.dtype for leaf in jax.tree.leaves(params0)}
     rounding = max(float(jnp.finfo(dtype).eps) for dtype in dtypes)
     way = float(trees.norm(trees.subtract(params, params0)))

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from lazynet import guards
-from lazynet.lazy import lazy_part
+from lazynet.lazy import lazy_below
 from lazynet.losses import Objective
 from lazynet.typing import Array, Params
 
@@ -229,7 +229,7 @@ def check_optimizer(
         >>> from lazynet import mse, objective
         >>> check_optimizer(objective(lambda w, x: x @ w, mse), optax.adam(1.0))
     """
-    lazy_function = lazy_part(objective.apply)
+    lazy_function = lazy_below(objective.apply)
     if isinstance(optimizer, SGD) or lazy_function is None or lazy_function.is_tangent:
         return
     # A transformation says nothing of itself: three steps with made-up gradients show whether its

@@ -8,12 +8,14 @@ import pickle
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from draws import normal
 
 import lazynet as ln
 from lazynet import diagnostics, low_rank
 from lazynet.parameters import selected
+from lazynet.training.optimizers import check_optimizer
 
 KEY = jax.random.key(0)
 X = normal(1, 6, 3)
@@ -145,6 +147,16 @@ def test_factors_beside_a_lazy_function_are_added_to_its_displacement():
         ValueError, match=r"params\['weights'\] is params0, expected the displacement"
     ):
         ln.train(goal, {"factors": own, "weights": PARAMS}, DATA, ln.sgd(), **settings)
+
+
+def test_factors_beside_a_lazy_function_move_its_weights():
+    function = low_rank.Lora(ln.lazy(MODEL.apply, PARAMS, 1e8))
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    start = {"factors": low_rank.factors(KEY, PARAMS, rank=1), "weights": zero}
+    with pytest.raises(ValueError, match="moved weights of norm"):
+        diagnostics.is_lazy(function, start, DATA, steps=1, learning_rate=1e-6, iterations=1)
+    with pytest.raises(ValueError, match="cannot train a lazy function"):
+        check_optimizer(ln.objective(function, ln.mse), optax.adam(1.0))
 
 
 def test_a_model_with_factors_pickles():
