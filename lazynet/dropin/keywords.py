@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from lazynet.trees import as_partial
-from lazynet.typing import Apply, ArrayLike
+from lazynet.typing import Apply, Array, ArrayLike
 
 __all__ = ["bound", "split_keywords", "takes_key"]
 
@@ -69,13 +69,18 @@ def _same_key(x1: Any, x2: Any, key1: Any, key2: Any) -> Any:
     shapes = [jax.tree.map(jnp.shape, x) for x in (x1, x2)]
     if key2 is None or shapes[0] != shapes[1]:
         return key2
-    # The bound of neural-tangents, and inside of the program, where inputs may be traced. NaN may
-    # stand for what is missing.
-    each = jax.tree.map(
-        lambda a, b: jnp.all(jnp.isclose(a, b, rtol=0, atol=1e-12, equal_nan=True)), x1, x2
-    )
+    # Inside of the program, where inputs may be traced.
+    each = jax.tree.map(_are_equal, x1, x2)
     same = functools.reduce(jnp.logical_and, jax.tree.leaves(each))
     return jax.lax.cond(same, lambda: key1, lambda: key2)
+
+
+def _are_equal(a: Any, b: Any) -> Array:
+    # As numbers of float32 large tokens next to each other would be one.
+    if not jnp.issubdtype(jnp.result_type(a, b), jnp.inexact):
+        return jnp.all(a == b)
+    # The bound of neural-tangents; NaN may stand for what is missing.
+    return jnp.all(jnp.isclose(a, b, rtol=0, atol=1e-12, equal_nan=True))
 
 
 def takes_key(f: Callable[..., Any]) -> bool:

@@ -24,6 +24,7 @@ from lazynet.dropin.empirical import (
     empirical_ntk_vp_fn,
     monte_carlo_kernel_fn,
 )
+from lazynet.dropin.keywords import split_keywords
 from lazynet.models.foreign.calls import astype
 
 X1, X2 = (
@@ -146,6 +147,13 @@ def test_equal_sets_share_their_noise_also_where_entries_are_missing():
     nngp_fn = empirical_nngp_fn(apply_fn)
     found = nngp_fn(x, x + 0, jnp.ones((3, 2)), rng=jax.random.key(0))
     np.testing.assert_array_equal(found, found.T)
+
+
+@pytest.mark.parametrize("successor", [False, True])
+def test_sets_of_whole_numbers_share_their_noise_if_all_are_equal(successor):
+    x1 = jnp.full((2, 1), 2**53)
+    first, second = split_keywords({"rng": jax.random.key(0)}, x1, x1 + int(successor))
+    assert bool(first["rng"] == second["rng"]) != successor
 
 
 def test_products_give_either_set_its_keyword_arguments():
