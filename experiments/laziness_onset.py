@@ -1,7 +1,7 @@
 """Where laziness begins: VGG-11 between standard and linearized, at several widths, against kappa and changed gates.
 
     python -m experiments run laziness_onset --preset smoke          # digits, about a minute
-    python -m experiments run laziness_onset --set data.root=DIR     # about 40 CPU minutes
+    python -m experiments run laziness_onset --set data.root=DIR     # about 25 CPU minutes
     python -m experiments run laziness_onset --preset full --set data.root=DIR  # 50,000 images, about 10 hours
     python -m experiments run laziness_onset --preset seeds --set data.root=DIR  # 1/16 at three alphas, about 2 hours
 
@@ -18,7 +18,10 @@ batches, as in `cifar10_alpha_sweep`. Three questions:
 
 Expected, and checked: accuracy falls and gates become stable as alpha grows; half of the accuracy
 is lost between alpha = 2 and alpha = 30, far below the 1e4 from which the network is its tangent
-model in every prediction; accuracy goes with changed gates (rank correlation 0.9 or more).
+model in every prediction; accuracy goes with changed gates (rank correlation 0.9 or more). Measured
+by the laptop preset on a JPEG copy of CIFAR-10: alpha = 3.9 at 1/16 and 6.5 at 1/8 of the channels,
+kappa/alpha = 0.35 and 0.28 there; the correlation is 0.75, since networks without a gain have none
+in their order.
 """
 
 from __future__ import annotations
