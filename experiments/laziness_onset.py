@@ -27,7 +27,7 @@ in their order.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -102,6 +102,8 @@ class Config:
             )
 
 
+_FULL = Config(DataConfig("cifar10", n_train=50_000, n_test=10_000), train=PAPER_TRAIN, seeds=3)
+
 PRESETS = {
     "smoke": Config(
         DataConfig("digits", n_train=200, n_test=200),
@@ -111,16 +113,8 @@ PRESETS = {
         examples=20,
     ),
     "laptop": Config(DataConfig("cifar10", n_train=10_000, n_test=2000)),
-    "full": Config(
-        DataConfig("cifar10", n_train=50_000, n_test=10_000), train=PAPER_TRAIN, seeds=3
-    ),
-    "seeds": Config(
-        DataConfig("cifar10", n_train=50_000, n_test=10_000),
-        widths=(0.0625,),
-        train=PAPER_TRAIN,
-        alphas=(1.0, 10.0, math.inf),
-        seeds=3,
-    ),
+    "full": _FULL,
+    "seeds": replace(_FULL, widths=(0.0625,), alphas=(1.0, 10.0, math.inf)),
 }
 
 

@@ -159,8 +159,7 @@ def test_half_precision_has_the_losses_of_float32_and_gradients_in_its_own_dtype
     assert float(ln.cross_entropy(0 * rows, rows)) == pytest.approx(np.log(2), rel=1e-6)
     assert float(masked_cross_entropy(logits, labels)) == pytest.approx(np.log(2), rel=1e-6)
     slope = jax.grad(lambda w: ln.mse(w * y, 8 * y))(jnp.zeros((), dtype))
-    assert slope.dtype == dtype
-    assert float(slope) == pytest.approx(-8, rel=8 * float(jnp.finfo(dtype).eps))
+    assert slope.dtype == dtype and float(slope) == -8
 
 
 def test_probabilities_in_half_precision_may_be_rounded():
